@@ -1,0 +1,45 @@
+"""Every error a user can cause or meet. The message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class TempoError(Exception):
+    """Base of all errors this package raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(TempoError):
+    """A setting is unknown, out of range, or does not combine with another."""
+
+    exit_code = 2
+
+
+class PromptError(TempoError):
+    """The prompt is empty, or longer than the model's context."""
+
+    exit_code = 2
+
+
+class ModelError(TempoError):
+    """The model's files are missing, malformed, or of a kind that is not supported."""
+
+
+class DownloadError(ModelError):
+    """A model could not be fetched, or what arrived is not what was asked for."""
+
+
+class MemoryLimitError(TempoError):
+    """The model, or the run, needs more memory than it was allowed."""
+
+
+class BackendError(TempoError):
+    """The backend or the device asked for is not available on this machine."""
+
+
+class RunFileError(TempoError):
+    """A run file cannot be read, or contradicts itself."""
+
+
+class OutputError(TempoError):
+    """A result could not be written."""
