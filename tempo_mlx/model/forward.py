@@ -1,0 +1,63 @@
+"""The contract both backends keep: `forward(tokens, positions, bias, cache, ...) -> Forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.model.config import Architecture
+
+Logits = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """logits (rows asked for, V) float32, or None; attention_mass (layers, S) float32 where it was asked for;
+    exit_layer (L,): the layer each row left at, None without an exit policy."""
+
+    logits: NDArray[np.float32] | None
+    attention_mass: NDArray[np.float32] | None = None
+    exit_layer: NDArray[np.int64] | None = None
+
+
+class Cache(Protocol):
+    """Keys and values of the alive slots, in slot order. `positions` (len,) are logical, never inferred."""
+
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+    def keep(self, indices: NDArray[np.int64]) -> None: ...
+    def truncate(self, length: int) -> None: ...
+    def copy(self) -> Cache: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Model(Protocol):
+    """A decoder-only transformer on one backend.
+
+    tokens, positions: (L,). bias: (L, S) additive, 0 full, -inf not seen, S = len(cache) + L; None is plain causal.
+    attention: also return the attention each slot received, mean over heads and new rows, per layer.
+    """
+
+    architecture: Architecture
+    info: dict[str, Any]
+
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.int64],
+        positions: Sequence[int] | NDArray[np.int64],
+        bias: NDArray[np.float32] | None,
+        cache: Any,
+        *,
+        logits: Logits = "all",
+        attention: bool = False,
+    ) -> Forward: ...
+
+    def new_cache(self) -> Any: ...
+
+    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
