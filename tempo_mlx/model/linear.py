@@ -1,0 +1,104 @@
+"""The three kinds of weights a block is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tempo_mlx.model._mlx import mx
+
+
+class Linear:
+    """x (L, in) -> (L, out). `weight` is (out, in) as stored."""
+
+    def __init__(self, weight: Any, bias: Any | None = None) -> None:
+        self.weight = weight
+        self.transposed = weight.T  # a view
+        self.bias = bias
+
+    def __call__(self, x: Any) -> Any:
+        y = x @ self.transposed
+        return y if self.bias is None else y + self.bias
+
+    def arrays(self) -> list[Any]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+class QuantizedLinear(Linear):
+    """A Linear whose weight stays in MLX's affine layout: packed (out, in * bits / 32), scales, biases (out, in / group)."""
+
+    def __init__(
+        self, packed: Any, scales: Any, biases: Any, group_size: int, bits: int, bias: Any | None = None
+    ) -> None:
+        self.packed, self.scales, self.biases = packed, scales, biases
+        self.group_size, self.bits, self.bias = group_size, bits, bias
+
+    def __call__(self, x: Any) -> Any:
+        y = mx.quantized_matmul(
+            x, self.packed, self.scales, self.biases, transpose=True, group_size=self.group_size, bits=self.bits
+        )
+        return y if self.bias is None else y + self.bias
+
+    def arrays(self) -> list[Any]:
+        return [a for a in (self.packed, self.scales, self.biases, self.bias) if a is not None]
+
+    def rows(self, index: Any) -> Any:
+        return mx.dequantize(
+            self.packed[index], self.scales[index], self.biases[index], group_size=self.group_size, bits=self.bits
+        )
+
+
+class Embedding:
+    """Token ids (L,) -> (L, E), from the same weight a tied head uses."""
+
+    def __init__(self, linear: Linear, dtype: Any) -> None:
+        self.linear = linear
+        self.dtype = dtype
+
+    def __call__(self, tokens: Any) -> Any:
+        if isinstance(self.linear, QuantizedLinear):
+            return self.linear.rows(tokens).astype(self.dtype)
+        return self.linear.weight[tokens].astype(self.dtype)
+
+
+class RMSNorm:
+    """x / rms(x) * weight, over the last axis."""
+
+    def __init__(self, weight: Any, eps: float) -> None:
+        self.weight = weight
+        self.eps = eps
+
+    def __call__(self, x: Any) -> Any:
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class Concatenated:
+    """Several linears over one input, their outputs side by side: for parts that cannot share one weight."""
+
+    def __init__(self, parts: list[Linear]) -> None:
+        self.parts = parts
+
+    def __call__(self, x: Any) -> Any:
+        return mx.concatenate([part(x) for part in self.parts], axis=-1)
+
+    def arrays(self) -> list[Any]:
+        return [a for part in self.parts for a in part.arrays()]
+
+
+def fuse(parts: list[Linear]) -> Linear | Concatenated:
+    """One product instead of several, where the parts have the same layout."""
+    first = parts[0]
+    biases = [p.bias for p in parts]
+    bias = None if biases[0] is None else mx.concatenate(biases)
+    if isinstance(first, QuantizedLinear):
+        same = all(
+            isinstance(p, QuantizedLinear) and (p.group_size, p.bits) == (first.group_size, first.bits)
+            for p in parts
+        )
+        if same:
+            packed, scales, offsets = (
+                mx.concatenate([getattr(p, name) for p in parts]) for name in ("packed", "scales", "biases")
+            )
+            return QuantizedLinear(packed, scales, offsets, first.group_size, first.bits, bias)
+    elif not any(isinstance(p, QuantizedLinear) for p in parts):
+        return Linear(mx.concatenate([p.weight for p in parts]), bias)
+    return Concatenated(parts)

@@ -1,0 +1,161 @@
+"""From a checkpoint to an MLX Transformer: device, dtype, and the layout the blocks compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.errors import BackendError, ModelError
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.linear import Concatenated, Embedding, Linear, QuantizedLinear, RMSNorm, fuse
+from tempo_mlx.model.rope import interleave
+from tempo_mlx.model.transformer import Block, Transformer
+from tempo_mlx.weights import Checkpoint, Tensor
+
+DEQUANTIZE_BELOW_BYTES = 1_500_000_000  # of bf16: products of packed weights grow with the rows, bf16 ones hardly
+
+
+def choose_device(name: str) -> Any:
+    """`auto` is MLX's default device; `gpu`, `mps` and `cuda` need one."""
+    if name == "cpu":
+        return mx.cpu
+    if name == "auto":
+        return mx.default_device().type
+    kinds = {"gpu": mx.metal.is_available() or mx.cuda.is_available(), "mps": mx.metal.is_available(),
+             "cuda": mx.cuda.is_available()}  # fmt: skip
+    if not kinds[name]:
+        raise BackendError(f"This machine has no device '{name}' that MLX can use; run with --device cpu or auto.")
+    return mx.gpu
+
+
+def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[Any, bool]:
+    """The dtype of activations and plain weights, and whether packed weights stay packed."""
+    if name != "auto":
+        return getattr(mx, name), False
+    if on_cpu:  # MLX's half-precision and packed CPU kernels are 5 to 40 times slower than float32
+        return mx.float32, False
+    small = 2 * checkpoint.num_parameters < DEQUANTIZE_BELOW_BYTES
+    kind = checkpoint.float_kind
+    return getattr(mx, kind), checkpoint.is_quantized and not small
+
+
+def build(checkpoint: Checkpoint, device: str, dtype: str, progress: Callable[[int, int], None] | None = None) -> Transformer:
+    """Read every weight once, layer by layer, so that little more than the model itself is ever in memory."""
+    kind = choose_device(device)
+    mx.set_default_device(mx.Device(kind))
+    float_type, packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
+    reader = Reader(checkpoint, float_type, packed)
+    a = checkpoint.architecture
+    embed = reader.linear("model.embed_tokens")
+    head = embed if a.tie_word_embeddings else reader.linear("lm_head")
+    blocks = []
+    for index in range(a.num_hidden_layers):
+        weights = reader.block(index)
+        mx.eval([p.arrays() if isinstance(p, Linear | Concatenated) else p.weight for p in weights.values() if p])
+        blocks.append(Block(a, index, weights))
+        if progress is not None:
+            progress(index + 1, a.num_hidden_layers)
+    info = {
+        **checkpoint.identity,
+        "dtype": str(float_type).removeprefix("mlx.core."),
+        "quantization": checkpoint.identity.get("quantization") if packed else None,
+        "backend": "mlx",
+        "device": "cpu" if kind == mx.cpu else ("metal" if mx.metal.is_available() else "cuda"),
+    }
+    return Transformer(a, Embedding(embed, float_type), blocks, reader.norm("model.norm"), head, info, float_type)
+
+
+class Reader:
+    """Checkpoint tensors in the layout of the blocks: q, k, v in one weight, gate and up in one, pairs interleaved."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: Any, packed: bool) -> None:
+        self.checkpoint = checkpoint
+        self.architecture = checkpoint.architecture
+        self.dtype = dtype
+        self.packed = packed
+        self.names = frozenset(checkpoint.names())
+
+    def array(self, tensor: Tensor, rows: NDArray[np.int64] | None = None) -> Any:
+        """A plain weight as an MLX array of the model's dtype, its rows reordered where asked for."""
+        if tensor.kind == "bfloat16" and self.dtype != mx.float32:
+            raw = tensor.raw()
+            return mx.array(raw if rows is None else raw[rows]).view(mx.bfloat16).astype(self.dtype)
+        values = tensor.numpy()
+        return mx.array(values if rows is None else values[rows]).astype(self.dtype)
+
+    def linear(self, name: str, rows: NDArray[np.int64] | None = None, bias: bool = False) -> Linear:
+        tensor = self.checkpoint.tensor(f"{name}.weight")
+        offset = self.array(self.checkpoint.tensor(f"{name}.bias"), rows) if bias else None
+        if self.packed and tensor.kind == "mlx_quantized":
+            packed, scales, biases, bits, group_size = tensor.quantized()
+            parts = [mx.array(p if rows is None else p[rows]) for p in (packed, scales, biases)]
+            return QuantizedLinear(
+                parts[0], parts[1].astype(self.dtype), parts[2].astype(self.dtype), group_size, bits, offset
+            )
+        return Linear(self.array(tensor, rows), offset)
+
+    def norm(self, name: str, order: NDArray[np.int64] | None = None) -> RMSNorm:
+        weight = self.checkpoint.tensor(f"{name}.weight").numpy() + np.float32(self.architecture.norm_offset)
+        return RMSNorm(mx.array(weight if order is None else weight[order]).astype(self.dtype), self.architecture.rms_norm_eps)
+
+    def block(self, index: int) -> dict[str, Any]:
+        a, prefix = self.architecture, f"model.layers.{index}"
+        rope = a.layers[index].rope
+        rotated = 0 if rope is None else 2 * len(a.ropes[rope].inverse_frequencies)
+        order = interleave(a.head_dim, rotated)
+
+        def heads(count: int) -> NDArray[np.int64]:
+            return (np.arange(count)[:, None] * a.head_dim + order).reshape(-1)
+
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        query_rows, key_rows = heads(a.num_attention_heads), heads(a.num_key_value_heads)
+        norms: dict[str, RMSNorm | None] = dict.fromkeys(
+            ("query_norm", "key_norm", "before_attention", "after_attention", "before_mlp", "after_mlp")
+        )
+        if a.qk_norm:
+            per_head = a.qk_norm == "head"
+            norms["query_norm"] = self.norm(f"{attention}.q_norm", order if per_head else query_rows)
+            norms["key_norm"] = self.norm(f"{attention}.k_norm", order if per_head else key_rows)
+        for role, name in NORM_NAMES[a.norm_placement].items():
+            norms[role] = self.norm(f"{prefix}.{name}")
+        return {
+            "qkv": fuse(
+                [
+                    self.linear(f"{attention}.q_proj", query_rows, a.qkv_bias),
+                    self.linear(f"{attention}.k_proj", key_rows, a.qkv_bias),
+                    self.linear(f"{attention}.v_proj", None, a.qkv_bias),
+                ]
+            ),
+            "output": self.linear(f"{attention}.o_proj", None, a.output_bias),
+            "gate_up": fuse([self.linear(f"{mlp}.{part}_proj", None, a.mlp_bias) for part in ("gate", "up")]),
+            "down": self.linear(f"{mlp}.down_proj", None, a.mlp_bias),
+            **norms,
+        }
+
+
+NORM_NAMES = {
+    "pre": {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"},
+    "post": {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"},
+    "sandwich": {
+        "before_attention": "input_layernorm",
+        "after_attention": "post_attention_layernorm",
+        "before_mlp": "pre_feedforward_layernorm",
+        "after_mlp": "post_feedforward_layernorm",
+    },
+}
+
+
+def require_weights(checkpoint: Checkpoint) -> None:
+    """Fail before anything is computed when a tensor is missing."""
+    a = checkpoint.architecture
+    names = set(checkpoint.names())
+    needed = {"model.embed_tokens.weight", "model.norm.weight"}
+    for i in range(a.num_hidden_layers):
+        needed |= {f"model.layers.{i}.self_attn.{p}_proj.weight" for p in "qkvo"}
+        needed |= {f"model.layers.{i}.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}
+    missing = sorted(needed - names)
+    if missing:
+        raise ModelError(f"The model lacks {len(missing)} tensors, {missing[0]} first; the download may be incomplete.")

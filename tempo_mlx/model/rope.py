@@ -1,0 +1,47 @@
+"""Rotary angles from explicit logical positions (numpy float32, as transformers computes them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.model.config import Rope
+
+
+def angles(rope: Rope, positions: NDArray[np.int64], length: int) -> tuple[NDArray[np.float32], float]:
+    """(L, rotated / 2) angles and the factor on cos and sin. `length`: highest position in use + 1."""
+    frequencies, factor = np.asarray(rope.inverse_frequencies, np.float32), rope.attention_factor
+    original = rope.original_max_position_embeddings
+    if original is not None and length > original:
+        if rope.long_inverse_frequencies is not None:
+            frequencies, factor = np.asarray(rope.long_inverse_frequencies, np.float32), rope.long_attention_factor
+        elif rope.dynamic_base is not None and rope.dynamic_factor is not None:
+            rotated = 2 * len(frequencies)
+            stretch = rope.dynamic_factor * length / original - (rope.dynamic_factor - 1)
+            base = rope.dynamic_base * stretch ** (rotated / (rotated - 2))
+            frequencies = (1.0 / base ** (np.arange(0, rotated, 2) / rotated)).astype(np.float32)
+    return positions.astype(np.float32)[:, None] * frequencies, factor
+
+
+def rotations(
+    ropes: Sequence[Rope], positions: NDArray[np.int64], slot_positions: NDArray[np.int64], head_dim: int
+) -> list[NDArray[np.complex64]]:
+    """Per rope, (L, D / 2) complex64: cos + i sin of each pair; pairs beyond the rotated part are 1."""
+    length = int(slot_positions.max()) + 1
+    result = []
+    for rope in ropes:
+        angle, factor = angles(rope, positions, length)
+        turn = np.ones((len(positions), head_dim // 2), np.complex64)
+        turn.real[:, : angle.shape[1]] = np.cos(angle) * factor
+        turn.imag[:, : angle.shape[1]] = np.sin(angle) * factor
+        result.append(turn)
+    return result
+
+
+def interleave(head_dim: int, rotated: int) -> NDArray[np.int64]:
+    """(D,): the order of a head's dims that puts Hugging Face's pairs (i, i + rotated / 2) side by side."""
+    half = rotated // 2
+    pairs = np.stack([np.arange(half), np.arange(half) + half], axis=1).reshape(-1)
+    return np.concatenate([pairs, np.arange(rotated, head_dim)])

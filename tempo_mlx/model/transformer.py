@@ -1,0 +1,171 @@
+"""The MLX transformer: one model for every family, reading top-down.
+
+Position is not slot. Rows come with explicit logical positions, and with an additive bias that says which slots
+each row sees and how strongly. Letters: L new rows, S slots, H query heads, K key/value heads, D head dim, E
+model dim, F MLP dim, V vocabulary. There is no batch axis: a parallel set *is* the batch.
+
+Rotary pairs are stored interleaved (`load.py` reorders the rows of the query and key projections), so that a
+rotation is one complex product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.attention import attend
+from tempo_mlx.model.cache import Cache
+from tempo_mlx.model.config import Architecture
+from tempo_mlx.model.forward import Forward, Logits
+from tempo_mlx.model.linear import Linear, RMSNorm
+from tempo_mlx.model.rope import rotations
+from tempo_mlx.model.visibility import window_bias
+
+ACTIVATIONS = {
+    "silu": lambda x: x * mx.sigmoid(x),
+    "gelu": lambda x: x * (1 + mx.erf(x / 2**0.5)) / 2,
+    "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))),
+}
+PREFILL_CHUNK = 512
+
+
+class Block:
+    """One layer. Norms that a family does not have are None."""
+
+    def __init__(self, architecture: Architecture, index: int, weights: dict[str, Any]) -> None:
+        self.architecture = architecture
+        self.index = index
+        self.qkv: Linear = weights["qkv"]  # E -> (H + 2K) D
+        self.output: Linear = weights["output"]  # H D -> E
+        self.gate_up: Linear = weights["gate_up"]  # E -> 2 F
+        self.down: Linear = weights["down"]  # F -> E
+        self.query_norm: RMSNorm | None = weights["query_norm"]
+        self.key_norm: RMSNorm | None = weights["key_norm"]
+        self.before_attention: RMSNorm | None = weights["before_attention"]
+        self.after_attention: RMSNorm | None = weights["after_attention"]
+        self.before_mlp: RMSNorm | None = weights["before_mlp"]
+        self.after_mlp: RMSNorm | None = weights["after_mlp"]
+        self.activation = ACTIVATIONS[architecture.hidden_act]
+
+    def __call__(
+        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: bool
+    ) -> tuple[Any, Any | None]:
+        """x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
+        scale = self.architecture.residual_scale
+        y = self.before_attention(x) if self.before_attention else x
+        y, mass = self.attention(y, rotation, bias, cache, attention)
+        y = self.after_attention(y) if self.after_attention else y
+        x = x + (y if scale == 1.0 else y * scale)
+        y = self.before_mlp(x) if self.before_mlp else x
+        gate, up = mx.split(self.gate_up(y), 2, axis=-1)  # (L, F) each
+        y = self.down(self.activation(gate) * up)
+        y = self.after_mlp(y) if self.after_mlp else y
+        return x + (y if scale == 1.0 else y * scale), mass
+
+    def attention(
+        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: bool
+    ) -> tuple[Any, Any | None]:
+        a = self.architecture
+        heads, groups = a.num_attention_heads, a.num_key_value_heads
+        rows = x.shape[0]
+        qkv = self.qkv(x)  # (L, (H + 2K) D)
+        if a.qk_norm == "projection":
+            q, k, v = mx.split(qkv, [heads * a.head_dim, (heads + groups) * a.head_dim], axis=-1)
+            qkv = mx.concatenate([self.query_norm(q), self.key_norm(k), v], axis=-1)  # type: ignore[misc]
+        qkv = qkv.reshape(rows, heads + 2 * groups, a.head_dim)
+        qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
+        if a.qk_norm == "head":
+            qk = mx.concatenate([self.query_norm(qk[:, :heads]), self.key_norm(qk[:, heads:])], axis=1)  # type: ignore[misc]
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        qk = qk.transpose(1, 0, 2)  # (H + K, L, D)
+        keys, values = cache.append(self.index, qk[heads:], v.transpose(1, 0, 2))  # (K, S, D)
+        out, mass = attend(
+            qk[:heads], keys, values, bias, scale=a.scale, softcap=a.attention_logit_softcapping, mass=attention
+        )
+        return self.output(out), mass
+
+
+def rotate(x: Any, rotation: Any) -> Any:
+    """x (L, heads, D), rotation (L, 1, D / 2) complex64: each pair (2i, 2i + 1) turned by its angle."""
+    pairs = x.astype(mx.float32).view(mx.complex64)  # (L, heads, D / 2)
+    return (pairs * rotation).view(mx.float32).astype(x.dtype)
+
+
+class Transformer:
+    """Embedding, blocks, final norm, head. Built by `load.py`; every array is (out, in) as in the checkpoint."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        embed: Any,
+        blocks: list[Block],
+        norm: RMSNorm,
+        head: Linear,
+        info: dict[str, Any],
+        dtype: Any,
+    ) -> None:
+        self.architecture = architecture
+        self.embed = embed
+        self.blocks = blocks
+        self.norm = norm
+        self.head = head
+        self.info = info
+        self.dtype = dtype
+
+    def new_cache(self) -> Cache:
+        a = self.architecture
+        return Cache(a.num_hidden_layers, a.num_key_value_heads, a.head_dim, self.dtype)
+
+    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """(n, E): the input embeddings of `tokens`."""
+        return np.array(self.embed(mx.array(list(tokens))).astype(mx.float32))
+
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.int64],
+        positions: Sequence[int] | NDArray[np.int64],
+        bias: NDArray[np.float32] | None,
+        cache: Cache,
+        *,
+        logits: Logits = "all",
+        attention: bool = False,
+    ) -> Forward:
+        """Run L rows and append them to the cache. See `model.forward` for the contract."""
+        a = self.architecture
+        positions = np.asarray(positions, np.int64)
+        cache.reserve(positions)
+        rotation = [mx.array(r)[:, None] for r in rotations(a.ropes, positions, cache.positions, a.head_dim)]
+        biases: dict[int | None, Any] = {}
+        x = self.embed(mx.array(np.asarray(tokens, np.int32)))  # (L, E)
+        if a.embedding_scale != 1.0:
+            x = x * mx.array(a.embedding_scale, x.dtype)
+        masses = []
+        for block, layer in zip(self.blocks, a.layers, strict=True):
+            if layer.sliding_window not in biases:
+                dense = window_bias(bias, positions, cache.positions, layer.sliding_window)
+                biases[layer.sliding_window] = None if dense is None else mx.array(dense).astype(self.dtype)
+            rope = None if layer.rope is None else rotation[layer.rope]
+            x, mass = block(x, rope, biases[layer.sliding_window], cache, attention)
+            masses.append(mass)
+        cache.commit()
+        out = None if logits == "none" else self._logits(x if logits == "all" else x[-1:])
+        mass = mx.stack(masses) if attention else None  # (layers, S)
+        mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
+        return Forward(
+            None if out is None else np.array(out, copy=False),
+            None if mass is None else np.array(mass.astype(mx.float32)),
+        )
+
+    def _logits(self, x: Any) -> Any:
+        a = self.architecture
+        y = self.head(self.norm(x)).astype(mx.float32)  # (L, V)
+        if a.logits_scale != 1.0:
+            y = y * a.logits_scale
+        if a.final_logit_softcapping is not None:
+            y = mx.tanh(y / a.final_logit_softcapping) * a.final_logit_softcapping
+        return y
