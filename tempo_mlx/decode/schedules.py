@@ -1,0 +1,59 @@
+"""How a threshold moves over the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]  # step (0-based) -> threshold
+
+
+def bezier(time: float, p1: float, p2: float) -> float:
+    """The cubic Bezier curve with control values 0, p1, p2, 1 at parameter `time` in 0..1."""
+    rest = 1.0 - time
+    return 3.0 * rest * rest * time * p1 + 3.0 * rest * time * time * p2 + time**3
+
+
+def relu(time: float, activation_point: float) -> float:
+    """0 up to the activation point, then a straight ramp that reaches 1 at time 1."""
+    if time <= activation_point:
+        return 0.0
+    return (time - activation_point) / (1.0 - activation_point)
+
+
+def constant(value: float) -> Schedule:
+    """The same threshold at every step."""
+    return lambda step: value
+
+
+def moving(start: float, final: float, max_tokens: int, curve: Callable[[float], float]) -> Schedule:
+    """From `start` at step 0 to `final` at the last step, along `curve` (time 0..1 -> share of the way).
+
+    Time is step / (max_tokens - 1), held at 1 afterwards; a run of one step stays at `start`. The result is kept
+    within 0..1, since control values outside that range can overshoot.
+    """
+
+    def threshold(step: int) -> float:
+        time = min(step / (max_tokens - 1), 1.0) if max_tokens > 1 else 0.0
+        share = curve(time)
+        return min(1.0, max(0.0, start * (1.0 - share) + final * share))
+
+    return threshold
+
+
+def make_schedule(
+    start: float,
+    *,
+    dynamic: bool = False,
+    final: float = 1.0,
+    max_tokens: int = 1,
+    p1: float = 0.2,
+    p2: float = 0.8,
+    use_relu: bool = False,
+    activation_point: float = 0.5,
+) -> Schedule:
+    """The schedule the settings ask for: constant, a Bezier curve, or a ReLU ramp."""
+    if not dynamic:
+        return constant(start)
+    if use_relu:
+        return moving(start, final, max_tokens, lambda time: relu(time, activation_point))
+    return moving(start, final, max_tokens, lambda time: bezier(time, p1, p2))

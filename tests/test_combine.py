@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
+
+
+def random_rows(seed: int, rows: int = 3, vocabulary: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    weights = generator.dirichlet(np.ones(rows))
+    return generator.normal(size=(rows, vocabulary)).astype(np.float32) * 5, weights
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(np.asarray(values, np.float64) - np.max(values))
+    return exponentials / exponentials.sum()
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 1.0, 2.5]))
+def test_log_probabilities_are_a_softmax_at_the_temperature(seed: int, temperature: float) -> None:
+    logits, _ = random_rows(seed)
+    before = logits.copy()
+    result = log_probabilities(logits, temperature)
+    assert result.dtype == np.float32
+    for row, expected in zip(result, logits, strict=True):
+        np.testing.assert_allclose(np.exp(row), softmax(expected / (temperature or 1.0)), atol=2e-6)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    result = log_probabilities(np.array([[1e4, 0.0, -1e4]], np.float32))
+    np.testing.assert_allclose(result, [[0.0, -1e4, -2e4]])
+
+
+@given(st.integers(0, 10**6))
+def test_each_rule_is_its_definition(seed: int) -> None:
+    logits, weights = random_rows(seed)
+    rows = np.array([softmax(row) for row in logits])
+    maximum = rows.max(axis=0)
+    expected = {
+        "mix": sum(weight * row for weight, row in zip(weights, rows, strict=True)),
+        "last": rows[-1],
+        "mean": (rows[0] + rows[1] + rows[2]) / 3,
+        "product": softmax(np.log(rows).mean(axis=0)),
+        "max": maximum / maximum.sum(),
+    }
+    log_probs = log_probabilities(logits)
+    assert set(expected) == set(COMBINE_RULES)
+    for rule, distribution in expected.items():
+        result = combine(log_probs, weights, rule)
+        np.testing.assert_allclose(result, distribution, atol=2e-6, err_msg=rule)
+        assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("rule", COMBINE_RULES)
+def test_one_row_is_taken_as_it_is(rule: str) -> None:
+    log_probs = log_probabilities(random_rows(1)[0][:1])
+    np.testing.assert_array_equal(combine(log_probs, [1.0], rule), np.exp(log_probs[0]))
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="median"):
+        combine(np.zeros((2, 3), np.float32), [0.5, 0.5], "median")
+
+
+@given(st.integers(0, 10**6))
+def test_edges_are_bayes_rule(seed: int) -> None:
+    logits, weights = random_rows(seed)
+    tokens = [4, 0, 9]
+    rows = np.array([softmax(row) for row in logits])
+    posterior, forward = edges(log_probabilities(logits), weights, tokens)
+    joint = weights[:, None] * rows[:, tokens]
+    np.testing.assert_allclose(forward, rows[:, tokens], rtol=1e-5)
+    np.testing.assert_allclose(posterior, joint / joint.sum(axis=0), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(posterior.sum(axis=0), 1.0, atol=1e-14)
+    assert posterior.dtype == forward.dtype == np.float64
+
+
+def test_edges_survive_what_underflows_in_float32() -> None:
+    log_probs = np.array([[-300.0, 0.0], [-301.0, 0.0]], np.float32)
+    posterior, _ = edges(log_probs, [0.5, 0.5], [0])
+    np.testing.assert_allclose(posterior[:, 0], softmax(np.array([0.0, -1.0])))
