@@ -40,6 +40,7 @@ class Lattice:
         self.gamma: Floats = np.empty((0, 0))  # (k, m)
         self.chains: Ints = np.empty((0, 0), np.int64)  # (k, sets before the newest): slot, -1 for none
         self.newest: Ints = np.empty(0, np.int64)  # (k,) slots of the newest set
+        self._removed: Ints = np.empty(0, np.int64)  # slots removed since the last append
 
     @property
     def size(self) -> int:
@@ -67,7 +68,9 @@ class Lattice:
             past = self._lineage(posterior)
             best = posterior.argmax(axis=0)  # ties: the lowest slot
             chains = np.concatenate([self.chains[best], self.newest[best, None]], axis=1)
-            self._mend(chains, past)
+            if len(self._removed):
+                self._mend(chains, past)
+                self._removed = self._removed[:0]
         self.gamma = np.concatenate([past, np.eye(count)], axis=1)
         self.chains = chains
         self.slots = np.concatenate([self.slots, slots])
@@ -94,9 +97,10 @@ class Lattice:
             with np.errstate(divide="ignore"):
                 past[:] = np.log(self.gamma[:, :earlier])
         elif attend == "weighted":
-            past[:] = np.log(self._shares()[:earlier])
-            if intraset:
-                own[:] = np.log(self.weights[earlier:])
+            with np.errstate(divide="ignore"):
+                past[:] = np.log(self._shares()[:earlier])
+                if intraset:
+                    own[:] = np.log(self.weights[earlier:])
         elif attend == "best":
             past[:] = -np.inf
             row, step = np.nonzero(self.chains >= 0)
@@ -118,6 +122,7 @@ class Lattice:
         gone = np.isin(self.slots, slots)
         if gone.sum() != len(slots) or gone[len(self.slots) - len(self.newest) :].any():
             raise ValueError(f"slots {list(slots)} are not all alive members of earlier sets")
+        self._removed = np.append(self._removed, self.slots[gone])
         keep = np.flatnonzero(~gone)
         self.slots, self.sets, self.weights = self.slots[keep], self.sets[keep], self.weights[keep]
         self.gamma = self.gamma[:, keep]
@@ -137,7 +142,7 @@ class Lattice:
 
     def _mend(self, chains: Ints, gamma: Floats) -> None:
         """Replace removed chain members by the alive member of their set with the largest gamma, in place."""
-        for row, step in zip(*np.nonzero((chains >= 0) & ~np.isin(chains, self.slots)), strict=True):
+        for row, step in zip(*np.nonzero(np.isin(chains, self._removed)), strict=True):
             columns = np.flatnonzero(self.sets == step)
             chains[row, step] = self.slots[columns[gamma[row, columns].argmax()]] if len(columns) else -1
 
