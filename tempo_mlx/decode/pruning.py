@@ -1,9 +1,9 @@
 """Retroactive pruning: which members of earlier sets go, by what came after them.
 
-After set u has been run, the sets u - window .. u - 1 that still have at least two alive members are *open*. A
-`PruneRule` looks at them, all at once (`PruneContext`), and names the members to remove, each with the score and
-the threshold it was held against (`Pruned`). `settle` then applies the removal mode where a whole set would go.
-Everything here is a function of small arrays; the loop changes lattice and cache.
+After set u has been run, the sets u - window .. u - 1 that still have at least two alive members are *open*.
+A `PruneRule` looks at them, all at once (`PruneContext`), and names the members to remove, each with the
+score and the threshold it was held against (`Pruned`). `settle` then applies the removal mode where a whole
+set would go. Everything here is a function of small arrays; the loop changes lattice and cache.
 
 A rule of your own is a function from a `PruneContext` to `Pruned` entries:
 
@@ -50,8 +50,9 @@ class SetView:
 
     probabilities, weights (k,): as recorded at selection, not renormalised after removals.
     posterior (k,): the share of all readings, up to the newest set, that use each member; sums to 1.
-    attention (n, layers, k): what the rows of set t + 1 + i gave each member (mean over rows and heads, attention
-    sinks taken out, see `without_sinks`); the newest last. None unless the rule asked for attention.
+    attention (n, layers, k): what the rows of set t + 1 + i gave each member (mean over rows and heads,
+    attention sinks taken out, see `without_sinks`); the newest last. None unless the rule asked for
+    attention.
     """
 
     step: int
@@ -86,7 +87,8 @@ class PruneContext:
 
 @dataclass(frozen=True)
 class PruneRule:
-    """A function that prunes. `needs_attention`: every set's `attention` is filled in (costs a little a step)."""
+    """A function that prunes. `needs_attention`: every set's `attention` is filled in (costs a little a
+    step)."""
 
     decide: Callable[[PruneContext], Iterable[Pruned]]
     needs_attention: bool = False
@@ -115,9 +117,9 @@ def make_rule(config: GenerateConfig) -> PruneRule | None:
 def by_posterior(*, relative: bool = False) -> PruneRule:
     """Remove members whose posterior, sum_j w_u(j) gamma_j(t, member), is under the threshold.
 
-    Without removals and under `mix` this is the forward-backward posterior: the probability, given the sets chosen
-    so far, that a reading drawn from the lattice uses the member. `relative`: the threshold counts in units of the
-    largest posterior of the set.
+    Without removals and under `mix` this is the forward-backward posterior: the probability, given the sets
+    chosen so far, that a reading drawn from the lattice uses the member. `relative`: the threshold counts in
+    units of the largest posterior of the set.
     """
     return _scored("posterior", lambda view: view.posterior, relative)
 
@@ -133,8 +135,9 @@ def by_probability(*, relative: bool = False) -> PruneRule:
 def at_random(seed: int, *, relative: bool = False) -> PruneRule:
     """Remove every member with a probability equal to the threshold (for ablation).
 
-    The score is one uniform number for each (seed, slot), so it stays the same at every step, and a member that
-    passed once goes later only if the threshold rises. `relative` counts in units of the set's largest draw.
+    The score is one uniform number for each (seed, slot), so it stays the same at every step, and a member
+    that passed once goes later only if the threshold rises. `relative` counts in units of the set's largest
+    draw.
     """
 
     def draws(view: SetView) -> Floats:
@@ -155,16 +158,16 @@ def by_attention(
     A member is seen in one or several *views*, each one attention value for each later set i = t+1 .. u:
 
     - plain: a_i, the mean over the last `num_layers` layers (all by default);
-    - `multi_scale` adds the mean weighted by depth, linearly from 0.5 for the first of these layers to 1.0 for the
-      last, and the plain mean over the nearest `LOCAL_SETS` following sets only.
+    - `multi_scale` adds the mean weighted by depth, linearly from 0.5 for the first of these layers to 1.0
+      for the last, and the plain mean over the nearest `LOCAL_SETS` following sets only.
 
-    Its score is the mean of the views' means over i. The threshold is the absolute one, or, if that is larger,
-    `relative_threshold` times the mean score of the set's alive members (0: no relative rule).
+    Its score is the mean of the views' means over i. The threshold is the absolute one, or, if that is
+    larger, `relative_threshold` times the mean score of the set's alive members (0: no relative rule).
 
-    With `steepness` the decision is a sigmoid's: every value x of every view is held against its own threshold h
-    (absolute or relative as above, among the members' values at i), and votes sigmoid(steepness * (x / h - 1)) to
-    keep. The score is then the mean vote, the threshold 0.5. A steep sigmoid counts the later sets that attended
-    enough; a flat one decides nearly like the mean.
+    With `steepness` the decision is a sigmoid's: every value x of every view is held against its own
+    threshold h (absolute or relative as above, among the members' values at i), and votes sigmoid(steepness *
+    (x / h - 1)) to keep. The score is then the mean vote, the threshold 0.5. A steep sigmoid counts the later
+    sets that attended enough; a flat one decides nearly like the mean.
     """
 
     def decide(context: PruneContext) -> Iterable[Pruned]:
@@ -186,9 +189,9 @@ def by_attention(
 def settle(context: PruneContext, pruned: Iterable[Pruned], mode: str) -> list[Pruned]:
     """What is really removed, in slot order, where a rule would empty a set.
 
-    `keep_token`: the member with the best score stays (ties: the higher probability). `keep_unattended`: all go,
-    but the best is marked and remains the set's token in text and paths. `remove_position`: all go. Raises
-    ValueError where a rule names a slot that is not open.
+    `keep_token`: the member with the best score stays (ties: the higher probability). `keep_unattended`: all
+    go, but the best is marked and remains the set's token in text and paths. `remove_position`: all go.
+    Raises ValueError where a rule names a slot that is not open.
     """
     if mode not in REMOVAL_MODES:
         raise ValueError(f"the removal mode is one of {', '.join(REMOVAL_MODES)}, not {mode!r}")
@@ -198,7 +201,7 @@ def settle(context: PruneContext, pruned: Iterable[Pruned], mode: str) -> list[P
         entries = [named.pop(slot, None) for slot in view.slots.tolist()]
         hit = [entry for entry in entries if entry is not None]
         if len(hit) == len(entries) and mode != "remove_position":
-            best = max(range(len(hit)), key=lambda i: (hit[i].why.score, view.probabilities[i], -i))
+            best = max(range(len(hit)), key=lambda i: (hit[i].why.score, view.probabilities[i], i))
             marked = Removal(
                 hit[best].why.signal, hit[best].why.score, hit[best].why.threshold, unattended=True
             )
