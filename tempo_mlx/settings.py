@@ -1,0 +1,233 @@
+"""The machinery of the settings table: one `Setting` per field of a configuration dataclass.
+
+Type, choices and default come from the field itself; `row` adds what a reader needs to know: group, help,
+range, other spellings, which decoders use it and what else must be set for it to matter. Command line,
+environment, files, HTTP schema and reference docs are all generated from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tempo_mlx.errors import ConfigError
+
+Needs = Mapping[str, tuple[object, ...]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a field's annotation cannot say.
+
+    `needs`: other settings and the values under which this one counts; no values: the other one must be on.
+    """
+
+    group: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None  # exclusive lower bound
+    below: float | None = None  # exclusive upper bound
+    aliases: tuple[str, ...] = ()  # further flags; for a boolean, "/--x" is one that switches it off
+    environment: tuple[str, ...] = ()  # names besides TEMPO_<NAME>, which beats them
+    decoders: tuple[str, ...] | None = None  # None: all
+    needs: Needs | None = None
+    default_text: str | None = None  # how docs and --help write a default that is not a plain value
+
+
+def row(default: object, group: str, help: str, **rest: Any) -> Any:
+    """A dataclass field that carries a `Row`."""
+    return field(default=default, metadata={"row": Row(group, help, **rest)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table. `kind` is the type of a single value; `many`: the value is a tuple of them."""
+
+    name: str
+    kind: type
+    many: bool
+    optional: bool
+    choices: tuple[Any, ...]  # the values allowed; with `open`, words allowed besides
+    open: bool  # other values than `choices` are allowed
+    default: Any
+    row: Row
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """Environment names, the strongest first."""
+        return (f"TEMPO_{self.name.upper()}", *self.row.environment)
+
+    @property
+    def default_text(self) -> str:
+        if self.row.default_text is not None:
+            return self.row.default_text
+        if self.default is None or self.default == ():
+            return "none"
+        if isinstance(self.default, bool):
+            return "on" if self.default else "off"
+        return str(self.default)
+
+    @property
+    def values_text(self) -> str:
+        """The values allowed, for people: `mix, last or mean`, `a whole number from 1 to 8, or auto`."""
+        if self.kind is bool:
+            return "true or false"
+        if not self.open:
+            return " or ".join([", ".join(map(str, self.choices[:-1])), str(self.choices[-1])])
+        if self.kind is str:
+            return "text"
+        noun = {(int, False): "a whole number", (int, True): "whole numbers",
+                (float, False): "a number", (float, True): "numbers"}[self.kind, self.many]  # fmt: skip
+        r, bounds = self.row, []
+        if r.minimum is not None and r.maximum is not None:
+            bounds.append(f"from {r.minimum:g} to {r.maximum:.15g}")
+        else:
+            bounds += [f"of at least {r.minimum:g}"] if r.minimum is not None else []
+            bounds += [f"of at most {r.maximum:.15g}"] if r.maximum is not None else []
+        bounds += [f"above {r.above:g}"] if r.above is not None else []
+        bounds += [f"below {r.below:g}"] if r.below is not None else []
+        words = f", or {' or '.join(self.choices)}" if self.choices else ""
+        return " ".join([noun, " and ".join(bounds)]).rstrip() + words
+
+    def parse(self, text: str, source: str | None = None) -> Any:
+        """The value written as `text` on a command line or in the environment, checked."""
+        source = source or self.flag
+        if self.kind is bool:
+            words = {"1": True, "true": True, "yes": True, "on": True,
+                     "0": False, "false": False, "no": False, "off": False}  # fmt: skip
+            if text.strip().lower() not in words:
+                raise ConfigError(f"{source} is {shown(text)}; write true or false.")
+            return words[text.strip().lower()]
+        if self.many and self.kind is str:
+            return self.check(self._strings(text, source), source)
+        if self.many:
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            return self.check(tuple(self._number(part, source) for part in parts), source)
+        return self.check(text if self.kind is str else self._number(text.strip(), source), source)
+
+    def _strings(self, text: str, source: str) -> tuple[str, ...]:
+        """One string, or a JSON list of them."""
+        if not text.startswith("["):
+            return (text,)
+        try:
+            return tuple(json.loads(text))
+        except ValueError as error:
+            raise ConfigError(
+                f'{source} is {shown(text)}; write one text, or a JSON list such as ["a", "b"].'
+            ) from error
+
+    def _number(self, text: str, source: str) -> object:
+        if text in self.choices:
+            return text
+        try:
+            return int(text) if self.kind is int else float(text)
+        except ValueError as error:
+            raise ConfigError(f"{source} is {shown(text)}; choose {self.values_text}.") from error
+
+    def check(self, value: object, source: str | None = None) -> Any:
+        """`value` as this setting stores it (whole numbers for a float become floats, lists become tuples).
+
+        Raises ConfigError, naming `source` (the flag unless told), when the type or the range is wrong.
+        """
+        source = source or self.name
+        if value is None and self.optional:
+            return None
+        if not self.many:
+            return self._check_one(value, source)
+        if self.kind is str and isinstance(value, str):
+            value = (value,)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{source} is {shown(value)}; a list is needed: {self.values_text}.")
+        return tuple(self._check_one(item, source) for item in value)
+
+    def _check_one(self, value: object, source: str) -> Any:
+        wrong = ConfigError(f"{source} is {shown(value)}; choose {self.values_text}.")
+        if value in self.choices and not isinstance(value, bool):
+            return value
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise wrong
+            return value
+        if not self.open or (self.kind is str and not isinstance(value, str)):
+            raise wrong
+        if isinstance(value, str):
+            if self.kind is not str or "\0" in value:
+                raise wrong
+            return value
+        wanted = Integral if self.kind is int else Real
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise wrong
+        try:
+            number = self.kind(value)
+        except OverflowError:
+            raise wrong from None
+        r = self.row
+        if (
+            (self.kind is float and not math.isfinite(number))
+            or (r.minimum is not None and number < r.minimum)
+            or (r.maximum is not None and number > r.maximum)
+            or (r.above is not None and number <= r.above)
+            or (r.below is not None and number >= r.below)
+        ):
+            raise wrong
+        return number
+
+
+@cache
+def settings_of(config: type[Any]) -> Mapping[str, Setting]:
+    """The table of a configuration dataclass, by field name, in the order of its fields."""
+    hints = get_type_hints(config)
+    return types.MappingProxyType({f.name: _setting(f, hints[f.name]) for f in dataclasses.fields(config)})
+
+
+def _setting(f: dataclasses.Field[Any], hint: Any) -> Setting:
+    parts = list(_union(hint))
+    optional = type(None) in parts
+    many = any(get_origin(part) is tuple for part in parts)
+    kinds: list[type] = []
+    choices: tuple[Any, ...] = ()
+    for part in parts:
+        if get_origin(part) is tuple:
+            kinds.append(get_args(part)[0])
+        elif get_origin(part) is Literal:
+            choices = get_args(part)
+        elif part is not type(None):
+            kinds.append(part)
+    kind = kinds[0] if kinds else type(choices[0])
+    return Setting(f.name, kind, many, optional, choices, bool(kinds), f.default, f.metadata["row"])
+
+
+def _union(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, types.UnionType):
+        yield from get_args(hint)
+    else:
+        yield hint
+
+
+def shown(value: object) -> str:
+    """`value` for an error message: its repr, short."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Checked:
+    """Base of the configuration dataclasses: construction checks every field against its row."""
+
+    def __post_init__(self) -> None:
+        config: type = type(self)
+        for name, setting in settings_of(config).items():
+            object.__setattr__(self, name, setting.check(getattr(self, name)))
