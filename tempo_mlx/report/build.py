@@ -11,7 +11,7 @@ from typing import Any
 from tempo_mlx.decode.step import Step
 from tempo_mlx.report.records import RunPath, RunPrompt, RunStep
 from tempo_mlx.report.run import Run, best_path
-from tempo_mlx.report.text import Tokenizer, inline_set, is_shown, shown, texts_along
+from tempo_mlx.report.text import Tokenizer, inline_set, is_shown, texts_along
 
 
 def build_run(
@@ -31,18 +31,12 @@ def build_run(
 ) -> Run:
     """The run of finished (or cancelled) decoding.
 
-    Under the superposed and plain decoders `final_text` is the best path and `text` shows every alternative; under
-    the others both are the best of `paths`, whose rows are exact readings of their own. `final_text` given replaces
-    the reading (an answer without its reasoning). What follows a stop string of `config["stop"]` is cut from it.
+    Under the superposed and plain decoders `final_text` is the best path and `text` shows every
+    alternative; under the others both are the best of `paths`, whose rows are exact readings of their own.
+    `final_text` given replaces the reading (an answer without its reasoning). What follows a stop string of
+    `config["stop"]` is cut from it.
     """
-    plain = [
-        RunStep.of(
-            step,
-            [tokenizer.token_text(member.id) for member in step.tokens],
-            [tokenizer.token_text(item.id) for item in step.rejected],
-        )
-        for step in steps
-    ]
+    plain = [with_texts(step, tokenizer) for step in steps]
     reading = best_path(plain)
     along = dict(
         zip(map(id, reading), texts_along([token.id for token in reading], tokenizer), strict=True)
@@ -57,7 +51,7 @@ def build_run(
         text = paths[0].text
         best = text
     else:
-        text = "".join(inline_set(shown(s.tokens), [t.text for t in shown(s.tokens)]) for s in texted)
+        text = "".join(inline_set(s.tokens, [t.text for t in s.tokens]) for s in texted)
         best = "".join(along[id(token)] for token in reading if token.slot is not None and is_shown(token))
     return Run(
         model=model_info,
@@ -73,6 +67,17 @@ def build_run(
         paths=tuple(paths),
         finish_reason=finish_reason,
         timing=timing,
+    )
+
+
+def with_texts(step: Step, tokenizer: Tokenizer) -> RunStep:
+    """A step with the texts of its tokens, each read alone: what a stream can say before the run is
+    complete.
+    """
+    return RunStep.of(
+        step,
+        [tokenizer.token_text(member.id) for member in step.tokens],
+        [tokenizer.token_text(item.id) for item in step.rejected],
     )
 
 

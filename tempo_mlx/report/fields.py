@@ -1,4 +1,4 @@
-"""Reading a JSON object that may hold anything: each field has one type, nothing is missing, nothing is left over."""
+"""Reading a JSON object that may hold anything: every field has its type, none is missing, none is left."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Fields:
     """One JSON object, taken apart by name. `where` is its place in the file, for messages.
 
-    Every method raises RunFileError for a field that is missing or of another type; None is accepted only from the
-    `maybe_` methods. `done` refuses fields that nobody asked for.
+    Every method raises RunFileError for a field that is missing or of another type; None is accepted only
+    from the `maybe_` methods. `done` refuses fields that nobody asked for.
     """
 
     def __init__(self, value: object, where: str) -> None:
@@ -114,7 +114,7 @@ def as_array(value: object, where: str) -> list[Any]:
 
 
 def copy_plain(value: object, where: str) -> Any:
-    """A JSON copy of nested mappings, sequences, text, numbers and None; anything else, NaN included, is refused."""
+    """A JSON copy of nested mappings, sequences, text, numbers and None; refuses anything else, NaN included."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):

@@ -26,13 +26,13 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
             raise OutputError(f"Cannot write {path}: it is a directory; name a file in it.")
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         try:
-            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             if mode is not None:
                 temporary.chmod(mode)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

@@ -102,7 +102,7 @@ class RunStep:
 
 @dataclass(frozen=True)
 class RunPath:
-    """One reading. `logprob`: natural log, summed over its tokens; `exact`: from the path's own forward pass."""
+    """One reading. `logprob`: natural, summed over its tokens; `exact`: from the path's own forward pass."""
 
     token_ids: tuple[int, ...]
     text: str

@@ -29,7 +29,7 @@ from tempo_mlx.report.records import (
     read_step,
     step_to_dict,
 )
-from tempo_mlx.report.text import alternatives, shown
+from tempo_mlx.report.text import pieces, shown
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -104,7 +104,9 @@ class Run:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
-        """The run in `text`. Raises RunFileError where it is not a run file of a known version, or is damaged."""
+        """The run in `text`. Raises RunFileError where it is not a run file of a known version, or is
+        damaged.
+        """
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
         except RecursionError:
@@ -165,22 +167,16 @@ class Run:
         """The inline text for notebooks; darker is more probable, the number is in the tooltip."""
         parts = [f'<span style="opacity:.6">{html.escape(self.prompt.text)}</span>']
         for step in self.steps:
-            tokens = shown(step.tokens)
-            if not tokens or (len(tokens) == 1 and tokens[0].slot is None):
-                continue
-            if len(tokens) == 1:
-                parts.append(_span(tokens[0], tokens[0].text))
-                continue
-            lead, texts = alternatives([token.text for token in tokens])
-            members = "/".join(_span(token, text) for token, text in zip(tokens, texts, strict=True))
-            parts.append(f"{html.escape(lead)}[{members}]")
+            for piece in pieces(step.tokens, [token.text for token in step.tokens]):
+                parts.append(_span(piece.text, piece.token.probability if piece.token else None))
         return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
 
 
-def _span(token: RunToken, text: str) -> str:
-    share = round(35 + 65 * token.probability)
-    style = f"background:color-mix(in srgb, #4a90d9 {share - 35}%, transparent)"
-    return f'<span title="{token.probability:.4f}" style="{style}">{html.escape(text)}</span>'
+def _span(text: str, probability: float | None) -> str:
+    if probability is None:
+        return html.escape(text)
+    style = f"background:color-mix(in srgb, #4a90d9 {round(60 * probability)}%, transparent)"
+    return f'<span title="{probability:.4f}" style="{style}">{html.escape(text)}</span>'
 
 
 def _refuse_constant(name: str) -> float:
@@ -226,8 +222,8 @@ def _read_run(fields: Fields) -> Run:
 def best_path(steps: Sequence[RunStep]) -> list[RunToken]:
     """Viterbi over log p_0(j) + sum of log P(j|i): one member of each set.
 
-    A path uses members that are shown; a set that shows none takes part with all its members. A token that ends the
-    text can only be the last of a path.
+    A path uses members that are shown; a set that shows none takes part with all its members. A token that
+    ends the text can only be the last of a path.
     """
     scores: dict[int | None, float] = {}
     back: list[dict[int, RunToken]] = []  # for each step: id(token) -> its best predecessor

@@ -1,24 +1,28 @@
 """The inline text: `The capital of France is [Paris/known/located] ...`.
 
-What a set shows is decided here for every output: members still alive, best first; where a whole set was removed,
-the member kept for the text (`keep_unattended`), or nothing. A set with one such member reads as plain text.
+What a set shows is decided here for every output: members still alive, best first; where a whole set was
+removed, the member kept for the text (`keep_unattended`), or nothing. A set with one such member reads as plain
+text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from tempo_mlx.decode.step import Removal
+from tempo_mlx.decode.step import Removal, Step
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
 
 
 class Shown(Protocol):
-    """The part of a member that decides whether it is shown (decode.step.Member, report.run.RunToken)."""
+    """What the text needs to know of a member (decode.step.Member, report.records.RunToken)."""
 
     @property
     def id(self) -> int: ...
+    @property
+    def probability(self) -> float: ...
     @property
     def slot(self) -> int | None: ...
     @property
@@ -38,6 +42,7 @@ class Tokenizer(Protocol):
 
 
 Token = TypeVar("Token", bound=Shown)
+Label = Callable[[Shown], str]
 
 
 def is_shown(token: Shown) -> bool:
@@ -50,51 +55,169 @@ def shown(tokens: Iterable[Token]) -> list[Token]:
     return [token for token in tokens if is_shown(token)]
 
 
-def texts_along(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token of a sequence; joined, they are the text of the sequence.
+class JointText:
+    """Texts of the tokens of a sequence, one by one, so that joined they are the text of the sequence.
 
     A token that holds only part of a character has no text of its own: the character goes to the token that
     completes it. Bytes that never become a character read as U+FFFD.
     """
-    texts = [tokenizer.token_text(token) for token in ids]
-    start = 0
-    while start < len(texts):
-        end = start
-        while end < len(texts) and REPLACEMENT in texts[end]:
-            end += 1
-        if end - start > 1:
-            joint = tokenizer.detokenizer()
-            texts[start:end] = [joint.add(token) for token in ids[start:end]]
-            texts[end - 1] += joint.finish()
-        start = max(end, start + 1)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._open: Detokenizer | None = None
+
+    def add(self, token: int) -> tuple[str, str]:
+        """(what is to be said of bytes left over from earlier tokens, the text of this one)."""
+        text = self._tokenizer.token_text(token)
+        if REPLACEMENT not in text:
+            return self.finish(), text
+        if self._open is None:
+            self._open = self._tokenizer.detokenizer()
+        return "", self._open.add(token)
+
+    def finish(self) -> str:
+        rest = self._open.finish() if self._open is not None else ""
+        self._open = None
+        return rest
+
+
+def texts_along(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The text of each token of a sequence; joined, they are the text of the sequence (JointText)."""
+    joint = JointText(tokenizer)
+    texts: list[str] = []
+    for token in ids:
+        rest, text = joint.add(token)
+        if rest:
+            texts[-1] += rest
+        texts.append(text)
+    if texts:
+        texts[-1] += joint.finish()
     return texts
 
 
-def alternatives(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """Texts of one set -> the whitespace they all begin with, and what follows it, made visible where it is blank.
-
-    So `[ was/ is]` reads ` [was/is]`, and a line break among alternatives cannot break the line.
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of inline text: a member's text, its label, or (token None) a mark or whitespace between
+    them.
     """
-    lead = texts[0][: len(texts[0]) - len(texts[0].lstrip())]
-    for text in texts[1:]:
-        while not text.startswith(lead):
-            lead = lead[:-1]
-    if "\n" in lead:
-        lead = ""
-    return lead, [visible_whitespace(text[len(lead) :]) for text in texts]
+
+    text: str
+    token: Shown | None = None
+    label: bool = False
+
+
+def pieces(
+    tokens: Sequence[Shown], texts: Sequence[str], *, removed: bool = False, label: Label | None = None
+) -> list[Piece]:
+    """One set, best first, as pieces. `removed`: with its removed members too. `label`: written after each
+    member.
+
+    Whitespace that all members begin with stands before the bracket, so `[ was/ is]` reads ` [was/is]`;
+    other line breaks and tabs among alternatives are written `\\n`, `\\t`. A lone end-of-text token prints
+    nothing.
+    """
+    members = [pair for pair in zip(tokens, texts, strict=True) if removed or is_shown(pair[0])]
+    if not members or (len(members) == 1 and members[0][0].slot is None):
+        return []
+    result: list[Piece] = []
+    if len(members) == 1:
+        token, text = members[0]
+        result.append(Piece(text, token))
+        if label is not None:
+            result.append(Piece(label(token), token, label=True))
+        return result
+    lead = common_lead([text for _, text in members])
+    result.append(Piece(lead + "["))
+    for index, (token, text) in enumerate(members):
+        if index:
+            result.append(Piece("/"))
+        result.append(Piece(visible_whitespace(text[len(lead) :]), token))
+        if label is not None:
+            result.append(Piece(label(token), token, label=True))
+    result.append(Piece("]"))
+    return result
+
+
+def common_lead(texts: Sequence[str]) -> str:
+    """The blanks that all texts begin with."""
+    blanks = min(len(text) - len(text.lstrip(" ")) for text in texts)
+    return " " * blanks
 
 
 def visible_whitespace(text: str) -> str:
-    for character, name in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(character, name)
-    return text
+    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def inline_set(tokens: Sequence[Shown], texts: Sequence[str]) -> str:
-    """One set as text: `tokens` are those shown, best first. A lone end-of-text token prints nothing."""
-    if not tokens:
-        return ""
-    if len(tokens) == 1:
-        return "" if tokens[0].slot is None else texts[0]
-    lead, rest = alternatives(texts)
-    return f"{lead}[{'/'.join(rest)}]"
+def inline_set(tokens: Sequence[Shown], texts: Sequence[str], label: Label | None = None) -> str:
+    """One set as text."""
+    return "".join(piece.text for piece in pieces(tokens, texts, label=label))
+
+
+def make_label(show_token_ids: bool, show_probabilities: bool) -> Label | None:
+    """What is written after each member, like `(464, 0.31)`; None for nothing."""
+    if not show_token_ids and not show_probabilities:
+        return None
+
+    def label(token: Shown) -> str:
+        parts = [str(token.id)] if show_token_ids else []
+        if show_probabilities:
+            parts.append(f"{token.probability:.2f}")
+        return f"({', '.join(parts)})"
+
+    return label
+
+
+class InlineStream:
+    """Inline text of steps that arrive one by one, in two parts: settled, and still open to removals.
+
+    A removal changes sets that were chosen earlier, so only text that no removal can reach any more may be
+    printed for good: sets more than `window` before the newest one, and sets with fewer than two alive
+    members, which are never weighed. `window`: how far back retroactive pruning looks; 0 without it; None
+    where any set may change until the end (a user's own rule). The steps' members are read again at every
+    call, since removals are recorded in them.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, window: int | None, removed: bool = False, label: Label | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._window = window
+        self._removed = removed
+        self._label = label
+        self._joint = JointText(tokenizer)
+        self._open: list[Step] = []
+
+    def add(self, step: Step) -> list[Piece]:
+        """What has settled by the arrival of `step`."""
+        self._open.append(step)
+        result: list[Piece] = []
+        while self._open and self._is_settled(self._open[0], step.step):
+            result += self._pieces(self._open.pop(0), self._joint)
+        return result
+
+    def pending(self) -> list[Piece]:
+        """The sets that may still change, as they are now."""
+        joint = JointText(self._tokenizer)
+        return [piece for step in self._open for piece in self._pieces(step, joint)]
+
+    def finish(self) -> list[Piece]:
+        """The rest, when no step follows."""
+        result = [piece for step in self._open for piece in self._pieces(step, self._joint)]
+        self._open = []
+        rest = self._joint.finish()
+        return [*result, Piece(rest)] if rest else result
+
+    def _is_settled(self, step: Step, newest: int) -> bool:
+        if self._window == 0 or sum(t.removed_after is None and t.slot is not None for t in step.tokens) < 2:
+            return True
+        return self._window is not None and step.step < newest - self._window
+
+    def _pieces(self, step: Step, joint: JointText) -> list[Piece]:
+        """The best shown member continues the text before it; the others stand alone."""
+        texts = [self._tokenizer.token_text(token.id) for token in step.tokens]
+        rest = ""
+        first = next((index for index, token in enumerate(step.tokens) if is_shown(token)), None)
+        if first is not None:
+            rest, texts[first] = joint.add(step.tokens[first].id)
+        result = pieces(step.tokens, texts, removed=self._removed, label=self._label)
+        return [Piece(rest), *result] if rest else result
