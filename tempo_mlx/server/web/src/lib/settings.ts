@@ -1,0 +1,259 @@
+/** The settings form: what the server's table says, what the reader chose, and what a link holds. */
+
+import type { Value, Values } from './run'
+
+/** One line of the settings table, as `GET /settings` sends it. */
+export interface Setting {
+  name: string
+  group: string
+  help: string
+  type: 'boolean' | 'integer' | 'number' | 'string'
+  many: boolean
+  optional: boolean
+  default: Value
+  default_text: string
+  minimum: number | null
+  maximum: number | null
+  above: number | null
+  below: number | null
+  choices: string[]
+  values_text: string
+  decoders: string[] | null
+  /** other settings, and the values under which this one counts; no values: whenever it is on */
+  needs: Record<string, Value[]> | null
+}
+
+export interface SettingsTable {
+  model: string
+  context_length: number | null
+  chat: boolean
+  presets: Record<string, Values>
+  decoders: string[]
+  session_decoders: string[]
+  groups: string[]
+  settings: Setting[]
+}
+
+/** What the reader chose, by name: only what was set, as typed by hand. */
+export type Chosen = Record<string, string>
+
+export type Parsed = { value: Value; error?: undefined } | { value?: undefined; error: string }
+
+/** The value that `text` writes, checked against the table. */
+export function parseSetting(setting: Setting, text: string): Parsed {
+  if (setting.type === 'boolean') {
+    if (text === 'true' || text === 'false') return { value: text === 'true' }
+    return wrong(setting)
+  }
+  if (text.trim() === '' && (setting.optional || setting.many)) return { value: setting.many ? [] : null }
+  if (!setting.many) return parseOne(setting, text)
+  const parts = setting.type === 'string' ? text.split('\n') : text.split(',')
+  const values: Value[] = []
+  for (const part of parts.filter((p) => p.trim() !== '')) {
+    const parsed = parseOne(setting, part)
+    if (parsed.error !== undefined) return parsed
+    values.push(parsed.value)
+  }
+  return { value: values }
+}
+
+function parseOne(setting: Setting, text: string): Parsed {
+  if (setting.choices.includes(text)) return { value: text }
+  if (setting.type === 'string') return setting.choices.length > 0 ? wrong(setting) : { value: text }
+  const number = Number(text)
+  const whole = setting.type === 'integer'
+  if (
+    text.trim() === '' ||
+    !Number.isFinite(number) ||
+    (whole && !Number.isSafeInteger(number)) ||
+    (setting.minimum !== null && number < setting.minimum) ||
+    (setting.maximum !== null && number > setting.maximum) ||
+    (setting.above !== null && number <= setting.above) ||
+    (setting.below !== null && number >= setting.below)
+  ) {
+    return wrong(setting)
+  }
+  return { value: number }
+}
+
+function wrong(setting: Setting): Parsed {
+  return { error: `Choose ${setting.values_text}.` }
+}
+
+/** How a value is written in a field; the inverse of `parseSetting`. */
+export function writeSetting(setting: Setting, value: Value): string {
+  if (value === null) return ''
+  if (Array.isArray(value)) return value.join(setting.type === 'string' ? '\n' : ', ')
+  return String(value)
+}
+
+/** Names that the settings table does not have, but the form and links do. */
+export const PRESET = 'preset'
+
+/** A form filled in: the values in force, the errors, and what to send. */
+export interface Form {
+  /** every setting's value in force, chosen or not */
+  values: Values
+  errors: Record<string, string>
+  /** names of the settings that count under the others' values */
+  applies: Set<string>
+  /** what the request holds: choices that apply and differ from what the preset gives */
+  explicit: Values
+}
+
+export function fill(table: SettingsTable, chosen: Chosen): Form {
+  const preset = table.presets[chosen[PRESET] ?? ''] ?? {}
+  const values: Values = {}
+  const errors: Record<string, string> = {}
+  const explicit: Values = {}
+  for (const setting of table.settings) {
+    const base = preset[setting.name] ?? setting.default
+    values[setting.name] = base
+    const text = chosen[setting.name]
+    if (text === undefined) continue
+    const parsed = parseSetting(setting, text)
+    if (parsed.error !== undefined) errors[setting.name] = parsed.error
+    else values[setting.name] = parsed.value
+  }
+  imply(values, chosen)
+  const applies = new Set(table.settings.filter((s) => counts(table, s, values)).map((s) => s.name))
+  for (const setting of table.settings) {
+    if (!applies.has(setting.name)) {
+      delete errors[setting.name] // what has no effect is not sent, so it cannot be wrong
+      continue
+    }
+    const base = preset[setting.name] ?? setting.default
+    if (chosen[setting.name] !== undefined && !same(values[setting.name], base)) {
+      explicit[setting.name] = values[setting.name]!
+    }
+  }
+  if (chosen[PRESET] !== undefined && chosen[PRESET] in table.presets) explicit[PRESET] = chosen[PRESET]
+  return { values, errors, applies, explicit }
+}
+
+/** What the server's resolve() adds where nothing else was said, so that the form shows it. */
+function imply(values: Values, chosen: Chosen): void {
+  if (values.enable_thinking === true && chosen.chat === undefined) values.chat = true
+  if (values.allow_intraset_token_visibility === true && chosen.attend === undefined && values.attend === 'lineage') {
+    values.attend = 'weighted'
+  }
+}
+
+function counts(table: SettingsTable, setting: Setting, values: Values): boolean {
+  const decoder = String(values.decoder)
+  if (setting.decoders && !setting.decoders.includes(decoder)) return false
+  for (const [name, allowed] of Object.entries(setting.needs ?? {})) {
+    const other = table.settings.find((s) => s.name === name)
+    if (!other || (other.decoders && !other.decoders.includes(decoder))) continue
+    const value = values[name]
+    if (allowed.length > 0 ? !allowed.some((v) => same(v, value)) : isOff(value)) return false
+  }
+  return true
+}
+
+function isOff(value: Value | undefined): boolean {
+  return !value || (Array.isArray(value) && value.length === 0)
+}
+
+function same(a: Value | undefined, b: Value | undefined): boolean {
+  return JSON.stringify(a) === JSON.stringify(b)
+}
+
+/** A ready-made choice on the page: a preset of the server's, or one of its switches. */
+export interface Recipe {
+  name: string
+  label: string
+  help: string
+  chosen: Chosen
+}
+
+const RECIPES: Recipe[] = [
+  {
+    name: 'lineage',
+    label: 'Lineage',
+    help: 'Members see the past in proportion to how likely it is their own. The default.',
+    chosen: {},
+  },
+  {
+    name: 'original',
+    label: 'Original TEMPO',
+    help: 'Every member sees all members, the last row decides, and attention prunes.',
+    chosen: { preset: 'original' },
+  },
+  {
+    name: 'branches',
+    label: 'Branches',
+    help: 'Exact tree decoding: several distinct continuations in one cache.',
+    chosen: { preset: 'branches' },
+  },
+  {
+    name: 'plain',
+    label: 'Greedy',
+    help: 'Ordinary decoding: one token a step, always the most probable.',
+    chosen: { preset: 'plain', temperature: '0' },
+  },
+  {
+    name: 'early-exit',
+    label: 'Early exit',
+    help: 'Leave the model at a layer that is calibrated to agree with the last.',
+    chosen: { early_exit: 'true' },
+  },
+]
+
+/** The recipes that this server can serve. */
+export function recipes(table: SettingsTable): Recipe[] {
+  return RECIPES.filter(({ chosen }) =>
+    Object.keys(chosen).every((name) =>
+      name === PRESET ? chosen.preset! in table.presets : table.settings.some((s) => s.name === name),
+    ),
+  )
+}
+
+/** Which recipe the choices amount to: the one with all its choices made, most specific first. */
+export function recipeOf(table: SettingsTable, chosen: Chosen): string {
+  const matching = recipes(table).filter((recipe) =>
+    Object.entries(recipe.chosen).every(([name, value]) => chosen[name] === value),
+  )
+  matching.sort((a, b) => Object.keys(b.chosen).length - Object.keys(a.chosen).length)
+  return matching[0]?.name ?? ''
+}
+
+/** Choose a recipe: what other recipes set goes, and so does what the new preset decides. */
+export function chooseRecipe(table: SettingsTable, chosen: Chosen, recipe: Recipe): Chosen {
+  const decided = new Set([...recipes(table).flatMap((r) => Object.keys(r.chosen)), 'decoder'])
+  for (const values of Object.values(table.presets)) Object.keys(values).forEach((name) => decided.add(name))
+  const kept = Object.entries(chosen).filter(([name]) => !decided.has(name))
+  return { ...Object.fromEntries(kept), ...recipe.chosen }
+}
+
+// --- links: the fragment of the address, which never leaves the browser ---
+
+export interface Link {
+  prompt: string
+  chosen: Chosen
+}
+
+/** `#prompt=...&threshold=0.2&seed=42`: what was chosen and applies, and always the seed. */
+export function writeLink(table: SettingsTable, prompt: string, chosen: Chosen): string {
+  const { explicit, values } = fill(table, chosen)
+  const query = new URLSearchParams({ prompt })
+  if (typeof explicit[PRESET] === 'string') query.set(PRESET, explicit[PRESET])
+  for (const setting of table.settings) {
+    const value = setting.name === 'seed' ? values.seed : explicit[setting.name]
+    if (value !== undefined) query.set(setting.name, writeSetting(setting, value))
+  }
+  return `#${query}`
+}
+
+/** Unknown names are reported, values are checked by the form itself. */
+export function readLink(table: SettingsTable, fragment: string): Link & { unknown: string[] } {
+  const query = new URLSearchParams(fragment.replace(/^#/, ''))
+  const chosen: Chosen = {}
+  const unknown: string[] = []
+  for (const [name, text] of query) {
+    if (name === 'prompt') continue
+    if (name === PRESET || table.settings.some((s) => s.name === name)) chosen[name] = text
+    else unknown.push(name)
+  }
+  return { prompt: query.get('prompt') ?? '', chosen, unknown }
+}

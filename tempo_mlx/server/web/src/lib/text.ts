@@ -1,0 +1,118 @@
+/** Text as people read it: sets inline, whitespace made visible, characters that span several tokens joined. */
+
+import type { Lattice, Member } from './lattice'
+import { endsText, isShown } from './run'
+
+/** Stands for bytes that are no whole character. */
+export const REPLACEMENT = '\uFFFD'
+
+/** One set in the inline text. */
+export interface Segment {
+  step: number
+  /** `plain`: one member, read as text; `set`: several; `end`: a lone end of text; `none`: nothing is shown */
+  kind: 'plain' | 'set' | 'end' | 'none'
+  /** whitespace that all members begin with */
+  lead: string
+  items: { member: Member; text: string }[]
+  removed: Member[]
+}
+
+/** As alternatives() in report/text.py: the whitespace all texts begin with, and what follows it. */
+export function alternatives(texts: readonly string[]): [lead: string, rest: string[]] {
+  const first = texts[0] ?? ''
+  let lead = first.slice(0, first.length - first.trimStart().length)
+  for (const text of texts) while (!text.startsWith(lead)) lead = lead.slice(0, -1)
+  if (lead.includes('\n')) lead = ''
+  return [lead, texts.map((text) => text.slice(lead.length))]
+}
+
+export function segment(lattice: Lattice, step: number): Segment {
+  const members = lattice.membersOf(step)
+  const shown = members.filter((member) => isShown(member.token))
+  const removed = members.filter((member) => !isShown(member.token))
+  if (shown.length === 0) return { step, kind: 'none', lead: '', items: [], removed }
+  if (shown.length === 1) {
+    const member = shown[0]!
+    const kind = endsText(member.token) ? 'end' : 'plain'
+    return { step, kind, lead: '', items: [{ member, text: member.token.text }], removed }
+  }
+  const [lead, rest] = alternatives(shown.map((member) => member.token.text))
+  return { step, kind: 'set', lead, items: shown.map((member, i) => ({ member, text: rest[i]! })), removed }
+}
+
+/** What a segment prints in the run's `text`. */
+export function printed(segment: Segment): string {
+  if (segment.kind === 'plain') return segment.items[0]!.text
+  if (segment.kind !== 'set') return ''
+  return `${segment.lead}[${segment.items.map((item) => escapeBreaks(item.text)).join('/')}]`
+}
+
+function escapeBreaks(text: string): string {
+  return text.replaceAll('\n', '\\n').replaceAll('\r', '\\r').replaceAll('\t', '\\t')
+}
+
+/**
+ * Pieces that hold parts of characters, read again from the whole text that they make up: the characters go to the
+ * last piece of such a stretch, the others become ''. Returned unchanged where the pieces do not make up `full`.
+ */
+export function joinCharacters(pieces: readonly string[], full: string): string[] {
+  const result = [...pieces]
+  let at = 0
+  let index = 0
+  while (index < pieces.length) {
+    const piece = pieces[index]!
+    if (!piece.includes(REPLACEMENT)) {
+      if (!full.startsWith(piece, at)) {
+        const trimmed = piece.trimStart() // a tokenizer may drop the space that opens a text
+        if (at !== 0 || !full.startsWith(trimmed)) return [...pieces]
+        at = trimmed.length
+      } else at += piece.length
+      index++
+      continue
+    }
+    let end = index
+    while (end < pieces.length && pieces[end]!.includes(REPLACEMENT)) end++
+    const next = pieces.slice(end).find((text) => text !== '')
+    const stop = next === undefined ? full.length : full.indexOf(next, at)
+    if (stop < 0) return [...pieces]
+    result.fill('', index, end)
+    result[end - 1] = full.slice(at, stop)
+    at = stop
+    index = end
+  }
+  return result
+}
+
+/** The inline text of a finished run, with the characters that its plain stretches spread over several tokens. */
+export function joinSegments(segments: readonly Segment[], text: string): Segment[] {
+  if (!segments.some((s) => s.kind === 'plain' && s.items[0]!.text.includes(REPLACEMENT))) return [...segments]
+  const joined = joinCharacters(segments.map(printed), text)
+  return segments.map((s, i) =>
+    s.kind === 'plain' && s.items[0]!.text !== joined[i]
+      ? { ...s, items: [{ member: s.items[0]!.member, text: joined[i]! }] }
+      : s,
+  )
+}
+
+/** Whitespace and bytes made visible: `·` for a space, `⏎`, `⇥`, `▯` for a part of a character. */
+export function visible(text: string): string {
+  return text
+    .replaceAll(' ', '·')
+    .replaceAll('\r', '␍')
+    .replaceAll('\n', '⏎')
+    .replaceAll('\t', '⇥')
+    .replaceAll('\u00A0', '⍽')
+    .replaceAll('\u200B', '∅')
+    .replaceAll(REPLACEMENT, '▯')
+}
+
+/** `visible` for reading: line breaks stay breaks behind their sign. */
+export function visibleLines(text: string): string {
+  return visible(text).replaceAll('⏎', '⏎\n')
+}
+
+/** How a member is named where space is short; never empty. */
+export function label(member: Member): string {
+  if (endsText(member.token)) return 'end'
+  return visible(member.token.text) || '∅'
+}
