@@ -71,9 +71,7 @@ def build_run(
 
 
 def with_texts(step: Step, tokenizer: Tokenizer) -> RunStep:
-    """A step with the texts of its tokens, each read alone: what a stream can say before the run is
-    complete.
-    """
+    """A step with the text of each token, read alone: what a stream can say before the run is complete."""
     return RunStep.of(
         step,
         [tokenizer.token_text(member.id) for member in step.tokens],

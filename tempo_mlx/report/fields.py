@@ -114,7 +114,7 @@ def as_array(value: object, where: str) -> list[Any]:
 
 
 def copy_plain(value: object, where: str) -> Any:
-    """A JSON copy of nested mappings, sequences, text, numbers and None; refuses anything else, NaN included."""
+    """A JSON copy of nested mappings, sequences, text, numbers and None; NaN and all else is refused."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):

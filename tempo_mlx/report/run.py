@@ -99,14 +99,12 @@ class Run:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """One line of JSON (or indented); floats at full precision, so that `from_json` gives an equal run."""
+        """One line of JSON, or indented; floats at full precision, so that `from_json` gives an equal run."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
-        """The run in `text`. Raises RunFileError where it is not a run file of a known version, or is
-        damaged.
-        """
+        """The run in `text`. Raises RunFileError where that is no run file of a known version, or damaged."""
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
         except RecursionError:

@@ -1,8 +1,7 @@
 """The inline text: `The capital of France is [Paris/known/located] ...`.
 
 What a set shows is decided here for every output: members still alive, best first; where a whole set was
-removed, the member kept for the text (`keep_unattended`), or nothing. A set with one such member reads as plain
-text.
+removed, the member kept for the text (`keep_unattended`), or nothing. One such member reads as plain text.
 """
 
 from __future__ import annotations
@@ -97,9 +96,7 @@ def texts_along(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of inline text: a member's text, its label, or (token None) a mark or whitespace between
-    them.
-    """
+    """A stretch of inline text: a member's text, its label, or (token None) marks and blanks between them."""
 
     text: str
     token: Shown | None = None
@@ -109,8 +106,7 @@ class Piece:
 def pieces(
     tokens: Sequence[Shown], texts: Sequence[str], *, removed: bool = False, label: Label | None = None
 ) -> list[Piece]:
-    """One set, best first, as pieces. `removed`: with its removed members too. `label`: written after each
-    member.
+    """One set, best first, as pieces. `removed`: with its removed members; `label`: text after each member.
 
     Whitespace that all members begin with stands before the bracket, so `[ was/ is]` reads ` [was/is]`;
     other line breaks and tabs among alternatives are written `\\n`, `\\t`. A lone end-of-text token prints

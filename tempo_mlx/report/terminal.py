@@ -1,0 +1,240 @@
+"""The inline text on a terminal: alternatives coloured by probability, pruned ones struck through, live.
+
+On a colour terminal the newest lines are redrawn in place at each step, since a removal changes sets chosen
+earlier; lines that no removal can reach any more are printed once, above them, and scroll away like any text.
+Everywhere else (a pipe, a file, --no-color, NO_COLOR) the text is plain and printed as far as it has settled.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from tempo_mlx.decode.step import Step
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.text import InlineStream, Label, Piece, Tokenizer, is_shown, pieces
+
+REFRESH_SECONDS = 0.05
+SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
+REMOVED_STYLE = "strike dim"
+MARK_STYLE = "dim"
+
+
+class Printer(Protocol):
+    """Takes the steps as they are decoded; `finish` (always called, also after Ctrl-C) prints the rest."""
+
+    def add(self, step: Step) -> None: ...
+    def finish(self) -> None: ...
+
+
+def make_printer(
+    out: Console,
+    err: Console,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str,
+    prompt_length: int,
+    window: int | None,
+    label: Label | None = None,
+    status: bool = True,
+) -> Printer:
+    """The printer that suits `out`: live where it is a colour terminal, plain otherwise.
+
+    prompt: shown dim before the text on a live terminal; prompt_length: its slots; window: see InlineStream.
+    status: also show a line of tokens/s, set width and lattice size while decoding, where a terminal is there
+    that the text does not go to, or that is redrawn anyway.
+    """
+    if out.is_terminal and not out.no_color and not out.is_dumb_terminal:
+        return LivePrinter(
+            out, tokenizer, prompt, window, label, StatusLine(prompt_length) if status else None
+        )
+    watched = status and err.is_terminal and not err.is_dumb_terminal and not out.is_terminal
+    return PlainPrinter(out, err if watched else None, tokenizer, window, label, StatusLine(prompt_length))
+
+
+class StatusLine:
+    """Tokens/s, width and lattice size, from the steps seen."""
+
+    def __init__(self, prompt_length: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = 0.0
+        self._rate = 0.0
+        self._steps = 0
+        self._width = 0
+        self._slots = prompt_length
+
+    def add(self, step: Step) -> None:
+        self._steps += 1
+        if self._steps == 1:
+            self._start = self._clock()
+        else:
+            self._rate = (self._steps - 1) / max(self._clock() - self._start, 1e-9)
+        self._width = len(step.tokens)
+        self._slots += sum(token.slot is not None for token in step.tokens) - len(step.removed)
+
+    def text(self) -> Text:
+        rate = f"{self._rate:.1f} tokens/s" if self._steps > 1 else "... tokens/s"
+        line = f"step {self._steps} | {rate} | set width {self._width} | {self._slots} slots"
+        return Text(line, "dim", no_wrap=True, overflow="ellipsis")
+
+
+def _live(console: Console) -> Live:
+    """Redrawn by us alone. A warning on the same terminal goes above it; a redirected stderr is left alone."""
+    same = sys.stderr.isatty()
+    return Live(
+        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=same
+    )
+
+
+class PlainPrinter:
+    """Settled text only, nothing redrawn. `watch`: a terminal other than `out` that may show the status."""
+
+    def __init__(
+        self,
+        out: Console,
+        watch: Console | None,
+        tokenizer: Tokenizer,
+        window: int | None,
+        label: Label | None,
+        status: StatusLine,
+    ) -> None:
+        self._out = out
+        self._status = status
+        self._stream = InlineStream(tokenizer, window=window, label=label)
+        self._live = _live(watch) if watch else None
+        if self._live:
+            self._live.start()
+
+    def add(self, step: Step) -> None:
+        self._write(self._stream.add(step))
+        self._status.add(step)
+        if self._live:
+            self._live.update(self._status.text(), refresh=True)
+
+    def finish(self) -> None:
+        if self._live:
+            self._live.stop()
+        self._write([*self._stream.finish(), Piece("\n")])
+
+    def _write(self, new: Iterable[Piece]) -> None:
+        text = "".join(piece.text for piece in new)
+        self._out.file.write(printable(text) if self._out.is_terminal else text)
+        self._out.file.flush()
+
+
+class LivePrinter:
+    """Redraws the lines that may still change; prints the others once, above."""
+
+    def __init__(
+        self,
+        out: Console,
+        tokenizer: Tokenizer,
+        prompt: str,
+        window: int | None,
+        label: Label | None,
+        status: StatusLine | None,
+    ) -> None:
+        self._out = out
+        self._stream = InlineStream(tokenizer, window=window, removed=True, label=label)
+        self._status = status
+        self._tail = Text().append(printable(prompt), "dim")  # settled text of the line not full yet
+        self._drawn = -REFRESH_SECONDS
+        self._live = _live(out)
+        self._live.start()
+
+    def add(self, step: Step) -> None:
+        self._tail.append_text(styled(self._stream.add(step)))
+        if self._status:
+            self._status.add(step)
+        full = self._take_full_lines()
+        now = time.monotonic()
+        if full or now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            self._live.update(self._region())
+            if full:
+                self._out.print(Group(*full), overflow="ignore", crop=False)
+            else:
+                self._live.refresh()
+
+    def finish(self) -> None:
+        self._live.update(Text(""))
+        self._live.stop()
+        self._out.print(self._tail.append_text(styled(self._stream.finish())))
+
+    def _take_full_lines(self) -> list[Text]:
+        *full, self._tail = self._wrap(self._tail)
+        return full
+
+    def _region(self) -> Group:
+        """The line in progress, what is pending, and the status; their end, where the terminal is low."""
+        lines = self._wrap(self._tail.copy().append_text(styled(self._stream.pending())))
+        room = max(self._out.height - 2, 1)
+        return Group(*lines[-room:], *([self._status.text()] if self._status else []))
+
+    def _wrap(self, text: Text) -> Sequence[Text]:
+        return list(text.wrap(self._out, self._out.width)) or [Text()]
+
+
+def styled(stretch: Iterable[Piece]) -> Text:
+    """Pieces as rich text. Members of a set with alternatives are coloured, a lone token is plain."""
+    result = Text()
+    marked = False
+    for piece in stretch:
+        if piece.token is None:
+            marked = piece.text.endswith(("[", "/"))
+            result.append(printable(piece.text), MARK_STYLE)
+        elif not is_shown(piece.token):
+            result.append(printable(piece.text), REMOVED_STYLE)
+        elif piece.label:
+            result.append(printable(piece.text), MARK_STYLE)
+        else:
+            result.append(printable(piece.text), shade(piece.token.probability) if marked else "")
+    return result
+
+
+def shade(probability: float) -> str:
+    """The terminal's own colours, so that they suit a light and a dark background."""
+    return next(colour for least, colour in SHADES if probability >= least)
+
+
+def printable(text: str) -> str:
+    """Control characters, which could drive the terminal, as visible symbols; line breaks and tabs stay."""
+    return text.translate(_CONTROLS)
+
+
+_CONTROLS = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    0x7F: 0x2421,
+}
+
+
+def render_run(run: Run, label: Label | None = None) -> Text:
+    """A finished run as coloured inline text, its prompt dim before it."""
+    result = Text().append(printable(run.prompt.text), "dim")
+    for step in run.steps:
+        texts = [token.text for token in step.tokens]
+        result.append_text(styled(pieces(step.tokens, texts, removed=True, label=label)))
+    return result
+
+
+def summary(run: Run) -> str:
+    """One line for stderr: how long, how fast, how wide, and why it stopped."""
+    steps = len(run.steps)
+    members = sum(len(step.tokens) for step in run.steps)
+    removed = sum(token.removed_after is not None for step in run.steps for token in step.tokens)
+    parts = [f"{steps} steps"]
+    rate = run.timing.get("tokens_per_second")
+    if rate is not None:
+        parts.append(f"{rate:.1f} tokens/s")
+    parts.append(f"mean set width {members / steps:.2f}" if steps else "nothing generated")
+    if removed:
+        parts.append(f"{removed} of {members} members removed")
+    parts.append(f"stopped by {run.finish_reason}")
+    return " | ".join(parts)
