@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tempo_mlx.decode.schedules import bezier, make_schedule, moving, relu
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.schedules import bezier, make_schedule, moving, relu, scheduled
 
 units = st.floats(0.0, 1.0)
 
@@ -65,3 +66,18 @@ def test_one_step_stays_at_the_start_and_overshoot_is_held() -> None:
     assert make_schedule(0.1, dynamic=True, max_tokens=1)(0) == 0.1
     assert moving(0.1, 1.0, 3, lambda time: 3.0 * time)(1) == 1.0
     assert moving(0.1, 1.0, 3, lambda time: -time)(1) == 0.0
+
+
+@pytest.mark.parametrize("target", ["selection", "pruning", "both"])
+def test_the_settings_say_which_threshold_moves(target: str) -> None:
+    config = GenerateConfig(
+        dynamic_threshold=True,
+        dynamic_target=target,
+        use_retroactive_pruning=True,
+        final_threshold=0.5,
+        max_tokens=5,
+    )
+    for kind in ("selection", "pruning"):
+        end = scheduled(config, 0.2, kind)(4)
+        assert end == pytest.approx(0.5 if target in (kind, "both") else 0.2)
+    assert scheduled(GenerateConfig(), 0.2, "selection")(99) == 0.2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
+
+from tempo_mlx.config import GenerateConfig
 
 Schedule = Callable[[int], float]  # step (0-based) -> threshold
 
@@ -28,8 +31,8 @@ def constant(value: float) -> Schedule:
 def moving(start: float, final: float, max_tokens: int, curve: Callable[[float], float]) -> Schedule:
     """From `start` at step 0 to `final` at the last step, along `curve` (time 0..1 -> share of the way).
 
-    Time is step / (max_tokens - 1), held at 1 afterwards; a run of one step stays at `start`. The result is kept
-    within 0..1, since control values outside that range can overshoot.
+    Time is step / (max_tokens - 1), held at 1 afterwards; a run of one step stays at `start`. The result is
+    kept within 0..1, since control values outside that range can overshoot.
     """
 
     def threshold(step: int) -> float:
@@ -57,3 +60,17 @@ def make_schedule(
     if use_relu:
         return moving(start, final, max_tokens, lambda time: relu(time, activation_point))
     return moving(start, final, max_tokens, lambda time: bezier(time, p1, p2))
+
+
+def scheduled(config: GenerateConfig, start: float, target: Literal["selection", "pruning"]) -> Schedule:
+    """The schedule of a threshold that begins at `start`, by what the settings say about its kind."""
+    return make_schedule(
+        start,
+        dynamic=config.dynamic_threshold and config.dynamic_target in (target, "both"),
+        final=config.final_threshold,
+        max_tokens=config.max_tokens,
+        p1=config.bezier_p1,
+        p2=config.bezier_p2,
+        use_relu=config.use_relu,
+        activation_point=config.relu_activation_point,
+    )
