@@ -1,0 +1,39 @@
+"""TEMPO: multipath decoding of language models on MLX.
+
+    import tempo_mlx
+    model = tempo_mlx.load("smollm2-135m")
+    run = tempo_mlx.generate(model, "The sky", max_tokens=20)
+    print(run.text)
+
+Names are imported when first used, so that `import tempo_mlx` loads no tensor library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tempo_mlx.api import Stream as Stream
+    from tempo_mlx.api import generate as generate
+    from tempo_mlx.api import load as load
+    from tempo_mlx.api import stream as stream
+    from tempo_mlx.config import GenerateConfig as GenerateConfig
+    from tempo_mlx.config import LoadConfig as LoadConfig
+    from tempo_mlx.decode.step import Step as Step
+    from tempo_mlx.errors import TempoError as TempoError
+    from tempo_mlx.model.load import LoadedModel as LoadedModel
+    from tempo_mlx.report.run import Run as Run
+
+_HOMES = {
+    "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Run": "report.run", "Step": "decode.step",
+    "GenerateConfig": "config", "LoadConfig": "config", "TempoError": "errors", "LoadedModel": "model.load",
+}  # fmt: skip
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tempo_mlx' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"tempo_mlx.{_HOMES[name]}"), name)

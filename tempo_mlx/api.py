@@ -1,0 +1,193 @@
+"""The Python API: `load` a model, `stream` steps or `generate` a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
+from tempo_mlx.decode.prefill import Interrupted
+from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
+from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.model.load import LoadedModel, load_model
+from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
+from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.report.run import Run, best_path
+
+Prune = PruneRule | Callable[[PruneContext], Iterable[Pruned]]
+
+
+class Decoder(Protocol):
+    """One decoding under way: what `decode/` offers and `Stream` drives."""
+
+    steps: list[Step]
+    cache: Any
+
+    @property
+    def finished(self) -> bool: ...
+    def advance(self) -> Step: ...
+    def note_evidence(self) -> None: ...
+
+
+def load(model: str | None = None, **settings: Any) -> LoadedModel:
+    """Load a model: a name, a Hugging Face repo id, a directory or a .gguf file; settings of `LoadConfig`.
+
+    Raises ModelError, DownloadError, BackendError, MemoryLimitError, ConfigError.
+    """
+    return load_model(LoadConfig(**settings if model is None else {"model": model, **settings}))
+
+
+def generate(loaded: LoadedModel, prompt: str | Sequence[int], **settings: Any) -> Run:
+    """Decode to the end. The same as draining `stream(...)` and taking its `run()`."""
+    decoding = stream(loaded, prompt, **settings)
+    for _ in decoding:
+        pass
+    return decoding.run()
+
+
+def stream(
+    loaded: LoadedModel,
+    prompt: str | Sequence[int],
+    config: GenerateConfig | None = None,
+    *,
+    prune: Prune | None = None,
+    interrupted: Callable[[], str | None] | None = None,
+    **settings: Any,
+) -> Stream:
+    """Start a decoding that yields one `Step` at a time.
+
+    prompt: text, or token ids. config: a resolved configuration (a run's own, say), or settings by name.
+    prune: a retroactive pruning rule of your own (decode/pruning.py). interrupted: called between steps and
+    between chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it has.
+
+    Raises ConfigError for a setting that is unknown, out of range, or without effect; PromptError.
+    """
+    return Stream(loaded, prompt, resolve(settings) if config is None else config, prune, interrupted)
+
+
+class Stream(Iterator[Step]):
+    """A decoding under way: iterate for steps; `run()` gives what there is so far, at any time.
+
+    `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked for.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt: str | Sequence[int],
+        config: GenerateConfig,
+        prune: Prune | None = None,
+        interrupted: Callable[[], str | None] | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.config = config
+        self.prompt = encode_prompt(loaded, prompt, config)
+        self.finish_reason: str | None = None
+        self.decoder: Decoder | None = None
+        self.started = time.perf_counter()
+        self.prefilled = self.ended = self.started
+        self._prune = prune
+        self._outside = interrupted
+        self._cancelled = False
+
+    @property
+    def steps(self) -> list[Step]:
+        return self.decoder.steps if self.decoder is not None else []
+
+    def cancel(self) -> None:
+        """End the run at the next step or chunk of the prompt; what was generated is kept."""
+        self._cancelled = True
+
+    def __next__(self) -> Step:
+        if self.finish_reason is None:
+            self.finish_reason = self._reason_to_stop()
+        if self.finish_reason is not None:
+            raise StopIteration
+        try:
+            if self.decoder is None:
+                self.decoder = self._start()
+                self.prefilled = time.perf_counter()
+            step = self.decoder.advance()
+        except Interrupted as stop:
+            self.finish_reason = str(stop)
+            raise StopIteration from None
+        finally:
+            self.ended = time.perf_counter()
+        return step
+
+    def run(self) -> Run:
+        """The run so far, complete in itself; a run that has not ended counts as cancelled."""
+        if self.decoder is not None:
+            self.decoder.note_evidence()
+        return build_run(
+            self.steps,
+            prompt=self.prompt,
+            model_info=self.loaded.model.info,
+            config=as_dict(self.config),
+            tokenizer=self.loaded.tokenizer,
+            decoder=self.config.decoder,
+            finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
+            timing=self.timing(),
+        )
+
+    def timing(self) -> Mapping[str, float]:
+        """Seconds of the prompt and of the steps, and logical steps per second."""
+        decode = self.ended - self.prefilled if self.steps else 0.0
+        return {
+            "prefill_seconds": self.prefilled - self.started,
+            "decode_seconds": decode,
+            "tokens_per_second": len(self.steps) / decode if decode > 0 else 0.0,
+        }
+
+    def _start(self) -> Decoder:
+        return Tempo(
+            self.loaded.model,
+            self.prompt.token_ids,
+            self.config,
+            eos_ids=self.loaded.tokenizer.eos_ids,
+            prune=self._prune,
+            interrupted=self._interruption,
+        )
+
+    def _interruption(self) -> str | None:
+        if self._cancelled:
+            return "cancelled"
+        if self.config.timeout is not None and time.perf_counter() - self.started > self.config.timeout:
+            return "timeout"
+        return self._outside() if self._outside is not None else None
+
+    def _reason_to_stop(self) -> str | None:
+        """Why no further step follows, if so."""
+        if self.decoder is not None and self.steps:
+            limit = self.config.max_cache_tokens
+            context = self.loaded.model.architecture.max_position_embeddings
+            if self.decoder.finished or self._stop_text():
+                return "stop"
+            if len(self.steps) >= self.config.max_tokens or self.steps[-1].position + 1 >= context:
+                return "length"
+            if limit is not None and len(self.decoder.cache) + len(self.steps[-1].tokens) > limit:
+                return "memory"
+        return self._interruption()
+
+    def _stop_text(self) -> bool:
+        """Whether the most probable reading holds a stop string."""
+        if not self.config.stop:
+            return False
+        reading = best_path([with_texts(step, self.loaded.tokenizer) for step in self.steps])
+        text = self.loaded.tokenizer.decode([token.id for token in reading])
+        return cut_at_stop(text, self.config.stop) != text
+
+
+def encode_prompt(loaded: LoadedModel, prompt: str | Sequence[int], config: GenerateConfig) -> RunPrompt:
+    """The prompt's token ids, under the model's chat template where `config.chat`."""
+    tokenizer = loaded.tokenizer
+    if not isinstance(prompt, str):
+        return RunPrompt(tokenizer.decode(list(prompt)), tuple(int(i) for i in prompt))
+    if not config.chat:
+        return RunPrompt(prompt, tuple(tokenizer.encode(prompt)))
+    messages = [{"role": "system", "content": config.system}] if config.system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    text = tokenizer.chat(messages, enable_thinking=config.enable_thinking or None)
+    return RunPrompt(text, tuple(tokenizer.encode(text, add_special=False)))

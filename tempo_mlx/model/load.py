@@ -1,0 +1,42 @@
+"""From a name to a model that can run: weights, backend, tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.errors import BackendError
+from tempo_mlx.model.forward import Model
+from tempo_mlx.weights import Progress, Tokenizer, open_checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: LoadConfig = field(default_factory=LoadConfig)
+
+
+def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedModel:
+    """Open (fetch, where needed) and build the model `config` names.
+
+    Raises ModelError, DownloadError, BackendError (the backend or device is not here), MemoryLimitError.
+    """
+    checkpoint = open_checkpoint(config.model, progress=progress)
+    model: Model
+    if config.backend == "torch":
+        try:
+            from tempo_mlx.model.torch_backend import TorchTransformer
+        except ModuleNotFoundError as error:
+            raise BackendError("The torch backend needs PyTorch; install tempo-mlx with its extra: [torch].") from error
+        model = TorchTransformer(checkpoint, config.device, config.dtype)
+    else:
+        from tempo_mlx.model.mlx_backend import build
+
+        model = build(checkpoint, config.device, config.dtype)
+    return LoadedModel(model, checkpoint.tokenizer(), config)
+
+
