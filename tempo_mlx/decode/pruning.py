@@ -244,7 +244,7 @@ def without_sinks(attention_mass: Float32s, prompt_length: int) -> Float32s:
     """
     sinks = min(SINKS, prompt_length)
     rest = 1.0 - attention_mass[:, :sinks].sum(axis=1, keepdims=True)
-    result = attention_mass / np.maximum(rest, np.finfo(np.float32).eps)
+    result: Float32s = attention_mass / np.maximum(rest, np.finfo(np.float32).eps)
     result[:, :sinks] = 0.0
     return result
 

@@ -1,0 +1,211 @@
+"""Reading token sequences off a lattice: the best ones, random ones, different ones.
+
+Members of neighbouring sets are not independent, so a text is always read along edges: a path takes one
+member of each set, and its score is log p_0(first) + sum of log P(j|i). Members that are alive or
+unattended take part; a set without any takes part with all its members and prints nothing. A member that
+ends the text has no successor, so it can only be the last of a path. Scores are what the lattice says; rows
+of a lattice see mixtures, so the model's own log-probability of a path may differ.
+
+Shapes: T layers, m members of a layer, n paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.decode.step import Edge, Removal
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Token(Protocol):
+    """What a member of a set must tell: decode.step.Member and report's RunToken do."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def slot(self) -> int | None: ...
+    @property
+    def parents(self) -> tuple[Edge, ...]: ...
+    @property
+    def removed_after(self) -> int | None: ...
+    @property
+    def removed_why(self) -> Removal | None: ...
+
+
+T = TypeVar("T", bound=Token)
+T_co = TypeVar("T_co", bound=Token, covariant=True)
+
+
+class TokenSet(Protocol[T_co]):
+    """A step: its members, best first."""
+
+    @property
+    def tokens(self) -> Sequence[T_co]: ...
+
+
+@dataclass(frozen=True)
+class Layer(Generic[T]):
+    """One set as paths see it. edges (m of the previous layer, m): log P(j|i); of the first, (1, m): log
+    p_0(j).
+    """
+
+    members: tuple[T, ...]
+    edges: Floats
+    printed: bool = True
+
+
+@dataclass(frozen=True)
+class Path:
+    """One member of each layer, by index, and the sum of its edges."""
+
+    choice: tuple[int, ...]
+    score: float
+
+
+def is_usable(token: Token) -> bool:
+    """Alive, or removed from sight only."""
+    return token.removed_after is None or (token.removed_why is not None and token.removed_why.unattended)
+
+
+def layers_of(steps: Sequence[TokenSet[T]]) -> list[Layer[T]]:
+    """The layers of the sets of a run, or of its first ones."""
+    layers: list[Layer[T]] = []
+    for index, step in enumerate(steps):
+        candidates = [token for token in step.tokens if token.slot is not None or index + 1 == len(steps)]
+        members = tuple(token for token in candidates if is_usable(token))
+        printed = bool(members)
+        members = members or tuple(candidates)
+        if index == 0:
+            edges = np.array([[token.probability for token in members]])
+        else:
+            forward: list[dict[int | None, float]] = [
+                {edge.slot: edge.forward for edge in token.parents} for token in members
+            ]
+            edges = np.array([[edge[before.slot] for edge in forward] for before in layers[-1].members])
+        # A probability that underflowed must not cut the only path there is.
+        layers.append(Layer(members, np.log(np.maximum(edges, np.finfo(np.float64).tiny)), printed))
+    return layers
+
+
+def best_paths(layers: Sequence[Layer[T]], count: int = 1) -> list[Path]:
+    """The `count` paths of the highest score, best first (k-best Viterbi); fewer where there are no more.
+
+    Ties go to the earlier member, which is the more probable one.
+    """
+    if not layers:
+        return []
+    scores = layers[0].edges.T  # (m, n): the best paths that end in each member, best first
+    pointers: list[Ints] = []  # (m, n) each: member of the previous layer x n + its rank
+    for layer in layers[1:]:
+        # (m before, n, m) -> (m, m before x n), in order of the earlier member
+        reached = (scores[:, :, None] + layer.edges[:, None, :]).reshape(-1, layer.edges.shape[1]).T
+        order = np.argsort(-reached, axis=1, kind="stable")[:, :count]
+        pointers.append(np.stack(np.divmod(order, scores.shape[1])))
+        scores = np.take_along_axis(reached, order, axis=1)
+    flat = np.argsort(-scores, axis=None, kind="stable")[:count]
+    member, rank = np.divmod(flat, scores.shape[1])  # (n,)
+    choices = [member]
+    for pointer in reversed(pointers):
+        member, rank = pointer[:, member, rank]
+        choices.append(member)
+    return [
+        Path(tuple(choice), float(score))
+        for choice, score in zip(np.stack(choices[::-1], axis=1).tolist(), scores.ravel()[flat], strict=True)
+    ]
+
+
+def sample_paths(
+    layers: Sequence[Layer[T]], count: int, seed: int | Sequence[int], temperature: float = 1.0
+) -> list[Path]:
+    """Draw `count` paths with probability proportional to exp(score / temperature), repetitions included.
+
+    Forward filtering, backward sampling: exact over all paths, whose number is exponential in T.
+    """
+    if not layers:
+        return []
+    random = np.random.default_rng(seed)
+    filtered = [layers[0].edges[0] / temperature]  # (m,): log of the summed weight of the paths ending there
+    for layer in layers[1:]:
+        filtered.append(np.logaddexp.reduce(filtered[-1][:, None] + layer.edges / temperature, axis=0))
+    choices = [_draw(np.broadcast_to(filtered[-1][:, None], (len(filtered[-1]), count)), random)]
+    for index in range(len(layers) - 2, -1, -1):
+        onward = layers[index + 1].edges[:, choices[-1]] / temperature  # (m, n)
+        choices.append(_draw(filtered[index][:, None] + onward, random))
+    drawn = [tuple(choice) for choice in np.stack(choices[::-1], axis=1).tolist()]
+    return [Path(choice, path_score(layers, choice)) for choice in drawn]
+
+
+def path_score(layers: Sequence[Layer[T]], choice: Sequence[int]) -> float:
+    """The sum of the edges of one path."""
+    before = (0, *choice)
+    return float(sum(layer.edges[before[t], choice[t]] for t, layer in enumerate(layers)))
+
+
+def members_of(layers: Sequence[Layer[T]], path: Path) -> list[T]:
+    """The members a path takes, one a layer."""
+    return [layer.members[index] for layer, index in zip(layers, path.choice, strict=True)]
+
+
+def token_ids(layers: Sequence[Layer[T]], path: Path) -> list[int]:
+    """The tokens a path prints: those of layers that print nothing are left out."""
+    return [
+        member.id for layer, member in zip(layers, members_of(layers, path), strict=True) if layer.printed
+    ]
+
+
+def candidate_paths(steps: Sequence[TokenSet[T]], count: int, seed: int) -> list[list[int]]:
+    """Different readings worth an exact score, the best path first: k-best paths, then random ones.
+
+    `count`: how many paths are wanted in the end; there are up to 16 candidates for each.
+    """
+    layers = layers_of(steps)
+    paths = best_paths(layers, 4 * count) + sample_paths(layers, 12 * count, seed)
+    return [list(ids) for ids in dict.fromkeys(tuple(token_ids(layers, path)) for path in paths)]
+
+
+def choose_distinct(
+    sequences: Sequence[Sequence[int]], scores: Sequence[float], count: int, distance: float
+) -> list[int]:
+    """Indices of up to `count` sequences, by descending score, each far enough from all chosen before it.
+
+    `distance`: the least edit distance between two of them, as a share of the longer one's length.
+    """
+    chosen: list[int] = []
+    for index in np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist():
+        here = sequences[index]
+        if all(
+            edit_distance(here, sequences[other]) >= distance * max(len(here), len(sequences[other]), 1)
+            for other in chosen
+        ):
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
+    """Levenshtein distance: the fewest insertions, deletions and replacements of tokens."""
+    target = np.asarray(second)
+    steps = np.arange(len(target) + 1)
+    row = steps
+    for index, token in enumerate(first):
+        above = np.minimum(row[1:] + 1, row[:-1] + (target != token))
+        # insertions: the running minimum of row[j] - j, plus j
+        row = np.minimum.accumulate(np.concatenate([[index + 1], above]) - steps) + steps
+    return int(row[-1])
+
+
+def _draw(log_weights: Floats, random: np.random.Generator) -> Ints:
+    """One index of each column of (m, n), with probability proportional to exp."""
+    cumulative = np.cumsum(np.exp(log_weights - log_weights.max(axis=0)), axis=0)
+    drawn: Ints = (cumulative < random.random(log_weights.shape[1]) * cumulative[-1]).sum(axis=0)
+    return drawn
