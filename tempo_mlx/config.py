@@ -7,13 +7,12 @@ the command line reads, shows and saves. `GenerateConfig` holds resolved values 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.settings import Checked, Setting, row, settings_of
+from tempo_mlx.settings import Checked, Setting, canonical, row, settings_of
 
 Decoder = Literal["superposed", "tree", "mcts", "beam", "diverse-beam", "sample", "plain"]
 
@@ -392,34 +391,6 @@ CONFIGS: tuple[type, ...] = (LoadConfig, GenerateConfig, Shortcuts, OutputConfig
 _KNOWN = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
 
 
-def spellings(settings: Mapping[str, Setting]) -> dict[str, tuple[str, bool]]:
-    """Every name a settings file or the API may use: name -> (field, whether it negates the field)."""
-    names = {name: (name, False) for name in settings}
-    for setting in settings.values():
-        for alias in setting.row.aliases:
-            names[alias.lstrip("/-").replace("-", "_")] = (setting.name, alias.startswith("/"))
-    return names
-
-
-def canonical(given: Mapping[str, object], settings: Mapping[str, Setting]) -> dict[str, object]:
-    """`given` under the names of the fields, checked. Raises ConfigError: an unknown or doubled key."""
-    names, result = spellings(settings), {}
-    for key, value in given.items():
-        if key not in names:
-            raise ConfigError(f"{key} is not a setting; {_suggestion(key, names)}")
-        name, negated = names[key]
-        if name in result:
-            raise ConfigError(f"{name} is given twice, once as {key}; give it once.")
-        checked = settings[name].check(value, key)
-        result[name] = not checked if negated else checked
-    return result
-
-
-def _suggestion(key: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(key, names, 1)
-    return f"did you mean {near[0]}?" if near else "`tempo-mlx generate --help` lists them."
-
-
 def resolve(explicit: Mapping[str, object], ambient: Mapping[str, object] | None = None) -> GenerateConfig:
     """The configuration that follows from the settings a user gave.
 
@@ -469,9 +440,11 @@ def _imply(given: dict[str, object], weak: dict[str, object]) -> None:
     """Add what a given setting stands for, where nothing else was said."""
     both = {**weak, **given}
     target = given if "attention_threshold" in given else weak
-    if "attention_threshold" in both and "pruning_signal" not in both:
-        target.setdefault("pruning_signal", "attention")
-        target.setdefault("use_retroactive_pruning", True)
+    if "attention_threshold" in both:
+        if "pruning_signal" not in both:
+            target["pruning_signal"] = "attention"
+        if "use_retroactive_pruning" not in both:
+            target["use_retroactive_pruning"] = True
     filters = [name for name in ("min_p", "top_p", "top_k") if name in given]
     if len(filters) == 1 and "selection" not in both and "threshold" not in given:
         given["selection"] = filters[0].replace("_", "-")

@@ -8,10 +8,11 @@ environment, files, HTTP schema and reference docs are all generated from here.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
@@ -185,9 +186,13 @@ class Setting:
         return number
 
 
-@cache
-def settings_of(config: type[Any]) -> Mapping[str, Setting]:
+def settings_of(config: type) -> Mapping[str, Setting]:
     """The table of a configuration dataclass, by field name, in the order of its fields."""
+    return _table(config)
+
+
+@cache
+def _table(config: type) -> Mapping[str, Setting]:
     hints = get_type_hints(config)
     return types.MappingProxyType({f.name: _setting(f, hints[f.name]) for f in dataclasses.fields(config)})
 
@@ -216,6 +221,34 @@ def _union(hint: Any) -> Iterator[Any]:
         yield hint
 
 
+def spellings(settings: Mapping[str, Setting]) -> dict[str, tuple[str, bool]]:
+    """Every name a settings file or the API may use: name -> (field, whether it negates the field)."""
+    names = {name: (name, False) for name in settings}
+    for setting in settings.values():
+        for alias in setting.row.aliases:
+            names[alias.lstrip("/-").replace("-", "_")] = (setting.name, alias.startswith("/"))
+    return names
+
+
+def canonical(given: Mapping[str, object], settings: Mapping[str, Setting]) -> dict[str, object]:
+    """`given` under the names of the fields, checked. Raises ConfigError: an unknown or doubled key."""
+    names, result = spellings(settings), {}
+    for key, value in given.items():
+        if key not in names:
+            raise ConfigError(f"{key} is not a setting; {suggestion(key, names)}")
+        name, negated = names[key]
+        if name in result:
+            raise ConfigError(f"{name} is given twice, once as {key}; give it once.")
+        checked = settings[name].check(value, key)
+        result[name] = not checked if negated else checked
+    return result
+
+
+def suggestion(key: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, names, 1)
+    return f"did you mean {near[0]}?" if near else "docs/settings.md lists all."
+
+
 def shown(value: object) -> str:
     """`value` for an error message: its repr, short."""
     if isinstance(value, int) and value.bit_length() > 200:
@@ -228,6 +261,5 @@ class Checked:
     """Base of the configuration dataclasses: construction checks every field against its row."""
 
     def __post_init__(self) -> None:
-        config: type = type(self)
-        for name, setting in settings_of(config).items():
+        for name, setting in settings_of(type(self)).items():
             object.__setattr__(self, name, setting.check(getattr(self, name)))

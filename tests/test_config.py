@@ -1,0 +1,258 @@
+"""The settings table and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts, as_dict, resolve
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.settings import settings_of
+from tempo_mlx.sources import load_settings
+
+
+ATTENTION = {"use_retroactive_pruning": True, "pruning_signal": "attention"}
+
+
+def changed(**given: object) -> dict[str, object]:
+    """What `resolve(given)` sets to something else than its default."""
+    default = as_dict(GenerateConfig())
+    return {name: value for name, value in as_dict(resolve(given)).items() if value != default[name]}
+
+
+def test_a_resolved_configuration_reproduces_itself() -> None:
+    for given in (
+        {},
+        {"branches": 3},
+        {"preset": "original"},
+        {"attention_threshold": 0.02},
+        {"stop": ["a", "b"]},
+    ):
+        config = resolve(given)
+        stored = json.loads(json.dumps(as_dict(config)))
+        assert GenerateConfig(**stored) == config
+        assert resolve(stored) == config
+        assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_config_imports_no_tensor_library() -> None:
+    code = "import sys, tempo_mlx.config; print([m for m in ('numpy', 'mlx', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"default_mode": True}, {"decoder": "plain"}),
+        ({"use_mcts": True, "mcts_depth": 3}, {"decoder": "mcts", "mcts_depth": 3}),
+        ({"branches": 3}, {"decoder": "tree", "branches": 3}),
+        ({"decoder": "tree", "branches": 5}, {"decoder": "tree"}),
+        ({"preset": "plain"}, {"decoder": "plain"}),
+        ({"preset": "branches"}, {"decoder": "tree"}),
+        ({"preset": "branches", "decoder": "superposed"}, {}),
+        (
+            {"preset": "original", "combine": "mean"},
+            {"attend": "all", "combine": "mean", **ATTENTION},
+        ),
+        ({"preset": "original", "decoder": "plain"}, {"decoder": "plain"}),
+        (
+            {"attention_threshold": 0.02},
+            {"attention_threshold": 0.02, **ATTENTION},
+        ),
+        (
+            {"attention_threshold": 0.02, "use_pruning": True},
+            {"attention_threshold": 0.02, "use_pruning": True, **ATTENTION},
+        ),
+        ({"top_p": 0.8}, {"selection": "top-p", "top_p": 0.8}),
+        ({"isolate": False}, {"allow_intraset_token_visibility": True, "attend": "weighted"}),
+        ({"isolate": False, "attend": "all"}, {"allow_intraset_token_visibility": True, "attend": "all"}),
+        ({"isolate": True}, {}),
+        (
+            {"preset": "original", "allow_intraset_token_visibility": True},
+            {"attend": "all", "combine": "last", "allow_intraset_token_visibility": True, **ATTENTION},
+        ),
+        ({"enable_thinking": True}, {"enable_thinking": True, "chat": True}),
+        ({"selection_threshold": 0.25}, {"threshold": 0.25}),
+        ({"use_retroactive_removal": True}, {"use_retroactive_pruning": True}),
+        ({"stop": "x"}, {"stop": ["x"]}),
+        ({"max_parallel_tokens": "auto"}, {"max_parallel_tokens": "auto"}),
+        ({"temperature": 0}, {"temperature": 0.0}),
+    ],
+)  # fmt: skip
+def test_what_follows_from_what(given: dict[str, object], expected: dict[str, object]) -> None:
+    assert changed(**given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"treshold": 1}, ["treshold", "threshold?"]),
+        ({"threshold": 1.5}, ["threshold", "1.5", "from 0 to 1"]),
+        ({"threshold": -0.1}, ["-0.1"]),
+        ({"threshold": float("nan")}, ["nan"]),
+        ({"threshold": True}, ["True"]),
+        ({"threshold": "0.1"}, ["'0.1'"]),
+        ({"max_tokens": 0}, ["max_tokens is 0", "from 1"]),
+        ({"max_tokens": 1.5}, ["1.5", "whole number"]),
+        ({"seed": -1}, ["-1"]),
+        ({"seed": 10**5000}, ["huge"]),
+        ({"temperature": 10**400}, ["huge"]),
+        ({"temperature": float("inf")}, ["inf"]),
+        ({"max_parallel_tokens": "many"}, ["many", "auto"]),
+        ({"decoder": "magic"}, ["magic", "superposed", "plain"]),
+        ({"stop": [""]}, ["empty"]),
+        ({"stop": [1]}, ["1"]),
+        ({"min_steps": 5, "max_tokens": 4}, ["min_steps", "max_tokens"]),
+        ({"attend": "best", "allow_intraset_token_visibility": True}, ["attend best", "weighted"]),
+        ({"enable_thinking": True, "chat": False}, ["chat"]),
+        ({"threshold": 0.2, "default_mode": True}, ["threshold", "plain", "leave it out"]),
+        ({"use_mcts": True, "decoder": "beam"}, ["mcts", "beam"]),
+        ({"branches": 3, "use_mcts": True}, ["branches", "mcts"]),
+        ({"top_p": 0.8, "top_k": 3}, ["selection"]),
+        ({"bezier_p1": 0.4}, ["--dynamic-threshold"]),
+        ({"bezier_p1": 0.4, "dynamic_threshold": True, "use_relu": True}, ["use_relu"]),
+        ({"dynamic_threshold": True, "dynamic_target": "pruning"}, ["--use-retroactive-pruning"]),
+        ({"coherence_threshold": 0.5}, ["--use-pruning"]),
+        ({"posterior_threshold": 0.5}, ["--use-retroactive-pruning"]),
+        ({"attention_threshold": 0.5, "pruning_signal": "random"}, ["attention_threshold", "random"]),
+        ({"paths": 3, "decoder": "beam"}, ["paths", "beam", "superposed"]),
+        ({"path_distance": 0.5}, ["--paths"]),
+        ({"lossless": True}, ["--early-exit"]),
+        ({"early_exit": True, "exit_layers": [7, 3]}, ["ascending"]),
+        ({"early_exit": True, "exit_layers": [3, 7], "confidence_thresholds": [0.7]}, ["2", "1"]),
+        ({"threshold": 0.2, "selection_threshold": 0.2}, ["twice"]),
+        ({"system": "Be brief."}, ["--chat"]),
+        ({"system": "a\0b", "chat": True}, ["system"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_it(given: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(given)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert len(message) < 300 and "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_setting_of_another_decoder_at_its_default_asks_for_nothing() -> None:
+    assert resolve({"decoder": "plain", "threshold": 0.1}) == resolve({"decoder": "plain"})
+
+
+def test_load_config() -> None:
+    assert LoadConfig(device="mps").device == "gpu"
+    assert LoadConfig(kv_bits=4).kv_bits == 4
+    for bad in ({"kv_bits": 5}, {"max_memory_gb": 0}, {"model": " "}, {"backend": "jax"}):
+        with pytest.raises(ConfigError):
+            LoadConfig(**bad)
+
+
+def test_precedence_is_flag_environment_file_default(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('threshold = 0.3\nmax-tokens = 7\nseed = 3\nmodel = "a"\nquiet = true\n')
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("TEMPO_SEED=4\nTEMPO_TOP_K=\nOTHER=1\nTEMPO_MAX_TOKENS=1\n")
+    environ = {"TEMPO_MAX_TOKENS": "8", "MODEL_PATH": "b", "DEVICE": "mps"}
+    given = load_settings(str(file), environ, {"max_tokens": 9}, dotenv=dotenv)
+    config = given.generation()
+    assert (config.threshold, config.max_tokens, config.seed, config.top_k) == (0.3, 9, 4, 8)
+    assert load_settings(str(file), environ, {}, dotenv=dotenv).generation().max_tokens == 8
+    assert given.make(LoadConfig) == LoadConfig(model="b", device="gpu")
+    assert given.make(OutputConfig).quiet
+    stronger = load_settings(None, {**environ, "TEMPO_MODEL": "c"}, {}, dotenv=dotenv)
+    assert stronger.make(LoadConfig).model == "c"
+
+
+def test_the_environment_is_dropped_where_the_decoder_has_no_use_for_it(tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    environ = {"TEMPO_THRESHOLD": "0.3", "TEMPO_PRESET": "original"}
+    assert load_settings(None, environ, {"decoder": "plain"}, dotenv=none).generation() == resolve(
+        {"decoder": "plain"}
+    )
+    assert load_settings(None, environ, {}, dotenv=none).generation() == resolve(
+        {"preset": "original", "threshold": 0.3}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("s.toml", "treshold = 0.1", ["s.toml", "treshold", "threshold?"]),
+        ("s.toml", "threshold = 2", ["s.toml", "threshold", "2"]),
+        ("s.toml", "threshold = ", ["s.toml", "malformed"]),
+        ("s.json", "[1]", ["s.json", "names and values"]),
+        ("s.json", "{", ["s.json", "malformed"]),
+        ("s.yaml", "a: [", ["s.yaml", "malformed"]),
+        ("s.yaml", "threshold: .nan", ["threshold", "nan"]),
+        ("s.ini", "", ["s.ini", ".toml"]),
+    ],
+)
+def test_a_bad_settings_file_is_named(tmp_path: Path, name: str, text: str, words: list[str]) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(str(tmp_path / name), {}, {}, dotenv=tmp_path / "none")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("name", ["s.toml", "s.json", "s.yaml"])
+def test_every_kind_of_settings_file(tmp_path: Path, name: str) -> None:
+    text = {"s.toml": "threshold = 0.3\nchat = true", "s.json": '{"threshold": 0.3, "chat": true}',
+            "s.yaml": "threshold: 0.3\nchat: true"}[name]  # fmt: skip
+    (tmp_path / name).write_text(text)
+    given = load_settings(str(tmp_path / name), {}, {}, dotenv=tmp_path / "none")
+    assert given.generation() == resolve({"threshold": 0.3, "chat": True})
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"TEMPO_TRESHOLD": "1"}, ["TEMPO_TRESHOLD", "TEMPO_THRESHOLD?"]),
+        ({"TEMPO_THRESHOLD": "2"}, ["TEMPO_THRESHOLD", "2"]),
+        ({"TEMPO_THRESHOLD": "nan"}, ["TEMPO_THRESHOLD", "nan"]),
+        ({"TEMPO_CHAT": "maybe"}, ["TEMPO_CHAT", "true or false"]),
+        ({"TEMPO_EXIT_LAYERS": "3,x"}, ["TEMPO_EXIT_LAYERS", "x"]),
+        ({"DEVICE": "tpu"}, ["DEVICE", "tpu"]),
+    ],
+)
+def test_a_bad_environment_variable_is_named(
+    tmp_path: Path, environ: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, environ, {}, dotenv=tmp_path / "none")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_dotenv_may_not_name_code_to_load(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("TEMPO_BLAS=/tmp/evil.so\n")
+    with pytest.raises(ConfigError, match="TEMPO_BLAS"):
+        load_settings(None, {}, {}, dotenv=tmp_path / ".env")
+
+
+def test_lists_in_the_environment(tmp_path: Path) -> None:
+    environ = {"TEMPO_EARLY_EXIT": "1", "TEMPO_EXIT_LAYERS": "3, 7", "TEMPO_STOP": '["a", "b"]'}
+    config = load_settings(None, environ, {}, dotenv=tmp_path / "none").generation()
+    assert (config.early_exit, config.exit_layers, config.stop) == (True, (3, 7), ("a", "b"))
+
+
+def test_every_needed_setting_and_decoder_exists() -> None:
+    """A typo in the table would switch a check off without anyone noticing."""
+    settings = settings_of(GenerateConfig)
+    decoders = settings["decoder"].choices
+    for setting in settings.values():
+        assert set(setting.row.decoders or ()) <= set(decoders), setting.name
+        for other, allowed in (setting.row.needs or {}).items():
+            for value in allowed:
+                settings[other].check(value)
+
+
+def test_names_and_spellings_are_unique() -> None:
+    seen: set[str] = set()
+    for config in (LoadConfig, GenerateConfig, Shortcuts, OutputConfig):
+        for setting in settings_of(config).values():
+            for flag in (setting.flag, *(alias.lstrip("/") for alias in setting.row.aliases)):
+                assert flag not in seen
+                seen.add(flag)
