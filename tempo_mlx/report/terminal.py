@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -84,11 +84,17 @@ class StatusLine:
         return Text(line, "dim", no_wrap=True, overflow="ellipsis")
 
 
-def _live(console: Console) -> Live:
-    """Redrawn by us alone. A warning on the same terminal goes above it; a redirected stderr is left alone."""
+def _live(console: Console, content: RenderableType) -> Live:
+    """Redrawn by us alone. A warning on the same terminal goes above it; a redirected stderr is not touched."""
     same = sys.stderr.isatty()
     return Live(
-        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=same
+        content,
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        vertical_overflow="crop",
+        redirect_stdout=False,
+        redirect_stderr=same,
     )
 
 
@@ -107,7 +113,7 @@ class PlainPrinter:
         self._out = out
         self._status = status
         self._stream = InlineStream(tokenizer, window=window, label=label)
-        self._live = _live(watch) if watch else None
+        self._live = _live(watch, "") if watch else None
         if self._live:
             self._live.start()
 
@@ -145,7 +151,8 @@ class LivePrinter:
         self._status = status
         self._tail = Text().append(printable(prompt), "dim")  # settled text of the line not full yet
         self._drawn = -REFRESH_SECONDS
-        self._live = _live(out)
+        self._open = True
+        self._live = _live(out, self)
         self._live.start()
 
     def add(self, step: Step) -> None:
@@ -154,28 +161,31 @@ class LivePrinter:
             self._status.add(step)
         full = self._take_full_lines()
         now = time.monotonic()
-        if full or now - self._drawn >= REFRESH_SECONDS:
-            self._drawn = now
-            self._live.update(self._region())
-            if full:
-                self._out.print(Group(*full), overflow="ignore", crop=False)
-            else:
-                self._live.refresh()
+        if full:  # printing redraws the region below
+            self._out.print(Group(*full), overflow="ignore", crop=False)
+        elif now - self._drawn >= REFRESH_SECONDS:
+            self._live.refresh()
+        else:
+            return
+        self._drawn = now
 
     def finish(self) -> None:
-        self._live.update(Text(""))
+        self._open = False
         self._live.stop()
         self._out.print(self._tail.append_text(styled(self._stream.finish())))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The line in progress, what is pending, and the status; their end, where the terminal is low."""
+        if not self._open:
+            return
+        room = max(console.height - 2, 1)
+        yield from self._wrap(self._tail.copy().append_text(styled(self._stream.pending())))[-room:]
+        if self._status:
+            yield self._status.text()
 
     def _take_full_lines(self) -> list[Text]:
         *full, self._tail = self._wrap(self._tail)
         return full
-
-    def _region(self) -> Group:
-        """The line in progress, what is pending, and the status; their end, where the terminal is low."""
-        lines = self._wrap(self._tail.copy().append_text(styled(self._stream.pending())))
-        room = max(self._out.height - 2, 1)
-        return Group(*lines[-room:], *([self._status.text()] if self._status else []))
 
     def _wrap(self, text: Text) -> Sequence[Text]:
         return list(text.wrap(self._out, self._out.width)) or [Text()]

@@ -1,0 +1,240 @@
+"""Was the run what it says? One dense forward pass over all its tokens, built from the run file alone.
+
+Every member that was run becomes a row with its recorded position, and the (N, N) additive bias is replayed
+from the recorded parents, weights and removals. No cache grows, nothing is compacted, so an error in any of
+that shows as a difference. Compared with the record: probabilities, weights, residual probabilities and
+both edge probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.decode.combine import combine, edges, log_probabilities
+from tempo_mlx.errors import ModelError, RunFileError
+from tempo_mlx.lattice import Lattice
+from tempo_mlx.model.forward import Model
+from tempo_mlx.report.records import RunStep, RunToken
+from tempo_mlx.report.run import Run
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of a probability, by what computed it
+LATTICE_DECODERS = ("superposed", "plain")
+
+Floats = NDArray[np.float64]
+Float32s = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One recorded number beside the one recomputed. `token`: text of the member, None for the step's own."""
+
+    quantity: str
+    step: int
+    token: str | None
+    recorded: float
+    recomputed: float
+
+    @property
+    def size(self) -> float:
+        return abs(self.recorded - self.recomputed)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`worst`: the largest difference of each quantity. `rows`: N, of the dense pass. `agreement`: the
+    share of steps whose recorded best token is also the recomputed one.
+    """
+
+    worst: tuple[Difference, ...]
+    tolerance: float
+    steps: int
+    rows: int
+    compared: int
+    agreement: float
+
+    @property
+    def max_difference(self) -> float:
+        return max((difference.size for difference in self.worst), default=0.0)
+
+    @property
+    def ok(self) -> bool:
+        return self.max_difference < self.tolerance
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """A run as the inputs of one forward pass: N rows in slot order, the last step's left out (nothing
+    follows).
+    """
+
+    tokens: Ints  # (N,)
+    positions: Ints  # (N,)
+    bias: Float32s  # (N, N)
+
+
+def verify(run: Run, model: Model) -> Verification:
+    """Recompute a run with one dense forward pass and compare every probability in it.
+
+    Raises ModelError where `model` is not the run's, RunFileError where the run holds tokens that it does
+    not have.
+    """
+    _check_model(run, model)
+    dense = dense_run(run)
+    forward = model.forward(dense.tokens, dense.positions, dense.bias, model.new_cache(), logits="all")
+    assert forward.logits is not None
+    log_probs = log_probabilities(forward.logits, float(run.config.get("temperature", 1.0)))  # (N, V)
+    worst: dict[str, Difference] = {}
+    compared = agreed = 0
+    replay = _replay_lattice if run.decoder in LATTICE_DECODERS else _replay_tree
+    for differences, agrees in replay(run, log_probs):
+        agreed += agrees
+        compared += len(differences)
+        for difference in differences:
+            if difference.quantity not in worst or difference.size > worst[difference.quantity].size:
+                worst[difference.quantity] = difference
+    return Verification(
+        worst=tuple(sorted(worst.values(), key=lambda difference: -difference.size)),
+        tolerance=max(_tolerance(run.model), _tolerance(model.info)),
+        steps=len(run.steps),
+        rows=len(dense.tokens),
+        compared=compared,
+        agreement=agreed / len(run.steps) if run.steps else 1.0,
+    )
+
+
+def dense_run(run: Run) -> DenseRun:
+    """The rows and the bias of a run, from the run file alone."""
+    rows = [_in_slot_order(step) for step in run.steps[:-1]]
+    tokens = [*run.prompt.token_ids, *(token.id for members in rows for token in members)]
+    positions = list(range(run.prompt_length))
+    for step, members in zip(run.steps, rows, strict=False):
+        positions += [step.position if token.position is None else token.position for token in members]
+    bias = np.full((len(tokens), len(tokens)), -np.inf, np.float32)
+    prompt = np.tril(np.ones((run.prompt_length, run.prompt_length), bool))
+    bias[: run.prompt_length, : run.prompt_length][prompt] = 0.0
+    bias[run.prompt_length :, : run.prompt_length] = 0.0
+    if run.decoder in LATTICE_DECODERS:
+        _fill_from_lattice(bias, run, rows)
+    else:
+        _fill_from_ancestors(bias, rows)
+    return DenseRun(np.array(tokens, np.int64), np.array(positions, np.int64), bias)
+
+
+def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
+    """Append and remove as the run did; each set's rows are scattered from alive columns to all slots."""
+    lattice = Lattice(run.prompt_length)
+    attend = str(run.config["attend"])
+    intraset = bool(run.config.get("allow_intraset_token_visibility", False))
+    removals: dict[int, list[int]] = {}
+    for members in rows:
+        for token in members:
+            if token.removed_after is not None and token.slot is not None:
+                removals.setdefault(token.removed_after, []).append(token.slot)
+    for index, members in enumerate(rows):
+        posterior = None
+        if index:
+            posterior = np.array(
+                [
+                    [edge.posterior for edge in sorted(token.parents, key=lambda edge: edge.slot)]
+                    for token in members
+                ]
+            ).T
+            if posterior.shape != (len(rows[index - 1]), len(members)):
+                raise RunFileError(f"In the run's step {index}, a token lacks a parent of the previous step.")
+        slots = lattice.append([token.weight or 0.0 for token in members], posterior)
+        columns = np.concatenate([np.arange(run.prompt_length), lattice.slots])
+        bias[slots[:, None], columns] = lattice.bias(attend, intraset)
+        if index in removals:
+            lattice.remove(removals[index])
+
+
+def _fill_from_ancestors(bias: Float32s, rows: list[list[RunToken]]) -> None:
+    """A row sees what its one parent sees, and itself."""
+    for members in rows:
+        for token in members:
+            if token.parents:
+                bias[token.slot] = bias[token.parents[0].slot]
+            bias[token.slot, token.slot] = 0.0
+
+
+def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:
+    """Step by step: combine the rows of the last set, and what follows from them for this one."""
+    rule = str(run.config.get("combine", "mix"))
+    rows = np.array([run.prompt_length - 1])  # of the dense pass that decide the step
+    weights: Floats = np.ones(1)
+    for step in run.steps:
+        distribution = combine(log_probs[rows], weights, rule)
+        ids = [token.id for token in step.tokens]
+        posterior, forward = edges(log_probs[rows], weights, ids)
+        result: list[Difference] = []
+        members = _in_slot_order(step)
+        next_weights = distribution[[token.id for token in members]].astype(np.float64)
+        next_weights /= next_weights.sum()
+        by_slot = {token.slot: weight for token, weight in zip(members, next_weights.tolist(), strict=True)}
+        for column, token in enumerate(step.tokens):
+            result.append(_of("probability", step, token, token.probability, distribution[token.id]))
+            if token.slot is not None:
+                result.append(_of("weight", step, token, token.weight or 0.0, by_slot[token.slot]))
+            for edge in token.parents:
+                row = int(np.searchsorted(rows, edge.slot))
+                result.append(_of("P(i|j)", step, token, edge.posterior, posterior[row, column]))
+                result.append(_of("P(j|i)", step, token, edge.forward, forward[row, column]))
+        for item in step.rejected:
+            result.append(
+                Difference("rejected", step.step, item.text, item.probability, float(distribution[item.id]))
+            )
+        residual = 1.0 - float(distribution[ids].sum(dtype=np.float64))
+        result.append(Difference("residual", step.step, None, step.residual_probability, residual))
+        yield result, int(distribution.argmax()) == step.tokens[0].id
+        rows, weights = np.array([token.slot for token in members]), next_weights
+
+
+def _replay_tree(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:
+    """Every member under its own parent's row."""
+    for step in run.steps:
+        result = []
+        best = []
+        for token in step.tokens:
+            row = token.parents[0].slot if token.parents else run.prompt_length - 1
+            probability = float(np.exp(log_probs[row, token.id]))
+            result.append(_of("probability", step, token, token.probability, probability))
+            result += [_of("P(j|i)", step, token, edge.forward, probability) for edge in token.parents]
+            best.append(int(log_probs[row].argmax()))
+        yield result, step.tokens[0].id in best
+
+
+def _of(quantity: str, step: RunStep, token: RunToken, recorded: float, recomputed: Any) -> Difference:
+    return Difference(quantity, step.step, token.text, recorded, float(recomputed))
+
+
+def _in_slot_order(step: RunStep) -> list[RunToken]:
+    return sorted(
+        (token for token in step.tokens if token.slot is not None), key=lambda token: token.slot or 0
+    )
+
+
+def _tolerance(info: Any) -> float:
+    return TOLERANCES.get(str(info.get("dtype")), max(TOLERANCES.values()))
+
+
+def _check_model(run: Run, model: Model) -> None:
+    for name in ("sha256", "revision"):
+        recorded, present = run.model.get(name), model.info.get(name)
+        if recorded is not None and present is not None and recorded != present:
+            raise ModelError(
+                f"The run was made with other weights ({name} {str(recorded)[:12]}) than this model's "
+                f"({str(present)[:12]}); name the run's own model, {run.model.get('id')}."
+            )
+    vocabulary = model.architecture.vocab_size
+    ids = [token.id for step in run.steps for token in step.tokens]
+    largest = max([*run.prompt.token_ids, *ids])
+    if largest >= vocabulary:
+        raise RunFileError(
+            f"The run holds token {largest}, but the model's vocabulary has {vocabulary} tokens."
+        )

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tempo_mlx.decode.step import Removal, Step
+from tempo_mlx.report import terminal
+from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, make_printer, printable, render_run, summary
+from tempo_mlx.report.text import make_label
+from tests.runs import WORDS, make_run, members, sky_run, sky_steps, step
+
+pyte = pytest.importorskip("pyte")
+
+WIDTH, HEIGHT = 40, 8
+
+
+class Screen(io.StringIO):
+    """A terminal: what is written to it is drawn on an emulated screen with history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.screen = pyte.HistoryScreen(WIDTH, HEIGHT, history=10_000)
+        self.stream = pyte.Stream(self.screen)
+
+    def write(self, text: str) -> int:
+        self.stream.feed(text.replace("\n", "\r\n"))
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """Everything a user can see by scrolling back, without blank lines at the end."""
+        top = [
+            "".join(line[column].data for column in range(WIDTH)).rstrip() for line in self.screen.history.top
+        ]
+        lines = top + [line.rstrip() for line in self.screen.display]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+    def text(self) -> str:
+        return " ".join(self.lines())
+
+
+def console(file: io.StringIO, **options: Any) -> Console:
+    options = {"force_terminal": True, "color_system": "truecolor", "no_color": False, **options}
+    return Console(file=file, width=WIDTH, height=HEIGHT, legacy_windows=False, _environ={}, **options)
+
+
+def decode(printer: terminal.Printer, steps: list[Step]) -> None:
+    for s in steps:
+        printer.add(s)
+    printer.finish()
+
+
+@pytest.fixture(autouse=True)
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "REFRESH_SECONDS", 0.0)
+
+
+def long_steps(count: int = 120, removals: bool = True) -> list[Step]:
+    """Sets of one or three words; two steps later the third of each three is removed."""
+    steps: list[Step] = []
+    slot = 3
+    for index in range(count):
+        words = {1: 0.5, 3: 0.25, 4: 0.2} if index % 3 == 0 else {5: 0.9}
+        steps.append(step(index, members(words, slot, [slot - 1] if index else [])))
+        slot += len(words)
+        if removals and index % 3 == 0 and index + 2 < count:
+            gone = steps[index].tokens[2]
+            gone.removed_after, gone.removed_why = index + 1, Removal("posterior", 0.0, 0.1)
+    return steps
+
+
+def test_a_long_text_scrolls_and_every_line_is_there_once() -> None:
+    screen = Screen()
+    out = console(screen)
+    printer = make_printer(out, out, WORDS, prompt="The sky", prompt_length=3, window=8)
+    assert isinstance(printer, LivePrinter)
+    steps = long_steps()
+    decode(printer, steps)
+    expected = "The sky" + " [was/blue/clear] today today" * 40
+    assert screen.text().split() == expected.split()
+    assert len(screen.lines()) > HEIGHT * 2
+    assert all(len(line) <= WIDTH for line in screen.lines())
+
+
+def test_while_decoding_the_status_is_the_last_line_and_text_is_never_doubled() -> None:
+    screen = Screen()
+    out = console(screen)
+    printer = make_printer(out, out, WORDS, prompt="The sky", prompt_length=3, window=8)
+    for index, s in enumerate(long_steps()):
+        printer.add(s)
+        *text, status = screen.lines()
+        assert f"step {index + 1} |" in status
+        assert " ".join(text).count("The sky") == 1
+        words = [word for word in " ".join(text).split() if word == "today"]
+        assert len(words) == sum(1 for i in range(index + 1) if i % 3) or len(screen.lines()) >= HEIGHT
+    printer.finish()
+    assert "step" not in screen.text()
+
+
+def test_status_counts_width_and_slots() -> None:
+    clock = iter([10.0, 10.5, 11.0, 11.5]).__next__
+    status = terminal.StatusLine(3, clock)
+    steps = sky_steps()
+    steps[3].removed = (6,)
+    for s in steps:
+        status.add(s)
+    assert status.text().plain == "step 4 | 2.0 tokens/s | set width 2 | 9 slots"  # 3 + 2 + 3 + 1 + 1 - 1
+
+
+def test_a_removal_is_struck_through_in_place() -> None:
+    screen = Screen()
+    out = console(screen)
+    printer = make_printer(out, out, WORDS, prompt="", prompt_length=3, window=8)
+    steps = sky_steps()
+    clear = steps[1].tokens[1]
+    clear.removed_after, why, clear.removed_why = None, clear.removed_why, None
+    printer.add(steps[0])
+    printer.add(steps[1])
+    assert styles(screen, "clear") == {(False, "cyan")} or styles(screen, "clear") == {(False, "brown")}
+    clear.removed_after, clear.removed_why = 2, why
+    printer.add(steps[2])
+    assert {strike for strike, _ in styles(screen, "clear")} == {True}
+    assert {strike for strike, _ in styles(screen, "blue")} == {False}
+    assert screen.text().count("clear") == 1
+    printer.finish()
+    assert {strike for strike, _ in styles(screen, "clear")} == {True}
+
+
+def styles(screen: Screen, word: str) -> set[tuple[bool, str]]:
+    for row, line in enumerate(screen.screen.display):
+        if word in line:
+            column = line.index(word)
+            cells = [screen.screen.buffer[row][column + offset] for offset in range(len(word))]
+            return {(cell.strikethrough, cell.fg) for cell in cells}
+    raise AssertionError(f"{word} is not on the screen")
+
+
+def test_alternatives_are_coloured_by_probability_and_single_tokens_are_not() -> None:
+    screen = Screen()
+    console(screen).print(render_run(sky_run()))
+    assert styles(screen, "was") != styles(screen, "ish")
+    assert styles(screen, "today") == {(False, "default")}
+
+
+def test_a_pipe_gets_plain_settled_text() -> None:
+    pipe = io.StringIO()
+    out = console(pipe, force_terminal=False)
+    errors = io.StringIO()
+    printer = make_printer(
+        out, console(errors, force_terminal=False), WORDS, prompt="The sky", prompt_length=3, window=8
+    )
+    assert isinstance(printer, PlainPrinter)
+    steps = long_steps(count=30)
+    written = []
+    for s in steps:
+        printer.add(s)
+        written.append(pipe.getvalue())
+    printer.finish()
+    assert pipe.getvalue() == make_run(steps).text + "\n"
+    assert all(pipe.getvalue().startswith(part) for part in written)
+    assert written[-1], "something is streamed before the end"
+    assert "\x1b" not in pipe.getvalue()
+    assert errors.getvalue() == ""
+
+
+def test_a_pipe_shows_the_status_on_a_terminal_of_stderr() -> None:
+    pipe, screen = io.StringIO(), Screen()
+    printer = make_printer(
+        console(pipe, force_terminal=False), console(screen), WORDS, prompt="", prompt_length=3, window=0
+    )
+    printer.add(sky_steps()[0])
+    assert "set width 2" in screen.text()
+    printer.finish()
+    assert screen.text() == ""
+
+
+@pytest.mark.parametrize("options", [{"no_color": True}, {"color_system": None, "no_color": True}])
+def test_no_color_is_plain(options: dict[str, Any]) -> None:
+    file = io.StringIO()
+    out = console(file, **options)
+    decode(make_printer(out, out, WORDS, prompt="", prompt_length=3, window=0), sky_steps())
+    assert file.getvalue() == " [was/is][ blue/ish] today[./<eos>]\n"
+
+
+def test_labels_are_shown() -> None:
+    pipe = io.StringIO()
+    out = console(pipe, force_terminal=False)
+    label = make_label(True, True)
+    decode(make_printer(out, out, WORDS, prompt="", prompt_length=3, window=0, label=label), sky_steps()[:1])
+    assert pipe.getvalue() == " [was(1, 0.50)/is(2, 0.40)]\n"
+    screen = Screen()
+    decode(
+        make_printer(console(screen), out, WORDS, prompt="", prompt_length=3, window=0, label=label),
+        sky_steps()[:1],
+    )
+    assert screen.lines() == [" [was(1, 0.50)/is(2, 0.40)]"]
+
+
+def test_a_model_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07\x9bb\r\n\tc\x7f") == "a␛[2J␇\ufffdb␍\n\tc␡"
+    screen = Screen()
+    console(screen).print(render_run(make_run([step(0, members({1: 0.9}, 3))])))
+    assert "was" in screen.text()
+
+
+def test_finish_after_an_interruption_keeps_what_there_is() -> None:
+    screen = Screen()
+    out = console(screen)
+    printer = make_printer(out, out, WORDS, prompt="The sky", prompt_length=3, window=8)
+    for s in sky_steps()[:2]:
+        printer.add(s)
+    printer.finish()
+    assert screen.lines() == ["The sky [was/is][ blue/ clear/ish]"]
+
+
+def test_a_low_terminal_shows_the_end_and_loses_nothing() -> None:
+    screen = Screen()
+    out = console(screen)
+    printer = make_printer(out, out, WORDS, prompt="The sky", prompt_length=3, window=None)
+    steps = long_steps(removals=False)
+    for s in steps:
+        printer.add(s)
+        assert len(screen.lines()) <= HEIGHT
+    printer.finish()
+    assert screen.text().split() == ("The sky" + " [was/blue/clear] today today" * 40).split()
+
+
+def test_the_summary_names_what_happened() -> None:
+    assert summary(sky_run()) == (
+        "4 steps | 10.0 tokens/s | mean set width 2.00 | 1 of 8 members removed | stopped by length"
+    )
