@@ -19,11 +19,12 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import combine, edges, log_probabilities
 from tempo_mlx.decode.prefill import check_prompt, never, prefill
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, PruneRule, make_rule, open_sets, settle
-from tempo_mlx.decode.schedules import Schedule, constant, make_schedule
+from tempo_mlx.decode.schedules import scheduled
 from tempo_mlx.decode.selection import select
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
+from tempo_mlx.decode.strategies import coherence, diversity, make_strategy, support_of
 from tempo_mlx.lattice import Lattice
-from tempo_mlx.model.forward import Model
+from tempo_mlx.model.forward import Attention, Forward, Model
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,7 +50,12 @@ class Tempo:
         self.model = model
         self.config = config
         self.eos_ids = frozenset(eos_ids)
-        self.threshold, self.pruning_threshold = schedules(config)
+        by_attention = config.pruning_signal == "attention"
+        self.threshold = scheduled(config, config.threshold, "selection")
+        self.pruning_threshold = scheduled(
+            config, config.attention_threshold if by_attention else config.posterior_threshold, "pruning"
+        )
+        self.strategy = make_strategy(config)
         self.rule = make_rule(config) if prune is None else prune if isinstance(prune, PruneRule) else PruneRule(prune)
         self.history = AttentionHistory(config.pruning_window) if self.rule and self.rule.needs_attention else None
         self.random = np.random.default_rng(config.seed)
@@ -61,6 +67,7 @@ class Tempo:
         self.log_probs = log_probabilities(prefill(model, prompt_ids, self.cache, interrupted), config.temperature)
         self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs (k, V)
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
+        self.probed: Forward | None = None  # the newest set's rows, where choosing it has run them already
         self.clock = time.perf_counter()
 
     @property
@@ -73,7 +80,9 @@ class Tempo:
         removed = self.run_rows() if self.waiting else ()
         probabilities = combine(self.log_probs, self.weights, self.config.combine)  # (V,)
         tokens = self.select(probabilities)
-        step = self.append(tokens, probabilities)
+        dropped = self.screen(tokens, probabilities) if self.strategy is not None else {}
+        step = self.append(np.array([t for t in tokens.tolist() if t not in dropped]), probabilities)
+        step.rejected = [Rejected(token, float(probabilities[token]), why) for token, why in dropped.items()]
         step.removed = removed
         now = time.perf_counter()
         step.seconds, self.clock = now - self.clock, now
@@ -82,18 +91,23 @@ class Tempo:
 
     def run_rows(self) -> tuple[int, ...]:
         """Forward the newest set, all members in one pass; returns the slots that this removed."""
-        forward = self.model.forward(
-            self.waiting,
-            self.positions(self.lattice.newest),
-            self.lattice.bias(self.config.attend, self.config.allow_intraset_token_visibility),
-            self.cache,
-            attention=self.history is not None,
-        )
+        forward = self.probed or self.forward(self.lattice, self.waiting, attention=self.history is not None)
         assert forward.logits is not None
+        self.probed = None
         self.log_probs = log_probabilities(forward.logits, self.config.temperature)
         self.weights = self.lattice.weights[-len(self.waiting) :]
         self.waiting = []
         return self.prune(forward.attention_mass)
+
+    def forward(self, lattice: Lattice, tokens: Sequence[int], attention: Attention) -> Forward:
+        """Run the newest set of `lattice` (tokens in slot order) and append its rows to the cache."""
+        config = self.config
+        if config.custom_rope:
+            positions = np.full(len(tokens), lattice.prompt_length + lattice.num_sets - 1)
+        else:
+            positions = lattice.newest  # the ablation: each slot its own position
+        bias = lattice.bias(config.attend, config.allow_intraset_token_visibility)
+        return self.model.forward(tokens, positions, bias, self.cache, attention=attention)
 
     def prune(self, attention_mass: Float32s | None) -> tuple[int, ...]:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
@@ -132,17 +146,54 @@ class Tempo:
         width = 1 if single else int(config.max_parallel_tokens)
         return select(probabilities, rule=rule, value=value, max_width=width, excluded=excluded)
 
+    def screen(self, tokens: Ints, probabilities: Float32s) -> dict[int, str]:
+        """Which of the selected tokens (best first) are dropped before they get a slot, and why.
+
+        Coherence runs the candidates' rows to see what they attend to (the probe). Where rows do not see their
+        siblings, the survivors' rows are what they would have been alone, and are kept.
+        """
+        assert self.strategy is not None
+        candidates = [t for t in tokens.tolist() if t not in self.eos_ids]
+        dropped: dict[int, str] = {}
+        if self.strategy.clusters is not None and len(candidates) > 1:
+            gone = diversity(self.model.embeddings(candidates), self.strategy.clusters)
+            dropped = {candidates[i]: why for i, why in gone.items()}
+            candidates = [t for t in candidates if t not in dropped]
+        if self.strategy.coherence is None or len(candidates) < 2:
+            return dropped
+        trial, start = copy.copy(self.lattice), len(self.cache)
+        self.extend(trial, candidates[::-1], probabilities)
+        probe = self.forward(trial, candidates[::-1], attention="rows")
+        assert probe.logits is not None and probe.attention_mass is not None
+        support = support_of(probe.attention_mass[:, ::-1], trial.prompt_length)  # best first
+        gone = coherence(support, self.strategy.coherence(len(self.steps)))
+        dropped.update({candidates[i]: why for i, why in gone.items()})
+        if self.config.allow_intraset_token_visibility or not self.config.custom_rope:
+            self.cache.truncate(start)  # rows saw the others, or sit where the others moved them: run again
+        else:
+            rows = np.array([i for i, t in enumerate(candidates[::-1]) if t not in dropped])
+            slots = np.concatenate([np.arange(start), start + rows])
+            self.cache.keep(slots)
+            self.probed = Forward(probe.logits[rows], probe.attention_mass[:, rows][:, :, slots].mean(axis=1))
+        return dropped
+
+    def extend(self, lattice: Lattice, tokens: Sequence[int], probabilities: Float32s) -> tuple[list[int], list[float]]:
+        """Append a set (slot order) to `lattice`: its slots and its forward weights."""
+        if not tokens:
+            return [], []
+        weights = probabilities[list(tokens)].astype(np.float64)
+        weights /= weights.sum()
+        posterior = edges(self.log_probs, self.weights, tokens)[0] if lattice.num_sets else None
+        return lattice.append(weights, posterior).tolist(), weights.tolist()
+
     def append(self, tokens: Ints, probabilities: Float32s) -> Step:
         """Give the tokens that do not end the text a slot each, in ascending probability, and record the set."""
         index = len(self.steps)
-        kept = [int(t) for t in tokens[::-1] if int(t) not in self.eos_ids]
-        weights = probabilities[kept].astype(np.float64)
-        weights /= weights.sum() if kept else 1.0
         parents = self.lattice.newest.tolist() if index else []
         posterior, forward = edges(self.log_probs, self.weights, tokens)  # (k, m) each, columns best first
-        order = [tokens.tolist().index(t) for t in kept]
-        slots = self.lattice.append(weights, posterior[:, order] if index else None).tolist() if kept else []
-        by_token = dict(zip(kept, zip(slots, weights.tolist(), strict=True), strict=True))
+        kept = [t for t in tokens[::-1].tolist() if t not in self.eos_ids]
+        slots, weights = self.extend(self.lattice, kept, probabilities)
+        by_token = dict(zip(kept, zip(slots, weights, strict=True), strict=True))
         members = []
         for column, token in enumerate(tokens.tolist()):
             slot, weight = by_token.get(token, (None, None))
@@ -162,12 +213,6 @@ class Tempo:
             tokens=members,
             rejected=[],
         )
-
-    def positions(self, slots: Ints) -> Ints:
-        """Logical positions of the newest set: all the same, or under the ablation each slot its own."""
-        if not self.config.custom_rope:
-            return slots
-        return np.full(len(slots), self.lattice.prompt_length + self.lattice.num_sets - 1)
 
     def note_evidence(self, slots: Iterable[int] | None = None) -> None:
         """Write the last posterior and attention of these slots (all alive ones by default) into their records."""
@@ -196,24 +241,3 @@ def sample(probabilities: Float32s, excluded: Iterable[int], random: np.random.G
     mass[list(excluded)] = 0.0
     cumulative = np.cumsum(mass)
     return np.array([np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
-
-
-def schedules(config: GenerateConfig) -> tuple[Schedule, Schedule]:
-    """How the selection threshold and the pruning threshold move."""
-    pruning = config.attention_threshold if config.pruning_signal == "attention" else config.posterior_threshold
-
-    def moving(start: float, target: str) -> Schedule:
-        if not config.dynamic_threshold or config.dynamic_target not in (target, "both"):
-            return constant(start)
-        return make_schedule(
-            start,
-            dynamic=True,
-            final=config.final_threshold,
-            max_tokens=config.max_tokens,
-            p1=config.bezier_p1,
-            p2=config.bezier_p2,
-            use_relu=config.use_relu,
-            activation_point=config.relu_activation_point,
-        )
-
-    return moving(config.threshold, "selection"), moving(pruning, "pruning")

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from tempo_mlx.model.config import Architecture
 
 Logits = Literal["all", "last", "none"]
+Attention = Literal[False, True, "rows"]
 
 
 @dataclass(frozen=True)
 class Forward:
-    """logits (rows asked for, V) float32, or None; attention_mass (layers, S) float32 where it was asked for;
-    exit_layer (L,): the layer each row left at, None without an exit policy."""
+    """logits (rows asked for, V) float32, or None; attention_mass float32 where it was asked for: (layers, S),
+    or (layers, L, S) for "rows"; exit_layer (L,): the layer each row left at, None without an exit policy."""
 
     logits: NDArray[np.float32] | None
     attention_mass: NDArray[np.float32] | None = None
@@ -41,7 +42,7 @@ class Model(Protocol):
     """A decoder-only transformer on one backend.
 
     tokens, positions: (L,). bias: (L, S) additive, 0 full, -inf not seen, S = len(cache) + L; None is plain causal.
-    attention: also return the attention each slot received, mean over heads and new rows, per layer.
+    attention: also return the attention each slot received per layer, mean over heads and new rows ("rows": heads).
     """
 
     architecture: Architecture
@@ -55,7 +56,7 @@ class Model(Protocol):
         cache: Any,
         *,
         logits: Logits = "all",
-        attention: bool = False,
+        attention: Attention = False,
     ) -> Forward: ...
 
     def new_cache(self) -> Any: ...

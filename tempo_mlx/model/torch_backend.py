@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tempo_mlx.errors import BackendError
 from tempo_mlx.model.config import Architecture, Layer, Rope
-from tempo_mlx.model.forward import Forward, Logits
+from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.rope import angles
 from tempo_mlx.model.visibility import causal_bias, window_bias
 from tempo_mlx.weights import Checkpoint
@@ -100,7 +100,7 @@ class TorchTransformer:
         cache: TorchCache,
         *,
         logits: Logits = "all",
-        attention: bool = False,
+        attention: Attention = False,
     ) -> Forward:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
         a = self.architecture
@@ -112,7 +112,7 @@ class TorchTransformer:
         masses = []
         for index, layer in enumerate(a.layers):
             x, mass = self._block(index, layer, x, new, dense, cache)
-            masses.append(mass)
+            masses.append(mass if attention == "rows" else mass.mean(dim=0))
         out = None
         if logits != "none":
             x = self._norm(x if logits == "all" else x[-1:], "model.norm")
@@ -159,7 +159,7 @@ class TorchTransformer:
         seen = window_bias(bias, positions, cache.positions, layer.sliding_window)
         weights = torch.softmax((scores + torch.as_tensor(seen, device=self.device)).float(), dim=-1)
         out = (weights.to(self.dtype) @ values).transpose(0, 1).reshape(len(x), -1)
-        return self._linear(out, f"{name}.o_proj"), weights.mean(dim=(0, 1))
+        return self._linear(out, f"{name}.o_proj"), weights.mean(dim=0)
 
     def _rotate(self, x: Any, rope: Rope, positions: NDArray[np.int64], cache: TorchCache) -> Any:
         """x (L, heads, D): dims (i, i + rotated / 2) turned by the angle of the row's position."""

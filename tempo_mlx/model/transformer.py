@@ -20,7 +20,7 @@ from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.attention import attend
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.config import Architecture
-from tempo_mlx.model.forward import Forward, Logits
+from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.linear import Linear, RMSNorm
 from tempo_mlx.model.rope import rotations
 from tempo_mlx.model.visibility import window_bias
@@ -30,7 +30,6 @@ ACTIVATIONS = {
     "gelu": lambda x: x * (1 + mx.erf(x / 2**0.5)) / 2,
     "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))),
 }
-PREFILL_CHUNK = 512
 
 
 class Block:
@@ -52,7 +51,7 @@ class Block:
         self.activation = ACTIVATIONS[architecture.hidden_act]
 
     def __call__(
-        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: bool
+        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: Attention
     ) -> tuple[Any, Any | None]:
         """x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
         scale = self.architecture.residual_scale
@@ -67,7 +66,7 @@ class Block:
         return x + (y if scale == 1.0 else y * scale), mass
 
     def attention(
-        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: bool
+        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: Attention
     ) -> tuple[Any, Any | None]:
         a = self.architecture
         heads, groups = a.num_attention_heads, a.num_key_value_heads
@@ -133,7 +132,7 @@ class Transformer:
         cache: Cache,
         *,
         logits: Logits = "all",
-        attention: bool = False,
+        attention: Attention = False,
     ) -> Forward:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
         a = self.architecture
@@ -154,7 +153,7 @@ class Transformer:
             masses.append(mass)
         cache.commit()
         out = None if logits == "none" else self._logits(x if logits == "all" else x[-1:])
-        mass = mx.stack(masses) if attention else None  # (layers, S)
+        mass = mx.stack(masses) if attention else None  # (layers, S), or (layers, L, S) for "rows"
         mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
         return Forward(
             None if out is None else np.array(out, copy=False),
