@@ -17,7 +17,7 @@ A rule of your own is a function from a `PruneContext` to `Pruned` entries:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,14 +174,14 @@ def by_attention(
         for view in context.sets:
             if view.attention is None:
                 raise ValueError("pruning by attention needs the attention of every open set")
-            values = _attention_views(view.attention, num_layers, multi_scale)
+            values, shares = _attention_views(view.attention, num_layers, multi_scale)
             if steepness is None:
-                scores = np.mean([value.mean(axis=0) for value in values], axis=0)
+                scores = shares @ values
                 bound = max(context.threshold, relative_threshold * float(scores.mean()))
                 yield from view.under(scores, bound, "attention")
             else:
-                votes = [_votes(value, context.threshold, relative_threshold, steepness) for value in values]
-                yield from view.under(np.mean(votes, axis=0), 0.5, "attention")
+                votes = _votes(values, context.threshold, relative_threshold, steepness)
+                yield from view.under(shares @ votes, 0.5, "attention")
 
     return PruneRule(decide, needs_attention=True)
 
@@ -288,23 +288,21 @@ def _scored(signal: str, score: Callable[[SetView], Floats], relative: bool) -> 
     return PruneRule(decide)
 
 
-def _attention_views(attention: Float32s, num_layers: int | None, multi_scale: bool) -> Sequence[Floats]:
-    """attention (n, layers, k) -> views (n or fewer, k)."""
+def _attention_views(attention: Float32s, num_layers: int | None, multi_scale: bool) -> tuple[Floats, Floats]:
+    """attention (n, layers, k) -> the values (N, k) of all views, and the share (N,) of each in the mean."""
     layers = attention[:, -num_layers:] if num_layers else attention
-    plain = layers.mean(axis=1, dtype=np.float64)
-    if not multi_scale:
-        return [plain]
-    depth = np.linspace(0.5, 1.0, layers.shape[1])
-    return [plain, np.einsum("l,nlk->nk", depth / depth.sum(), layers), plain[:LOCAL_SETS]]
+    views = [layers.mean(axis=1, dtype=np.float64)]  # (n, k)
+    if multi_scale:
+        depth = np.linspace(0.5, 1.0, layers.shape[1])
+        views += [(depth / depth.sum()) @ layers, views[0][:LOCAL_SETS]]
+    shares = [np.full(len(view), 1.0 / (len(view) * len(views))) for view in views]
+    return np.concatenate(views), np.concatenate(shares)
 
 
 def _votes(values: Floats, absolute: float, relative: float, steepness: float) -> Floats:
-    """values (n, k) -> mean vote to keep (k,)."""
-    bounds = np.broadcast_to(
-        np.maximum(absolute, relative * values.mean(axis=1, keepdims=True)), values.shape
-    )
-    ratio = np.divide(
-        values, bounds, out=np.full_like(values, np.inf), where=bounds > 0.0
-    )  # nothing is under 0
-    votes: Floats = (1.0 / (1.0 + np.exp(-np.clip(steepness * (ratio - 1.0), -500.0, 500.0)))).mean(axis=0)
+    """How much each value (N, k) speaks for keeping its member: (N, k), 0.5 at the threshold of its row."""
+    bounds = np.maximum(absolute, relative * values.mean(axis=1, keepdims=True))
+    bounds = np.broadcast_to(bounds, values.shape)
+    ratio = np.divide(values, bounds, out=np.full_like(values, np.inf), where=bounds > 0.0)  # none is under 0
+    votes: Floats = 1.0 / (1.0 + np.exp(-np.clip(steepness * (ratio - 1.0), -500.0, 500.0)))
     return votes
