@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempo_mlx.decode.paths import best_paths, layers_of, members_of
 from tempo_mlx.errors import OutputError, RunFileError
 from tempo_mlx.report.checks import check
 from tempo_mlx.report.fields import Fields, copy_plain
@@ -218,40 +218,6 @@ def _read_run(fields: Fields) -> Run:
 
 
 def best_path(steps: Sequence[RunStep]) -> list[RunToken]:
-    """Viterbi over log p_0(j) + sum of log P(j|i): one member of each set.
-
-    A path uses members that are shown; a set that shows none takes part with all its members. A token that
-    ends the text can only be the last of a path.
-    """
-    scores: dict[int | None, float] = {}
-    back: list[dict[int, RunToken]] = []  # for each step: id(token) -> its best predecessor
-    by_slot: dict[int, RunToken] = {}
-    final: list[tuple[float, RunToken]] = []
-    for index, step in enumerate(steps):
-        last = index + 1 == len(steps)
-        tokens = [token for token in shown(step.tokens) or step.tokens if last or token.slot is not None]
-        final, links = [], {}
-        for token in tokens:
-            if index == 0:
-                final.append((_log(token.probability), token))
-                continue
-            reachable = [
-                (scores[e.slot] + _log(e.forward), e.slot) for e in token.parents if e.slot in scores
-            ]
-            if reachable:
-                score, slot = max(reachable, key=lambda pair: pair[0])
-                final.append((score, token))
-                links[id(token)] = by_slot[slot]
-        scores = {token.slot: score for score, token in final}
-        by_slot = {token.slot: token for _, token in final if token.slot is not None}
-        back.append(links)
-    if not final:
-        return []
-    path = [max(final, key=lambda pair: pair[0])[1]]
-    for links in reversed(back[1:]):
-        path.append(links[id(path[-1])])
-    return path[::-1]
-
-
-def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0.0 else -math.inf
+    """One member of each set, along the edges P(j|i); [] of no steps. See decode/paths.py for the rules."""
+    layers = layers_of(steps)
+    return members_of(layers, best_paths(layers)[0]) if layers else []

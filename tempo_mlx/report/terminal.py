@@ -85,7 +85,7 @@ class StatusLine:
 
 
 def _live(console: Console, content: RenderableType) -> Live:
-    """Redrawn by us alone. A warning on the same terminal goes above it; a redirected stderr is not touched."""
+    """Redrawn by us alone. A warning on the same terminal goes above it; a redirected stderr is untouched."""
     same = sys.stderr.isatty()
     return Live(
         content,
