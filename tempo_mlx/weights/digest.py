@@ -1,0 +1,74 @@
+"""SHA-256 of a model's files, remembered by size and modification time: hashing gigabytes takes seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from tempo_mlx.weights.registry import cache_directory
+
+_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
+
+
+def of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, always computed."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def of_model(path: Path) -> str:
+    """SHA-256 of a .gguf file; for a directory, of the sorted list of its model files and their SHA-256."""
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES)
+        listing = "".join(f"{_remembered(each)}  {each.name}\n" for each in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    return _remembered(path)
+
+
+def remember(path: Path, sha256: str) -> None:
+    """Note a sum that has just been computed. Best effort: without a writable cache it is computed again."""
+    store = _store()
+    known = {**_known(), _key(path): sha256}
+    known = dict(list(known.items())[-1000:])
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=store.parent)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(known, file)
+        Path(name).replace(store)
+    except OSError:
+        pass
+
+
+def _remembered(path: Path) -> str:
+    known = _known().get(_key(path))
+    if known is not None:
+        return known
+    sha256 = of_file(path)
+    remember(path, sha256)
+    return sha256
+
+
+def _store() -> Path:
+    return cache_directory() / "sha256.json"
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _known() -> dict[str, str]:
+    try:
+        known = json.loads(_store().read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, str)}

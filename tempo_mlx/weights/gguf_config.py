@@ -1,0 +1,179 @@
+"""From the metadata of a GGUF file to the Hugging Face config of the same model.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what llama.cpp does not store, it hard-codes
+by architecture, and so does this table (llama.cpp, src/llama-model.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.gguf_file import GGUFFile
+
+# general.architecture -> model_type
+_MODEL_TYPES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2",
+    "gemma3": "gemma3_text", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2", "granite": "granite",
+}  # fmt: skip
+# llama.cpp rotates neighbouring dimensions in these, and permutes the rows of q and k when it converts.
+INTERLEAVED_ROPE = frozenset({"llama", "mistral", "smollm3", "granite"})
+
+_FIELDS = {
+    "block_count": "num_hidden_layers", "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta", "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
+    "attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling",
+}  # fmt: skip
+# Facts about the file, or read on their own below.
+_OTHER = frozenset(
+    {
+        "vocab_size", "attention.value_length", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
+        "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
+        "rope.freq_base_swa", "tensor_data_layout", "attention.sliding_window_pattern", "rope.scale_linear",
+    }
+)  # fmt: skip
+_IDS = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """The config.json this model would have.
+
+    Raises: ModelError naming an architecture, or a metadata key, that is not supported.
+    """
+    metadata = file.metadata
+    architecture = metadata.get("general.architecture")
+    model_type = _MODEL_TYPES.get(architecture) if isinstance(architecture, str) else None
+    if model_type is None or not isinstance(architecture, str):
+        raise ModelError(
+            f"The GGUF architecture {str(architecture)[:60]!r} is not supported; supported are "
+            f"{', '.join(_MODEL_TYPES)}."
+        )
+    stated = {
+        key[len(architecture) + 1 :]: value
+        for key, value in metadata.items()
+        if key.startswith(f"{architecture}.")
+    }
+    config: dict[str, Any] = {"model_type": model_type}
+    for key, value in stated.items():
+        if key in _FIELDS:
+            config[_FIELDS[key]] = _plain(value, f"{architecture}.{key}")
+        elif key not in _OTHER:
+            raise ModelError(
+                f"The GGUF file sets {architecture}.{key}, which tempo-mlx does not know; it might change the "
+                "computation, so the model is refused."
+            )
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError(f"{file.path} holds no token embedding (token_embd.weight); fetch it again.")
+    config["vocab_size"] = embedding.shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    _check_heads(config, stated)
+    _add_family_facts(config, stated, file)
+    _add_rope(config, stated, file)
+    config |= {name: metadata[key] for key, name in _IDS.items() if type(metadata.get(key)) is int}
+    return config
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A number; llama.cpp writes a list where layers may differ, and we support only equal layers."""
+    if isinstance(value, np.ndarray) and value.size and bool(np.all(value == value.flat[0])):
+        value = value.flat[0].item()
+    if type(value) not in (int, float):
+        raise ModelError(
+            f"The GGUF key {key} is not one number; models with unequal layers are not supported."
+        )
+    # float32 in the file: 1e-05 is written as 9.999999747378752e-06
+    return float(str(np.float32(value))) if type(value) is float else value
+
+
+def _check_heads(config: dict[str, Any], stated: Mapping[str, Any]) -> None:
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if type(heads) is not int or type(width) is not int or heads < 1:
+        raise ModelError("The GGUF file states no head count or embedding length; fetch it again.")
+    config.setdefault("head_dim", width // heads)
+    value_length = stated.get("attention.value_length", config["head_dim"])
+    if value_length != config["head_dim"]:
+        raise ModelError(
+            f"The GGUF file has values of {value_length} dimensions and keys of {config['head_dim']}; only equal "
+            "lengths are supported."
+        )
+
+
+def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile) -> None:
+    """What llama.cpp knows about an architecture without storing it."""
+    model_type, layers = config["model_type"], config.get("num_hidden_layers")
+    if model_type in ("gemma2", "gemma3_text"):  # the 27B models scale by the width of a head's share
+        by_width = layers == {"gemma2": 46, "gemma3_text": 62}[model_type]
+        scale = config["hidden_size"] / config["num_attention_heads"] if by_width else config["head_dim"]
+        config["query_pre_attn_scalar"] = scale
+        config["hidden_activation"] = "gelu_pytorch_tanh"
+    if model_type == "gemma2":
+        config.setdefault("sliding_window", 4096)
+    if model_type == "gemma3_text":
+        config["rope_local_base_freq"] = _plain(
+            stated.get("rope.freq_base_swa", 10000.0), "rope.freq_base_swa"
+        )
+        config["sliding_window_pattern"] = _plain(
+            stated.get("attention.sliding_window_pattern", 6), "pattern"
+        )
+    if model_type == "phi3":  # zero: no window
+        config["sliding_window"] = config.get("sliding_window") or None
+        original = stated.get("rope.scaling.original_context_length", config.get("max_position_embeddings"))
+        config["original_max_position_embeddings"] = original
+    if model_type in ("llama", "qwen3", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite"):
+        config["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
+    if "attention_multiplier" in config and model_type != "granite":
+        raise ModelError(f"The GGUF file sets an attention scale, which {model_type} models do not have.")
+
+
+def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile) -> None:
+    rotated = stated.get("rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"]:
+        config["partial_rotary_factor"] = rotated / config["head_dim"]
+    kind = stated.get("rope.scaling.type", "none")
+    scaling: dict[str, Any] = {}
+    if "rope_freqs.weight" in file.tensors:
+        # Llama 3's scaling as the divisors it comes to; longrope can say exactly that.
+        divisors = _factors(file, "rope_freqs.weight")
+        scaling = {"rope_type": "longrope", "short_factor": divisors, "long_factor": divisors}
+        scaling |= {"attention_factor": 1.0}
+    elif "rope_factors_long.weight" in file.tensors or "rope_factors_short.weight" in file.tensors:
+        scaling = {"rope_type": "longrope"}
+        scaling |= {
+            f"{each}_factor": _factors(file, f"rope_factors_{each}.weight") for each in ("short", "long")
+        }
+        if "rope.scaling.attn_factor" in stated:
+            scaling["attention_factor"] = _plain(
+                stated["rope.scaling.attn_factor"], "rope.scaling.attn_factor"
+            )
+    elif kind in ("linear", "yarn"):
+        scaling = {
+            "rope_type": kind,
+            "factor": _plain(stated.get("rope.scaling.factor"), "rope.scaling.factor"),
+        }
+        if kind == "yarn" and "rope.scaling.original_context_length" in stated:
+            scaling["original_max_position_embeddings"] = stated["rope.scaling.original_context_length"]
+    elif "rope.scale_linear" in stated:
+        scaling = {"rope_type": "linear", "factor": _plain(stated["rope.scale_linear"], "rope.scale_linear")}
+    elif kind not in ("none", "longrope"):
+        raise ModelError(f"The GGUF file's rope scaling {str(kind)[:40]!r} is not supported.")
+    if scaling:
+        config["rope_scaling"] = scaling
+
+
+def _factors(file: GGUFFile, name: str) -> list[float]:
+    if name not in file.tensors or file.tensors[name].type_name != "F32":
+        raise ModelError(f"{file.path} has no float32 tensor {name}; fetch it again.")
+    return [float(each) for each in file.tensor(name).numpy().reshape(-1)]
