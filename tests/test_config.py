@@ -15,7 +15,6 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
-
 ATTENTION = {"use_retroactive_pruning": True, "pruning_signal": "attention"}
 
 

@@ -1,0 +1,101 @@
+"""What commands share on the terminal: the two consoles, a progress bar, notices, interrupts."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+from rich.console import Console
+
+
+def make_consoles(color: bool = True) -> tuple[Console, Console]:
+    """(stdout, stderr). Nothing is highlighted or wrapped by rich on its own account."""
+    plain = None if color else True
+    return (
+        Console(file=sys.stdout, highlight=False, no_color=plain, markup=False, emoji=False),
+        Console(file=sys.stderr, highlight=False, no_color=plain, markup=False, emoji=False),
+    )
+
+
+def tolerate_any_encoding() -> None:
+    """Text that the terminal's encoding lacks is replaced instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def progress_bar(
+    console: Console, what: str, quiet: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
+    """A function of (bytes so far, bytes in all or None) that moves a bar, which its first call shows."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=quiet)
+    task = None
+
+    def move(done: int, total: int | None) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task(what, total=total)
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        bar.stop()
+
+
+def notice_slow_blas(console: Console) -> None:
+    """Say once why MLX is not on an optimised BLAS, unless that was asked for."""
+    from tempo_mlx import blas
+
+    reason = blas.ensure().reason
+    if reason and os.environ.get("TEMPO_BLAS") != "netlib":
+        console.print(f"Note: MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more.")
+
+
+def log_to_stderr(verbose: bool, debug: bool) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("tempo_mlx").setLevel(level)
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM as a question to ask between steps; the second one ends the program at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, signal.Handlers | Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def reason(self) -> str | None:
+        return "cancelled" if self.signal else None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells have it; 0 without one."""
+        return 128 + self.signal if self.signal else 0
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -1,0 +1,133 @@
+"""`tempo-mlx generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, notice_slow_blas, progress_bar
+from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
+from tempo_mlx.cli.output import RunPrinter, check_writable, save
+from tempo_mlx.cli.prompts import read_prompt
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.sources import load_settings
+
+if TYPE_CHECKING:
+    from tempo_mlx.api import Stream
+    from tempo_mlx.model.load import LoadedModel
+    from tempo_mlx.report.run import Run
+
+log = logging.getLogger("tempo_mlx.cli")
+
+
+@with_settings(LoadConfig, GenerateConfig, Shortcuts, OutputConfig, original=True)
+def generate(
+    flags: dict[str, object],
+    text: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Continue a prompt and show what the model held possible.
+
+    The text goes to stdout, all else to stderr. Every option can also be set in a file given with --config
+    and in the environment or a .env file, as TEMPO_ and its name in capitals.
+    """
+    given = load_settings(config, os.environ, flags, elsewhere=other_tables)
+    output, load, settings = given.make(OutputConfig), given.make(LoadConfig), given.generation()
+    prompt = read_prompt(text, output.prompt, output.prompt_file)
+    check_output(output, settings)
+    check_writable(output)
+    out, err = make_consoles(output.color)
+    log_to_stderr(output.verbose, output.debug_mode)
+    started = time.perf_counter()
+    loaded = load_with_progress(load, err, output.quiet)
+    seconds = {"load_seconds": time.perf_counter() - started}
+    log.info("model %s", json.dumps(dict(loaded.model.info), default=str))
+    log.info("settings %s", settings)
+    run, code = decode(loaded, prompt, settings, output, out, err)
+    seconds |= {name: value for name, value in run.timing.items() if name.endswith("_seconds")}
+    seconds["total_seconds"] = time.perf_counter() - started
+    report(run, seconds, output, err)
+    raise typer.Exit(code)
+
+
+def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedModel:
+    """Load the model, with a bar while it is fetched and a notice where the BLAS is a slow one."""
+    from tempo_mlx.model.load import load_model
+
+    if load.backend == "mlx" and not quiet:
+        notice_slow_blas(err)
+    with progress_bar(err, f"Fetching {load.model}", quiet) as progress:
+        return load_model(load, progress)
+
+
+def decode(
+    loaded: LoadedModel,
+    prompt: str,
+    settings: GenerateConfig,
+    output: OutputConfig,
+    out: Console,
+    err: Console,
+) -> tuple[Run, int]:
+    """Decode, print and save. What was generated is kept whatever ends it: Ctrl-C, a closed pipe, a limit.
+
+    Returns the run and the exit code: 0, or 128 + the signal that ended it.
+    """
+    from tempo_mlx.api import stream
+
+    with Interrupts() as interrupts:
+        decoding = stream(loaded, prompt, settings, interrupted=interrupts.reason)
+        printer = RunPrinter(output, out, err, decoding)
+        closed = None
+        try:
+            _drain(decoding, printer)
+        except BrokenPipeError as error:
+            closed = error
+            decoding.cancel()
+        run = decoding.run()
+        for file in save(run, output):
+            if not output.quiet:
+                err.print(f"Saved {file}")
+        if closed is not None:
+            raise closed
+        printer.finish(run)
+        return run, interrupts.exit_code
+
+
+def _drain(decoding: Stream, printer: RunPrinter) -> None:
+    try:
+        for step in decoding:
+            log.debug("step %s", step)
+            printer.add(step)
+    finally:
+        printer.stop()
+
+
+def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console) -> None:
+    """The reasoning, the summary line and the time table: all that is not the text."""
+    from tempo_mlx.report.files import write_atomic
+    from tempo_mlx.report.terminal import summary
+
+    if run.reasoning and output.format == "text":
+        err.print(run.reasoning, style="dim")
+    if not output.quiet:
+        err.print(summary(run), style="dim")
+    if output.profile:
+        for name, value in seconds.items():
+            err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")
+    if output.profile_output is not None:
+        write_atomic(output.profile_output, json.dumps(seconds, indent=2) + "\n")
+
+
+def check_output(output: OutputConfig, settings: GenerateConfig) -> None:
+    """Raise ConfigError for output settings that make no sense together."""
+    if output.compare and not settings.early_exit:
+        raise ConfigError("compare has no effect without early_exit; add --early-exit, or leave it out.")

@@ -1,0 +1,70 @@
+"""The entry point: parses, runs a command, turns errors into one sentence and an exit code.
+
+Exit codes: 0 success; 1 a failed run; 2 bad usage; 128 + the signal when one ended the run (130: Ctrl-C),
+with what had been generated printed and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tempo_mlx._version import __version__
+from tempo_mlx.cli.console import tolerate_any_encoding
+from tempo_mlx.cli.generate import generate
+from tempo_mlx.errors import TempoError
+
+app = typer.Typer(
+    name="tempo-mlx",
+    help="TEMPO on MLX: keep every probable token at each step, and process them together.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tempo-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+    ] = False,
+) -> None:
+    """TEMPO on MLX: keep every probable token at each step, and process them together."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own unless given); returns the exit code."""
+    tolerate_any_encoding()
+    try:
+        code = app(argv, prog_name="tempo-mlx", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except TempoError as error:
+        if "--debug-mode" in (sys.argv[1:] if argv is None else argv):
+            raise
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try to flush again
+        return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201 (the command line's own voice)
+    return code

@@ -1,0 +1,144 @@
+"""How a run leaves the command line: printed while it grows or at its end, and saved whole."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tempo_mlx.config import GenerateConfig, OutputConfig
+from tempo_mlx.errors import OutputError
+
+if TYPE_CHECKING:
+    from tempo_mlx.api import Stream
+    from tempo_mlx.decode.step import Step
+    from tempo_mlx.report.run import Run
+
+INLINE = ("superposed", "plain")  # decoders whose text is one line of sets
+
+
+class RunPrinter:
+    """Prints one run to stdout in the format asked for. `add` each step, then `finish` with the run."""
+
+    def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
+        from tempo_mlx.report.terminal import make_printer
+        from tempo_mlx.report.text import make_label
+
+        self.output, self.out = output, out
+        self.format = format_of(output)
+        self.tokenizer = decoding.loaded.tokenizer
+        self.label = make_label(output.show_token_ids, output.show_probabilities)
+        config = decoding.config
+        self.live = None
+        if self.format == "text" and output.stream and config.decoder in INLINE:
+            self.live = make_printer(
+                out,
+                err,
+                self.tokenizer,
+                prompt=decoding.prompt.text,
+                prompt_length=len(decoding.prompt.token_ids),
+                window=window_of(config),
+                label=self.label,
+                status=not output.quiet,
+            )
+
+    def add(self, step: Step) -> None:
+        if self.live is not None:
+            self.live.add(step)
+        elif self.format == "jsonl":
+            from tempo_mlx.report.build import with_texts
+            from tempo_mlx.report.records import step_to_dict
+
+            self._line({"event": "step", "data": step_to_dict(with_texts(step, self.tokenizer))})
+
+    def stop(self) -> None:
+        """End the live display, whatever happened."""
+        if self.live is not None:
+            self.live.finish()
+
+    def finish(self, run: Run) -> None:
+        """Print what only the finished run can say."""
+        if self.format == "json":
+            self._write(run.to_json() + "\n")
+        elif self.format == "jsonl":
+            self._line({"event": "run", "data": run.to_dict()})
+        elif self.format == "html":
+            from tempo_mlx.report.html import to_html
+
+            self._write(to_html(run))
+        else:
+            if self.live is None and run.decoder in INLINE:
+                self._write(run.text + "\n")
+            self._write("".join(line + "\n" for line in path_lines(run, self.output.show_probabilities)))
+
+    def _line(self, value: object) -> None:
+        self._write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _write(self, text: str) -> None:
+        from tempo_mlx.report.terminal import printable
+
+        self.out.file.write(printable(text) if self.out.is_terminal else text)
+        self.out.file.flush()
+
+
+def format_of(output: OutputConfig) -> str:
+    """The format of stdout; --output-json alone means JSON there, with a file it goes to the file."""
+    return "json" if output.output_json and output.json_output_file is None else output.format
+
+
+def window_of(config: GenerateConfig) -> int:
+    """How many sets back a removal may still reach."""
+    return config.pruning_window if config.use_retroactive_pruning else 0
+
+
+def path_lines(run: Run, probabilities: bool) -> list[str]:
+    """The run's paths or branches, best first, one a line; line breaks in them are shown as such."""
+    if len(run.paths) == 1 and run.decoder not in INLINE and not probabilities:
+        return [run.paths[0].text]
+    lines = []
+    for number, path in enumerate(run.paths, 1):
+        mean = path.logprob / max(len(path.token_ids), 1)
+        score = f" ({path.logprob:.2f}, {mean:.3f} a token)" if probabilities else ""
+        lines.append(f"{number}.{score} {path.text.strip()}".replace("\n", "\n   "))
+    return lines
+
+
+def save(run: Run, output: OutputConfig) -> list[Path]:
+    """Write the run wherever it was asked for; returns the files. Raises OutputError."""
+    targets = [Path(output.json_output_file)] if output.json_output_file is not None else []
+    if output.output_dir is not None:
+        name = time.strftime("run-%Y%m%d-%H%M%S-") + secrets.token_hex(2) + ".json"
+        targets.append(Path(output.output_dir) / name)
+    for target in targets:
+        run.save(target)
+    return targets
+
+
+def check_writable(output: OutputConfig) -> None:
+    """Raise OutputError now rather than after the run, where a file could not be written."""
+    if output.output_dir is not None:
+        try:
+            Path(output.output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"Cannot make the directory {output.output_dir}: {error.strerror}.") from error
+        _try_directory(Path(output.output_dir))
+    for file in (output.json_output_file, output.profile_output):
+        if file is not None:
+            if Path(file).is_dir():
+                raise OutputError(f"Cannot write {file}: it is a directory; name a file in it.")
+            _try_directory(Path(file).parent)
+
+
+def _try_directory(directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {directory}: {error.strerror}; choose a directory that exists and is writable."
+        ) from error
