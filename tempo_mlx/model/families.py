@@ -28,8 +28,8 @@ _INERT = frozenset(
     "pretraining_tp bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id "
     "cache_implementation attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop "
     "output_attentions output_hidden_states return_dict return_dict_in_generate auto_map quantization "
-    "quantization_config is_llama_config transformers.js_config unsloth_version unsloth_fixed tokenizer_class "
-    "id2label label2id problem_type chunk_size_feed_forward is_encoder_decoder name_or_path "
+    "quantization_config is_llama_config transformers.js_config unsloth_version unsloth_fixed "
+    "tokenizer_class id2label label2id problem_type chunk_size_feed_forward is_encoder_decoder name_or_path "
     "max_window_layers attn_implementation mm_tokens_per_image boi_token_index eoi_token_index "
     "image_token_index vision_config "
     "use_logits_to_keep num_logits_to_keep keys_to_ignore_at_inference finetuning_task task_specific_params "
@@ -46,7 +46,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 _ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
 
 
@@ -69,8 +70,8 @@ _LLAMA = {
 }  # fmt: skip
 _QWEN = {
     **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
-    "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
-    "layer_types": None,
+    "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096,
+    "max_window_layers": 28, "layer_types": None,
 }  # fmt: skip
 _GEMMA = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -101,8 +102,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3_text": Family(
             {
                 **_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
-                "final_logit_softcapping": None, "attn_logit_softcapping": None, "rope_local_base_freq": 10000.0,
-                "sliding_window_pattern": 6,
+                "final_logit_softcapping": None, "attn_logit_softcapping": None,
+                "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6,
             },
             {**_GEMMA_FIELDS, "qk_norm": "head"},
             frozenset({"hidden_act"}),
@@ -111,7 +112,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             {
                 **_without(_LLAMA, "attention_bias", "mlp_bias"), "vocab_size": 32064, "hidden_size": 3072,
                 "intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-                "original_max_position_embeddings": 4096, "sliding_window": None, "partial_rotary_factor": 1.0,
+                "original_max_position_embeddings": 4096, "sliding_window": None,
+                "partial_rotary_factor": 1.0,
             }
         ),
         "smollm3": Family(
@@ -119,7 +121,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 **_LLAMA, "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36,
                 "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
                 "tie_word_embeddings": True, "rope_theta": 2000000.0, "use_sliding_window": False,
-                "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4, "layer_types": None,
+                "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4,
+                "layer_types": None,
             }
         ),
         "olmo2": Family(
@@ -137,7 +140,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 class Config:
-    """A family's config with its defaults filled in; every read checks the type and names the key it refuses."""
+    """A family's config with its defaults filled in; a read checks the value, and names what it refuses."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values

@@ -1,7 +1,7 @@
 """Rotary frequencies of every scaling in use: linear, dynamic, llama3, yarn, longrope.
 
-Formulas and their float32 rounding follow transformers (modeling_rope_utils.py): at position 10,000 one ulp in
-a frequency already moves an angle by 6e-4.
+Formulas and their float32 rounding follow transformers (modeling_rope_utils.py): at position 10,000 one ulp
+in a frequency already moves an angle by 6e-4.
 """
 
 from __future__ import annotations

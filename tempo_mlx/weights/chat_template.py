@@ -105,14 +105,20 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.metered(super().call(context, function, *arguments, **named))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(each) if isinstance(each, (str, list, tuple)) else abs(each) if isinstance(each, int) else 1
-                 for each in (left, right)]  # fmt: skip
+        sizes = _magnitude(left), _magnitude(right)
         text = isinstance(left, str) or isinstance(right, str)
         if (operator == "**" and max(sizes) > 64) or (operator == "*" and sizes[0] * sizes[1] > _LARGEST):
             raise SecurityError("it multiplies to something huge")
         if operator == "%" and text:
             raise SecurityError("it formats text with %")
         return self.metered(super().call_binop(context, operator, left, right))
+
+
+def _magnitude(value: Any) -> float:
+    """How long a text or list is, how large a number: what multiplying would multiply."""
+    if isinstance(value, (str, list, tuple)):
+        return len(value)
+    return abs(value) if isinstance(value, (int, float)) else 1
 
 
 def _tojson(
@@ -150,7 +156,7 @@ class ChatTemplate:
             ) from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-        """The conversation as text. Raises: PromptError where the template refuses it, ModelError if it fails."""
+        """The conversation as text. Raises: PromptError if it is refused, ModelError if the template fails."""
         environment = self._environment
         environment.left = _BUDGET
         template = jinja2.Template.from_code(environment, self._code, environment.make_globals(None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.model.config import Architecture
 from tempo_mlx.model.families import architecture_from_config, text_config
-from tempo_mlx.weights import digest, download, names
+from tempo_mlx.weights import digest, download, names, tokenizer_files, tokenizer_gguf
 from tempo_mlx.weights.gguf_config import INTERLEAVED_ROPE, config_from_gguf
 from tempo_mlx.weights.gguf_file import read_gguf
+from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
 from tempo_mlx.weights.tensor import AffineTensor, DenseTensor, Tensor
-from tempo_mlx.weights.tokenizer import Tokenizer, load_tokenizer
+from tempo_mlx.weights.tokenizer import Tokenizer
 
-_MAX_JSON = 8 << 20
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -51,7 +51,10 @@ class Checkpoint:
         return self._tensors[name]()
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path, self.config, self.architecture.vocab_size)
+        """The tokenizer that came with the weights. Raises: ModelError saying what is wrong with it."""
+        if self.path.is_dir():
+            return tokenizer_files.from_directory(self.path, self.config, self.architecture.vocab_size)
+        return tokenizer_gguf.from_gguf(self.path, self.architecture.vocab_size)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -107,19 +110,19 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
     return Checkpoint(model, path, config, architecture, quantization.lower(), revision, tensors)
 
 
-def _gguf_tensor(tensor: Tensor, rows: np.ndarray[Any, Any] | None, subtract: float) -> Tensor:
+def _gguf_tensor(tensor: Tensor, rows: NDArray[np.intp] | None, subtract: float) -> Tensor:
     if subtract and isinstance(tensor, DenseTensor):
         return DenseTensor(tensor.data, subtract)
     return tensor if rows is None else tensor.rows(rows)
 
 
-def _unpermute(name: str, a: Architecture) -> np.ndarray[Any, Any] | None:
-    """Row order that turns llama.cpp's neighbouring rotary pairs back into Hugging Face's halves; None: as it is."""
+def _unpermute(name: str, a: Architecture) -> NDArray[np.intp] | None:
+    """Row order that turns llama.cpp's neighbouring rotary pairs back into Hugging Face's halves, if any."""
     heads = {".q_proj.": a.num_attention_heads, ".k_proj.": a.num_key_value_heads}
     for part, count in heads.items():
         if part in name:
             order = np.arange(count * a.head_dim).reshape(count, a.head_dim // 2, 2)
-            return order.swapaxes(1, 2).reshape(-1)
+            return np.asarray(order.swapaxes(1, 2).reshape(-1), np.intp)
     return None
 
 
@@ -146,19 +149,6 @@ def _open_directory(model: str, path: Path, revision: str | None) -> Checkpoint:
     )
 
 
-def read_json(path: Path, most: int = _MAX_JSON) -> Any:
-    """Parse a JSON file of bounded size. Raises: ModelError naming the file."""
-    try:
-        if path.stat().st_size > most:
-            raise ModelError(f"{path} is larger than {most >> 20} MiB; it cannot be what its name says.")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"The model has no {path.name} in {path.parent}; fetch it again.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ModelError(f"Cannot read {path}: {reason}; fetch the model again.") from None
-
-
 def _weight_files(path: Path) -> list[SafetensorsFile]:
     index = path / "model.safetensors.index.json"
     if index.exists():
@@ -179,7 +169,7 @@ def _weight_files(path: Path) -> list[SafetensorsFile]:
     files = sorted(each.name for each in path.glob("*.safetensors"))
     if not files:
         raise ModelError(
-            f"{path} holds no .safetensors weights; tempo-mlx reads safetensors and GGUF, and never pickled files."
+            f"{path} holds no .safetensors weights; tempo-mlx reads safetensors and GGUF, no pickled files."
         )
     return [read_safetensors(path / name) for name in files]
 
@@ -283,7 +273,7 @@ def _complete(
     a: Architecture,
     path: Path,
 ) -> dict[str, Callable[[], Tensor]]:
-    """The tensors the architecture needs, fused ones split; missing, misshapen and surplus ones are errors."""
+    """The tensors the architecture needs, fused ones split; missing, misshapen or surplus ones are errors."""
     have, sizes = dict(getters), dict(shapes)
     for fused in list(getters):
         parts = names.fused_parts(fused, a)
@@ -303,11 +293,11 @@ def _complete(
         have.pop("lm_head.weight", None)
     if missing := [name for name in needed if name not in have]:
         raise ModelError(
-            f"{path} lacks {len(missing)} of the model's tensors (the first is {missing[0]!r}); fetch it again."
+            f"{path} lacks {len(missing)} of the model's tensors (first {missing[0]!r}); fetch it again."
         )
     if surplus := sorted(set(have) - set(needed)):
         raise ModelError(
-            f"{path} holds the tensor {surplus[0]!r}, which the {a.family} model its config describes does not have."
+            f"{path} holds the tensor {surplus[0]!r}, which a {a.family} model of its config does not have."
         )
     for name, shape in needed.items():
         if sizes[name] != shape:

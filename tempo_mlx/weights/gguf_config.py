@@ -35,8 +35,9 @@ _FIELDS = {
 # Facts about the file, or read on their own below.
 _OTHER = frozenset(
     {
-        "vocab_size", "attention.value_length", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
-        "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
+        "vocab_size", "attention.value_length", "rope.dimension_count", "rope.scaling.type",
+        "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+        "rope.scaling.finetuned",
         "rope.freq_base_swa", "tensor_data_layout", "attention.sliding_window_pattern", "rope.scale_linear",
     }
 )  # fmt: skip
@@ -71,8 +72,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
             config[_FIELDS[key]] = _plain(value, f"{architecture}.{key}")
         elif key not in _OTHER:
             raise ModelError(
-                f"The GGUF file sets {architecture}.{key}, which tempo-mlx does not know; it might change the "
-                "computation, so the model is refused."
+                f"The GGUF file sets {architecture}.{key}, which tempo-mlx does not know; it might change "
+                "the computation, so the model is refused."
             )
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -106,8 +107,8 @@ def _check_heads(config: dict[str, Any], stated: Mapping[str, Any]) -> None:
     value_length = stated.get("attention.value_length", config["head_dim"])
     if value_length != config["head_dim"]:
         raise ModelError(
-            f"The GGUF file has values of {value_length} dimensions and keys of {config['head_dim']}; only equal "
-            "lengths are supported."
+            f"The GGUF file has values of {value_length} dimensions and keys of {config['head_dim']}; only "
+            "equal lengths are supported."
         )
 
 

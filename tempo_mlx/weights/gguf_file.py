@@ -20,7 +20,8 @@ from tempo_mlx.weights.tensor import DenseTensor, GGUFTensor, Tensor
 
 # value types of metadata: numpy dtype of the fixed-size ones
 _SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
+    10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 # ggml type number -> name, weights a block, bytes a block

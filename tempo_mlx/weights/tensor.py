@@ -242,10 +242,10 @@ def unpack_bits(packed: Array, bits: int) -> Array:
     """(N, W) uint32 -> (N, W * 32 / bits) uint8, first weight in the lowest bits."""
     octets = np.ascontiguousarray(packed).view(np.uint8)
     if bits == 8:
-        return octets
+        return np.asarray(octets)
     if bits in (2, 4):
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return ((octets[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
+        return np.asarray((octets[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
     # 3, 5 and 6 bits straddle bytes
     single = np.unpackbits(octets, axis=-1, bitorder="little").reshape(len(packed), -1, bits)
     return np.asarray(np.packbits(single, axis=-1, bitorder="little")[..., 0])

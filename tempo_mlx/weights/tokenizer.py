@@ -1,8 +1,8 @@
 """Text to token ids and back, whatever the tokenizer came as.
 
 Encoding is the `tokenizers` library's. Decoding is done here, from the bytes each token stands for, so that
-text can be streamed token by token without ever splitting a character, and adds up to exactly what decoding the
-whole would give.
+text can be streamed token by token without ever splitting a character, and adds up to exactly what decoding
+the whole would give.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -36,7 +35,7 @@ class Tokenizer:
         chat_template: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
-        """vocab_size: rows of the model's embedding; special_tokens: bos_token and so on, for the template."""
+        """vocab_size: rows of the model's embedding; special_tokens: bos_token and so on, for templates."""
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
@@ -60,7 +59,7 @@ class Tokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids. add_special: with the BOS (or EOS) token that the model expects around a text.
 
-        Raises: PromptError if a token of the text has no row in the model's embedding, or the text is not Unicode.
+        Raises: PromptError if a token of the text has no row in the embedding, or the text is not Unicode.
         """
         try:
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
@@ -210,8 +209,8 @@ def _decoding(backend: tokenizers.Tokenizer) -> tuple[bool, bool]:
         if all(part["type"] != "Replace" or _is_space_mark(part) for part in parts):
             return False, strip or meta
     raise ModelError(
-        f"The tokenizer's decoder ({', '.join(sorted(kinds)) or 'none'}) is not supported; byte-level BPE and "
-        "SentencePiece tokenizers are."
+        f"The tokenizer's decoder ({', '.join(sorted(kinds)) or 'none'}) is not supported; byte-level BPE "
+        "and SentencePiece tokenizers are."
     )
 
 
@@ -229,16 +228,3 @@ def _refuse_growth(backend: tokenizers.Tokenizer) -> None:
         growth *= max(1.0, len(added.encode()) / max(1, matched))
     if growth > _MAX_GROWTH:
         raise ModelError("The tokenizer's normalizer makes text many times longer; the model is refused.")
-
-
-def load_tokenizer(path: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model directory or a .gguf file; `config` is the model's (for its end-of-text ids).
-
-    Raises: ModelError saying what is missing or malformed.
-    """
-    # imported here, since they build a Tokenizer
-    from tempo_mlx.weights import tokenizer_files, tokenizer_gguf
-
-    if path.is_dir():
-        return tokenizer_files.from_directory(path, config, vocab_size)
-    return tokenizer_gguf.from_gguf(path, vocab_size)

@@ -11,7 +11,7 @@ import tokenizers
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
-from tempo_mlx.weights.checkpoint import read_json
+from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.tokenizer import Tokenizer
 
 _MAX_TOKENIZER = 128 << 20
@@ -109,8 +109,8 @@ def _read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tokenizers.T
         )
     if rules or squeeze:
         raise ModelError(
-            f"{path} rewrites text before it cuts it (normalization rules), which tempo-mlx reads only from a "
-            "tokenizer.json; convert the tokenizer with transformers."
+            f"{path} rewrites text before it cuts it (normalization rules), which tempo-mlx reads only from "
+            "a tokenizer.json; convert the tokenizer with transformers."
         )
     unknown = types.index(build.UNKNOWN) if build.UNKNOWN in types else None
     if kind == 2:

@@ -68,7 +68,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Any
     pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in build.SPLITS:
         raise ModelError(
-            f"The GGUF pre-tokenizer {str(pre)[:40]!r} is not supported; supported are {', '.join(build.SPLITS)}."
+            f"The GGUF pre-tokenizer {str(pre)[:40]!r} is not supported; supported are "
+            f"{', '.join(build.SPLITS)}."
         )
     merges = []
     for merge in _strings(metadata, "merges"):

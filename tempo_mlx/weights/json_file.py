@@ -1,0 +1,23 @@
+"""Small JSON files that come with a model, read with a bound on their size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tempo_mlx.errors import ModelError
+
+
+def read_json(path: Path, most: int = 8 << 20) -> Any:
+    """Parse a JSON file of at most `most` bytes. Raises: ModelError naming the file."""
+    try:
+        if path.stat().st_size > most:
+            raise ModelError(f"{path} is larger than {most >> 20} MiB; it cannot be what its name says.")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"The model has no {path.name} in {path.parent}; fetch it again.") from None
+    except RecursionError:
+        raise ModelError(f"Cannot read {path}: it is nested too deeply; fetch the model again.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot read {path} ({error}); fetch the model again.") from None
