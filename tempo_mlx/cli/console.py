@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -61,6 +61,13 @@ def notice_slow_blas(console: Console) -> None:
     reason = blas.ensure().reason
     if reason and os.environ.get("TEMPO_BLAS") != "netlib":
         console.print(f"Note: MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more.")
+
+
+def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") -> None:
+    """Names and values in two columns; long values run on, so that a path can be copied."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        console.print(f"{indent}{name:<{width}}  {value}", soft_wrap=True)
 
 
 def log_to_stderr(verbose: bool, debug: bool) -> None:

@@ -14,8 +14,12 @@ from typing import Annotated
 import typer
 
 from tempo_mlx._version import __version__
+from tempo_mlx.cli import models
 from tempo_mlx.cli.console import tolerate_any_encoding
+from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
+from tempo_mlx.cli.show import show
+from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
 
 app = typer.Typer(
@@ -27,7 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
+for command in (generate, show, verify, doctor):
+    app.command()(command)
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:

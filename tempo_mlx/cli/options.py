@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Annotated, Any
 
@@ -25,14 +25,17 @@ ConfigFile = Annotated[
 
 
 def with_settings(
-    *configs: type, original: bool = False
+    *configs: type, only: Collection[str] | None = None, original: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every setting of `configs`.
 
     The command's function gets what was given as `flags`: a dict of checked values by setting name.
+    only: the names of those settings that the command has a use for.
     original: also take the flags of the original tool that have no setting (config.ACCEPTED, REFUSED).
     """
     settings = {name: setting for config in configs for name, setting in settings_of(config).items()}
+    if only is not None:
+        settings = {name: settings[name] for name in only}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -50,7 +53,7 @@ def with_settings(
             command(flags=flags, **{p.name: values[p.name] for p in own})
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *options)]
-        del run.__wrapped__  # type: ignore[attr-defined]  # typer would read its signature
+        del run.__wrapped__  # typer would read its signature
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run

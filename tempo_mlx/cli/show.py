@@ -1,0 +1,124 @@
+"""`tempo-mlx show`: a saved run, without its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.options import with_settings
+from tempo_mlx.cli.output import INLINE, path_lines
+from tempo_mlx.config import OutputConfig
+
+if TYPE_CHECKING:
+    from tempo_mlx.report.records import RunStep, RunToken
+    from tempo_mlx.report.run import Run
+
+BARS = "▁▂▃▄▅▆▇█"
+_SHOWN = ("format", "show_token_ids", "show_probabilities", "color")
+
+
+@with_settings(OutputConfig, only=_SHOWN)
+def show(
+    flags: dict[str, object],
+    file: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run file, as generate saves it.")],
+    steps: Annotated[
+        bool, typer.Option("--steps", help="List every set: who was kept, removed or rejected, and why.")
+    ] = False,
+    schedule: Annotated[bool, typer.Option("--schedule", help="Plot the threshold of each step.")] = False,
+) -> None:
+    """Show a run file: its text, or with --steps how it came about."""
+    from tempo_mlx.report.run import Run
+
+    output = OutputConfig(**flags)  # type: ignore[arg-type]
+    out, err = make_consoles(output.color)
+    run = Run.load(file)
+    if output.format == "html":
+        from tempo_mlx.report.html import to_html
+
+        out.file.write(to_html(run))
+    elif output.format in ("json", "jsonl"):
+        out.file.write(run.to_json(indent=2 if output.format == "json" else None) + "\n")
+    elif schedule:
+        _print_schedule(run, out)
+    elif steps:
+        _print_steps(run, out)
+    else:
+        _print_text(run, output, out, err)
+
+
+def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> None:
+    from tempo_mlx.report.terminal import printable, render_run, summary
+    from tempo_mlx.report.text import make_label
+
+    if run.decoder in INLINE:
+        out.print(
+            render_run(run, make_label(output.show_token_ids, output.show_probabilities)), soft_wrap=True
+        )
+    for line in path_lines(run, output.show_probabilities):
+        out.print(printable(line), soft_wrap=True)
+    if run.reasoning:
+        err.print(printable(run.reasoning), style="dim", soft_wrap=True)
+    err.print(summary(run), style="dim", soft_wrap=True)
+
+
+def _print_steps(run: Run, out: Console) -> None:
+    """A row for each member, and for each candidate that was rejected."""
+    from tempo_mlx.report.text import visible_whitespace
+
+    table = Table(
+        "step",
+        "position",
+        "token",
+        "id",
+        "probability",
+        "posterior",
+        "attention",
+        "what became of it",
+        box=None,
+    )
+    for step in run.steps:
+        for token in step.tokens:
+            table.add_row(
+                str(step.step), str(step.position if token.position is None else token.position),
+                visible_whitespace(token.text), str(token.id), f"{token.probability:.4f}",
+                _number(token.posterior), _number(token.attention), _fate(step, token),
+            )  # fmt: skip
+        for item in step.rejected:
+            text, probability = visible_whitespace(item.text), f"{item.probability:.4f}"
+            table.add_row(
+                str(step.step), "", text, str(item.id), probability, "", "", f"rejected: {item.why}"
+            )
+    out.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _fate(step: RunStep, token: RunToken) -> str:
+    why = token.removed_why
+    if why is None:
+        return "ends the text" if token.slot is None else "kept"
+    name = "unattended" if why.unattended else "removed"
+    return f"{name} after step {token.removed_after}: {why.signal} {why.score:.4f} under {why.threshold:.4f}"
+
+
+def _print_schedule(run: Run, out: Console) -> None:
+    """The threshold of each step, and how wide the set was: one bar a step."""
+    thresholds = [step.threshold or 0.0 for step in run.steps]
+    widths = [len(step.tokens) for step in run.steps]
+    widest = max(widths, default=1)
+    if thresholds:
+        out.print(
+            f"threshold {_bars(thresholds)}  {thresholds[0]:.3f} to {thresholds[-1]:.3f}", soft_wrap=True
+        )
+    out.print(f"width     {_bars([width / widest for width in widths])}  at most {widest}", soft_wrap=True)
+
+
+def _bars(shares: list[float]) -> str:
+    return "".join(BARS[min(int(share * len(BARS)), len(BARS) - 1)] for share in shares)
