@@ -156,7 +156,7 @@ class ChatTemplate:
             ) from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-        """The conversation as text. Raises: PromptError if it is refused, ModelError if the template fails."""
+        """The conversation as text. Raises: PromptError if it is refused, ModelError if this fails."""
         environment = self._environment
         environment.left = _BUDGET
         template = jinja2.Template.from_code(environment, self._code, environment.make_globals(None))
