@@ -8,17 +8,18 @@ both edge probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.decode.combine import combine, edges, log_probabilities
+from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
 from tempo_mlx.errors import ModelError, RunFileError
-from tempo_mlx.lattice import Lattice
+from tempo_mlx.lattice import ATTEND_RULES, Lattice
 from tempo_mlx.model.forward import Model
+from tempo_mlx.report.fields import Fields
 from tempo_mlx.report.records import RunStep, RunToken
 from tempo_mlx.report.run import Run
 
@@ -85,10 +86,11 @@ def verify(run: Run, model: Model) -> Verification:
     not have.
     """
     _check_model(run, model)
+    temperature = Fields(dict(run.config), "config").number("temperature")
     dense = dense_run(run)
     forward = model.forward(dense.tokens, dense.positions, dense.bias, model.new_cache(), logits="all")
     assert forward.logits is not None
-    log_probs = log_probabilities(forward.logits, float(run.config.get("temperature", 1.0)))  # (N, V)
+    log_probs = log_probabilities(forward.logits, temperature)  # (N, V)
     worst: dict[str, Difference] = {}
     compared = agreed = 0
     replay = _replay_lattice if run.decoder in LATTICE_DECODERS else _replay_tree
@@ -129,8 +131,9 @@ def dense_run(run: Run) -> DenseRun:
 def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
     """Append and remove as the run did; each set's rows are scattered from alive columns to all slots."""
     lattice = Lattice(run.prompt_length)
-    attend = str(run.config["attend"])
-    intraset = bool(run.config.get("allow_intraset_token_visibility", False))
+    config = Fields(dict(run.config), "config")
+    attend = _choice(config, "attend", ATTEND_RULES)
+    intraset = config.boolean("allow_intraset_token_visibility")
     removals: dict[int, list[int]] = {}
     for members in rows:
         for token in members:
@@ -165,7 +168,7 @@ def _fill_from_ancestors(bias: Float32s, rows: list[list[RunToken]]) -> None:
 
 def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:
     """Step by step: combine the rows of the last set, and what follows from them for this one."""
-    rule = str(run.config.get("combine", "mix"))
+    rule = _choice(Fields(dict(run.config), "config"), "combine", COMBINE_RULES)
     rows = np.array([run.prompt_length - 1])  # of the dense pass that decide the step
     weights: Floats = np.ones(1)
     for step in run.steps:
@@ -217,6 +220,15 @@ def _in_slot_order(step: RunStep) -> list[RunToken]:
     return sorted(
         (token for token in step.tokens if token.slot is not None), key=lambda token: token.slot or 0
     )
+
+
+def _choice(config: Fields, name: str, choices: Sequence[str]) -> str:
+    value = config.text(name)
+    if value not in choices:
+        raise RunFileError(
+            f"The run's {config.path(name)} is {value!r}; it must be one of {', '.join(choices)}."
+        )
+    return value
 
 
 def _tolerance(info: Any) -> float:

@@ -1,0 +1,289 @@
+"""Runs of the real loop, replayed: by `verify` on both backends, and by an independent reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tempo_mlx.config import as_dict, resolve
+from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.errors import ModelError, RunFileError
+from tempo_mlx.model.mlx_backend import build
+from tempo_mlx.report.build import build_run
+from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.verify import dense_run, verify
+from tempo_mlx.weights import Checkpoint, open_checkpoint
+from tests.replay import dense_bias, differences
+from tests.runs import ByteTokenizer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-4
+VOCABULARY = 48
+TOKENIZER = ByteTokenizer([f" t{index}".encode() for index in range(VOCABULARY)])
+PROMPT = (3, 14, 15, 9, 2, 6)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama, spread enough that sets are wide and edges uneven."""
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(22.0 if name.startswith("lm_head") else 8.0)
+    path = tmp_path_factory.mktemp("twin")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(twin: Path) -> Any:
+    return transformers.LlamaForCausalLM.from_pretrained(twin, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(twin: Path) -> Checkpoint:
+    return open_checkpoint(str(twin))
+
+
+@pytest.fixture(scope="module")
+def models(checkpoint: Checkpoint) -> dict[str, Any]:
+    from tempo_mlx.model.torch_backend import TorchTransformer
+
+    return {
+        "mlx": build(checkpoint, "auto", "float32"),
+        "torch": TorchTransformer(checkpoint, "cpu", "float32"),
+    }
+
+
+def decode(model: Any, eos: int | None = None, prune: Any = None, **settings: Any) -> Run:
+    if settings.get("decoder") != "plain" and "selection" not in settings:
+        settings = {"threshold": 0.08, **settings}
+    config = resolve({"max_tokens": 24, **settings})
+    tempo = Tempo(model, PROMPT, config, eos_ids=() if eos is None else (eos,), prune=prune)
+    while len(tempo.steps) < config.max_tokens and not tempo.finished:
+        tempo.advance()
+    tempo.note_evidence()
+    return build_run(
+        tempo.steps,
+        prompt=RunPrompt("prompt", PROMPT),
+        model_info=model.info,
+        config=as_dict(config),
+        tokenizer=TOKENIZER,
+        decoder=config.decoder,
+        finish_reason="stop" if tempo.finished else "length",
+        timing={},
+    )
+
+
+PRUNING: dict[str, dict[str, Any]] = {
+    "kept": {},
+    "posterior": {"use_retroactive_pruning": True, "posterior_threshold": 0.2},
+    "relative": {"use_retroactive_pruning": True, "relative_posterior": True, "posterior_threshold": 0.4},
+    "attention": {"attention_threshold": 0.05, "sigmoid_threshold": False},
+    "random": {"use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.3},
+    "unattended": {
+        "use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.7,
+        "complete_removal_mode": "keep_unattended",
+    },
+    "whole positions": {
+        "use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.7,
+        "complete_removal_mode": "remove_position", "pruning_window": 2,
+    },
+}  # fmt: skip
+
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        f"{attend}, {name}": {"attend": attend, **settings}
+        for attend in ("lineage", "all", "weighted", "best")
+        for name, settings in PRUNING.items()
+    },
+    "siblings seen under all": {
+        "attend": "all",
+        "allow_intraset_token_visibility": True,
+        **PRUNING["posterior"],
+    },
+    "siblings seen under weighted": {"allow_intraset_token_visibility": True, **PRUNING["posterior"]},
+    "positions of their own": {"custom_rope": False, **PRUNING["posterior"]},
+    **{
+        f"combine {rule}": {"combine": rule, **PRUNING["posterior"]}
+        for rule in ("last", "mean", "product", "max")
+    },
+    "cold": {"temperature": 0.5, **PRUNING["posterior"]},
+    "hot": {"temperature": 1.7, "threshold": 0.05, **PRUNING["posterior"]},
+    "argmax": {"temperature": 0.0},
+    "plain, sampled": {"decoder": "plain", "temperature": 1.3},
+    "plain, greedy": {"decoder": "plain", "temperature": 0.0},
+    "top-k": {"selection": "top-k", "top_k": 3, "attend": "best", **PRUNING["posterior"]},
+    "scheduled": {"dynamic_threshold": True, "dynamic_target": "both", **PRUNING["posterior"]},
+    "diversity before append": {"use_pruning": True, "pruning_strategy": "diversity", **PRUNING["posterior"]},
+    "coherence before append": {"use_pruning": True, "pruning_strategy": "coherence"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_run_is_reproduced_by_one_dense_pass(name: str, models: dict[str, Any], reference: Any) -> None:
+    """End tokens among the members; on MLX, on torch, and through transformers from the JSON alone."""
+    settings = CASES[name]
+    run = decode(models["mlx"], eos=7, **settings)
+    again = Run.from_json(run.to_json())
+    worst = differences(json.loads(run.to_json()), reference)
+    assert max(worst.values()) < TOLERANCE, worst
+    for backend, model in models.items():
+        result = verify(again, model)
+        assert result.ok and result.tolerance == TOLERANCE, (backend, result)
+        assert result.steps == len(run.steps)
+
+
+def test_the_cases_do_what_they_are_named_for(models: dict[str, Any]) -> None:
+    """Sets are wide, members are removed, ends are among the members: else the test above proves little."""
+    kept = decode(models["mlx"], eos=7, **CASES["lineage, kept"])
+    assert np.mean([len(step.tokens) for step in kept.steps]) > 2
+    for name in PRUNING:
+        if name != "kept":
+            assert removed(decode(models["mlx"], eos=7, **CASES[f"lineage, {name}"])) > 3, name
+    ends = [decode(models["mlx"], eos=eos, **PRUNING["posterior"]) for eos in (8, 25, 36, 43, 44, 47)]
+    assert any(run.finish_reason == "stop" for run in ends)
+    assert sum(any(token.slot is None for step in run.steps for token in step.tokens) for run in ends) >= 4
+    assert any(token.slot is None for step in kept.steps[:-1] for token in step.tokens)
+    whole = decode(models["mlx"], eos=7, **CASES["best, whole positions"])
+    assert any(all(token.removed_after is not None for token in step.tokens) for step in whole.steps)
+
+
+def removed(run: Run) -> int:
+    return sum(token.removed_after is not None for step in run.steps for token in step.tokens)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+@pytest.mark.parametrize("eos", [8, 25, 36, 43, 44, 47])
+def test_members_that_end_the_text(backend: str, eos: int, models: dict[str, Any], reference: Any) -> None:
+    run = decode(models[backend], eos=eos, **PRUNING["posterior"])
+    assert max(differences(json.loads(run.to_json()), reference).values()) < TOLERANCE
+    assert verify(run, models[backend]).ok
+
+
+@pytest.mark.parametrize("name", ["lineage, random", "best, whole positions", "weighted, unattended", "hot"])
+def test_our_bias_is_the_references(name: str, models: dict[str, Any]) -> None:
+    run = decode(models["mlx"], **CASES[name])
+    dense = dense_run(run).bias
+    expected = dense_bias(json.loads(run.to_json()))[: len(dense), : len(dense)].numpy()
+    np.testing.assert_array_equal(np.isinf(dense), np.isinf(expected))
+    np.testing.assert_allclose(dense, expected, atol=1e-5)
+
+
+def tampered(run: Run) -> Iterator[tuple[str, Run]]:
+    """A recorded number, or what decides who sees whom, changed by a little."""
+    steps = json.loads(run.to_json())["steps"]
+    index = next(
+        i for i in range(3, len(steps)) if len(steps[i]["tokens"]) > 1 and len(steps[i - 1]["tokens"]) > 1
+    )
+    gone = next(
+        (i, j)
+        for i, s in enumerate(steps)
+        for j, t in enumerate(s["tokens"])
+        if t["removed_after"] is not None
+    )
+
+    def changed(change: Any) -> Run:
+        value = json.loads(run.to_json())
+        change(value["steps"])
+        return Run.from_json(json.dumps(value))
+
+    def swap_parents(steps: Any) -> None:
+        edges = steps[index]["tokens"][0]["parents"]
+        edges[0][1], edges[1][1] = edges[0][1] / 2, edges[1][1] + edges[0][1] / 2
+
+    def keep(steps: Any) -> None:
+        steps[gone[0]]["tokens"][gone[1]].update(removed_after=None, removed_why=None)
+
+    def later(steps: Any) -> None:
+        steps[gone[0]]["tokens"][gone[1]]["removed_after"] += 1
+
+    def set_value(field: str, delta: float) -> Any:
+        def change(steps: Any) -> None:
+            steps[index]["tokens"][0][field] += delta
+
+        return change
+
+    def residual(steps: Any) -> None:
+        steps[index]["residual_probability"] += 1e-3
+
+    yield "probability", changed(set_value("probability", -1e-3))
+    yield "weight", changed(set_value("weight", -1e-3))
+    yield "token", changed(set_value("id", 1 if steps[index]["tokens"][0]["id"] + 1 < VOCABULARY else -1))
+    yield "position", changed(lambda steps: steps[index].update(position=steps[index]["position"] + 1))
+    yield "residual", changed(residual)
+    yield "P(i|j)", changed(swap_parents)
+    yield "removal forgotten", changed(keep)
+    yield "removal one step late", changed(later)
+
+
+def test_a_changed_run_is_found_out(models: dict[str, Any], reference: Any) -> None:
+    run = decode(models["torch"], **PRUNING["random"])
+    assert verify(run, models["torch"]).ok
+    for name, other in tampered(run):
+        result = verify(other, models["torch"])
+        assert not result.ok, name
+        assert max(differences(json.loads(other.to_json()), reference).values()) > TOLERANCE, name
+
+
+def test_the_worst_difference_is_named(models: dict[str, Any]) -> None:
+    value = json.loads(decode(models["torch"]).to_json())
+    value["steps"][5]["tokens"][0]["probability"] -= 0.01
+    result = verify(Run.from_json(json.dumps(value)), models["torch"])
+    worst = result.worst[0]
+    assert (worst.quantity, worst.step, worst.token) == (
+        "probability",
+        5,
+        value["steps"][5]["tokens"][0]["text"],
+    )
+    assert worst.size == pytest.approx(0.01, abs=1e-4) and worst.size == result.max_difference
+    assert result.agreement == 1.0
+
+
+def test_another_model_is_refused(models: dict[str, Any]) -> None:
+    value = json.loads(decode(models["torch"], max_tokens=3).to_json())
+    for change, error, message in (
+        (lambda v: v["model"].update(sha256="0" * 64), ModelError, "other weights"),
+        (lambda v: v["steps"][1]["tokens"][0].update(id=VOCABULARY), RunFileError, "vocabulary"),
+        (lambda v: v["prompt"]["token_ids"].append(VOCABULARY), RunFileError, "slots"),
+        (lambda v: v["config"].pop("attend"), RunFileError, "attend"),
+        (lambda v: v["config"].update(attend="sideways"), RunFileError, "sideways"),
+        (lambda v: v["config"].update(combine="magic"), RunFileError, "magic"),
+        (lambda v: v["config"].update(temperature="hot"), RunFileError, "temperature"),
+    ):
+        broken = json.loads(json.dumps(value))
+        change(broken)
+        with pytest.raises(error, match=message):
+            verify(Run.from_json(json.dumps(broken)), models["torch"])
+
+
+def test_an_interrupted_run_without_steps_is_verified(models: dict[str, Any]) -> None:
+    value = json.loads(decode(models["torch"], max_tokens=1).to_json())
+    value["steps"] = []
+    result = verify(Run.from_json(json.dumps(value)), models["torch"])
+    assert result.ok and result.compared == 0
+
+
+def test_the_replay_shares_no_code_with_what_it_checks() -> None:
+    source = Path(__file__).with_name("replay.py").read_text()
+    assert "tempo_mlx" not in source
