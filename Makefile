@@ -1,0 +1,86 @@
+# Works with make 3.81 and /bin/sh (stock macOS). `make run` and `make test` need nothing but Python >= 3.10.
+#   make run PROMPT="..."     continue a prompt            make serve            HTTP server and web page
+#   make test                 the tests                    make check            tests, linters, types
+#   make bench                speed measurements           make acceptance       the full counts, with a report
+
+SHELL = /bin/sh
+VENV = .venv
+BIN = $(VENV)/bin
+WEB = tempo_mlx/server/web
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ARGS =
+PROMPT = The capital of France is
+# Taken as it stands, so that quotes, apostrophes and dollar signs arrive: the shell reads it from the environment.
+RUN_PROMPT := $(value PROMPT)
+export RUN_PROMPT
+# Idle OpenMP threads sleep instead of spinning on the cores that others need.
+OMP_WAIT_POLICY = PASSIVE
+export OMP_WAIT_POLICY
+
+.PHONY: run test test-web check acceptance bench serve web web-dev lint types format docs clean
+
+run: $(VENV)/.run
+	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.run
+	$(BIN)/python scripts/write_settings_docs.py
+
+acceptance: $(VENV)/.dev
+	$(BIN)/python -m pytest -m acceptance $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/tempo-mlx bench $(ARGS)
+
+serve: $(VENV)/.server
+	$(BIN)/tempo-mlx serve $(ARGS)
+
+web: $(WEB)/node_modules/.installed
+	cd $(WEB) && npm run build
+
+web-dev: $(WEB)/node_modules/.installed
+	cd $(WEB) && npm run dev
+
+test-web: $(WEB)/node_modules/.installed
+	cd $(WEB) && npm run check && npm run unit && npm run build
+
+clean:
+	rm -rf $(VENV) $(WEB)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@python=$${PYTHON:-`scripts/find-python.sh`} && "$$python" -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml $(BIN)/python
+	@echo "Installing tempo-mlx into $(VENV) (the first time takes a minute or two) ..." >&2
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.server: pyproject.toml $(BIN)/python
+	@echo "Installing tempo-mlx and its server into $(VENV) ..." >&2
+	@$(PIP) -e '.[server]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.dev: pyproject.toml $(BIN)/python
+	@echo "Installing tempo-mlx and what its tests need into $(VENV) (the first time takes some minutes) ..." >&2
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.server $(VENV)/.run
+
+$(WEB)/node_modules/.installed: $(WEB)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm was not found; install Node.js 20 or newer and try again." >&2; exit 1; }
+	cd $(WEB) && npm ci --no-audit --no-fund
+	@touch $@
