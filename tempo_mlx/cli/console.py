@@ -51,7 +51,8 @@ def progress_bar(
     try:
         yield move
     finally:
-        bar.stop()
+        if task is not None:
+            bar.stop()
 
 
 def notice_slow_blas(console: Console) -> None:

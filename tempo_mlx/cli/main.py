@@ -53,13 +53,16 @@ def _root(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own unless given); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     tolerate_any_encoding()
     try:
-        code = app(argv, prog_name="tempo-mlx", standalone_mode=False)
+        _run(arguments)
         sys.stdout.flush()
-        return int(code or 0)
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
     except TempoError as error:
-        if "--debug-mode" in (sys.argv[1:] if argv is None else argv):
+        if "--debug-mode" in arguments:
             raise
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -69,6 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try to flush again
         return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Parse and run. Typer's own `main` would swallow Ctrl-C and a closed pipe, which have an answer of their own."""
+    command = typer.main.get_command(app)
+    with command.make_context("tempo-mlx", arguments) as context:
+        command.invoke(context)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tempo_mlx.api import Stream
     from tempo_mlx.decode.step import Step
     from tempo_mlx.report.run import Run
+    from tempo_mlx.report.terminal import Printer
 
 INLINE = ("superposed", "plain")  # decoders whose text is one line of sets
 
@@ -26,35 +27,37 @@ class RunPrinter:
     """Prints one run to stdout in the format asked for. `add` each step, then `finish` with the run."""
 
     def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
-        from tempo_mlx.report.terminal import make_printer
-        from tempo_mlx.report.text import make_label
-
-        self.output, self.out = output, out
+        self.output, self.out, self.err, self.decoding = output, out, err, decoding
         self.format = format_of(output)
-        self.tokenizer = decoding.loaded.tokenizer
-        self.label = make_label(output.show_token_ids, output.show_probabilities)
-        config = decoding.config
-        self.live = None
-        if self.format == "text" and output.stream and config.decoder in INLINE:
-            self.live = make_printer(
-                out,
-                err,
-                self.tokenizer,
-                prompt=decoding.prompt.text,
-                prompt_length=len(decoding.prompt.token_ids),
-                window=window_of(config),
-                label=self.label,
-                status=not output.quiet,
-            )
+        self.streams = self.format == "text" and output.stream and decoding.config.decoder in INLINE
+        self.live: Printer | None = None  # made with the first step: a prompt that is refused prints nothing
 
     def add(self, step: Step) -> None:
-        if self.live is not None:
+        if self.streams:
+            self.live = self.live or self._make_live()
             self.live.add(step)
         elif self.format == "jsonl":
             from tempo_mlx.report.build import with_texts
             from tempo_mlx.report.records import step_to_dict
 
-            self._line({"event": "step", "data": step_to_dict(with_texts(step, self.tokenizer))})
+            self._line(
+                {"event": "step", "data": step_to_dict(with_texts(step, self.decoding.loaded.tokenizer))}
+            )
+
+    def _make_live(self) -> Printer:
+        from tempo_mlx.report.terminal import make_printer
+        from tempo_mlx.report.text import make_label
+
+        return make_printer(
+            self.out,
+            self.err,
+            self.decoding.loaded.tokenizer,
+            prompt=self.decoding.prompt.text,
+            prompt_length=len(self.decoding.prompt.token_ids),
+            window=window_of(self.decoding.config),
+            label=make_label(self.output.show_token_ids, self.output.show_probabilities),
+            status=not self.output.quiet,
+        )
 
     def stop(self) -> None:
         """End the live display, whatever happened."""
@@ -72,8 +75,11 @@ class RunPrinter:
 
             self._write(to_html(run))
         else:
-            if self.live is None and run.decoder in INLINE:
-                self._write(run.text + "\n")
+            if self.live is None and run.steps and run.decoder in INLINE:  # --no-stream
+                self.live = self._make_live()
+                for step in self.decoding.steps:
+                    self.live.add(step)
+                self.live.finish()
             self._write("".join(line + "\n" for line in path_lines(run, self.output.show_probabilities)))
 
     def _line(self, value: object) -> None:

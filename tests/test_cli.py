@@ -1,0 +1,383 @@
+"""The command line, run in this process on a tiny twin, except where the process itself is the point."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tempo_mlx
+from tempo_mlx.cli.main import main
+from tempo_mlx.cli.output import RunPrinter
+from tempo_mlx.config import REFUSED, GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.report.run import Run
+from tempo_mlx.settings import settings_of
+from tests.twins import twin
+
+PROMPT = "Hello there, world"
+HEAVY = ("numpy", "mlx.core", "torch", "transformers", "tokenizers", "huggingface_hub")
+
+
+@pytest.fixture
+def model() -> str:
+    return str(twin("llama"))
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "220")
+
+
+def generate(model: str, *arguments: str) -> int:
+    return main(["generate", PROMPT, "--model", model, "--max-tokens", "6", *arguments])
+
+
+def only_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr; nothing on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys\nfrom tempo_mlx.cli.main import main\nassert main({arguments!r}) == 0\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_help_names_every_setting_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for config in (LoadConfig, GenerateConfig, Shortcuts, OutputConfig):
+        for setting in settings_of(config).values():
+            assert re.search(rf"{setting.flag}[ ,/]", text), setting.flag
+            assert f"─ {setting.row.group} ─" in text
+    assert not any(re.search(rf"{flag}[ ,/]", text) for flag in REFUSED)
+
+
+def test_text_goes_to_stdout_and_all_else_to_stderr(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model) == 0
+    out, err = capsys.readouterr()
+    run = tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6)
+    assert out == run.text + "\n"
+    assert "6 steps" in err
+    assert generate(model, "--quiet", "--no-stream") == 0
+    assert capsys.readouterr() == (run.text + "\n", "")
+
+
+def test_json_on_stdout_is_the_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--format", "json"], ["--output-json"]):
+        assert generate(model, *arguments, "--threshold", "0.02") == 0
+        run = Run.from_json(capsys.readouterr().out)
+        assert run.config["threshold"] == 0.02
+        assert len(run.steps) == 6
+
+
+def test_jsonl_is_a_line_a_step_and_the_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--format", "jsonl") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["step"] * 6 + ["run"]
+    assert [line["data"]["step"] for line in lines[:-1]] == list(range(6))
+    assert Run.from_json(json.dumps(lines[-1]["data"])).finish_reason == "length"
+
+
+def test_ids_and_probabilities_beside_the_tokens(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--no-stream"]):
+        assert generate(model, "--show-token-ids", "--show-probabilities", *more) == 0
+        assert re.search(r"\(\d+, 0\.\d\d\)", capsys.readouterr().out)
+
+
+def test_runs_are_saved_where_asked(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--output-json", "--json-output-file", "run.json", "--output-dir", "out") == 0
+    run = Run.load(tmp_path / "run.json")
+    assert capsys.readouterr().out == run.text + "\n"  # the JSON went to the file
+    (saved,) = (tmp_path / "out").iterdir()
+    assert Run.load(saved) == run
+
+
+def test_settings_come_from_file_environment_and_dotenv(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.toml").write_text('max_tokens = 2\nseed = 1\nformat = "json"\n')
+    (tmp_path / ".env").write_text("TEMPO_SEED=2\n")
+    monkeypatch.setenv("MODEL_PATH", model)
+    assert main(["generate", PROMPT, "--config", "settings.toml", "--max-tokens", "3"]) == 0
+    run = Run.from_json(capsys.readouterr().out)
+    assert (len(run.steps), run.config["seed"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "given", [["-"], ["--prompt", "-"], ["--prompt", "Hi"], ["Hi"], ["--prompt-file", "p.txt"]]
+)
+def test_ways_to_give_the_prompt(
+    model: str,
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "p.txt").write_text("Hi\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
+    assert main(["generate", *given, "--model", model, "--max-tokens", "2", "--format", "json"]) == 0
+    assert Run.from_json(capsys.readouterr().out).prompt.text == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "no prompt"),
+        (["a", "--prompt", "b"], 2, "Several prompts"),
+        ([""], 2, "empty"),
+        (["--prompt-file", "missing.txt"], 2, "missing.txt"),
+        (["--prompt-file", "latin.txt"], 2, "UTF-8"),
+        (["a", "--threshold", "1.5"], 2, "--threshold is 1.5; choose a number from 0 to 1"),
+        (["a", "--threshold", "high"], 2, "'high'"),
+        (["a", "--treshold", "1"], 2, "--treshold"),
+        (["a", "--decoder", "magic"], 2, "superposed, tree"),
+        (["a", "--config", "missing.toml"], 2, "missing.toml"),
+        (["a", "--default-mode", "--threshold", "0.3"], 2, "leave it out"),
+        (["a", "--compare"], 2, "--early-exit"),
+        (["a", "--model", "no-such-model"], 1, "no-such-model"),
+        (["a", "--model", "empty.gguf"], 1, "empty.gguf"),
+        (["a", "--json-output-file", "no/such/run.json"], 1, "no/such"),
+        (["a", "--json-output-file", "."], 1, "directory"),
+        (["a", "--output-dir", "empty.gguf/x"], 1, "empty.gguf/x"),
+        (["a", "--profile-output", "no/such/profile.json"], 1, "no/such"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_and_an_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    assert main(["generate", *arguments]) == code
+    assert words in only_error(capsys)
+
+
+def test_a_prompt_longer_than_the_context(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "word " * 400, "--model", model]) == 2
+    assert "context" in only_error(capsys)
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_flags_of_the_original_that_are_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", flag]) == 2
+    assert flag in only_error(capsys)
+
+
+def test_flags_of_the_original_that_still_work(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    original = ["--selection-threshold", "0.2", "--use-retroactive-removal", "--attention-threshold", "0.02",
+                "--use-relative-attention", "--use-multi-scale-attention", "--use-sigmoid-threshold",
+                "--use-custom-rope", "--no-lci-dynamic-threshold", "--no-preserve-isolated-tokens", "--isolate",
+                "--num-layers-to-use", "2", "--format", "json"]  # fmt: skip
+    assert generate(model, *original) == 0
+    config = Run.from_json(capsys.readouterr().out).config
+    assert config["threshold"] == 0.2
+    assert config["use_retroactive_pruning"] and config["pruning_signal"] == "attention"
+
+
+def test_profile(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--profile", "--profile-output", "profile.json") == 0
+    assert re.search(r"prefill +[\d.]+ s\n", capsys.readouterr().err)
+    seconds = json.loads((tmp_path / "profile.json").read_text())
+    assert seconds["decode_seconds"] <= seconds["total_seconds"]
+
+
+def test_verbose_and_debug_say_more(
+    model: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generate(model) == 0
+    assert not caplog.records
+    assert generate(model, "--verbose") == 0
+    said = len(caplog.records)
+    assert said
+    assert generate(model, "--debug-mode") == 0
+    assert len(caplog.records) >= 2 * said + 6  # every step
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
+    """Ctrl-C when step number `step` is printed."""
+    add: Callable[[RunPrinter, Any], None] = RunPrinter.add
+
+    def add_and_interrupt(printer: RunPrinter, added: Any) -> None:
+        add(printer, added)
+        if added.step == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunPrinter, "add", add_and_interrupt)
+
+
+def test_ctrl_c_in_decoding_keeps_what_was_generated(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(monkeypatch, 2)
+    before = signal.getsignal(signal.SIGINT)
+    assert generate(model, "--json-output-file", "run.json") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    run = Run.load(tmp_path / "run.json")
+    assert (run.finish_reason, len(run.steps)) == ("cancelled", 3)
+    out, err = capsys.readouterr()
+    assert out == run.text + "\n"
+    assert "stopped by cancelled" in err
+
+
+def test_ctrl_c_in_prefill(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare: Callable[..., None] = RunPrinter.__init__
+
+    def prepare_and_interrupt(*arguments: Any) -> None:
+        prepare(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunPrinter, "__init__", prepare_and_interrupt)
+    assert generate(model, "--json-output-file", "run.json") == 130
+    run = Run.load(tmp_path / "run.json")
+    assert (run.finish_reason, run.steps) == ("cancelled", ())
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(monkeypatch, 2, times=2)
+    assert generate(model, "--json-output-file", "run.json") == 130
+    assert capsys.readouterr().err.endswith("Error: Interrupted.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "run.json").write_text("the run before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert generate(model, "--json-output-file", "run.json") == 1
+    out, err = capsys.readouterr()
+    assert (
+        out == tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6).text + "\n"
+    )  # nothing is lost
+    assert "No space left" in err.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "the run before"
+
+
+def test_a_closed_pipe_is_quiet_and_the_run_is_saved(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tempo_mlx", "generate", PROMPT, "--model", model, "--format", "jsonl",
+               "--json-output-file", str(tmp_path / "run.json"), "--max-tokens", "100"]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 0
+    assert "Traceback" not in err and "Error" not in err
+    assert Run.load(tmp_path / "run.json").finish_reason in ("cancelled", "length")
+
+
+def test_a_terminal_that_cannot_show_a_character(model: str) -> None:
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "MODEL_PATH": model}
+    wide = ["--max-tokens", "8", "--max-parallel-tokens", "64", "--threshold", "0"]
+    command = [sys.executable, "-m", "tempo_mlx", "generate", "é", *wide]
+    done = subprocess.run(command, capture_output=True, env=environ, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_show_and_verify(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        generate(model, "--json-output-file", "run.json", "--threshold", "0.02", "--use-retroactive-pruning")
+        == 0
+    )
+    run = Run.load(tmp_path / "run.json")
+    capsys.readouterr()
+    assert main(["show", "run.json"]) == 0
+    assert capsys.readouterr().out.startswith(PROMPT)
+    assert main(["show", "run.json", "--steps"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 1 + sum(len(step.tokens) + len(step.rejected) for step in run.steps)
+    removed = [t for step in run.steps for t in step.tokens if t.removed_why is not None]
+    assert removed and sum("removed after step" in row for row in rows) == len(removed)
+    assert main(["show", "run.json", "--schedule"]) == 0
+    assert "threshold" in capsys.readouterr().out
+    assert main(["show", "run.json", "--format", "json"]) == 0
+    assert Run.from_json(capsys.readouterr().out) == run
+    assert main(["verify", "run.json"]) == 0
+    assert "Exact" in capsys.readouterr().out
+    assert main(["verify", "run.json", "--rerun"]) == 0
+    assert "The same" in capsys.readouterr().out
+
+
+def test_verify_finds_a_changed_probability(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model, "--json-output-file", "run.json", "--threshold", "1") == 0
+    data = json.loads((tmp_path / "run.json").read_text())
+    token = data["steps"][3]["tokens"][0]
+    token["probability"] -= 1e-3
+    data["steps"][3]["residual_probability"] += 1e-3
+    (tmp_path / "run.json").write_text(json.dumps(data))
+    assert main(["verify", "run.json"]) == 1
+    assert "NOT exact" in capsys.readouterr().out
+    assert main(["verify", "run.json", "--rerun"]) == 1
+    assert "NOT the same" in capsys.readouterr().out
+
+
+def test_verify_refuses_another_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--json-output-file", "run.json") == 0
+    capsys.readouterr()
+    assert main(["verify", "run.json", "--model", str(twin("llama3"))]) == 1
+    assert "other weights" in only_error(capsys)
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_run_file_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert main([command, "run.json"]) == 1
+    assert "run.json" in only_error(capsys)
+    assert main([command, "missing.json"]) == 1
+    assert "missing.json" in only_error(capsys)
+
+
+def test_models(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["models", "list"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+    assert main(["models", "info", model]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"family +llama\n", text) and re.search(r"context +256 tokens\n", text)
+    assert main(["models", "pull", model]) == 0
+    assert capsys.readouterr().out.strip() == model
+    assert main(["models", "remove", model]) == 1
+    assert "your own" in only_error(capsys)
+    assert Path(model).exists()
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"measured +[\d.]+ GFLOP/s", text)
+    assert "kernel" in text and "mlx" in text
