@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
+from tempo_mlx.decode.beam import make_rule
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
+from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.model.load import LoadedModel, load_model
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
-from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
+
+LATTICE_DECODERS = ("superposed", "plain")
 
 Prune = PruneRule | Callable[[PruneContext], Iterable[Pruned]]
 
@@ -130,7 +135,23 @@ class Stream(Iterator[Step]):
             decoder=self.config.decoder,
             finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
             timing=self.timing(),
+            paths=[self._path(reading) for reading in self.readings()],
         )
+
+    def readings(self) -> list[Reading]:
+        """The texts so far with their exact log-probabilities, best first; of a lattice those of `paths`."""
+        decoder = self.decoder
+        if isinstance(decoder, Tree):
+            return decoder.readings()
+        if decoder is None or not self.steps or not self.config.paths:
+            return []
+        return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, decoder.cache)
+
+    def _path(self, reading: Reading) -> RunPath:
+        tokenizer, ids = self.loaded.tokenizer, reading.token_ids
+        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
+        text = cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
+        return RunPath(ids, text, reading.log_prob, exact=True)
 
     def timing(self) -> Mapping[str, float]:
         """Seconds of the prompt and of the steps, and logical steps per second."""
@@ -142,14 +163,13 @@ class Stream(Iterator[Step]):
         }
 
     def _start(self) -> Decoder:
-        return Tempo(
-            self.loaded.model,
-            self.prompt.token_ids,
-            self.config,
-            eos_ids=self.loaded.tokenizer.eos_ids,
-            prune=self._prune,
-            interrupted=self._interruption,
-        )
+        model, tokenizer, config = self.loaded.model, self.loaded.tokenizer, self.config
+        ids, eos = self.prompt.token_ids, tokenizer.eos_ids
+        if config.decoder in LATTICE_DECODERS:
+            return Tempo(model, ids, config, eos_ids=eos, prune=self._prune, interrupted=self._interruption)
+        stops = self._holds_stop if config.stop else None
+        rule = make_rule(config, len(eos))
+        return Tree(model, ids, config, rule, eos_ids=eos, interrupted=self._interruption, stops=stops)
 
     def _interruption(self) -> str | None:
         if self._cancelled:
@@ -172,11 +192,14 @@ class Stream(Iterator[Step]):
         return self._interruption()
 
     def _stop_text(self) -> bool:
-        """Whether the most probable reading holds a stop string."""
-        if not self.config.stop:
+        """Whether the most probable reading of a lattice holds a stop string; texts of a tree end on their own."""
+        if not self.config.stop or self.config.decoder not in LATTICE_DECODERS:
             return False
         reading = best_path([with_texts(step, self.loaded.tokenizer) for step in self.steps])
-        text = self.loaded.tokenizer.decode([token.id for token in reading])
+        return self._holds_stop([token.id for token in reading])
+
+    def _holds_stop(self, token_ids: Sequence[int]) -> bool:
+        text = self.loaded.tokenizer.decode(token_ids)
         return cut_at_stop(text, self.config.stop) != text
 
 

@@ -23,9 +23,9 @@ ATTEND_RULES = ("lineage", "all", "weighted", "best")
 class Lattice:
     """Grows by `append`, shrinks by `remove`; `bias` says what the newest set's rows see.
 
-    Only alive slots are kept, in ascending order, so the columns of every array here are the columns of the KV
-    cache. `gamma` (k, m) is the lineage posterior of the newest rows (defaults: P(a path through row j used
-    member m)); its recursion is in `append`.
+    Only alive slots are kept, in ascending order, so the columns of every array here are the columns of the
+    KV cache. `gamma` (k, m) is the lineage posterior of the newest rows (defaults: P(a path through row j
+    used member m)); its recursion is in `append`.
     """
 
     def __init__(self, prompt_length: int) -> None:
@@ -50,11 +50,11 @@ class Lattice:
     def append(self, weights: Sequence[float] | Floats, posterior: Floats | None) -> Ints:
         """Add a set and return its slots (k,).
 
-        weights (k,): forward weights, in slot order. posterior (k_previous, k): P(i|j), columns summing to 1; None
-        for the first set. With gamma_i(t, i) = 1:
+        weights (k,): forward weights, in slot order. posterior (k_previous, k): P(i|j), columns summing to 1;
+        None for the first set. With gamma_i(t, i) = 1:
 
-            gamma_j(u, m) = sum_i P(i|j) gamma_i(u, m), scaled to sum 1 over the alive members of each set u;
-            where that sum has underflowed to 0, gamma_j is the forward weight, renormalised the same way.
+        gamma_j(u, m) = sum_i P(i|j) gamma_i(u, m), scaled to sum 1 over the alive members of each set u;
+        where that sum has underflowed to 0, gamma_j is the forward weight, renormalised the same way.
         """
         weight = np.asarray(weights, np.float64)
         count = len(weight)
@@ -84,9 +84,10 @@ class Lattice:
     def bias(self, attend: str, intraset: bool = False) -> NDArray[np.float32]:
         """Additive attention bias of the newest set's rows over all alive slots: (k, S) float32.
 
-        `lineage`: log gamma. `all`: 0. `weighted`: log of the forward weight renormalised over the alive members
-        of its set. `best`: 0 on one member of each earlier set, the row's chain. -inf: not seen. The prompt and a
-        row's own slot have 0; siblings are seen only with `intraset`, under `all` and `weighted`.
+        `lineage`: log gamma. `all`: 0. `weighted`: log of the forward weight renormalised over the alive
+        members of its set. `best`: 0 on one member of each earlier set, the row's chain. -inf: not seen. The
+        prompt and a row's own slot have 0; siblings are seen only with `intraset`, under `all` and
+        `weighted`.
         """
         count, earlier = len(self.newest), len(self.slots) - len(self.newest)
         bias = np.zeros((count, self.size), np.float32)
@@ -114,7 +115,8 @@ class Lattice:
         return bias
 
     def posterior(self) -> Floats:
-        """(m,): sum over the newest rows j of w(j) gamma_j(member), the share of the readings using each slot."""
+        """(m,): sum over the newest rows j of w(j) gamma_j(member), the share of the readings using each slot.
+        """
         return self.weights[-len(self.newest) :] @ self.gamma
 
     def remove(self, slots: Sequence[int] | Ints) -> Ints:
@@ -130,14 +132,14 @@ class Lattice:
 
     def _lineage(self, posterior: Floats) -> Floats:
         """(k, m): gamma of new rows over the slots alive now."""
-        gamma = posterior.T @ self.gamma
+        gamma: Floats = posterior.T @ self.gamma
         starts = self._starts()
         mass = np.add.reduceat(gamma, starts, axis=1)  # (k, sets)
         widths = np.diff(np.append(starts, len(self.slots)))
         lost = np.repeat(mass == 0.0, widths, axis=1)
         gamma /= np.repeat(np.where(mass == 0.0, 1.0, mass), widths, axis=1)
         if lost.any():
-            gamma = np.where(lost, self._shares(), gamma)
+            gamma[:] = np.where(lost, self._shares(), gamma)
         return gamma
 
     def _mend(self, chains: Ints, gamma: Floats) -> None:
@@ -153,4 +155,20 @@ class Lattice:
         """(m,): forward weights renormalised over the alive members of each set."""
         starts = self._starts()
         widths = np.diff(np.append(starts, len(self.slots)))
-        return self.weights / np.repeat(np.add.reduceat(self.weights, starts), widths)
+        shares: Floats = self.weights / np.repeat(np.add.reduceat(self.weights, starts), widths)
+        return shares
+
+
+def ancestor_bias(parents: Sequence[int] | Ints, count: int) -> NDArray[np.float32]:
+    """(count, n): what the last `count` of n rows of a tree see of all n: 0 on their ancestors and themselves.
+
+    parents (n,): of each row the index of the row before it in its text, which is a lower one; -1 for none.
+    """
+    above = np.asarray(parents, np.int64)
+    bias = np.full((count, len(above)), -np.inf, np.float32)
+    rows, seen = np.arange(count), np.arange(len(above) - count, len(above))
+    while len(rows):
+        bias[rows, seen] = 0.0
+        seen = above[seen]
+        rows, seen = rows[seen >= 0], seen[seen >= 0]
+    return bias

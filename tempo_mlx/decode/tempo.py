@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import combine, edges, log_probabilities
 from tempo_mlx.decode.prefill import check_prompt, never, prefill
-from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, PruneRule, make_rule, open_sets, settle
+from tempo_mlx.decode.pruning import (
+    AttentionHistory,
+    PruneContext,
+    Pruned,
+    PruneRule,
+    make_rule,
+    open_sets,
+    settle,
+)
 from tempo_mlx.decode.schedules import scheduled
 from tempo_mlx.decode.selection import select
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
@@ -56,15 +64,27 @@ class Tempo:
             config, config.attention_threshold if by_attention else config.posterior_threshold, "pruning"
         )
         self.strategy = make_strategy(config)
-        self.rule = make_rule(config) if prune is None else prune if isinstance(prune, PruneRule) else PruneRule(prune)
-        self.history = AttentionHistory(config.pruning_window) if self.rule and self.rule.needs_attention else None
+        self.rule = (
+            make_rule(config)
+            if prune is None
+            else prune
+            if isinstance(prune, PruneRule)
+            else PruneRule(prune)
+        )
+        self.history = (
+            AttentionHistory(config.pruning_window) if self.rule and self.rule.needs_attention else None
+        )
         self.random = np.random.default_rng(config.seed)
         self.cache = model.new_cache() if cache is None else cache
         self.lattice = Lattice(len(prompt_ids))
         self.steps: list[Step] = []
         self.members: dict[int, Member] = {}  # alive, by slot
-        self.evidence: tuple[Ints, Floats, Float32s | None] | None = None  # slots, their posterior and attention
-        self.log_probs = log_probabilities(prefill(model, prompt_ids, self.cache, interrupted), config.temperature)
+        self.evidence: tuple[Ints, Floats, Float32s | None] | None = (
+            None  # slots, their posterior and attention
+        )
+        self.log_probs = log_probabilities(
+            prefill(model, prompt_ids, self.cache, interrupted), config.temperature
+        )
         self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs (k, V)
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
         self.probed: Forward | None = None  # the newest set's rows, where choosing it has run them already
@@ -113,7 +133,11 @@ class Tempo:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
         lattice, newest = self.lattice, self.lattice.num_sets - 1
         earlier = slice(None, len(lattice.slots) - len(lattice.newest))
-        attention = None if attention_mass is None else attention_mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
+        attention = (
+            None
+            if attention_mass is None
+            else attention_mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
+        )
         self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
         if self.rule is None:
             return ()
@@ -141,7 +165,9 @@ class Tempo:
         if config.decoder == "plain" and config.temperature > 0:
             return sample(probabilities, excluded, self.random)
         rule = config.selection
-        value = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}.get(rule, self.threshold(index))
+        value = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}.get(
+            rule, self.threshold(index)
+        )
         single = config.decoder == "plain" or config.temperature == 0
         width = 1 if single else int(config.max_parallel_tokens)
         return select(probabilities, rule=rule, value=value, max_width=width, excluded=excluded)
@@ -177,7 +203,9 @@ class Tempo:
             self.probed = Forward(probe.logits[rows], probe.attention_mass[:, rows][:, :, slots].mean(axis=1))
         return dropped
 
-    def extend(self, lattice: Lattice, tokens: Sequence[int], probabilities: Float32s) -> tuple[list[int], list[float]]:
+    def extend(
+        self, lattice: Lattice, tokens: Sequence[int], probabilities: Float32s
+    ) -> tuple[list[int], list[float]]:
         """Append a set (slot order) to `lattice`: its slots and its forward weights."""
         if not tokens:
             return [], []
@@ -198,7 +226,9 @@ class Tempo:
         for column, token in enumerate(tokens.tolist()):
             slot, weight = by_token.get(token, (None, None))
             between = zip(parents, posterior[:, column].tolist(), forward[:, column].tolist(), strict=False)
-            member = Member(token, float(probabilities[token]), slot, weight, tuple(Edge(*e) for e in between))
+            member = Member(
+                token, float(probabilities[token]), slot, weight, tuple(Edge(*e) for e in between)
+            )
             if slot is not None:
                 self.members[slot] = member
                 if not self.config.custom_rope:
@@ -231,7 +261,7 @@ class Tempo:
         other.cache, other.lattice = self.cache.copy(), copy.copy(self.lattice)
         other.random, other.steps = copy.deepcopy((self.random, self.steps))
         slotted = (m for s in other.steps for m in s.tokens if m.slot is not None)
-        other.members = {m.slot: m for m in slotted if m.slot in self.members}  # type: ignore[misc]
+        other.members = {m.slot: m for m in slotted if m.slot in self.members}
         return other
 
 

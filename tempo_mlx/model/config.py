@@ -18,8 +18,9 @@ class Rope:
 
     `inverse_frequencies`: one angle per position step and rotated pair, (rotated dims / 2,), with every
     position-independent scaling (linear, llama3, yarn) already applied. `attention_factor` multiplies cos
-    and sin. `long_inverse_frequencies` and `long_attention_factor` replace the first two for a sequence that is longer than
-    `original_max_position_embeddings` (longrope). `dynamic_base`: theta of dynamic NTK scaling, with `dynamic_factor`.
+    and sin. `long_inverse_frequencies` and `long_attention_factor` replace the first two for a sequence that is
+    longer than `original_max_position_embeddings` (longrope). `dynamic_base`: theta of dynamic NTK scaling, with
+    `dynamic_factor`.
     Rotation pairs dimension i with i + rotated/2 (the Hugging Face layout).
     """
 

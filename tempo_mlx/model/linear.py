@@ -24,7 +24,9 @@ class Linear:
 
 
 class QuantizedLinear(Linear):
-    """A Linear whose weight stays in MLX's affine layout: packed (out, in * bits / 32), scales, biases (out, in / group)."""
+    """A Linear whose weight stays in MLX's affine layout: packed (out, in * bits / 32); scales, biases (out,
+    in / group).
+    """
 
     def __init__(
         self, packed: Any, scales: Any, biases: Any, group_size: int, bits: int, bias: Any | None = None
@@ -34,7 +36,13 @@ class QuantizedLinear(Linear):
 
     def __call__(self, x: Any) -> Any:
         y = mx.quantized_matmul(
-            x, self.packed, self.scales, self.biases, transpose=True, group_size=self.group_size, bits=self.bits
+            x,
+            self.packed,
+            self.scales,
+            self.biases,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
         )
         return y if self.bias is None else y + self.bias
 
@@ -43,7 +51,11 @@ class QuantizedLinear(Linear):
 
     def rows(self, index: Any) -> Any:
         return mx.dequantize(
-            self.packed[index], self.scales[index], self.biases[index], group_size=self.group_size, bits=self.bits
+            self.packed[index],
+            self.scales[index],
+            self.biases[index],
+            group_size=self.group_size,
+            bits=self.bits,
         )
 
 
@@ -87,7 +99,7 @@ class Concatenated:
 def fuse(parts: list[Linear]) -> Linear | Concatenated:
     """One product instead of several, where the parts have the same layout."""
     first = parts[0]
-    biases = [p.bias for p in parts]
+    biases: list[Any] = [p.bias for p in parts]
     bias = None if biases[0] is None else mx.concatenate(biases)
     if isinstance(first, QuantizedLinear):
         same = all(

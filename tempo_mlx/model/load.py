@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tempo_mlx.config import LoadConfig
@@ -31,12 +30,12 @@ def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedMo
         try:
             from tempo_mlx.model.torch_backend import TorchTransformer
         except ModuleNotFoundError as error:
-            raise BackendError("The torch backend needs PyTorch; install tempo-mlx with its extra: [torch].") from error
+            raise BackendError(
+                "The torch backend needs PyTorch; install tempo-mlx with its extra: [torch]."
+            ) from error
         model = TorchTransformer(checkpoint, config.device, config.dtype)
     else:
         from tempo_mlx.model.mlx_backend import build
 
         model = build(checkpoint, config.device, config.dtype)
     return LoadedModel(model, checkpoint.tokenizer(), config)
-
-

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.errors import BackendError, ModelError
+from tempo_mlx.errors import BackendError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.linear import Concatenated, Embedding, Linear, QuantizedLinear, RMSNorm, fuse
 from tempo_mlx.model.rope import interleave
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint, Tensor
 
-DEQUANTIZE_BELOW_BYTES = 1_500_000_000  # of bf16: products of packed weights grow with the rows, bf16 ones hardly
+DEQUANTIZE_BELOW_BYTES = (
+    1_500_000_000  # of bf16: products of packed weights grow with the rows, bf16 ones hardly
+)
 
 
 def choose_device(name: str) -> Any:
@@ -27,7 +29,9 @@ def choose_device(name: str) -> Any:
     kinds = {"gpu": mx.metal.is_available() or mx.cuda.is_available(), "mps": mx.metal.is_available(),
              "cuda": mx.cuda.is_available()}  # fmt: skip
     if not kinds[name]:
-        raise BackendError(f"This machine has no device '{name}' that MLX can use; run with --device cpu or auto.")
+        raise BackendError(
+            f"This machine has no device '{name}' that MLX can use; run with --device cpu or auto."
+        )
     return mx.gpu
 
 
@@ -37,16 +41,27 @@ def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[Any, 
         return getattr(mx, name), False
     if on_cpu:  # MLX's half-precision and packed CPU kernels are 5 to 40 times slower than float32
         return mx.float32, False
-    small = 2 * checkpoint.num_parameters < DEQUANTIZE_BELOW_BYTES
-    kind = checkpoint.float_kind
-    return getattr(mx, kind), checkpoint.is_quantized and not small
+    kind = checkpoint.tensor("model.embed_tokens.weight").kind
+    small = 2 * checkpoint.parameters < DEQUANTIZE_BELOW_BYTES
+    return (mx.bfloat16, not small) if kind == "mlx_quantized" else (getattr(mx, kind), True)
 
 
-def build(checkpoint: Checkpoint, device: str, dtype: str, progress: Callable[[int, int], None] | None = None) -> Transformer:
-    """Read every weight once, layer by layer, so that little more than the model itself is ever in memory."""
+def build(
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    *,
+    packed: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Transformer:
+    """Read every weight once, layer by layer, so that little more than the model itself is ever in memory.
+
+    packed: whether quantised weights stay so; by default as `choose_dtype` says. progress: (layers read, of all).
+    """
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
-    float_type, packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
+    float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
+    packed = stay_packed if packed is None else packed
     reader = Reader(checkpoint, float_type, packed)
     a = checkpoint.architecture
     embed = reader.linear("model.embed_tokens")
@@ -54,18 +69,22 @@ def build(checkpoint: Checkpoint, device: str, dtype: str, progress: Callable[[i
     blocks = []
     for index in range(a.num_hidden_layers):
         weights = reader.block(index)
-        mx.eval([p.arrays() if isinstance(p, Linear | Concatenated) else p.weight for p in weights.values() if p])
+        mx.eval(
+            [p.arrays() if isinstance(p, Linear | Concatenated) else p.weight for p in weights.values() if p]
+        )
         blocks.append(Block(a, index, weights))
         if progress is not None:
             progress(index + 1, a.num_hidden_layers)
     info = {
         **checkpoint.identity,
         "dtype": str(float_type).removeprefix("mlx.core."),
-        "quantization": checkpoint.identity.get("quantization") if packed else None,
+        "quantization": checkpoint.quantization if packed else None,
         "backend": "mlx",
         "device": "cpu" if kind == mx.cpu else ("metal" if mx.metal.is_available() else "cuda"),
     }
-    return Transformer(a, Embedding(embed, float_type), blocks, reader.norm("model.norm"), head, info, float_type)
+    return Transformer(
+        a, Embedding(embed, float_type), blocks, reader.norm("model.norm"), head, info, float_type
+    )
 
 
 class Reader:
@@ -76,30 +95,33 @@ class Reader:
         self.architecture = checkpoint.architecture
         self.dtype = dtype
         self.packed = packed
-        self.names = frozenset(checkpoint.names())
 
-    def array(self, tensor: Tensor, rows: NDArray[np.int64] | None = None) -> Any:
-        """A plain weight as an MLX array of the model's dtype, its rows reordered where asked for."""
-        if tensor.kind == "bfloat16" and self.dtype != mx.float32:
-            raw = tensor.raw()
-            return mx.array(raw if rows is None else raw[rows]).view(mx.bfloat16).astype(self.dtype)
-        values = tensor.numpy()
-        return mx.array(values if rows is None else values[rows]).astype(self.dtype)
+    def tensor(self, name: str, rows: NDArray[np.int64] | None) -> Tensor:
+        tensor = self.checkpoint.tensor(name)
+        return tensor if rows is None else tensor.rows(rows)
+
+    def array(self, tensor: Tensor) -> Any:
+        """A plain weight as an MLX array of the model's dtype."""
+        if tensor.kind == "bfloat16":
+            return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
+        return mx.array(tensor.raw() if tensor.kind == "float16" else tensor.numpy()).astype(self.dtype)
 
     def linear(self, name: str, rows: NDArray[np.int64] | None = None, bias: bool = False) -> Linear:
-        tensor = self.checkpoint.tensor(f"{name}.weight")
-        offset = self.array(self.checkpoint.tensor(f"{name}.bias"), rows) if bias else None
+        """The weight `name`, its rows reordered where asked for."""
+        tensor = self.tensor(f"{name}.weight", rows)
+        offset = self.array(self.tensor(f"{name}.bias", rows)) if bias else None
         if self.packed and tensor.kind == "mlx_quantized":
             packed, scales, biases, bits, group_size = tensor.quantized()
-            parts = [mx.array(p if rows is None else p[rows]) for p in (packed, scales, biases)]
-            return QuantizedLinear(
-                parts[0], parts[1].astype(self.dtype), parts[2].astype(self.dtype), group_size, bits, offset
-            )
-        return Linear(self.array(tensor, rows), offset)
+            scale, zero = (mx.array(part).astype(self.dtype) for part in (scales, biases))
+            return QuantizedLinear(mx.array(packed), scale, zero, group_size, bits, offset)
+        return Linear(self.array(tensor), offset)
 
     def norm(self, name: str, order: NDArray[np.int64] | None = None) -> RMSNorm:
         weight = self.checkpoint.tensor(f"{name}.weight").numpy() + np.float32(self.architecture.norm_offset)
-        return RMSNorm(mx.array(weight if order is None else weight[order]).astype(self.dtype), self.architecture.rms_norm_eps)
+        return RMSNorm(
+            mx.array(weight if order is None else weight[order]).astype(self.dtype),
+            self.architecture.rms_norm_eps,
+        )
 
     def block(self, index: int) -> dict[str, Any]:
         a, prefix = self.architecture, f"model.layers.{index}"
@@ -146,16 +168,3 @@ NORM_NAMES = {
         "after_mlp": "post_feedforward_layernorm",
     },
 }
-
-
-def require_weights(checkpoint: Checkpoint) -> None:
-    """Fail before anything is computed when a tensor is missing."""
-    a = checkpoint.architecture
-    names = set(checkpoint.names())
-    needed = {"model.embed_tokens.weight", "model.norm.weight"}
-    for i in range(a.num_hidden_layers):
-        needed |= {f"model.layers.{i}.self_attn.{p}_proj.weight" for p in "qkvo"}
-        needed |= {f"model.layers.{i}.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}
-    missing = sorted(needed - names)
-    if missing:
-        raise ModelError(f"The model lacks {len(missing)} tensors, {missing[0]} first; the download may be incomplete.")

@@ -16,7 +16,10 @@ def angles(rope: Rope, positions: NDArray[np.int64], length: int) -> tuple[NDArr
     original = rope.original_max_position_embeddings
     if original is not None and length > original:
         if rope.long_inverse_frequencies is not None:
-            frequencies, factor = np.asarray(rope.long_inverse_frequencies, np.float32), rope.long_attention_factor
+            frequencies, factor = (
+                np.asarray(rope.long_inverse_frequencies, np.float32),
+                rope.long_attention_factor,
+            )
         elif rope.dynamic_base is not None and rope.dynamic_factor is not None:
             rotated = 2 * len(frequencies)
             stretch = rope.dynamic_factor * length / original - (rope.dynamic_factor - 1)

@@ -5,7 +5,7 @@ Nothing is fused or reordered here; weights keep Hugging Face's layout. Letters 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tempo_mlx.model.rope import angles
 from tempo_mlx.model.visibility import causal_bias, window_bias
 from tempo_mlx.weights import Checkpoint
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -41,7 +41,9 @@ class TorchCache:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in [*self.keys.values(), *self.values.values()])
 
-    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if layer in self.keys:
             keys = torch.cat([self.keys[layer], keys], dim=1)
             values = torch.cat([self.values[layer], values], dim=1)
@@ -70,13 +72,15 @@ class TorchTransformer:
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         if device in ("gpu", "mps") or (device == "cuda" and not torch.cuda.is_available()):
-            raise BackendError(f"The torch backend runs on cpu and cuda here, not on '{device}'; choose another --device.")
+            raise BackendError(
+                f"The torch backend runs on cpu and cuda here, not on '{device}'; choose another --device."
+            )
         self.architecture: Architecture = checkpoint.architecture
         use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if use_cuda else "cpu")
         self.dtype = getattr(torch, "float32" if dtype == "auto" else dtype)
         self.weights = {
-            name: torch.from_numpy(np.ascontiguousarray(checkpoint.tensor(name).numpy())).to(self.device, self.dtype)
+            name: torch.tensor(checkpoint.tensor(name).numpy(), dtype=self.dtype, device=self.device)
             for name in checkpoint.names()
         }
         self.info = {
@@ -108,7 +112,9 @@ class TorchTransformer:
         cache.positions = np.concatenate([cache.positions, new])
         dense = causal_bias(len(new), len(cache)) if bias is None else bias
         ids = torch.as_tensor(np.asarray(tokens, np.int64), device=self.device)
-        x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(a.embedding_scale, dtype=self.dtype)  # (L, E)
+        x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(
+            a.embedding_scale, dtype=self.dtype
+        )  # (L, E)
         masses = []
         for index, layer in enumerate(a.layers):
             x, mass = self._block(index, layer, x, new, dense, cache)
@@ -124,7 +130,13 @@ class TorchTransformer:
         return Forward(out, self._numpy(torch.stack(masses)) if attention else None)
 
     def _block(
-        self, index: int, layer: Layer, x: Any, positions: NDArray[np.int64], bias: NDArray[np.float32], cache: TorchCache
+        self,
+        index: int,
+        layer: Layer,
+        x: Any,
+        positions: NDArray[np.int64],
+        bias: NDArray[np.float32],
+        cache: TorchCache,
     ) -> tuple[Any, Any]:
         a, prefix = self.architecture, f"model.layers.{index}"
         before, after = a.norm_placement in ("pre", "sandwich"), a.norm_placement in ("post", "sandwich")
@@ -140,7 +152,13 @@ class TorchTransformer:
         return x + y * a.residual_scale, mass
 
     def _attention(
-        self, index: int, layer: Layer, x: Any, positions: NDArray[np.int64], bias: NDArray[np.float32], cache: TorchCache
+        self,
+        index: int,
+        layer: Layer,
+        x: Any,
+        positions: NDArray[np.int64],
+        bias: NDArray[np.float32],
+        cache: TorchCache,
     ) -> tuple[Any, Any]:
         a, name = self.architecture, f"model.layers.{index}.self_attn"
         q, k, v = (self._linear(x, f"{name}.{part}_proj") for part in "qkv")
@@ -152,7 +170,9 @@ class TorchTransformer:
         if layer.rope is not None:
             q, k = (self._rotate(t, a.ropes[layer.rope], positions, cache) for t in (q, k))
         keys, values = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))  # (K, S, D)
-        keys, values = (t.repeat_interleave(a.num_attention_heads // a.num_key_value_heads, 0) for t in (keys, values))
+        keys, values = (
+            t.repeat_interleave(a.num_attention_heads // a.num_key_value_heads, 0) for t in (keys, values)
+        )
         scores = q.transpose(0, 1) @ keys.transpose(1, 2) * a.scale  # (H, L, S)
         if a.attention_logit_softcapping is not None:
             scores = torch.tanh(scores / a.attention_logit_softcapping) * a.attention_logit_softcapping
@@ -166,7 +186,9 @@ class TorchTransformer:
         turn, factor = angles(rope, positions, int(cache.positions.max()) + 1)
         angle = torch.from_numpy(turn).to(self.device)[:, None]  # (L, 1, rotated / 2)
         cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
-        first, second, rest = x.float().split([turn.shape[1], turn.shape[1], x.shape[-1] - 2 * turn.shape[1]], dim=-1)
+        first, second, rest = x.float().split(
+            [turn.shape[1], turn.shape[1], x.shape[-1] - 2 * turn.shape[1]], dim=-1
+        )
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
 
     def _linear(self, x: Any, name: str) -> Any:

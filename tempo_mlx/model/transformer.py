@@ -10,7 +10,7 @@ rotation is one complex product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from tempo_mlx.model.linear import Linear, RMSNorm
 from tempo_mlx.model.rope import rotations
 from tempo_mlx.model.visibility import window_bias
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": lambda x: x * mx.sigmoid(x),
     "gelu": lambda x: x * (1 + mx.erf(x / 2**0.5)) / 2,
     "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))),
@@ -84,7 +84,13 @@ class Block:
         qk = qk.transpose(1, 0, 2)  # (H + K, L, D)
         keys, values = cache.append(self.index, qk[heads:], v.transpose(1, 0, 2))  # (K, S, D)
         out, mass = attend(
-            qk[:heads], keys, values, bias, scale=a.scale, softcap=a.attention_logit_softcapping, mass=attention
+            qk[:heads],
+            keys,
+            values,
+            bias,
+            scale=a.scale,
+            softcap=a.attention_logit_softcapping,
+            mass=attention,
         )
         return self.output(out), mass
 
@@ -143,7 +149,7 @@ class Transformer:
         x = self.embed(mx.array(np.asarray(tokens, np.int32)))  # (L, E)
         if a.embedding_scale != 1.0:
             x = x * mx.array(a.embedding_scale, x.dtype)
-        masses = []
+        masses: list[Any] = []
         for block, layer in zip(self.blocks, a.layers, strict=True):
             if layer.sliding_window not in biases:
                 dense = window_bias(bias, positions, cache.positions, layer.sliding_window)

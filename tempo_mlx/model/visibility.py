@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 def causal_bias(rows: int, slots: int) -> NDArray[np.float32]:
     """(L, S): row r is slot S - L + r and sees every slot up to its own."""
     own = np.arange(slots - rows, slots)[:, None]
-    return np.where(np.arange(slots) <= own, np.float32(0), np.float32(-np.inf))
+    seen: NDArray[np.float32] = np.where(np.arange(slots) <= own, np.float32(0), np.float32(-np.inf))
+    return seen
 
 
 def window_bias(
