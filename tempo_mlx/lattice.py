@@ -115,8 +115,7 @@ class Lattice:
         return bias
 
     def posterior(self) -> Floats:
-        """(m,): sum over the newest rows j of w(j) gamma_j(member), the share of the readings using each slot.
-        """
+        """(m,): sum over the newest rows j of w(j) gamma_j(member), the share of the readings using each slot."""
         return self.weights[-len(self.newest) :] @ self.gamma
 
     def remove(self, slots: Sequence[int] | Ints) -> Ints:

@@ -1,0 +1,120 @@
+"""The decoders that branches are compared with, as rules of the same tree: beams, diverse beams, samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.branches import Branches
+from tempo_mlx.decode.selection import select
+from tempo_mlx.decode.step import Removal
+from tempo_mlx.decode.tree import Child, Choice, Frontier, Node, Rule, best_children
+
+Float32s = NDArray[np.float32]
+
+
+class Beam:
+    """Beam search as transformers does it by default: length_penalty 1, early_stopping False.
+
+    Of the 2 x width best children (more with several EOS ids), those that end their text count if they are
+    among the first `width`; the best `width` others go on. Done when `width` texts have ended and no text
+    under way has a better mean log-probability than the worst of them.
+    """
+
+    threshold: float | None = None
+
+    def __init__(self, width: int, num_eos_ids: int) -> None:
+        self.width = width
+        self.looked_at = width * max(2, 1 + num_eos_ids)
+
+    def __call__(self, frontier: Frontier) -> Choice:
+        sums = np.array([node.log_prob for node in frontier.nodes])
+        rows, tokens = best_children(frontier.log_probs, self.looked_at)
+        scores = sums[rows] + frontier.log_probs[rows, tokens]
+        order = np.argsort(-scores, kind="stable")[: self.looked_at]
+        best = [frontier.child(int(rows[i]), int(tokens[i])) for i in order if np.isfinite(scores[i])]
+        going = [child for child in best if not child.ends][: self.width]
+        ended = [child for child in best[: self.width] if child.ends]
+        worst = going[-1].log_prob if going else 0.0
+        tops = sums + frontier.log_probs.max(axis=1)
+        lost = {row: Removal("beam", float(top), worst) for row, top in enumerate(tops)}
+        return Choice([*going, *ended], lost=lost, done=self.is_done(frontier, going, ended))
+
+    def is_done(self, frontier: Frontier, going: list[Child], ended: list[Child]) -> bool:
+        length = frontier.nodes[0].length + 1
+        means = [node.log_prob / node.length for node in frontier.ended]
+        means += [child.log_prob / length for child in ended]
+        if not going or len(means) < self.width:
+            return not going
+        return going[0].log_prob / length <= sorted(means)[-self.width]
+
+
+class DiverseBeam:
+    """Diverse beam search with groups of one beam and the Hamming penalty (arXiv 1610.02424).
+
+    One group after another takes its best token, where a token costs `strength` for each group that took it
+    at this step. A group ends with its text.
+    """
+
+    threshold: float | None = None
+
+    def __init__(self, width: int, strength: float) -> None:
+        self.width = width
+        self.strength = np.float32(strength)
+
+    def __call__(self, frontier: Frontier) -> Choice:
+        penalty = np.zeros(frontier.log_probs.shape[1], np.float32)
+        children = []
+        for _, row in by_branch(frontier.nodes, self.width):
+            token = int((frontier.log_probs[row] - penalty).argmax())
+            penalty[token] += self.strength
+            children.append(frontier.child(row, token))
+        return Choice(children)
+
+
+class Samples:
+    """Independent samples. Number i draws by its own seed, so it is the same whatever the number of samples."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        self.width = config.beam_width
+        self.selection = config.selection
+        self.threshold: float | None = config.threshold if config.selection == "threshold" else None
+        self.value = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}.get(
+            config.selection, config.threshold
+        )
+        self.greedy = config.temperature == 0
+        self.random = [np.random.default_rng([config.seed, number]) for number in range(self.width)]
+
+    def __call__(self, frontier: Frontier) -> Choice:
+        return Choice(
+            [
+                frontier.child(row, self.draw(np.exp(frontier.tempered[row]), self.random[number]))
+                for number, row in by_branch(frontier.nodes, self.width)
+            ]
+        )
+
+    def draw(self, probabilities: Float32s, random: np.random.Generator) -> int:
+        """One of the selected tokens of a distribution (V,), by their probabilities."""
+        width = 1 if self.greedy else len(probabilities)
+        tokens = select(probabilities, rule=self.selection, value=self.value, max_width=width)
+        mass = np.cumsum(probabilities[tokens], dtype=np.float64)
+        return int(tokens[np.searchsorted(mass, random.random() * mass[-1], side="right")])
+
+
+def by_branch(nodes: list[Node], width: int) -> list[tuple[int, int]]:
+    """(branch, row) by ascending branch; at the prompt, which all start from, (each branch, 0)."""
+    if not nodes[0].length:
+        return [(branch, 0) for branch in range(width)]
+    return sorted((node.branch, row) for row, node in enumerate(nodes))
+
+
+def make_rule(config: GenerateConfig, num_eos_ids: int) -> Rule:
+    """The rule of a tree decoder."""
+    if config.decoder == "beam":
+        return Beam(config.beam_width, num_eos_ids)
+    if config.decoder == "diverse-beam":
+        return DiverseBeam(config.beam_width, config.diversity_strength)
+    if config.decoder == "sample":
+        return Samples(config)
+    return Branches(config)

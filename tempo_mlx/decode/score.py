@@ -1,0 +1,181 @@
+"""Exact log-probabilities of many continuations of one prompt, in one pass over the tree they make.
+
+Continuations share the prompt's rows and those of every beginning they have in common; each row sees the
+prompt and its own ancestors, so the numbers are those of each text run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.paths import candidate_paths, choose_distinct
+from tempo_mlx.decode.prefill import check_prompt, never, prefill
+from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.tree import Reading
+from tempo_mlx.errors import PromptError
+from tempo_mlx.lattice import ancestor_bias
+from tempo_mlx.model.forward import Model
+from tempo_mlx.model.load import LoadedModel
+
+Floats = NDArray[np.float64]
+LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
+
+
+@dataclass(frozen=True)
+class Score:
+    """One continuation: its tokens, and the natural logarithm of each one's probability."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+    @property
+    def log_prob(self) -> float:
+        return sum(self.log_probs)
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Per token; 0 for an empty continuation."""
+        return self.log_prob / max(len(self.log_probs), 1)
+
+
+def score(
+    loaded: LoadedModel, prompt: str | Sequence[int], continuations: Sequence[str | Sequence[int]]
+) -> list[Score]:
+    """Score each continuation (text, or token ids) of a prompt (likewise), in the order given.
+
+    A text is tokenized together with the prompt where the prompt's tokens stay the same, else on its own. The
+    model is not asked whether the text ends there. Raises PromptError.
+    """
+    tokenizer = loaded.tokenizer
+    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    sequences: list[list[int]] = []
+    for item in continuations:
+        if not isinstance(item, str):
+            sequences.append([int(i) for i in item])
+            continue
+        joint = tokenizer.encode(prompt + item) if isinstance(prompt, str) else []
+        same = len(joint) > len(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
+        sequences.append(joint[len(prompt_ids) :] if same else tokenizer.encode(item, add_special=False))
+    log_probs = score_sequences(loaded.model, prompt_ids, sequences)
+    return [
+        Score(
+            item if isinstance(item, str) else tokenizer.decode(ids, continues=True),
+            tuple(ids),
+            tuple(each.tolist()),
+        )
+        for item, ids, each in zip(continuations, sequences, log_probs, strict=True)
+    ]
+
+
+def score_sequences(
+    model: Model,
+    prompt_ids: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    cache: Any | None = None,
+    interrupted: Callable[[], str | None] = never,
+) -> list[Floats]:
+    """The log-probability of every token of every sequence, each after the prompt and its own beginning.
+
+    cache: holds the prompt in its first slots, and maybe others, which are not seen; it is left as it was.
+    Raises PromptError for a prompt or sequence the model has no room for, Interrupted while the prompt is
+    run.
+    """
+    check_prompt(model, prompt_ids)
+    _check_lengths(model, len(prompt_ids), sequences)
+    shared = len(prompt_ids) - 1  # the prompt's last token is the root of the tree
+    if cache is None:
+        cache = model.new_cache()
+        if shared:
+            prefill(model, prompt_ids[:-1], cache, interrupted)
+    before = len(cache)
+    tokens, parents, row_of = make_trie(prompt_ids[-1], sequences)
+    positions = shared + depths(parents)
+    wanted = np.array([token for sequence in sequences for token in sequence], np.int64)
+    rows = np.concatenate([np.empty(0, np.int64), *row_of])
+    found = np.empty(len(wanted))
+    chunk = max(1, min(512, LOGITS_AT_ONCE // model.architecture.vocab_size))
+    for start in range(0, len(tokens), chunk):
+        stop = min(start + chunk, len(tokens))
+        bias = np.full((stop - start, before + stop), -np.inf, np.float32)
+        bias[:, :shared] = 0.0
+        bias[:, before:] = ancestor_bias(parents[:stop], stop - start)
+        forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache)
+        assert forward.logits is not None
+        here = np.flatnonzero((rows >= start) & (rows < stop))
+        found[here] = log_probabilities(forward.logits)[rows[here] - start, wanted[here]]
+    cache.truncate(before)
+    return (
+        np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if len(sequences) else []
+    )
+
+
+def make_trie(
+    root: int, sequences: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Tokens (n,) and parents (n,) of the rows to run, parents first, and the row each token is read from.
+
+    Row 0 is `root`. A token that nothing follows needs no row.
+    """
+    tokens, parents = [root], [-1]
+    rows: dict[tuple[int, int], int] = {}
+    row_of = []
+    for sequence in sequences:
+        path = [0] if len(sequence) else []
+        for token in sequence[:-1]:
+            key = path[-1], int(token)
+            if key not in rows:
+                rows[key] = len(tokens)
+                tokens.append(int(token))
+                parents.append(path[-1])
+            path.append(rows[key])
+        row_of.append(np.array(path, np.int64))
+    return np.array(tokens, np.int64), np.array(parents, np.int64), row_of
+
+
+def depths(parents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,): how many rows are above each; parents come before their children."""
+    result = np.zeros(len(parents), np.int64)
+    for row in range(1, len(parents)):
+        result[row] = result[parents[row]] + 1
+    return result
+
+
+def read_paths(
+    model: Model, prompt_ids: Sequence[int], steps: Sequence[Step], config: GenerateConfig, cache: Any
+) -> list[Reading]:
+    """For `--paths`: different readings of a lattice, each with its own exact log-probabilities, best first.
+
+    Candidates come from the lattice's edges (decode/paths.py) and are scored anew, since the rows of a
+    lattice see mixtures; cache: the lattice's own.
+    """
+    candidates = [ids for ids in candidate_paths(steps, config.paths, config.seed) if ids]
+    log_probs = score_sequences(model, prompt_ids, candidates, cache)
+    means = [float(each.mean()) for each in log_probs]
+    chosen = choose_distinct(candidates, means, config.paths, config.path_distance)
+    return [
+        Reading(tuple(candidates[i]), tuple(log_probs[i].tolist()), finished=False, branch=rank)
+        for rank, i in enumerate(chosen)
+    ]
+
+
+def _check_lengths(model: Model, prompt_length: int, sequences: Sequence[Sequence[int]]) -> None:
+    limit = model.architecture.max_position_embeddings
+    longest = max((len(sequence) for sequence in sequences), default=0)
+    if prompt_length + longest > limit:
+        raise PromptError(
+            f"Prompt and continuation have {prompt_length + longest} tokens and the model's context is {limit}; "
+            "shorten them."
+        )
+    vocabulary = model.architecture.vocab_size
+    for sequence in sequences:
+        for token in sequence:
+            if not 0 <= token < vocabulary:
+                raise PromptError(f"Token {token} is not in the model's vocabulary of {vocabulary}.")

@@ -1,0 +1,305 @@
+"""Decoding on a tree: a row is one token that sees its own ancestors only, so every text is exact.
+
+One forward pass a step runs the newest token of every text at once, on one cache. Which children the rows get
+is a rule's business: branches.py, beam.py. Rows that no later row can see leave
+lattice and cache at once. Log-probabilities are at temperature 1 and include the token that ends a text.
+
+Shapes: k rows of the newest set, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.prefill import check_prompt, never, prefill
+from tempo_mlx.decode.step import Edge, Member, Rejected, Removal, Step
+from tempo_mlx.lattice import Lattice
+from tempo_mlx.model.forward import Model
+
+Ints = NDArray[np.int64]
+Float32s = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Node:
+    """The newest token of a text; the root stands for the prompt. `log_prob` is the whole text's."""
+
+    token: int
+    log_prob: float
+    length: int
+    branch: int
+    parent: Node | None = None
+    member: Member | None = None
+    forced: bool = False  # not the model's choice
+    finished: bool = False  # part of a text that has ended
+
+    def tail(self, count: int | None = None) -> list[Node]:
+        """The last `count` nodes of the text (all by default), in order."""
+        nodes: list[Node] = []
+        node = self
+        while node.parent is not None and len(nodes) != count:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+    def token_ids(self, count: int | None = None) -> list[int]:
+        return [node.token for node in self.tail(count)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text of a tree: its tokens and their log-probabilities. `finished`: the model ended it."""
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+    branch: int
+
+    @property
+    def log_prob(self) -> float:
+        return sum(self.log_probs)
+
+    @classmethod
+    def of(cls, node: Node) -> Reading:
+        nodes = node.tail()
+        sums = [0.0, *(n.log_prob for n in nodes)]
+        each = tuple(after - before for before, after in pairwise(sums))
+        return cls(tuple(n.token for n in nodes), each, node.finished, node.branch)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A token after one of the rows. `log_prob`: of the text it makes; `ends`: it is the text's last."""
+
+    row: int
+    token: int
+    log_prob: float
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule wants. The first child of a row continues its branch, others open new ones.
+
+    lost: why a row without a child ends here, by row. done: nothing further is wanted.
+    """
+
+    children: list[Child]
+    rejected: list[Rejected] = field(default_factory=list)
+    lost: dict[int, Removal] = field(default_factory=dict)
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What a rule decides from. Tokens that must not come next have log-probability -inf.
+
+    log_probs (k, V): at temperature 1. tempered (k, V): at the run's temperature. nodes: the rows' texts, in
+    slot order; forced: which of them have but one possible child. ended: texts that have ended.
+    """
+
+    log_probs: Float32s
+    tempered: Float32s
+    nodes: list[Node]
+    forced: list[bool]
+    ended: list[Node]
+    ends: Callable[[Node, int], bool]
+
+    def child(self, row: int, token: int) -> Child:
+        node = self.nodes[row]
+        log_prob = node.log_prob + float(self.log_probs[row, token])
+        return Child(row, token, log_prob, self.ends(node, token))
+
+
+class Rule(Protocol):
+    """Chooses the next set. `width`: how many texts are wanted in the end; `threshold`: for the record."""
+
+    width: int
+    threshold: float | None
+
+    def __call__(self, frontier: Frontier) -> Choice: ...
+
+
+class Tree:
+    """The state of one run: the texts so far are `nodes` (one a row of the newest set) and `ended`."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt_ids: Sequence[int],
+        config: GenerateConfig,
+        rule: Rule,
+        *,
+        eos_ids: Iterable[int] = (),
+        cache: Any | None = None,
+        interrupted: Callable[[], str | None] = never,
+        stops: Callable[[Sequence[int]], bool] | None = None,
+        guide: Callable[[Sequence[int]], int | None] | None = None,
+    ) -> None:
+        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill.
+
+        stops(token_ids): whether a text ends with its last token. guide(token_ids): the token a text must
+        continue with, or None.
+        """
+        check_prompt(model, prompt_ids)
+        self.model = model
+        self.config = config
+        self.rule = rule
+        self.eos_ids = frozenset(eos_ids)
+        self.stops = stops
+        self.guide = guide
+        self.cache = model.new_cache() if cache is None else cache
+        self.lattice = Lattice(len(prompt_ids))
+        self.steps: list[Step] = []
+        self.nodes = [Node(-1, 0.0, 0, 0)]
+        self.ended: list[Node] = []
+        self.by_slot: dict[int, Node] = {}  # alive
+        self.num_branches = 1
+        self.done = False
+        self.log_probs = log_probabilities(prefill(model, prompt_ids, self.cache, interrupted))  # (k, V)
+        self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
+        self.clock = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        return self.done
+
+    def advance(self) -> Step:
+        """One step. The newest set's rows are run first, so that a run's last set never is."""
+        if self.waiting:
+            self.run_rows()
+        frontier = self.frontier()
+        step = self.append(self.rule(frontier), frontier)
+        now = time.perf_counter()
+        step.seconds, self.clock = now - self.clock, now
+        self.steps.append(step)
+        return step
+
+    def readings(self) -> list[Reading]:
+        """The texts so far, ended or not, by falling mean log-probability per token; at most the rule's width."""
+        texts = self.ended if self.done else [*self.ended, *(node for node in self.nodes if node.length)]
+        ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)
+        return [Reading.of(node) for node in ranked[: self.rule.width]]
+
+    def note_evidence(self) -> None:
+        """Nothing is learnt later about a row that only its descendants see."""
+
+    def run_rows(self) -> None:
+        """Forward the newest set, all rows in one pass."""
+        position = self.lattice.prompt_length + self.lattice.num_sets - 1
+        positions = np.full(len(self.waiting), position)
+        forward = self.model.forward(self.waiting, positions, self.lattice.bias("lineage"), self.cache)
+        assert forward.logits is not None
+        self.log_probs = log_probabilities(forward.logits)
+        self.waiting = []
+
+    def frontier(self) -> Frontier:
+        temperature = self.config.temperature or 1.0
+        tempered = self.log_probs if temperature == 1.0 else log_probabilities(self.log_probs, temperature)
+        forced = [self.guide(node.token_ids()) if self.guide else None for node in self.nodes]
+        excluded = list(self.eos_ids) if len(self.steps) < self.config.min_steps else []
+        for array in (self.log_probs, tempered):
+            array[:, excluded] = -np.inf
+            for row, token in enumerate(forced):
+                if token is not None:
+                    array[row, np.arange(array.shape[1]) != token] = -np.inf
+        is_forced = [token is not None for token in forced]
+        return Frontier(self.log_probs, tempered, self.nodes, is_forced, self.ended, self.ends)
+
+    def ends(self, node: Node, token: int) -> bool:
+        """Whether `token` ends the text of `node`."""
+        return token in self.eos_ids or (self.stops is not None and self.stops([*node.token_ids(), token]))
+
+    def append(self, choice: Choice, frontier: Frontier) -> Step:
+        """Record the children as a set, give those that do not end their text a row, drop what no row sees."""
+        index, parents = len(self.steps), self.lattice.newest.tolist()
+        new = sorted(self.grow(choice, frontier), key=lambda pair: pair[1].log_prob)  # in slot order
+        kept = [(row, node) for row, node in new if not node.finished]
+        weights = np.array([member_of(node).probability for _, node in kept])
+        weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(kept), 1 / max(len(kept), 1))
+        removed: tuple[int, ...] = ()
+        if kept:
+            posterior = np.zeros((len(self.nodes), len(kept)))
+            posterior[[row for row, _ in kept], np.arange(len(kept))] = 1.0
+            slots = self.lattice.append(weights, posterior if parents else None).tolist()
+            for slot, weight, (_, node) in zip(slots, weights.tolist(), kept, strict=True):
+                member = member_of(node)
+                member.slot, member.weight = slot, weight
+                self.by_slot[slot] = node
+            removed = self.compact(index, {parents[row]: why for row, why in choice.lost.items() if parents})
+        self.ended += [node for _, node in new if node.finished]
+        self.nodes = [node for _, node in kept]
+        self.waiting = [node.token for node in self.nodes]
+        self.done = choice.done or not kept
+        members = [member_of(node) for _, node in reversed(new)]
+        return Step(
+            step=index,
+            position=self.lattice.prompt_length + index,
+            threshold=self.rule.threshold,
+            residual_probability=1.0 - sum(m.probability for m in members) / max(len(parents), 1),
+            tokens=members,
+            rejected=choice.rejected,
+            removed=removed,
+        )
+
+    def grow(self, choice: Choice, frontier: Frontier) -> list[tuple[int, Node]]:
+        """The chosen children as nodes, each with the row it comes from."""
+        parents = self.lattice.newest.tolist()
+        continued: set[int] = set()
+        result = []
+        for child in choice.children:
+            parent = self.nodes[child.row]
+            branch = parent.branch
+            if child.row in continued:
+                branch, self.num_branches = self.num_branches, self.num_branches + 1
+            continued.add(child.row)
+            probability = float(np.exp(frontier.tempered[child.row, child.token]))
+            edges = (Edge(parents[child.row], 1.0, probability),) if parents else ()
+            member = Member(child.token, probability, None, None, edges, branch=branch)
+            forced = frontier.forced[child.row]
+            node = Node(child.token, child.log_prob, parent.length + 1, branch, parent, member, forced)
+            if child.ends:
+                for earlier in (node, *reversed(parent.tail())):
+                    if earlier.finished:
+                        break
+                    earlier.finished = True
+            result.append((child.row, node))
+        return result
+
+    def compact(self, index: int, lost: dict[int, Removal]) -> tuple[int, ...]:
+        """Drop every slot that no newest row sees from lattice and cache; returns those slots."""
+        lattice, count = self.lattice, len(self.lattice.newest)
+        unseen = ~lattice.gamma[:, : len(lattice.slots) - count].any(axis=0)
+        dead = lattice.slots[: len(lattice.slots) - count][unseen]
+        for slot in dead[::-1].tolist():  # children before parents, which end for the same reason
+            node = self.by_slot.pop(slot)
+            why = Removal("finished", node.log_prob, 0.0, unattended=True) if node.finished else lost[slot]
+            member = member_of(node)
+            member.removed_after, member.removed_why = index, why
+            for edge in member.parents:
+                lost.setdefault(edge.slot, why)
+        if len(dead):
+            self.cache.keep(lattice.remove(dead)[:-count])
+        return tuple(dead.tolist())
+
+
+def member_of(node: Node) -> Member:
+    assert node.member is not None
+    return node.member
+
+
+def best_children(scores: Float32s, count: int) -> tuple[Ints, Ints]:
+    """Rows and tokens of the `count` highest scores of each row of (k, V), in no order."""
+    k, vocabulary = scores.shape
+    count = min(count, vocabulary)
+    tokens = np.argpartition(scores, vocabulary - count, axis=1)[:, vocabulary - count :]
+    return np.repeat(np.arange(k), count), tokens.ravel()
