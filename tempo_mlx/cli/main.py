@@ -18,6 +18,7 @@ from tempo_mlx.cli import models
 from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
+from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
 from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, show, verify, doctor):
+for command in (generate, show, verify, doctor, serve):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

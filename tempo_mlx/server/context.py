@@ -1,0 +1,75 @@
+"""What the routes share: settings, engine, metrics, and how a request becomes a ticket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.server.engine import Engine, Ticket
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.metrics import Metrics
+from tempo_mlx.server.protocol import Kind
+from tempo_mlx.server.schemas import ErrorBody, configuration
+from tempo_mlx.server.settings import ServerConfig, model_name
+
+STATUSES = {
+    400: "Malformed, or a prompt that cannot be used.", 401: "The API key is missing or wrong.",
+    403: "The host or the web origin is not accepted.", 404: "There is no such thing.",
+    405: "The method is not for this route.", 408: "The body did not arrive in time.",
+    409: "It contradicts the present state.", 410: "It is gone: expired, or lost with the worker.",
+    413: "The body is too large.", 415: "The body is not JSON.", 422: "A field is unknown or has a wrong value.",
+    429: "Too many requests; see Retry-After.", 500: "An error of the server.",
+    503: "Loading, shutting down, or the queue is full; see Retry-After.",
+    504: "The time was up before anything was done.",
+}  # fmt: skip
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in STATUSES.items()
+}
+
+
+@dataclass
+class Context:
+    load: LoadConfig
+    config: ServerConfig
+    ambient: Mapping[str, Any]  # generation settings of the environment: defaults for every request
+    metrics: Metrics
+    engine: Engine
+    started: float = field(default_factory=time.time)
+
+    @property
+    def model_name(self) -> str:
+        """The name requests use."""
+        return model_name(self.load, self.config)
+
+    def check_model(self, name: str) -> None:
+        """Only the model given at start is served."""
+        if name != self.model_name:
+            raise ApiError(
+                404, "model_not_found", f"This server serves the model {self.model_name} only.", "model"
+            )
+
+    def configuration(self, given: Mapping[str, Any]) -> GenerateConfig:
+        return configuration(given, self.ambient, self.config.max_tokens_limit, self.config.max_rows_limit)
+
+    def submit(self, request: Request, kind: Kind, payload: dict[str, Any]) -> Ticket:
+        return self.engine.submit(kind, payload, id=request_id(request), owner=owner(request))
+
+
+def context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+def request_id(request: Request) -> str:
+    id: str = request.scope["state"]["request_id"]
+    return id
+
+
+def owner(request: Request) -> str | None:
+    who: str | None = request.scope["state"]["owner"]
+    return who

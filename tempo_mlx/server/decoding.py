@@ -1,0 +1,58 @@
+"""One request's decoding in the worker: from a prompt to `start`, `step` ... and `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tempo_mlx.api import Stream
+from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.server.events import Output, StepEvents
+
+Interrupted = Callable[[], str | None]
+
+
+def open_stream(
+    loaded: LoadedModel, prompt: RunPrompt, config: GenerateConfig, interrupted: Interrupted
+) -> Stream:
+    """A stream of exactly this prompt, its text included."""
+    stream = Stream(loaded, prompt.token_ids, config, interrupted=interrupted)
+    stream.prompt = prompt
+    return stream
+
+
+def generate(
+    loaded: LoadedModel,
+    prompt: RunPrompt,
+    config: GenerateConfig,
+    payload: dict[str, Any],
+    id: str,
+    interrupted: Interrupted,
+) -> Iterator[Output]:
+    """The outputs of /generate."""
+    stream = open_stream(loaded, prompt, config, interrupted)
+    yield start(id, loaded, prompt, config)
+    events = StepEvents(loaded.tokenizer)
+    for step in stream:
+        yield step_event(events, stream, step)
+    yield Output("run", stream.run().to_dict(), last=True)
+
+
+def step_event(events: StepEvents, stream: Stream, step: Any) -> Output:
+    assert stream.decoder is not None
+    prefill = stream.timing()["prefill_seconds"] if step.step == 0 else None
+    return events.event(step, len(stream.decoder.cache), prefill)
+
+
+def start(id: str, loaded: LoadedModel, prompt: RunPrompt, config: GenerateConfig) -> Output:
+    tokens = [loaded.tokenizer.token_text(token) for token in prompt.token_ids]
+    data = {
+        "request_id": id,
+        "model": dict(loaded.model.info),
+        "decoder": config.decoder,
+        "config": as_dict(config),
+        "prompt": {"text": prompt.text, "token_ids": list(prompt.token_ids), "tokens": tokens},
+    }
+    return Output("start", data)

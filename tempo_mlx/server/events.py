@@ -1,0 +1,101 @@
+"""What the worker says about a request: events, ready to be sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempo_mlx.decode.step import Member, Step
+from tempo_mlx.report.records import RunStep, step_to_dict
+from tempo_mlx.report.text import Tokenizer
+
+SCORED_SETS = 64  # sets back whose scores are compared at every step
+
+
+@dataclass(frozen=True)
+class Output:
+    """One event before it is JSON. `last`: the request is over."""
+
+    name: str
+    data: Any
+    last: bool = False
+    step: int | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Seen:
+    step: int
+    member: Member
+    scores: tuple[float | None, float | None]
+    removed: bool
+
+
+class StepEvents:
+    """Turns steps into `step` events; remembers earlier members, to say which were removed or weighed anew."""
+
+    def __init__(self, tokenizer: Tokenizer, earlier: Iterable[Step] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._seen: dict[int, _Seen] = {}
+        self._begun = time.perf_counter()
+        self._steps = 0
+        for step in earlier:
+            self._remember(step)
+
+    def _remember(self, step: Step) -> None:
+        for member in step.tokens:
+            if member.slot is not None:
+                scores = (member.posterior, member.attention)
+                self._seen[member.slot] = _Seen(step.step, member, scores, member.removed_after is not None)
+        horizon = step.step - SCORED_SETS
+        while self._seen:
+            slot = next(iter(self._seen))
+            if self._seen[slot].step >= horizon:
+                break
+            del self._seen[slot]
+
+    def event(self, step: Step, cache_slots: int, prefill_seconds: float | None = None) -> Output:
+        tokenizer = self._tokenizer
+        texts = [tokenizer.token_text(member.id) for member in step.tokens]
+        record = RunStep.of(step, texts, [tokenizer.token_text(item.id) for item in step.rejected])
+        removed, scores = [], []
+        for slot, seen in self._seen.items():
+            member = seen.member
+            now = (member.posterior, member.attention)
+            if member.removed_after is not None and not seen.removed:
+                seen.removed = True
+                why = member.removed_why
+                removed.append(
+                    {
+                        "slot": slot,
+                        "step": seen.step,
+                        "removed_after": int(member.removed_after),
+                        "removed_why": why and {"signal": why.signal, "score": float(why.score),
+                                                "threshold": float(why.threshold), "unattended": why.unattended},
+                        "posterior": _number(member.posterior),
+                        "attention": _number(member.attention),
+                    }
+                )  # fmt: skip
+            elif now != seen.scores:
+                scores.append([slot, _number(member.posterior), _number(member.attention)])
+            seen.scores = now
+        self._remember(step)
+        self._steps += 1
+        elapsed = time.perf_counter() - self._begun
+        stats: dict[str, float] = {
+            "width": len(step.tokens),
+            "rows": sum(member.slot is not None for member in step.tokens),
+            "cache_slots": cache_slots,
+            "step_seconds": step.seconds,
+        }
+        if prefill_seconds is not None:
+            stats["prefill_seconds"] = prefill_seconds
+        shown = {**stats, "elapsed_seconds": elapsed, "tokens_per_second": self._steps / max(elapsed, 1e-9)}
+        data = {**step_to_dict(record), "removed": removed, "scores": scores, "stats": shown}
+        return Output("step", data, step=step.step, stats=stats)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

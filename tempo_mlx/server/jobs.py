@@ -1,0 +1,61 @@
+"""What the worker does for a request: each kind is a generator of outputs, advanced one turn at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.server.completions import complete
+from tempo_mlx.server.decoding import generate
+from tempo_mlx.server.events import Output
+from tempo_mlx.server.prompts import read_prompt
+from tempo_mlx.server.protocol import Kind, Ready
+from tempo_mlx.server.sessions import Sessions
+from tempo_mlx.server.settings import ServerConfig
+
+Interrupted = Callable[[], str | None]
+
+
+class Jobs:
+    """The model, the sessions, and a generator for every kind of request."""
+
+    def __init__(self, loaded: LoadedModel, config: ServerConfig) -> None:
+        self.loaded, self.config = loaded, config
+        self.sessions = Sessions(loaded, config)
+        self._slots: dict[str, int] = {}  # cache slots of requests under way
+
+    def ready(self) -> Ready:
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        return Ready(
+            dict(model.info), model.architecture.max_position_embeddings, tokenizer.has_chat_template
+        )
+
+    def probe(self) -> None:
+        """One real forward pass of one row."""
+        self.loaded.model.forward([0], [0], None, self.loaded.model.new_cache(), logits="last")
+
+    def cache_slots(self) -> int:
+        return sum(self._slots.values()) + self.sessions.cache_slots()
+
+    def start(
+        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
+    ) -> Iterator[Output | None]:
+        """The request's outputs; what it computes, it computes when the next one is asked for."""
+        if kind == "session":
+            return self.sessions.perform(payload, id, interrupted)
+        return self._decode(kind, payload, id, interrupted)
+
+    def _decode(
+        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
+    ) -> Iterator[Output]:
+        config: GenerateConfig = payload["config"]
+        prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)
+        run = generate if kind == "generate" else complete
+        try:
+            for output in run(self.loaded, prompt, config, payload, id, interrupted):
+                self._slots[id] = int(output.stats.get("cache_slots", 0))
+                yield output
+        finally:
+            self._slots.pop(id, None)

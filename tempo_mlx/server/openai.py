@@ -1,0 +1,357 @@
+"""The OpenAI routes: models, completions, chat completions. Anything that speaks to OpenAI can speak to this.
+
+What we cannot do is refused by name; a field that would have no effect is accepted only with its neutral value.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+from fastapi import APIRouter, Path
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tempo_mlx.server.context import ERRORS, Context, context, request_id
+from tempo_mlx.server.engine import Ticket
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.protocol import Event
+from tempo_mlx.server.schemas import LONGEST_TEXT, Body, Settings, explicit_settings
+from tempo_mlx.server.streaming import EventStream, last, sse
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+
+MOST_PROMPTS = 16
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+TokenId = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class StreamOptions(Body):
+    include_usage: bool = Field(False, description="Send the usage in a last chunk.")
+    include_obfuscation: Literal[False] | None = Field(None, description="Not supported.")
+
+
+class Common(Body):
+    model: str = Field(max_length=500, description="The model's name, as GET /v1/models gives it.")
+    stream: bool | None = Field(False, description="Send the text as server-sent events while it grows.")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    n: int | None = Field(
+        1, ge=1, le=256, description="How many completions; more than one are branches of one tree."
+    )
+    temperature: float | None = Field(1.0, ge=0, le=100, description="Divides the logits; 0 is greedy.")
+    top_p: float | None = Field(
+        1.0, gt=0, le=1, description="Sample from the fewest tokens that have this probability."
+    )
+    stop: Union[Annotated[list[str], Field(max_length=16)], str, None] = Field(  # noqa: UP007
+        None, description="Texts that end the completion."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="Seed of everything random; 42 unless given."
+    )
+    user: Annotated[str, Field(max_length=1000)] | None = Field(None, description="Ignored.")
+    frequency_penalty: Literal[0] | None = Field(None, description="Only 0.")
+    presence_penalty: Literal[0] | None = Field(None, description="Only 0.")
+    logit_bias: dict[str, float] | None = Field(None, max_length=0, description="Only empty.")
+    tempo: Settings | None = Field(  # type: ignore[valid-type]
+        None,
+        description="TEMPO settings; with any of them the decoder is superposed unless they name another.",
+    )
+
+
+class CompletionBody(Common):
+    prompt: Union[  # noqa: UP007
+        Text,
+        Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)],
+        Annotated[list[TokenId], Field(min_length=1, max_length=10_000_000)],
+        Annotated[list[list[TokenId]], Field(min_length=1, max_length=MOST_PROMPTS)],
+    ] = Field(description="Text, or token ids; or a list of them.")
+    max_tokens: int | None = Field(16, ge=1, le=1_000_000, description="Tokens to generate at most.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="Report so many alternatives of each token.")
+    echo: Literal[False] | None = Field(None, description="Only false.")
+    best_of: int | None = Field(None, ge=1, le=256, description="Only equal to n.")
+    suffix: Literal[""] | None = Field(None, description="Only empty.")
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Union[Text, Annotated[list[TextPart], Field(max_length=1000)]]  # noqa: UP007
+    name: str | None = Field(None, max_length=200, description="Ignored.")
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ResponseFormat(Body):
+    type: Literal["text"]
+
+
+class ChatBody(Common):
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=1000, description="The conversation.")
+    ]
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="Tokens to generate at most.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="Another name for max_tokens."
+    )
+    logprobs: bool | None = Field(False, description="Report the log-probability of each token.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="And so many alternatives; needs logprobs."
+    )
+    response_format: ResponseFormat | None = Field(None, description="Only text.")
+    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only none.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools.")
+    store: Literal[False] | None = Field(None, description="Nothing is stored.")
+    metadata: dict[str, str] | None = Field(None, description="Ignored.")
+
+
+def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, Any]:
+    """Our settings for OpenAI's. Without `tempo` it is ordinary sampling, as OpenAI's users expect."""
+    given: dict[str, Any] = explicit_settings(body.tempo) if body.tempo is not None else {}
+    for name, value in (("temperature", body.temperature), ("seed", body.seed), ("stop", body.stop),
+                        ("max_tokens", max_tokens)):  # fmt: skip
+        if value is not None and (name in body.model_fields_set or name == "max_tokens"):
+            if name in given and body.tempo is not None and name in body.model_fields_set:
+                raise refused(f"{name} is given twice; leave it out of tempo.", name)
+            given.setdefault(name, value)
+    count, tempered = body.n or 1, given.get("temperature", 1.0) > 0
+    if count > c.config.max_rows_limit:
+        raise refused(f"n is {count}; this server allows up to {c.config.max_rows_limit}.", "n")
+    chosen = bool({"decoder", "preset", "default_mode", "use_mcts", "branches"} & given.keys())
+    if count > 1 and not chosen:
+        given["branches"] = count
+        given.setdefault("branch_choice", "sample" if tempered else "best")
+    elif not given.keys() - {"temperature", "seed", "stop", "max_tokens", "min_steps", "timeout"}:
+        given["decoder"] = "plain"
+    if body.top_p is not None and body.top_p < 1 and tempered:
+        if given.get("decoder") != "plain":
+            raise refused(
+                "top_p combines with neither n > 1 nor tempo; use tempo.selection and tempo.top_p.", "top_p"
+            )
+        given.update(decoder="sample", beam_width=1, selection="top-p", top_p=body.top_p)
+    return given
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one of the two kinds of answer is written."""
+
+    id: str
+    model: str
+    chat: bool
+    created: int
+
+    def head(self, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def choice(self, index: int, choice: dict[str, Any], scored: bool) -> dict[str, Any]:
+        """A whole choice of an answer that is not streamed."""
+        logprobs = self.logprobs(choice["tokens"], 0) if scored else None
+        base = {"index": index, "finish_reason": choice["finish_reason"], "logprobs": logprobs}
+        if not self.chat:
+            return {**base, "text": choice["text"]}
+        message = {"role": "assistant", "content": choice["text"], "refusal": None}
+        if choice["reasoning"] is not None:
+            message["reasoning_content"] = choice["reasoning"]
+        return {**base, "message": message}
+
+    def piece(self, index: int, text: str | None, tokens: list[Any] | None, offset: int, *, first: bool = False,
+              reasoning: str | None = None, finish: str | None = None) -> dict[str, Any]:  # fmt: skip
+        """A choice of a chunk."""
+        logprobs = self.logprobs(tokens, offset) if tokens else None
+        base = {"index": index, "finish_reason": finish, "logprobs": logprobs}
+        if not self.chat:
+            return {**base, "text": text or ""}
+        delta: dict[str, Any] = {"role": "assistant"} if first else {}
+        if text is not None:
+            delta["content"] = text
+        if reasoning is not None:
+            delta["reasoning_content"] = reasoning
+        return {**base, "delta": delta}
+
+    def logprobs(self, tokens: list[Any], offset: int) -> dict[str, Any]:
+        if self.chat:
+            return {"content": [{**_scored(t["token"], t["logprob"]), "top_logprobs": [_scored(*o) for o in t["top"]]}
+                                for t in tokens], "refusal": None}  # fmt: skip
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token["token"])
+        return {
+            "tokens": [t["token"] for t in tokens],
+            "token_logprobs": [t["logprob"] for t in tokens],
+            "top_logprobs": [dict(t["top"]) for t in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _scored(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8"))}
+
+
+class Chunks:
+    """Turns the worker's outputs into chunks of one streamed answer."""
+
+    def __init__(self, shape: Shape, n: int, usage: bool) -> None:
+        self.shape, self.n, self.usage = shape, n, usage
+        self.offset = 0
+
+    def __call__(self, event: Event) -> Iterable[bytes]:
+        data = json.loads(event.data)
+        shape = self.shape
+        if event.name == "begin":
+            if shape.chat:
+                for index in range(self.n):
+                    yield self.chunk([shape.piece(index, "", None, 0, first=True)])
+        elif event.name == "delta":
+            if data["text"] or data["tokens"]:
+                yield self.text(0, data["text"], data["tokens"])
+        else:
+            for index, choice in enumerate(data["choices"]):
+                rest = data["rest"] or {"text": choice["text"], "tokens": choice["tokens"]}
+                if choice["reasoning"] is not None and shape.chat:
+                    yield self.chunk([shape.piece(index, None, None, 0, reasoning=choice["reasoning"])])
+                if rest["text"] or rest["tokens"]:
+                    if data["rest"] is None:
+                        self.offset = 0
+                    yield self.text(index, rest["text"], rest["tokens"])
+                end = None if shape.chat else ""
+                yield self.chunk([shape.piece(index, end, None, 0, finish=choice["finish_reason"])])
+            if self.usage:
+                yield self.chunk([], usage=total(data["usage"]))
+            yield b"data: [DONE]\n\n"
+
+    def text(self, index: int, text: str, tokens: list[Any]) -> bytes:
+        piece = self.shape.piece(index, text, tokens, self.offset)
+        self.offset += sum(len(token["token"]) for token in tokens)
+        return self.chunk([piece])
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return sse(None, json.dumps({**self.shape.head(chunk=True), "choices": choices, **more}))
+
+
+def total(usage: dict[str, int]) -> dict[str, int]:
+    return {**usage, "total_tokens": usage["prompt_tokens"] + usage["completion_tokens"]}
+
+
+@router.get("/models", summary="The model served")
+async def models(request: Request) -> dict[str, Any]:
+    return {"object": "list", "data": [model_card(context(request))]}
+
+
+@router.get("/models/{id:path}", summary="The model served")
+async def model(id: Annotated[str, Path(max_length=500)], request: Request) -> dict[str, Any]:
+    context(request).check_model(id)
+    return model_card(context(request))
+
+
+def model_card(c: Context) -> dict[str, Any]:
+    return {"id": c.model_name, "object": "model", "created": int(c.started), "owned_by": "tempo-mlx"}
+
+
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The completion; server-sent events with stream.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+@router.post("/completions", responses=ANSWER, summary="Continue a prompt")
+async def completions(body: CompletionBody, request: Request) -> Response:
+    c = context(request)
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise refused("best_of is supported only equal to n.", "best_of")
+    prompts = (
+        body.prompt
+        if isinstance(body.prompt, list) and isinstance(body.prompt[0], (str, list))
+        else [body.prompt]
+    )
+    return await complete(request, c, body, [{"prompt": prompt} for prompt in prompts], False, body.max_tokens or 16,
+                          body.logprobs)  # fmt: skip
+
+
+@router.post("/chat/completions", responses=ANSWER, summary="Continue a conversation")
+async def chat_completions(body: ChatBody, request: Request) -> Response:
+    c = context(request)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refused("top_logprobs needs logprobs.", "top_logprobs")
+    messages = [
+        {"role": "system" if m.role == "developer" else m.role, "content": m.text()} for m in body.messages
+    ]
+    asked = body.max_completion_tokens or body.max_tokens
+    count = (body.top_logprobs or 0) if body.logprobs else None
+    return await complete(request, c, body, [{"messages": messages}], True, asked, count)
+
+
+async def complete(
+    request: Request,
+    c: Context,
+    body: Common,
+    prompts: list[dict[str, Any]],
+    chat: bool,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Response:
+    c.check_model(body.model)
+    given = settings_of(body, c, max_tokens)
+    if chat:
+        if given.get("chat") is False or "system" in given:
+            raise refused(
+                "messages bring their own chat and system message; leave them out of tempo.", "tempo"
+            )
+        given["chat"] = True
+    given.setdefault("max_tokens", c.config.max_tokens_limit)
+    config = c.configuration(given)
+    if logprobs is not None and config.decoder not in ("superposed", "plain", "tree"):
+        raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
+    id = request_id(request)
+    n = body.n or 1
+    shape = Shape(("chatcmpl-" if chat else "cmpl-") + id, c.model_name, chat, int(time.time()))
+
+    def submit(prompt: dict[str, Any]) -> Ticket:
+        return c.submit(request, "completion", {**prompt, "config": config, "n": n, "logprobs": logprobs})
+
+    if body.stream:
+        if len(prompts) > 1:
+            raise refused("stream takes one prompt at a time.", "prompt")
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return stream(c, submit(prompts[0]), Chunks(shape, n, usage))
+    choices, counts = [], {"prompt_tokens": 0, "completion_tokens": 0}
+    for prompt in prompts:
+        data = json.loads((await last(c.engine, submit(prompt), request)).data)
+        choices += data["choices"]
+        counts = {name: counts[name] + data["usage"][name] for name in counts}
+    return JSONResponse(
+        {
+            **shape.head(chunk=False),
+            "choices": [shape.choice(i, choice, logprobs is not None) for i, choice in enumerate(choices)],
+            "usage": total(counts),
+        }
+    )
+
+
+def stream(c: Context, ticket: Ticket, render: Callable[[Event], Iterable[bytes]]) -> EventStream:
+    def fail(error: ApiError) -> Iterable[bytes]:
+        yield sse(None, json.dumps(error.body(ticket.id)))
+
+    def beat(ticket: Ticket) -> Iterable[bytes]:
+        yield b": heartbeat\n\n"
+
+    return EventStream(c.engine, ticket, render=render, fail=fail, beat=beat)
+
+
+def refused(message: str, param: str) -> ApiError:
+    return ApiError(400, "invalid_value", message, param)

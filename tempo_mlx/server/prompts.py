@@ -1,0 +1,57 @@
+"""The prompt of a request: text, messages or token ids, within the limits of model and server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tempo_mlx.api import encode_prompt
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.server.errors import ApiError
+
+CHARACTERS_PER_TOKEN = 64  # a longer text cannot fit; it is refused before it is tokenised
+
+
+def read_prompt(
+    loaded: LoadedModel, payload: Mapping[str, Any], config: GenerateConfig, max_tokens: int | None
+) -> RunPrompt:
+    """`payload` has "prompt" (text or token ids) or "messages". Raises ApiError."""
+    limit = loaded.model.architecture.max_position_embeddings - 1
+    limit = limit if max_tokens is None else min(limit, max_tokens)
+    prompt: str | list[int] = payload.get("prompt") or ""
+    messages: list[dict[str, str]] = payload.get("messages") or []
+    size = sum(len(m["content"]) for m in messages) if messages else len(prompt)
+    if size > CHARACTERS_PER_TOKEN * limit:
+        raise too_long(limit)
+    if messages:
+        if not loaded.tokenizer.has_chat_template:
+            raise ApiError(
+                400,
+                "no_chat_template",
+                "The model has no chat template; send a prompt, not messages.",
+                "messages",
+            )
+        text = loaded.tokenizer.chat(messages, enable_thinking=config.enable_thinking or None)
+        encoded = RunPrompt(text, tuple(loaded.tokenizer.encode(text, add_special=False)))
+    else:
+        vocabulary = loaded.model.architecture.vocab_size
+        if not isinstance(prompt, str) and any(token >= vocabulary for token in prompt):
+            raise ApiError(
+                400, "invalid_prompt", "The prompt holds a token that is not in the vocabulary.", "prompt"
+            )
+        encoded = encode_prompt(loaded, prompt, config)
+    if not encoded.token_ids:
+        raise ApiError(
+            400, "invalid_prompt", "The prompt is empty; give it at least one character.", "prompt"
+        )
+    if len(encoded.token_ids) > limit:
+        raise too_long(limit)
+    return encoded
+
+
+def too_long(limit: int) -> ApiError:
+    return ApiError(
+        400, "context_length_exceeded", f"The prompt is longer than {limit} tokens; shorten it.", "prompt"
+    )

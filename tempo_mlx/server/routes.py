@@ -1,0 +1,142 @@
+"""Our own routes: generation, settings, cancellation, health, metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tempo_mlx._version import __version__
+from tempo_mlx.config import PRESETS, GenerateConfig, as_dict
+from tempo_mlx.server.context import ERRORS, context, owner
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.schemas import SETTINGS, GenerateBody, describe, explicit_settings
+from tempo_mlx.server.session import DECODERS as SESSION_DECODERS
+from tempo_mlx.server.streaming import last, native
+from tempo_mlx.settings import settings_of
+
+router = APIRouter(responses=ERRORS)
+
+RUN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The run file, version 1.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def generate_payload(request: Request, body: Any) -> dict[str, Any]:
+    """Prompt and configuration of a body, checked against the limits."""
+    given = explicit_settings(body)
+    if body.messages is not None:
+        if given.get("chat") is False or "system" in given:
+            raise ApiError(422, "invalid_value", "messages bring their own chat and system message; leave out "
+                           "chat and system.", "messages")  # fmt: skip
+        given["chat"] = True
+    messages = None if body.messages is None else [m.model_dump() for m in body.messages]
+    return {"prompt": body.prompt, "messages": messages, "config": context(request).configuration(given)}
+
+
+@router.post("/generate", tags=["generate"], responses=RUN, summary="Decode, and return the run")
+async def generate(body: GenerateBody, request: Request) -> Response:
+    c = context(request)
+    ticket = c.submit(request, "generate", generate_payload(request, body))
+    return Response((await last(c.engine, ticket, request)).data, media_type="application/json")
+
+
+@router.post(
+    "/generate/stream", tags=["generate"], responses=EVENTS, summary="Decode, one event a step, then the run"
+)
+async def generate_stream(body: GenerateBody, request: Request) -> Response:
+    c = context(request)
+    return native(c.engine, c.submit(request, "generate", generate_payload(request, body)))
+
+
+@router.delete("/requests/{id}", tags=["generate"], summary="Cancel a request; it ends with what it has")
+async def cancel(id: Annotated[str, Path(max_length=64)], request: Request) -> dict[str, Any]:
+    engine = context(request).engine
+    ticket = engine.find(id, owner(request))
+    if ticket is None:
+        raise ApiError(404, "request_not_found", "There is no such request in flight.", "id")
+    engine.cancel(ticket)
+    return {"id": id, "cancelled": True}
+
+
+@router.get("/settings", tags=["server"], summary="Every setting of a run: default, range, explanation")
+async def settings(request: Request) -> dict[str, Any]:
+    c = context(request)
+    ready, config = c.engine.ready, c.config
+    try:
+        defaults = as_dict(c.configuration({}))
+    except ApiError:
+        defaults = as_dict(GenerateConfig())
+    return {
+        "model": c.model_name,
+        "context_length": ready.context_length if ready else None,
+        "chat": ready.has_chat_template if ready else None,
+        "defaults": defaults,
+        "presets": {name: dict(values) for name, values in PRESETS.items()},
+        "limits": {
+            "max_prompt_tokens": config.max_prompt_tokens or (ready.context_length - 1 if ready else None),
+            "max_tokens": config.max_tokens_limit,
+            "max_rows": config.max_rows_limit,
+            "max_body_bytes": config.max_body_bytes,
+            "queue_size": config.queue_size,
+            "request_timeout": config.request_timeout,
+        },
+        "decoders": list(settings_of(GenerateConfig)["decoder"].choices),
+        "session_decoders": list(SESSION_DECODERS),
+        "groups": list(dict.fromkeys(s.row.group for s in SETTINGS.values())),
+        "settings": [describe(s) for s in SETTINGS.values()],
+    }
+
+
+HEALTH: dict[int | str, dict[str, Any]] = {
+    503: {
+        "description": "Not able to serve.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+
+
+@router.get(
+    "/health", tags=["server"], responses=HEALTH, summary="Whether the model can be used; no key needed"
+)
+async def health(request: Request) -> JSONResponse:
+    c = context(request)
+    engine = c.engine
+    status = await engine.probe()
+    beat = engine.beat
+    return JSONResponse(
+        {
+            "status": status,
+            "model": c.model_name,
+            "version": __version__,
+            "uptime_seconds": round(time.time() - c.started, 1),
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "sessions": beat.sessions if beat else 0,
+            "worker": {
+                "pid": engine.pid,
+                "restarts": engine.restarts,
+                "heartbeat_age_seconds": round(time.monotonic() - engine.beat_at, 3),
+                "last_forward_age_seconds": round(beat.last_forward_age, 3) if beat else None,
+            },
+        },
+        200 if status == "ok" else 503,
+    )
+
+
+@router.get("/metrics", tags=["server"], summary="Prometheus metrics", response_class=Response,
+            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
+async def metrics(request: Request) -> Response:
+    return Response(context(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,190 @@
+"""Request bodies. Fields, defaults, ranges and explanations come from the settings table (tempo_mlx/config.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Optional, Union
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
+
+from tempo_mlx.config import GenerateConfig, Shortcuts, resolve
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.settings import Setting, settings_of
+
+PROMPT = "The text to continue; with chat on, the user's message."
+MESSAGES = "A conversation, instead of a prompt; implies chat."
+WIDE = (
+    "max_parallel_tokens",
+    "branches",
+    "beam_width",
+    "paths",
+    "mcts_simulations",
+)  # what makes a step costly
+LONGEST_TEXT = 20_000_000  # characters; the limit on the body is what counts
+
+
+class Body(BaseModel):
+    """Strict: no field is unknown, none is converted from another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Message(Body):
+    role: Literal["system", "user", "assistant"] = Field(description="Who says it.")
+    content: str = Field(max_length=LONGEST_TEXT, description="What is said.")
+
+
+def setting_field(setting: Setting) -> tuple[Any, Any]:
+    """A setting as annotation and field of a pydantic model."""
+    row = setting.row
+    one: Any
+    if setting.kind is str:
+        one = Literal[setting.choices] if setting.choices else Annotated[str, Field(max_length=100_000)]
+    elif setting.kind is bool:
+        one = bool
+    else:
+        one = Annotated[setting.kind, Field(ge=row.minimum, le=row.maximum, gt=row.above, lt=row.below)]
+        if setting.choices:
+            one = Union[one, Literal[setting.choices]]  # noqa: UP007
+    if setting.many:
+        one = Annotated[list[one], Field(max_length=1024)]
+        if setting.kind is str:
+            one = Union[one, Annotated[str, Field(max_length=100_000)]]  # noqa: UP007
+    if setting.optional:
+        one = Optional[one]  # noqa: UP045
+    default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    used = "" if row.decoders is None else f" Used by: {', '.join(row.decoders)}."
+    spelled = [alias.lstrip("-").replace("-", "_") for alias in row.aliases if alias.startswith("--")]
+    return one, Field(
+        default,
+        description=f"{row.help} Default: {setting.default_text}.{used}",
+        validation_alias=AliasChoices(setting.name, *spelled) if spelled else None,
+    )
+
+
+SETTINGS: Mapping[str, Setting] = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
+_FIELDS: dict[str, Any] = {name: setting_field(setting) for name, setting in SETTINGS.items()}
+Settings: type[Body] = create_model("Settings", __base__=Body, **_FIELDS)
+Settings.__doc__ = "Any setting of a run; what is left out has its default."
+
+
+class Prompted(Body):
+    prompt: str | None = Field(None, max_length=LONGEST_TEXT, description=PROMPT)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000, description=MESSAGES)
+
+    @model_validator(mode="after")
+    def one_prompt(self) -> Prompted:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+GenerateBody: Any = create_model("GenerateBody", __base__=(Prompted, Settings))
+
+
+class Created(Body):
+    prompt: str | None = Field(None, max_length=LONGEST_TEXT, description=PROMPT)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000, description=MESSAGES)
+    run: dict[str, Any] | None = Field(
+        None, description="A run file to go on with, instead of prompt and settings."
+    )
+    steps: int = Field(0, ge=0, le=1_000_000, description="Steps to take at once.")
+
+    @model_validator(mode="after")
+    def one_source(self) -> Created:
+        given = [value for value in (self.prompt, self.messages, self.run) if value is not None]
+        if len(given) != 1:
+            raise ValueError("give one of prompt, messages and run")
+        if self.run is not None and self.model_fields_set - {"run", "steps", "prompt", "messages"}:
+            raise ValueError("a run brings its own settings; leave the others out")
+        return self
+
+
+CreateBody: Any = create_model("CreateBody", __base__=(Created, Settings))
+
+
+class BranchBody(Body):
+    step: int = Field(ge=0, le=2**31, description="Step to cut back to.")
+    token_id: int = Field(ge=0, le=2**31, description="The one token that step is to have.")
+
+
+class SlotBody(Body):
+    slot: int = Field(ge=0, le=2**31, description="Slot of the member.")
+
+
+class PinBody(SlotBody):
+    pinned: bool = Field(True, description="Whether the member is spared by pruning from now on.")
+
+
+class ContinueBody(Body):
+    steps: int = Field(ge=1, le=1_000_000, description="Steps to continue by, at most.")
+
+
+class EmptyBody(Body):
+    pass
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+def explicit_settings(body: BaseModel) -> dict[str, Any]:
+    """The settings a request gave, by field name."""
+    return {name: getattr(body, name) for name in body.model_fields_set if name in SETTINGS}
+
+
+def configuration(
+    given: Mapping[str, Any], ambient: Mapping[str, Any], max_tokens: int, max_rows: int
+) -> GenerateConfig:
+    """The configuration that follows from a request, within the server's limits. Raises ApiError (422)."""
+    try:
+        config = resolve(given, ambient)
+    except ConfigError as error:
+        raise ApiError(422, "invalid_value", str(error), _named(str(error))) from error
+    limits = {"max_tokens": max_tokens} | dict.fromkeys(WIDE, max_rows)
+    for name, limit in limits.items():
+        value = given.get(name)
+        if isinstance(value, int) and value > limit:
+            message = f"{name} is {value}; this server allows up to {limit}."
+            raise ApiError(422, "invalid_value", message, name)
+    return config
+
+
+def _named(message: str) -> str | None:
+    """The setting a message is about: it comes first."""
+    word = message.split(" ", 1)[0]
+    return word if word in SETTINGS else None
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """A setting for GET /settings."""
+    row = setting.row
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    return {
+        "name": setting.name,
+        "group": row.group,
+        "help": row.help,
+        "type": names[setting.kind],
+        "many": setting.many,
+        "optional": setting.optional,
+        "default": list(setting.default) if isinstance(setting.default, tuple) else setting.default,
+        "default_text": setting.default_text,
+        "minimum": row.minimum,
+        "maximum": row.maximum,
+        "above": row.above,
+        "below": row.below,
+        "choices": list(setting.choices),
+        "values_text": setting.values_text,
+        "aliases": list(row.aliases),
+        "decoders": None if row.decoders is None else list(row.decoders),
+        "needs": None if row.needs is None else {k: list(v) for k, v in row.needs.items()},
+    }

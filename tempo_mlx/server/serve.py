@@ -1,0 +1,98 @@
+"""Running the server: uvicorn, with a shutdown that first lets requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import uvicorn
+
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.errors import ModelError, OutputError
+from tempo_mlx.server.app import create_app
+from tempo_mlx.server.context import Context
+from tempo_mlx.server.logs import configuration, configure
+from tempo_mlx.server.settings import ServerConfig
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which refuses new requests at shutdown and gives those in flight their time."""
+
+    context: Context
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.context.engine.on_failure = self._give_up
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain = asyncio.ensure_future(self.context.engine.drain(self.context.config.shutdown_timeout))
+        await super().shutdown(sockets)
+        await drain
+
+    def _give_up(self) -> None:
+        """The model cannot be loaded: there is nothing to serve."""
+        self.should_exit = True
+
+
+def serve(
+    load: LoadConfig,
+    config: ServerConfig,
+    ambient: Mapping[str, Any],
+    announce: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until interrupted. `announce` gets the address once it is bound.
+
+    Raises OutputError when the address cannot be bound, ModelError when the model cannot be loaded.
+    """
+    configure(config.log_level, config.log_format)
+    app = create_app(load, config, ambient)
+    context: Context = app.state.context
+    listening = bind(config.host, config.port)
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=configuration(config.log_level, config.log_format),
+            access_log=False,
+            server_header=False,
+            proxy_headers=config.behind_proxy,
+            timeout_graceful_shutdown=int(config.shutdown_timeout) + 5,
+            timeout_keep_alive=15,
+            h11_max_incomplete_event_size=64 * 1024,
+            ws="none",
+        )
+    )
+    server.context = context
+    address, port = listening.getsockname()[:2]
+    shown = "localhost" if address in ("127.0.0.1", "::1", "0.0.0.0", "::") else address
+    announce(f"http://{shown}:{port}")
+    with listening:
+        server.run([listening])
+    if context.engine.failure is not None:
+        raise Failure(context.engine.failure.message, context.engine.failure.exit_code)
+
+
+class Failure(ModelError):
+    """The model could not be loaded; carries the worker's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OutputError with what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(512)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}; choose another --port or --host."
+        ) from error
+    return listening

@@ -1,0 +1,217 @@
+"""The worker process: owns the model, and gives every request a turn, one step at a time.
+
+A request is an iterator of outputs; advancing it once is one turn. A long prompt is run in chunks: between two of
+them the worker reads its messages, and gives turns to requests that are decoding and to shorter prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.errors import ConfigError, MemoryLimitError, PromptError, RunFileError, TempoError
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.events import Output
+from tempo_mlx.server.logs import configure
+from tempo_mlx.server.protocol import (
+    Beat,
+    Cancel,
+    Event,
+    Failed,
+    FromServer,
+    FromWorker,
+    Probe,
+    Problem,
+    Stop,
+    Submit,
+)
+from tempo_mlx.server.settings import ServerConfig, model_name
+
+if TYPE_CHECKING:
+    from tempo_mlx.server.jobs import Jobs
+
+log = logging.getLogger("tempo_mlx.worker")
+
+IDLE_SECONDS = 0.5  # longest wait for a message, and so the longest pause between two beats
+BEAT_SECONDS = 0.25
+
+
+def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None:
+    """Entry of the spawned process: load the model, then serve until told to stop or the server is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the server decides
+    configure(config.log_level, config.log_format)
+    from tempo_mlx.model.load import load_model
+    from tempo_mlx.server.jobs import Jobs
+
+    try:
+        loaded = load_model(load)
+    except TempoError as error:
+        connection.send(Failed(str(error), error.exit_code))
+        return
+    loaded.model.info["id"] = model_name(load, config)  # which may have been a path: not for clients
+    jobs = Jobs(loaded, config)
+    jobs.probe()
+    try:
+        connection.send(jobs.ready())
+        Worker(connection, jobs).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the server is gone: nobody is left to work for
+
+
+@dataclass
+class Job:
+    """A request the worker has begun."""
+
+    id: str
+    size: int  # of its prompt, for the order of prefills
+    outputs: Iterator[Output | None]
+    started: bool = False  # its prompt has been run
+    busy: bool = False  # an outer frame of the stack is advancing it
+    reason: str | None = None  # why it shall end
+
+
+class Worker:
+    def __init__(self, connection: Connection, jobs: Jobs) -> None:
+        self.connection, self.work = connection, jobs
+        self.jobs: dict[str, Job] = {}
+        self.stopping = False
+        self.last_forward = time.monotonic()
+        self.last_beat = 0.0
+
+    def run(self) -> None:
+        while not self.stopping:
+            self.receive(0.0 if self.jobs else IDLE_SECONDS)
+            for job in list(self.jobs.values()):
+                self.turn(job)
+                self.receive(0.0)
+            self.work.sessions.expire()
+            self.beat()
+
+    def receive(self, patience: float) -> None:
+        """Handle the messages that are there; wait for the first for at most `patience` seconds."""
+        while self.connection.poll(patience):
+            self.handle(self.connection.recv())
+            patience = 0.0
+
+    def handle(self, message: FromServer) -> None:
+        if isinstance(message, Submit):
+            job = Job(message.id, len(json.dumps(message.payload, default=str)), iter(()))
+            job.outputs = self.work.start(
+                message.kind, message.payload, message.id, lambda: self.interrupted(job)
+            )
+            self.jobs[message.id] = job
+        elif isinstance(message, Cancel):
+            if message.id in self.jobs:
+                self.jobs[message.id].reason = message.reason
+        elif isinstance(message, Probe):
+            if not self.jobs:
+                self.work.probe()
+                self.last_forward = time.monotonic()
+            self.beat(now=True)
+        elif isinstance(message, Stop):
+            self.stopping = True
+
+    def turn(self, job: Job) -> None:
+        """Advance a request by one output."""
+        if job.busy or job.id not in self.jobs:
+            return
+        job.busy = True
+        message: Event | Problem | None
+        try:
+            output = next(job.outputs)
+            if output is None:  # a turn spent on work that has nothing to show
+                message = None
+            else:
+                message = Event(
+                    job.id, output.name, encode(output.data), output.last, output.step, output.stats
+                )
+                job.started = job.started or output.step is not None
+        except (TempoError, ApiError) as error:
+            message = problem(job.id, error)
+        except Exception:  # one request's failure must not end the others; the traceback is logged
+            log.exception("request failed", extra={"request_id": job.id})
+            message = Problem(
+                job.id,
+                500,
+                "server_error",
+                "internal_error",
+                "The request failed inside the server; see its log.",
+            )
+        job.busy = False
+        self.last_forward = time.monotonic()
+        if message is None:
+            return
+        self.send(message)
+        if isinstance(message, Problem) or message.last:
+            del self.jobs[job.id]
+
+    def interrupted(self, job: Job) -> str | None:
+        """Asked by a decoder between two chunks of a prompt and between two steps."""
+        self.last_forward = time.monotonic()
+        if not job.started:
+            self.receive(0.0)
+            for other in list(self.jobs.values()):
+                if not other.busy and (other.started or other.size < job.size):
+                    self.turn(other)
+            self.beat()
+        return "cancelled" if self.stopping else job.reason
+
+    def beat(self, now: bool = False) -> None:
+        moment = time.monotonic()
+        if now or moment - self.last_beat >= BEAT_SECONDS:
+            self.last_beat = moment
+            self.send(
+                Beat(
+                    moment - self.last_forward,
+                    resident_bytes(),
+                    len(self.work.sessions),
+                    self.work.cache_slots(),
+                )
+            )
+
+    def send(self, message: FromWorker) -> None:
+        self.connection.send(message)
+
+
+def encode(data: object) -> str:
+    return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def problem(id: str, error: TempoError | ApiError) -> Problem:
+    """How an error of ours is shown to the client."""
+    if isinstance(error, TempoError):
+        error = translate(error)
+    return Problem(id, error.status, error.type, error.code, error.message, error.param)
+
+
+def translate(error: TempoError) -> ApiError:
+    message = str(error)
+    if isinstance(error, PromptError):
+        code = "context_length_exceeded" if "context" in message else "invalid_prompt"
+        return ApiError(400, code, message, "prompt")
+    if isinstance(error, ConfigError):
+        return ApiError(422, "invalid_value", message)
+    if isinstance(error, RunFileError):
+        return ApiError(422, "invalid_run", message, "run")
+    if isinstance(error, MemoryLimitError):
+        return ApiError(409, "memory", message)
+    return ApiError(500, "internal_error", message)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds; on macOS the most it ever held, the best there is without a dependency."""
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
