@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from tempo_mlx.config import as_dict, resolve
+from tempo_mlx.decode.step import Edge, Member, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ModelError, RunFileError
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.report.build import build_run
-from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import dense_run, verify
 from tempo_mlx.weights import Checkpoint, open_checkpoint
@@ -167,6 +169,75 @@ def test_the_cases_do_what_they_are_named_for(models: dict[str, Any]) -> None:
     assert any(token.slot is None for step in kept.steps[:-1] for token in step.tokens)
     whole = decode(models["mlx"], eos=7, **CASES["best, whole positions"])
     assert any(all(token.removed_after is not None for token in step.tokens) for step in whole.steps)
+
+
+def tree_run(model: Any, temperature: float = 1.0) -> Run:
+    """Four texts that share beginnings, each probability from a pass over its own text alone."""
+    texts = [(1, 2, 3, 4, 5), (1, 2, 3, 9, 5), (1, 7, 3, 4, 7), (8, 2, 2, 2, 11)]
+    prompt = len(PROMPT)
+    log_probs = {}
+    exact = []
+    for text in texts:
+        ids = [*PROMPT, *text]
+        logits = torch.from_numpy(
+            model.forward(ids, range(len(ids)), None, model.new_cache()).logits
+        ).double()
+        for depth in range(len(text)):
+            row = torch.log_softmax(logits[prompt - 1 + depth] / temperature, dim=-1)
+            log_probs[text[: depth + 1]] = float(row[text[depth]])
+        rows = torch.log_softmax(logits[prompt - 1 : -1], dim=-1)
+        exact.append(RunPath(text, "", float(sum(rows[i, token] for i, token in enumerate(text))), True))
+    slots: dict[tuple[int, ...], int] = {}
+    steps = []
+    for depth in range(1, 6):
+        nodes = sorted({text[:depth] for text in texts}, key=lambda node: log_probs[node])
+        rows = [node for node in nodes if node[-1] != 11]  # 11 ends the text
+        mass = sum(math.exp(log_probs[node]) for node in rows)
+        num_parents = len([node for node in slots if len(node) == depth - 1]) or 1
+        members = []
+        for node in nodes:
+            probability = math.exp(log_probs[node])
+            parents = (Edge(slots[node[:-1]], 1.0, probability),) if depth > 1 else ()
+            if node in rows:
+                slots[node] = prompt + len(slots)
+                members.append(Member(node[-1], probability, slots[node], probability / mass, parents))
+            else:
+                members.append(Member(node[-1], probability, None, None, parents))
+        residual = 1.0 - sum(member.probability for member in members) / num_parents
+        steps.append(Step(depth - 1, prompt + depth - 1, None, residual, members[::-1]))
+    return build_run(
+        steps,
+        prompt=RunPrompt("prompt", PROMPT),
+        model_info=model.info,
+        config=as_dict(resolve({"decoder": "tree", "branches": 4, "temperature": temperature})),
+        tokenizer=TOKENIZER,
+        decoder="tree",
+        finish_reason="length",
+        timing={},
+        paths=exact,
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_tree_is_verified_by_ancestors(temperature: float, models: dict[str, Any], reference: Any) -> None:
+    run = tree_run(models["torch"], temperature)
+    assert max(differences(json.loads(run.to_json()), reference).values()) < TOLERANCE
+    for model in models.values():
+        result = verify(run, model)
+        assert result.ok, result
+        assert "path, log P a token" in {difference.quantity for difference in result.worst}
+
+
+def test_a_wrong_parent_or_path_of_a_tree_is_found_out(models: dict[str, Any]) -> None:
+    value = json.loads(tree_run(models["torch"]).to_json())
+    edges = [token["parents"][0] for token in value["steps"][3]["tokens"]]
+    other = next(edge[0] for edge in edges if edge[0] != edges[0][0])
+    wrong = json.loads(json.dumps(value))
+    wrong["steps"][3]["tokens"][0]["parents"][0][0] = other
+    assert not verify(Run.from_json(json.dumps(wrong)), models["torch"]).ok
+    value["paths"][2]["logprob"] += 0.01
+    result = verify(Run.from_json(json.dumps(value)), models["torch"])
+    assert not result.ok and result.worst[0].quantity == "path, log P a token"
 
 
 def removed(run: Run) -> int:
