@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.model.families import FAMILIES
 from tempo_mlx.weights.gguf_file import GGUFFile
 
 # general.architecture -> model_type
@@ -133,8 +134,9 @@ def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], file: G
         config["sliding_window"] = config.get("sliding_window") or None
         original = stated.get("rope.scaling.original_context_length", config.get("max_position_embeddings"))
         config["original_max_position_embeddings"] = original
-    if model_type in ("llama", "qwen3", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite"):
-        config["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
+    for key, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
+        if key in FAMILIES[model_type].defaults:
+            config[key] = tensor in file.tensors
     if "attention_multiplier" in config and model_type != "granite":
         raise ModelError(f"The GGUF file sets an attention scale, which {model_type} models do not have.")
 
