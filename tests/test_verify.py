@@ -10,26 +10,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
+from tempo_mlx.api import generate
 from tempo_mlx.config import as_dict, resolve
 from tempo_mlx.decode.step import Edge, Member, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ModelError, RunFileError
+from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.model.mlx_backend import build
+from tempo_mlx.model.torch_backend import TorchTransformer
 from tempo_mlx.report.build import build_run
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import dense_run, verify
 from tempo_mlx.weights import Checkpoint, open_checkpoint
+from tests import twins
 from tests.replay import dense_bias, differences
 from tests.runs import ByteTokenizer
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 TOLERANCE = 1e-4
 VOCABULARY = 48
-TOKENIZER = ByteTokenizer([f" t{index}".encode() for index in range(VOCABULARY)])
+TOKENIZER = ByteTokenizer([f" t{index}".encode() for index in range(twins.VOCABULARY)])
 PROMPT = (3, 14, 15, 9, 2, 6)
 
 
@@ -69,8 +72,6 @@ def checkpoint(twin: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def models(checkpoint: Checkpoint) -> dict[str, Any]:
-    from tempo_mlx.model.torch_backend import TorchTransformer
-
     return {
         "mlx": build(checkpoint, "auto", "float32"),
         "torch": TorchTransformer(checkpoint, "cpu", "float32"),
@@ -95,6 +96,22 @@ def decode(model: Any, eos: int | None = None, prune: Any = None, **settings: An
         finish_reason="stop" if tempo.finished else "length",
         timing={},
     )
+
+
+@pytest.mark.parametrize("family", twins.TWINS)
+def test_runs_of_every_family(family: str) -> None:
+    """Sliding windows count positions, not slots. Beyond the original context, some families' rotary angles follow
+    the length of the text: those are replayed set by set. (transformers applies no window to a 4-D mask.)"""
+    checkpoint = open_checkpoint(str(twins.twin(family)))
+    model, torch_model = build(checkpoint, "auto", "float32"), TorchTransformer(checkpoint, "cpu", "float32")
+    run = decode(model, threshold=0.02, max_tokens=30, **PRUNING["posterior"])
+    assert verify(run, model).ok
+    assert verify(run, torch_model).ok
+    windows = any(layer.sliding_window for layer in checkpoint.architecture.layers)
+    if not windows and not any(
+        rope.original_max_position_embeddings for rope in checkpoint.architecture.ropes
+    ):
+        assert max(differences(json.loads(run.to_json()), twins.reference(family)).values()) < TOLERANCE
 
 
 PRUNING: dict[str, dict[str, Any]] = {
@@ -238,6 +255,30 @@ def test_a_wrong_parent_or_path_of_a_tree_is_found_out(models: dict[str, Any]) -
     value["paths"][2]["logprob"] += 0.01
     result = verify(Run.from_json(json.dumps(value)), models["torch"])
     assert not result.ok and result.worst[0].quantity == "path, log P a token"
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "branches": {"branches": 4, "threshold": 0.05},
+    "branches, sampled": {"branches": 3, "branch_choice": "sample", "threshold": 0.02, "temperature": 1.4},
+    "branches, merged early": {"branches": 6, "merge_length": 1, "threshold": 0.01},
+    "one branch": {"branches": 1},
+    "beam": {"decoder": "beam", "beam_width": 3},
+    "diverse beam": {"decoder": "diverse-beam", "beam_width": 4},
+    "samples": {"decoder": "sample", "beam_width": 4, "temperature": 1.2},
+    "paths of a lattice": {"paths": 4, "threshold": 0.03, **PRUNING["posterior"]},
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_is_reproduced_by_one_dense_pass(name: str) -> None:
+    checkpoint = open_checkpoint(str(twins.twin("llama")))
+    tokenizer = checkpoint.tokenizer()
+    for model in (build(checkpoint, "auto", "float32"), TorchTransformer(checkpoint, "cpu", "float32")):
+        run = generate(LoadedModel(model, tokenizer), "the theory", max_tokens=20, **SEARCHES[name])
+        assert len(run.steps) > 10 and run.paths
+        result = verify(Run.from_json(run.to_json()), model)
+        assert result.ok, result
+        assert max(differences(json.loads(run.to_json()), twins.reference("llama")).values()) < TOLERANCE
 
 
 def removed(run: Run) -> int:

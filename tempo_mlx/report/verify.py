@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
+from tempo_mlx.decode.prefill import CHUNK
 from tempo_mlx.errors import ModelError, RunFileError
 from tempo_mlx.lattice import ATTEND_RULES, Lattice
+from tempo_mlx.model.config import Rope
 from tempo_mlx.model.forward import Model
 from tempo_mlx.report.fields import Fields
 from tempo_mlx.report.records import RunStep, RunToken
@@ -80,6 +82,7 @@ class DenseRun:
     tokens: Ints  # (N,)
     positions: Ints  # (N,)
     bias: Float32s  # (N, N)
+    set_ends: list[int]  # slots up to the end of the prompt, and of each set
 
 
 def verify(run: Run, model: Model) -> Verification:
@@ -91,9 +94,7 @@ def verify(run: Run, model: Model) -> Verification:
     _check_model(run, model)
     temperature = Fields(dict(run.config), "config").number("temperature")
     dense = dense_run(run)
-    forward = model.forward(dense.tokens, dense.positions, dense.bias, model.new_cache(), logits="all")
-    assert forward.logits is not None
-    log_probs = log_probabilities(forward.logits, temperature)  # (N, V)
+    log_probs = log_probabilities(_logits(dense, model), temperature)  # (N, V)
     worst: dict[str, Difference] = {}
     compared = agreed = 0
     replay = _replay_lattice if run.decoder in LATTICE_DECODERS else _replay_tree
@@ -130,7 +131,8 @@ def dense_run(run: Run) -> DenseRun:
         _fill_from_lattice(bias, run, rows)
     else:
         _fill_from_ancestors(bias, rows)
-    return DenseRun(np.array(tokens, np.int64), np.array(positions, np.int64), bias)
+    set_ends = np.cumsum([run.prompt_length, *(len(members) for members in rows)]).tolist()
+    return DenseRun(np.array(tokens, np.int64), np.array(positions, np.int64), bias, set_ends)
 
 
 def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
@@ -169,6 +171,31 @@ def _fill_from_ancestors(bias: Float32s, rows: list[list[RunToken]]) -> None:
             if token.parents:
                 bias[token.slot] = bias[token.parents[0].slot]
             bias[token.slot, token.slot] = 0.0
+
+
+def _logits(dense: DenseRun, model: Model) -> Float32s:
+    """(N, V). One pass; where rotary angles depend on how long the text was, one for each set, as they were then."""
+    cache = model.new_cache()
+    ends = [len(dense.tokens)]
+    longest = int(dense.positions.max()) + 1
+    if any(_follows_length(rope, longest) for rope in model.architecture.ropes):
+        ends = [*range(CHUNK, dense.set_ends[0], CHUNK), *dense.set_ends]
+    parts = []
+    start = 0
+    for end in ends:
+        rows = slice(start, end)
+        out = model.forward(
+            dense.tokens[rows], dense.positions[rows], dense.bias[rows, :end], cache, logits="all"
+        )
+        assert out.logits is not None
+        parts.append(out.logits)
+        start = end
+    return np.concatenate(parts)
+
+
+def _follows_length(rope: Rope, longest: int) -> bool:
+    scaled = rope.long_inverse_frequencies is not None or rope.dynamic_base is not None
+    return scaled and longest > (rope.original_max_position_embeddings or longest)
 
 
 def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:
