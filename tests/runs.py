@@ -22,7 +22,7 @@ class ByteTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.pieces[token_id].decode("utf-8", "replace")
 
-    def detokenizer(self) -> ByteDetokenizer:
+    def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:
         return ByteDetokenizer(self.pieces)
 
 

@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tempo_mlx.decode.step import Removal, Step
+from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import terminal
-from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, make_printer, printable, render_run, summary
+from tempo_mlx.report.terminal import (
+    LivePrinter,
+    PlainPrinter,
+    make_branch_printer,
+    make_printer,
+    printable,
+    render_run,
+    summary,
+)
 from tempo_mlx.report.text import make_label
 from tests.runs import WORDS, make_run, members, sky_run, sky_steps, step
 
@@ -230,6 +238,59 @@ def test_a_low_terminal_shows_the_end_and_loses_nothing() -> None:
         assert len(screen.lines()) <= HEIGHT
     printer.finish()
     assert screen.text().split() == ("The sky" + " [was/blue/clear] today today" * 40).split()
+
+
+def branching_steps() -> list[Step]:
+    """`today` splits into ` today was...` and ` today is...`; the first ends, the second goes on."""
+
+    def grow(index: int, *children: tuple[int, int | None, int, int]) -> Step:
+        edges = {slot: (Edge(slot, 1.0, 0.5),) for *_, slot in children}
+        return step(
+            index,
+            [
+                Member(
+                    token,
+                    0.5,
+                    slot,
+                    None if slot is None else 1.0,
+                    edges[parent] if index else (),
+                    branch=branch,
+                )
+                for token, slot, branch, parent in children
+            ],
+        )
+
+    steps = [
+        grow(0, (5, 3, 0, 0)),
+        grow(1, (1, 4, 0, 3), (2, 5, 1, 3)),
+        grow(2, (0, None, 0, 4), (3, 6, 1, 5)),
+    ]
+    return [*steps, *(grow(i, (3, 4 + i, 1, 3 + i)) for i in range(3, 12))]
+
+
+def test_texts_of_a_tree_grow_on_lines_of_their_own() -> None:
+    screen = Screen()
+    printer = make_branch_printer(console(screen), WORDS, prompt_length=3)
+    assert printer is not None
+    steps = branching_steps()
+    printer.add(steps[0])
+    assert screen.lines()[0] == "0.  today"
+    printer.add(steps[1])
+    assert screen.lines()[:2] == ["0.  today was", "1.  today is"]
+    printer.add(steps[2])
+    assert screen.lines()[:2] == ["0.  today was<eos>", "1.  today is blue"]
+    for s in steps[3:]:
+        printer.add(s)
+    first, second, status = screen.lines()
+    assert first == "0.  today was<eos>"
+    assert second.startswith("1. …") and second.endswith(" blue blue") and len(second) == WIDTH
+    assert status.startswith("step 12")
+    printer.finish()
+    assert screen.text() == ""
+
+
+def test_texts_of_a_tree_are_not_streamed_into_a_pipe() -> None:
+    assert make_branch_printer(console(io.StringIO(), force_terminal=False), WORDS, prompt_length=3) is None
 
 
 def test_the_summary_names_what_happened() -> None:

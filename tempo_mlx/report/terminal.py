@@ -18,7 +18,16 @@ from rich.text import Text
 
 from tempo_mlx.decode.step import Step
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.text import InlineStream, Label, Piece, Tokenizer, is_shown, pieces
+from tempo_mlx.report.text import (
+    InlineStream,
+    Label,
+    Piece,
+    Tokenizer,
+    is_shown,
+    pieces,
+    texts_along,
+    visible_whitespace,
+)
 
 REFRESH_SECONDS = 0.05
 SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
@@ -50,12 +59,26 @@ def make_printer(
     status: also show a line of tokens/s, set width and lattice size while decoding, where a terminal is there
     that the text does not go to, or that is redrawn anyway.
     """
-    if out.is_terminal and not out.no_color and not out.is_dumb_terminal:
+    if is_live(out):
         return LivePrinter(
             out, tokenizer, prompt, window, label, StatusLine(prompt_length) if status else None
         )
     watched = status and err.is_terminal and not err.is_dumb_terminal and not out.is_terminal
     return PlainPrinter(out, err if watched else None, tokenizer, window, label, StatusLine(prompt_length))
+
+
+def make_branch_printer(
+    out: Console, tokenizer: Tokenizer, *, prompt_length: int, status: bool = True
+) -> Printer | None:
+    """For decoders whose steps hold several texts: the texts growing on a colour terminal, else nothing to do."""
+    return (
+        BranchPrinter(out, tokenizer, StatusLine(prompt_length) if status else None) if is_live(out) else None
+    )
+
+
+def is_live(out: Console) -> bool:
+    """Whether what was drawn can be drawn again, in colour."""
+    return out.is_terminal and not out.no_color and not out.is_dumb_terminal
 
 
 class StatusLine:
@@ -189,6 +212,54 @@ class LivePrinter:
 
     def _wrap(self, text: Text) -> Sequence[Text]:
         return list(text.wrap(self._out, self._out.width)) or [Text()]
+
+
+class BranchPrinter:
+    """The texts of a tree while they grow, one line each, ended ones dim. Leaves nothing: the run has the texts."""
+
+    def __init__(self, out: Console, tokenizer: Tokenizer, status: StatusLine | None) -> None:
+        self._tokenizer = tokenizer
+        self._status = status
+        self._growing: dict[
+            int, tuple[int, list[int]]
+        ] = {}  # slot of the newest token: branch, the text's tokens
+        self._ended: list[tuple[int, list[int]]] = []
+        self._drawn = -REFRESH_SECONDS
+        self._live = _live(out, self)
+        self._live.start()
+
+    def add(self, step: Step) -> None:
+        before, self._growing = self._growing, {}
+        for token in step.tokens:
+            ids = before[token.parents[0].slot][1] if token.parents else []
+            line = (token.branch or 0, [*ids, token.id])
+            if token.slot is None:
+                self._ended.append(line)
+            else:
+                self._growing[token.slot] = line
+        if self._status:
+            self._status.add(step)
+        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._drawn = time.monotonic()
+            self._live.refresh()
+
+    def finish(self) -> None:
+        self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The growing texts and the latest ended ones, as many as there is room for, by branch; each one's end."""
+        room = max(console.height - 2, 1)
+        ended = self._ended[-max(room - len(self._growing), 0) :] if room > len(self._growing) else []
+        lines = [(*line, "") for line in self._growing.values()] + [(*line, "dim") for line in ended]
+        for branch, ids, style in sorted(lines)[:room]:
+            number = f"{branch}. "
+            text = visible_whitespace("".join(texts_along(ids[-console.width :], self._tokenizer)))
+            end = Text(printable(text), style)
+            if (excess := end.cell_len - (console.width - len(number))) > 0:
+                end = Text("…", style).append_text(end[excess + 1 :])
+            yield Text(number, "dim", no_wrap=True).append_text(end)
+        if self._status:
+            yield self._status.text()
 
 
 def styled(stretch: Iterable[Piece]) -> Text:

@@ -31,13 +31,13 @@ class Shown(Protocol):
 
 
 class Detokenizer(Protocol):
-    def add(self, token_id: int) -> str: ...
+    def add(self, token_id: int, /) -> str: ...
     def finish(self) -> str: ...
 
 
 class Tokenizer(Protocol):
-    def token_text(self, token_id: int) -> str: ...
-    def detokenizer(self) -> Detokenizer: ...
+    def token_text(self, token_id: int, /) -> str: ...
+    def detokenizer(self, *, continues: bool = False) -> Detokenizer: ...
 
 
 Token = TypeVar("Token", bound=Shown)
@@ -71,7 +71,7 @@ class JointText:
         if REPLACEMENT not in text:
             return self.finish(), text
         if self._open is None:
-            self._open = self._tokenizer.detokenizer()
+            self._open = self._tokenizer.detokenizer(continues=True)
         return "", self._open.add(token)
 
     def finish(self) -> str:
