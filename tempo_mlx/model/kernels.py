@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
-from tempo_mlx.model.softmax import softmax
+from tempo_mlx.model.exponential import softmax
+from tempo_mlx.model.forward import Attention
 from tempo_mlx.model.visibility import causal_bias, window_bias
 
 BLOCK = 64  # rows of a prompt that the portable path takes at a time
@@ -80,33 +81,43 @@ def layer_bias(
     slot_positions: NDArray[np.int64],
     window: int | None,
     head_dim: int,
+    mass: Attention,
 ) -> Any:
     """The `bias` of `lattice_attention` for layers with this window: the kernel's form where it can be used.
 
     bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical.
     """
-    if len(positions) <= MAX_ROWS and head_dim in HEAD_DIMS and use_kernel():
+    if len(positions) <= MAX_ROWS and head_dim in HEAD_DIMS and mass != "rows" and use_kernel():
         return CompactBias.of(bias, positions, slot_positions, window)
     dense = window_bias(bias, positions, slot_positions, window)
     return None if dense is None else mx.array(dense)
 
 
 def lattice_attention(
-    queries: Any, keys: Any, values: Any, bias: Any, *, scale: float, softcap: float | None, mass: bool
+    queries: Any, keys: Any, values: Any, bias: Any, *, scale: float, softcap: float | None, mass: Attention
 ) -> tuple[Any, Any | None]:
     """Attention of L rows over S slots and, where `mass`, how much of it each slot received.
 
     queries (H, L, D), keys and values (K, S, D), which may be views of larger buffers. bias: (L, S) float32,
     None for plain causal (row r is slot S - L + r), or a `CompactBias`; every row sees a slot. Scores are
     scale * q.k, then softcap * tanh(score / softcap) where given, then plus the bias; all sums are float32.
-    Returns the output (L, H D) in the queries' dtype, and the mass (S,) float32, mean over heads and rows.
+    Returns the output (L, H D) in the queries' dtype, and the mass (S,) float32, mean over heads and rows, or for
+    "rows" (L, S), mean over heads, which the kernel does not make (see `layer_bias`).
     """
-    path = fused_attention if isinstance(bias, CompactBias) else portable_attention
-    return path(queries, keys, values, bias, scale=scale, softcap=softcap, mass=mass)
+    if isinstance(bias, CompactBias):
+        return fused_attention(queries, keys, values, bias, scale=scale, softcap=softcap, mass=bool(mass))
+    return portable_attention(queries, keys, values, bias, scale=scale, softcap=softcap, mass=mass)
 
 
 def portable_attention(
-    queries: Any, keys: Any, values: Any, bias: Any | None, *, scale: float, softcap: float | None, mass: bool
+    queries: Any,
+    keys: Any,
+    values: Any,
+    bias: Any | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    mass: Attention,
 ) -> tuple[Any, Any | None]:
     """`lattice_attention` in MLX operations: all rows of the heads that share a key head are one product."""
     heads, rows, dim = queries.shape
@@ -126,15 +137,24 @@ def portable_attention(
     if bias is None and rows > 1:
         bias = mx.array(causal_bias(rows, slots))
     dtype = queries.dtype
-    queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
+    if mx.default_device().type == mx.cpu:  # whose half-precision products are slow
+        queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
     scores = (queries * scale).reshape(groups, -1, dim) @ keys.swapaxes(1, 2)  # (K, H/K L, S)
+    scores = scores.astype(mx.float32)
     if softcap is not None:
         scores = mx.tanh(scores / softcap) * softcap
     if bias is not None:
         scores = scores.reshape(heads, rows, slots) + bias
-    weights = softmax(scores.reshape(heads * rows, slots))
-    out = (weights.reshape(groups, -1, slots) @ values).reshape(heads, rows, dim).transpose(1, 0, 2)
-    return out.reshape(rows, heads * dim).astype(dtype), weights.mean(axis=0) if mass else None
+    weights = softmax(scores.reshape(heads, rows, slots))
+    folded = weights.reshape(groups, -1, slots).astype(values.dtype)
+    out = (
+        (folded @ values)
+        .reshape(heads, rows, dim)
+        .transpose(1, 0, 2)
+        .reshape(rows, heads * dim)
+        .astype(dtype)
+    )
+    return out, weights.mean(axis=0 if mass == "rows" else (0, 1)) if mass else None
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.attention import attend
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.config import Architecture
+from tempo_mlx.model.exponential import silu
 from tempo_mlx.model.forward import Attention, Forward, Logits
+from tempo_mlx.model.kernels import lattice_attention, layer_bias
 from tempo_mlx.model.linear import Linear, RMSNorm
 from tempo_mlx.model.rope import rotations
-from tempo_mlx.model.visibility import window_bias
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "silu": lambda x: x * mx.sigmoid(x),
+    "silu": silu,
     "gelu": lambda x: x * (1 + mx.erf(x / 2**0.5)) / 2,
     "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))),
 }
@@ -83,7 +83,7 @@ class Block:
             qk = rotate(qk, rotation)
         qk = qk.transpose(1, 0, 2)  # (H + K, L, D)
         keys, values = cache.append(self.index, qk[heads:], v.transpose(1, 0, 2))  # (K, S, D)
-        out, mass = attend(
+        out, mass = lattice_attention(
             qk[:heads],
             keys,
             values,
@@ -152,8 +152,9 @@ class Transformer:
         masses: list[Any] = []
         for block, layer in zip(self.blocks, a.layers, strict=True):
             if layer.sliding_window not in biases:
-                dense = window_bias(bias, positions, cache.positions, layer.sliding_window)
-                biases[layer.sliding_window] = None if dense is None else mx.array(dense).astype(self.dtype)
+                biases[layer.sliding_window] = layer_bias(
+                    bias, positions, cache.positions, layer.sliding_window, a.head_dim, attention
+                )
             rope = None if layer.rope is None else rotation[layer.rope]
             x, mass = block(x, rope, biases[layer.sliding_window], cache, attention)
             masses.append(mass)
