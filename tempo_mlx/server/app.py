@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from tempo_mlx._version import __version__
@@ -27,6 +27,11 @@ from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.server.streaming import Gone
 
 PAGE = Path(__file__).parent / "web" / "dist"
+SENTENCES = {
+    400: "The body is not valid JSON.",
+    404: "There is nothing at this address.",
+    405: "This address does not take that method.",
+}
 CODES = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
@@ -77,15 +82,25 @@ def _add_pages(app: FastAPI) -> None:
     async def style() -> Response:
         return Response(docs_page.STYLE, media_type="text/css")
 
+    def serve_file(path: str, file: Path) -> None:
+        @app.get(path, include_in_schema=False)
+        async def page_file() -> FileResponse:
+            return FileResponse(file)
+
     if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+        serve_file("/", PAGE / "index.html")
+        for entry in PAGE.iterdir():  # what is there at the start, by name: no request can reach anything else
+            if entry.is_dir():
+                app.mount(f"/{entry.name}", StaticFiles(directory=entry))
+            else:
+                serve_file(f"/{entry.name}", entry)
         return
 
     @app.get("/", include_in_schema=False)
     async def no_page() -> HTMLResponse:
         return HTMLResponse(
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>tempo-mlx</title>'
-            '<p>The server runs. The web page has not been built: <code>make web</code>. See <a href="/docs">/docs</a>.'
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>tempo-mlx</title><p>The server runs. '
+            'The web page has not been built: <code>make web</code>. See <a href="/docs">/docs</a>.'
         )
 
 
@@ -107,8 +122,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = CODES.get(error.status_code, "bad_request")
-        message = {404: "There is nothing at this address.", 405: "This address does not take that method."}
-        sentence = message.get(error.status_code, str(error.detail))
+        sentence = SENTENCES.get(error.status_code, str(error.detail))
         return answer(request, ApiError(error.status_code, code, sentence, headers=dict(error.headers or {})))
 
     @app.exception_handler(Gone)
@@ -124,7 +138,7 @@ def explain(error: RequestValidationError, status: int) -> ApiError:
     """The first thing that is wrong, by name; what was sent is not repeated, it may be private or unprintable."""
     first = min(error.errors(), key=lambda e: len(e["loc"]) if e["type"] == "extra_forbidden" else 0)
     if first["type"] == "json_invalid":
-        return ApiError(400, "bad_request", "The body is not valid JSON.")
+        return ApiError(400, "bad_request", SENTENCES[400])
     places = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
     param = ".".join(p for p in places if p.isidentifier())[:200] or None
     message = first["msg"].removeprefix("Value error, ")
@@ -132,5 +146,5 @@ def explain(error: RequestValidationError, status: int) -> ApiError:
         message = "is not a field of this request"
     elif first["type"] == "missing":
         message = "is missing"
-    sentence = f"{param}: {message}." if param else f"{message[:1].upper()}{message[1:]}."
+    sentence = f"{param or 'The body'}: {message}."
     return ApiError(status, "invalid_value", sentence.encode("ascii", "replace").decode("ascii"), param)

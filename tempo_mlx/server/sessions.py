@@ -61,7 +61,7 @@ class Sessions:
         elif action == "members":
             yield Output("members", session.members(payload["step"]), last=True)
         elif action == "delete":
-            self._drop(session)
+            del self.kept[session.id], self.owners[session.id]
             yield Output("deleted", None, last=True)
         else:
             {

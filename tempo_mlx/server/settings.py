@@ -92,6 +92,7 @@ class ServerConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rates()
+        self.all_keys()
         for origin in self.cors_origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
