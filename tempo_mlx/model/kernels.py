@@ -100,7 +100,7 @@ def lattice_attention(
 
     queries (H, L, D), keys and values (K, S, D), which may be views of larger buffers. bias: (L, S) float32,
     None for plain causal (row r is slot S - L + r), or a `CompactBias`; every row sees a slot. Scores are
-    scale * q.k, then softcap * tanh(score / softcap) where given, then plus the bias; all sums are float32.
+    scale * q.k, then softcap * tanh(score / softcap) where given, then plus the bias; the softmax is float32.
     Returns the output (L, H D) in the queries' dtype, and the mass (S,) float32, mean over heads and rows, or for
     "rows" (L, S), mean over heads, which the kernel does not make (see `layer_bias`).
     """
