@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 WEB = tempo_mlx/server/web
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS =
-PROMPT = The capital of France is
+PROMPT = Deep in the forest, a mysterious creature
 # Taken as it stands, so that quotes, apostrophes and dollar signs arrive: the shell reads it from the environment.
 RUN_PROMPT := $(value PROMPT)
 export RUN_PROMPT
@@ -42,7 +42,7 @@ docs: $(VENV)/.run
 	$(BIN)/python scripts/write_settings_docs.py
 
 acceptance: $(VENV)/.dev
-	$(BIN)/python -m pytest -m acceptance $(ARGS)
+	$(BIN)/python -m benchmarks.acceptance $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/tempo-mlx bench $(ARGS)

@@ -92,15 +92,14 @@ class Setting:
         noun = {(int, False): "a whole number", (int, True): "whole numbers",
                 (float, False): "a number", (float, True): "numbers"}[self.kind, self.many]  # fmt: skip
         r, bounds = self.row, []
-        if r.minimum is not None and r.maximum is not None:
-            bounds.append(f"from {r.minimum:g} to {r.maximum:.15g}")
-        else:
-            bounds += [f"of at least {r.minimum:g}"] if r.minimum is not None else []
-            bounds += [f"of at most {r.maximum:.15g}"] if r.maximum is not None else []
-        bounds += [f"above {r.above:g}"] if r.above is not None else []
-        bounds += [f"below {r.below:g}"] if r.below is not None else []
+        bounds += [f"from {_number(r.minimum)}"] if r.minimum is not None else []
+        bounds += [f"above {_number(r.above)}"] if r.above is not None else []
+        to = "up to" if r.minimum is None else "to"
+        bounds += [f"{to} {_number(r.maximum)}"] if r.maximum is not None else []
+        below = "and below" if bounds else "below"
+        bounds += [f"{below} {_number(r.below)}"] if r.below is not None else []
         words = f", or {' or '.join(self.choices)}" if self.choices else ""
-        return " ".join([noun, " and ".join(bounds)]).rstrip() + words
+        return " ".join([noun, *bounds]) + words
 
     def parse(self, text: str, source: str | None = None) -> Any:
         """The value written as `text` on a command line or in the environment, checked."""
@@ -212,6 +211,10 @@ def _setting(f: dataclasses.Field[Any], hint: Any) -> Setting:
             kinds.append(part)
     kind = kinds[0] if kinds else type(choices[0])
     return Setting(f.name, kind, many, optional, choices, bool(kinds), f.default, f.metadata["row"])
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _union(hint: Any) -> Iterator[Any]:

@@ -1,0 +1,215 @@
+"""What a newcomer meets first: Makefile, README, metadata, generated documentation; and the order of layers."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tempo_mlx
+from tempo_mlx._version import __version__
+from tempo_mlx.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tempo_mlx"
+README = (ROOT / "README.md").read_text("utf-8")
+SECTIONS = ["Overview", "How it works", "Install", "Usage", "Configuration", "Development", "Testing", "Security",
+            "Troubleshooting", "Citation"]  # fmt: skip
+
+
+def test_readme_begins_with_the_two_commands_and_has_its_sections() -> None:
+    lines = [line.split("#")[0].strip() for line in README.splitlines() if line.strip()]
+    assert lines[1:3] == ["make run", "make test"]
+    assert re.findall(r"^## (.*)$", README, re.M) == SECTIONS
+
+
+def test_readme_names_only_flags_commands_and_targets_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    helps: dict[str, str] = {}
+
+    def help_of(*command: str) -> str:
+        if " ".join(command) not in helps:
+            assert main([*command, "--help"]) == 0, command
+            helps[" ".join(command)] = capsys.readouterr().out
+        return helps[" ".join(command)]
+
+    for line in re.findall(r"(?:^    |`)tempo-mlx ([a-z][^`\n]*)", README, re.M):
+        words = line.split("#")[0].split()
+        command = words[:2] if words[0] == "models" and len(words) > 1 else words[:1]
+        for flag in re.findall(r"--[a-z-]+", line):
+            assert flag in help_of(*command), line
+        help_of(*command)
+    for flag in set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)[^`\n]*`", README)):
+        assert any(flag in text for text in [help_of("generate"), *helps.values()]), flag
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)[ `\n]", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.slow
+def test_the_python_example_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "Paris" in capsys.readouterr().out
+    assert (tmp_path / "run.json").exists()
+
+
+def test_the_settings_file_of_the_readme(tmp_path: Path) -> None:
+    from tempo_mlx.sources import load_settings
+
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    (tmp_path / "settings.toml").write_text(example)
+    config = load_settings(str(tmp_path / "settings.toml"), {}, {}, dotenv=tmp_path / "none").generation()
+    assert config.use_retroactive_pruning and config.max_tokens == 200
+
+
+def test_the_settings_page_is_what_the_tables_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "write_settings_docs.py"))
+    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == script["settings_docs"](), "run: make docs"
+
+
+def test_versions_and_credits_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["references"][0]["repository-code"] == "https://github.com/JoeLuker/tempo"
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        assert yaml.safe_load(workflow.read_text())["jobs"]
+    assert yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+
+
+def test_public_names_can_be_imported() -> None:
+    for name in tempo_mlx.__all__:
+        assert getattr(tempo_mlx, name) is not None
+
+
+def test_the_wheel_holds_the_page_and_not_its_sources(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    page = [name for name in names if name.startswith("tempo_mlx/server/web/")]
+    assert "tempo_mlx/server/web/dist/index.html" in page
+    assert all("/web/dist/" in name for name in page)
+    assert "tempo_mlx/py.typed" in names
+    assert not [name for name in names if name.startswith("tests") or "__pycache__" in name]
+    metadata = zipfile.ZipFile(wheel).read(f"tempo_mlx-{__version__}.dist-info/METADATA").decode()
+    assert 'Requires-Dist: mlx[cpu]>=0.32.4; platform_system == "Linux"' in metadata.replace("'", '"')
+
+
+# The Makefile, for make 3.81 and a plain shell
+
+
+def fake_python(directory: Path, name: str, version: tuple[int, int], venv: bool = True) -> None:
+    """A stand-in that answers the two questions find-python.sh asks."""
+    old = "exit 1" if version < (3, 10) else "exit 0"
+    (directory / name).write_text(
+        f'#!/bin/sh\ncase "$2" in *version_info*) {old};; *ensurepip*) exit {0 if venv else 1};; esac\n'
+    )
+    (directory / name).chmod(0o755)
+
+
+def find_python(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/sh", str(ROOT / "scripts" / "find-python.sh")]
+    return subprocess.run(command, env={"PATH": str(directory)}, capture_output=True, text=True)
+
+
+def test_the_newest_python_is_taken(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", (3, 9))
+    fake_python(tmp_path, "python3.11", (3, 11))
+    fake_python(tmp_path, "python3.13", (3, 13))
+    fake_python(tmp_path, "python3.14", (3, 14), venv=False)
+    assert find_python(tmp_path).stdout == f"{tmp_path}/python3.13\n"
+
+
+def test_without_a_python_one_sentence_says_what_to_do(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", (3, 9))
+    done = find_python(tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Python 3.10 or newer" in done.stderr
+    fake_python(tmp_path, "python3.12", (3, 12), venv=False)
+    done = find_python(tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "python3.12-venv" in done.stderr
+
+
+PROMPTS = ["plain words", "it's", 'say "hi"', "a $5 `echo` \\n tail", "#1; rm -rf /", "$(HOME) ${HOME}", "-x"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_make_run_passes_the_prompt_on_as_it_is(prompt: str, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "tempo-mlx"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor argument; do printf "%s\\n" "$argument"; done\n')
+    program.chmod(0o755)
+    (tmp_path / "bin" / "python").touch()
+    (tmp_path / ".run").touch()
+    command = ["make", "run", f"VENV={tmp_path}", "ARGS=--seed 3", f"PROMPT={prompt}"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["generate", "--seed", "3", "--", prompt]
+
+
+def test_the_makefile_keeps_to_make_3_81() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert not re.search(
+        r"^\.ONESHELL|^[A-Z_]+ *(::=|!=)|\$\((file|guile|let|intcmp) |^\$\(call undefine", makefile, re.M
+    )
+    assert "[[" not in makefile and "SHELL = /bin/sh" in makefile
+
+
+# Layers
+
+ORDER = ["errors", "settings", "_version", "config", "sources", "blas", "lattice", "weights", "model", "decode",
+         "report", "api", "calibrate", "server", "cli"]  # fmt: skip
+# weights stands beside model: it reads model's description of an architecture, model/load.py reads weights
+ALLOWED = {("weights", "model")}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The first part below tempo_mlx of every import that runs or is for types."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module == "tempo_mlx":
+            names = [f"tempo_mlx.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith("tempo_mlx."))
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if layer in ("__init__", "__main__"):
+            continue
+        assert layer in ORDER, f"{path} is of no layer; add it to ORDER"
+        for imported in imports_of(path):
+            if (layer, imported) not in ALLOWED and ORDER.index(imported) > ORDER.index(layer):
+                wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    assert not wrong, wrong
+
+
+def test_mlx_is_imported_in_one_place() -> None:
+    """Everything else takes it from there, so that the BLAS is loaded first."""
+    importing = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^\s*(import|from) mlx\b", path.read_text("utf-8"), re.M)
+    ]
+    assert sorted(importing) == ["blas.py", "model/_mlx.py"]
