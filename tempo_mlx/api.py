@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
+from tempo_mlx.decode import thinking
 from tempo_mlx.decode.beam import make_rule
+from tempo_mlx.decode.mcts import Mcts, Value
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
 from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.model.load import LoadedModel, load_model
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
@@ -58,24 +62,30 @@ def stream(
     config: GenerateConfig | None = None,
     *,
     prune: Prune | None = None,
+    value: Value | None = None,
     interrupted: Callable[[], str | None] | None = None,
+    cache: Any | None = None,
     **settings: Any,
 ) -> Stream:
     """Start a decoding that yields one `Step` at a time.
 
     prompt: text, or token ids. config: a resolved configuration (a run's own, say), or settings by name.
-    prune: a retroactive pruning rule of your own (decode/pruning.py). interrupted: called between steps and
-    between chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it has.
+    prune: a retroactive pruning rule of your own (decode/pruning.py). value: what rates a text in the tree
+    search (decode/mcts.py). interrupted: called between steps and between chunks of the prompt; a reason
+    ("cancelled", "timeout") ends the run, which keeps what it has. cache: one that holds a beginning of the
+    prompt, not all of it; it is used up.
 
     Raises ConfigError for a setting that is unknown, out of range, or without effect; PromptError.
     """
-    return Stream(loaded, prompt, resolve(settings) if config is None else config, prune, interrupted)
+    resolved = resolve(settings) if config is None else config
+    return Stream(loaded, prompt, resolved, prune, interrupted, value, cache)
 
 
 class Stream(Iterator[Step]):
     """A decoding under way: iterate for steps; `run()` gives what there is so far, at any time.
 
-    `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked for.
+    `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked
+    for.
     """
 
     def __init__(
@@ -85,7 +95,11 @@ class Stream(Iterator[Step]):
         config: GenerateConfig,
         prune: Prune | None = None,
         interrupted: Callable[[], str | None] | None = None,
+        value: Value | None = None,
+        cache: Any | None = None,
     ) -> None:
+        if value is not None and config.decoder != "mcts":
+            raise ConfigError("A value function has no effect without the mcts decoder; leave it out.")
         self.loaded = loaded
         self.config = config
         self.prompt = encode_prompt(loaded, prompt, config)
@@ -94,6 +108,8 @@ class Stream(Iterator[Step]):
         self.started = time.perf_counter()
         self.prefilled = self.ended = self.started
         self._prune = prune
+        self._value = value
+        self._cache = cache
         self._outside = interrupted
         self._cancelled = False
 
@@ -126,7 +142,8 @@ class Stream(Iterator[Step]):
         """The run so far, complete in itself; a run that has not ended counts as cancelled."""
         if self.decoder is not None:
             self.decoder.note_evidence()
-        return build_run(
+        readings = self.readings()
+        run = build_run(
             self.steps,
             prompt=self.prompt,
             model_info=self.loaded.model.info,
@@ -135,23 +152,33 @@ class Stream(Iterator[Step]):
             decoder=self.config.decoder,
             finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
             timing=self.timing(),
-            paths=[self._path(reading) for reading in self.readings()],
+            paths=[RunPath(r.token_ids, self._split(r)[1], r.log_prob, exact=True) for r in readings],
+            tree=self.decoder.statistics(self.loaded.tokenizer.token_text)
+            if isinstance(self.decoder, Mcts)
+            else None,
         )
+        if not self.config.enable_thinking:
+            return run
+        best = self._split(readings[0]) if isinstance(self.decoder, Tree) else self._split(run.final_text)
+        return replace(run, reasoning=best[0], final_text=best[1])
 
     def readings(self) -> list[Reading]:
         """The texts so far with their exact log-probabilities, best first; of a lattice those of `paths`."""
         decoder = self.decoder
-        if isinstance(decoder, Tree):
+        if isinstance(decoder, Tree | Mcts):
             return decoder.readings()
         if decoder is None or not self.steps or not self.config.paths:
             return []
         return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, decoder.cache)
 
-    def _path(self, reading: Reading) -> RunPath:
-        tokenizer, ids = self.loaded.tokenizer, reading.token_ids
-        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-        text = cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
-        return RunPath(ids, text, reading.log_prob, exact=True)
+    def _split(self, reading: Reading | str) -> tuple[str | None, str]:
+        """(reasoning, answer) of a text; reasoning only where it was asked for."""
+        tokenizer = self.loaded.tokenizer
+        if isinstance(reading, Reading):
+            ids = reading.token_ids
+            shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
+            reading = cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
+        return thinking.split(reading, self._opened) if self.config.enable_thinking else (None, reading)
 
     def timing(self) -> Mapping[str, float]:
         """Seconds of the prompt and of the steps, and logical steps per second."""
@@ -164,12 +191,22 @@ class Stream(Iterator[Step]):
 
     def _start(self) -> Decoder:
         model, tokenizer, config = self.loaded.model, self.loaded.tokenizer, self.config
-        ids, eos = self.prompt.token_ids, tokenizer.eos_ids
+        ids: Any = self.prompt.token_ids
+        common: dict[str, Any] = {
+            "eos_ids": tokenizer.eos_ids, "cache": self._cache, "interrupted": self._interruption,
+        }  # fmt: skip
+        if config.thinking_budget is not None:
+            common["guide"] = thinking.Budget(tokenizer, config.thinking_budget, self._opened)
         if config.decoder in LATTICE_DECODERS:
-            return Tempo(model, ids, config, eos_ids=eos, prune=self._prune, interrupted=self._interruption)
-        stops = self._holds_stop if config.stop else None
-        rule = make_rule(config, len(eos))
-        return Tree(model, ids, config, rule, eos_ids=eos, interrupted=self._interruption, stops=stops)
+            return Tempo(model, ids, config, prune=self._prune, **common)
+        common["stops"] = self._holds_stop if config.stop else None
+        if config.decoder == "mcts":
+            return Mcts(model, ids, config, value=self._value, **common)
+        return Tree(model, ids, config, make_rule(config, len(tokenizer.eos_ids)), **common)
+
+    @property
+    def _opened(self) -> bool:
+        return thinking.is_open(self.prompt.text)
 
     def _interruption(self) -> str | None:
         if self._cancelled:
@@ -210,7 +247,17 @@ def encode_prompt(loaded: LoadedModel, prompt: str | Sequence[int], config: Gene
         return RunPrompt(tokenizer.decode(list(prompt)), tuple(int(i) for i in prompt))
     if not config.chat:
         return RunPrompt(prompt, tuple(tokenizer.encode(prompt)))
-    messages = [{"role": "system", "content": config.system}] if config.system is not None else []
-    messages.append({"role": "user", "content": prompt})
-    text = tokenizer.chat(messages, enable_thinking=config.enable_thinking or None)
+    return encode_chat(loaded, [{"role": "user", "content": prompt}], config)
+
+
+def encode_chat(
+    loaded: LoadedModel, messages: Sequence[Mapping[str, str]], config: GenerateConfig
+) -> RunPrompt:
+    """The token ids of a conversation that the model is to continue; `config.system` goes before it."""
+    tokenizer, system = loaded.tokenizer, config.system
+    switch = tokenizer.chat_template_knows_thinking
+    if config.enable_thinking and not switch:
+        system = thinking.system_message(system)
+    first = [] if system is None else [{"role": "system", "content": system}]
+    text = tokenizer.chat([*first, *messages], enable_thinking=config.enable_thinking if switch else None)
     return RunPrompt(text, tuple(tokenizer.encode(text, add_special=False)))

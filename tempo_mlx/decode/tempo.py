@@ -52,8 +52,12 @@ class Tempo:
         prune: PruneRule | Callable[[PruneContext], Iterable[Pruned]] | None = None,
         cache: Any | None = None,
         interrupted: Callable[[], str | None] = never,
+        guide: Callable[[Sequence[int]], int | None] | None = None,
     ) -> None:
-        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill."""
+        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill.
+
+        guide(token_ids): the one token that must follow the best token of each set so far, or None.
+        """
         check_prompt(model, prompt_ids)
         self.model = model
         self.config = config
@@ -74,6 +78,7 @@ class Tempo:
         self.history = (
             AttentionHistory(config.pruning_window) if self.rule and self.rule.needs_attention else None
         )
+        self.guide = guide
         self.random = np.random.default_rng(config.seed)
         self.cache = model.new_cache() if cache is None else cache
         self.lattice = Lattice(len(prompt_ids))
@@ -161,6 +166,9 @@ class Tempo:
     def select(self, probabilities: Float32s) -> Ints:
         """The next set's tokens, best first."""
         config, index = self.config, len(self.steps)
+        forced = self.guide([step.tokens[0].id for step in self.steps]) if self.guide else None
+        if forced is not None:
+            return np.array([forced])
         excluded = self.eos_ids if index < config.min_steps else frozenset[int]()
         if config.decoder == "plain" and config.temperature > 0:
             return sample(probabilities, excluded, self.random)
