@@ -27,6 +27,7 @@ import pytest
 
 from tempo_mlx.model import kernels
 from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.exponential import silu, softmax
 from tempo_mlx.model.kernels import (
     CompactBias,
     Launch,
@@ -35,7 +36,6 @@ from tempo_mlx.model.kernels import (
     portable_attention,
 )
 from tempo_mlx.model.metal import ATTENTION, COMBINE, MASS
-from tempo_mlx.model.exponential import silu, softmax
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}  # half the spacing of numbers near 4

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
 from tempo_mlx.model.exponential import softmax
 from tempo_mlx.model.forward import Attention
+from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
 from tempo_mlx.model.visibility import causal_bias, window_bias
 
 BLOCK = 64  # rows of a prompt that the portable path takes at a time
