@@ -1,0 +1,247 @@
+"""The full counts behind what we claim about exactness, on the real default model. `make acceptance` runs it.
+
+    python -m benchmarks.acceptance [--prompts 20] [--only NAME ...]
+
+Each check prints one line and becomes a row of docs/acceptance.md (written when all were run). A check compares with
+something that shares no code with what it checks: transformers, mlx-lm's model, or one dense pass per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
+from benchmarks.studies import prompts, versions
+from tempo_mlx import generate, load
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.verify import verify
+from tempo_mlx.weights.checkpoint import open_checkpoint
+
+MODEL = "smollm2-135m"
+REPORT = Path(__file__).resolve().parent.parent / "docs" / "acceptance.md"
+NEAR_TIE = 1e-3  # of a logit: two tokens this close may swap
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report. `worst` is what was measured, to be at most `bound`."""
+
+    check: str
+    counted: str
+    worst: float
+    bound: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.worst <= self.bound
+
+
+class Bench:
+    """The models, loaded once."""
+
+    def __init__(self, count: int) -> None:
+        self.prompts = prompts(count)
+
+    @cached_property
+    def mlx(self) -> Any:
+        return load(MODEL)
+
+    @cached_property
+    def torch(self) -> Any:
+        return load(MODEL, backend="torch", device="cpu")
+
+    @cached_property
+    def transformers(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        path = open_checkpoint(MODEL).path
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+        )
+        return model.eval()
+
+    @cached_property
+    def mlx_lm(self) -> Any:
+        """mlx-lm's own Llama with the same weights."""
+        from mlx.utils import tree_flatten
+        from mlx_lm.models.llama import Model, ModelArgs
+
+        from tempo_mlx.model._mlx import mx
+
+        config = self.transformers.config
+        rope = config.rope_parameters["rope_theta"]
+        model = Model(ModelArgs.from_dict({**config.to_dict(), "rope_theta": rope}))
+        weights = self.transformers.state_dict()
+        model.load_weights(
+            [(name, mx.array(weights[name].numpy())) for name, _ in tree_flatten(model.parameters())]
+        )
+        return model
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return self.transformers(torch.tensor([ids])).logits[0].numpy()
+
+
+def parity(bench: Bench) -> Iterator[Row]:
+    """Logits, probabilities and attention mass of whole prompts."""
+    import torch
+
+    worst: dict[tuple[str, str], float] = {}
+
+    def note(pair: str, quantity: str, size: float) -> None:
+        worst[pair, quantity] = max(worst.get((pair, quantity), 0.0), size)
+
+    def probabilities(logits: np.ndarray) -> np.ndarray:
+        return torch.softmax(torch.from_numpy(logits).double(), dim=-1).numpy()
+
+    for prompt in bench.prompts:
+        ids = bench.mlx.tokenizer.encode(prompt)
+        outs = {
+            name: m.model.forward(ids, range(len(ids)), None, m.model.new_cache(), attention=True)
+            for name, m in (("MLX", bench.mlx), ("torch", bench.torch))
+        }
+        wanted = bench.logits(ids)
+        for pair, one, other in (
+            ("torch, transformers", outs["torch"].logits, wanted),
+            ("MLX, torch", outs["MLX"].logits, outs["torch"].logits),
+        ):
+            note(pair, "logits", abs(one - other).max())
+            note(pair, "probabilities", abs(probabilities(one) - probabilities(other)).max())
+        note(
+            "MLX, torch",
+            "attention mass",
+            abs(outs["MLX"].attention_mass - outs["torch"].attention_mass).max(),
+        )
+    bounds = {"logits": 5e-4, "probabilities": 1e-4, "attention mass": 1e-5}
+    for (pair, quantity), size in worst.items():
+        yield Row(
+            f"parity: {quantity} ({pair})", f"{len(bench.prompts)} prompts", float(size), bounds[quantity]
+        )
+
+
+def greedy(bench: Bench, tokens: int = 64) -> Iterator[Row]:
+    """Greedy text equal to transformers' and mlx-lm's; a step at which two logits nearly tie ends the comparison."""
+    from tempo_mlx.model._mlx import mx
+
+    def by_transformers(ids: list[int]) -> np.ndarray:
+        return bench.logits(ids)[-1]
+
+    def by_mlx_lm(ids: list[int]) -> np.ndarray:
+        return np.array(bench.mlx_lm(mx.array([ids])))[0, -1]
+
+    for name, logits_of in (("transformers", by_transformers), ("mlx-lm", by_mlx_lm)):
+        different, ties = 0, 0
+        for prompt in bench.prompts:
+            run = generate(bench.mlx, prompt, decoder="plain", temperature=0.0, max_tokens=tokens)
+            ids = list(run.prompt.token_ids)
+            for step in run.steps:
+                logits = logits_of(ids)
+                token = step.tokens[0].id
+                if int(logits.argmax()) != token:
+                    near = logits.max() - logits[token] < NEAR_TIE
+                    ties, different = ties + near, different + (not near)
+                    break
+                ids.append(token)
+        counted = f"{len(bench.prompts)} prompts x {tokens} tokens"
+        yield Row(f"greedy text: prompts that differ from {name}", counted, different, 0, f"{ties} near-ties")
+
+
+EXACTNESS: dict[str, dict[str, Any]] = {
+    f"{attend}, {name}": {"attend": attend, **settings}
+    for attend in ("lineage", "all", "weighted", "best")
+    for name, settings in (("nothing removed", {}), ("posterior removals", {"use_retroactive_pruning": True}))
+}
+
+
+def exactness(bench: Bench, tokens: int = 40) -> Iterator[Row]:
+    """Runs recomputed from their file alone: by `verify` on both backends, and by transformers."""
+    from tests.replay import differences
+
+    for name, settings in EXACTNESS.items():
+        worst = {"MLX": 0.0, "torch": 0.0, "transformers": 0.0}
+        removed = 0
+        for prompt in bench.prompts:
+            run = generate(bench.mlx, prompt, max_tokens=tokens, **settings)
+            run = Run.from_json(run.to_json())
+            removed += sum(t.removed_after is not None for s in run.steps for t in s.tokens)
+            worst["MLX"] = max(worst["MLX"], verify(run, bench.mlx.model).max_difference)
+            worst["torch"] = max(worst["torch"], verify(run, bench.torch.model).max_difference)
+            dense = differences(json.loads(run.to_json()), bench.transformers)
+            worst["transformers"] = max(worst["transformers"], *dense.values())
+        for backend, size in worst.items():
+            counted = f"{len(bench.prompts)} runs x {tokens} steps"
+            yield Row(f"replay: {name} (by {backend})", counted, size, 1e-4, f"{removed} members removed")
+
+
+CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "parity": parity,
+    "greedy": greedy,
+    "exactness": exactness,
+}
+
+
+def write_report(rows: list[Row], bench: Bench, seconds: float) -> None:
+    info = versions(bench.mlx.model.info)
+    info["id"] = MODEL
+    lines = [
+        "# Acceptance report",
+        "",
+        f"Written by `make acceptance` on {datetime.date.today()} in {seconds / 60:.0f} minutes. "
+        f"{sum(r.ok for r in rows)} of {len(rows)} hold.",
+        "",
+        "| check | over | worst | bound | holds | note |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r.check} | {r.counted} | {r.worst:.3g} | {r.bound:.3g} | {'yes' if r.ok else '**no**'} | {r.note} |"
+            for r in rows
+        ),
+        "",
+        "```json",
+        json.dumps({**info, "processor": platform.machine()}),
+        "```",
+        "",
+    ]
+    REPORT.write_text("\n".join(lines))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    options = parser.parse_args()
+    bench, rows, started = Bench(options.prompts), [], time.perf_counter()
+    for name in options.only:
+        for row in CHECKS[name](bench):
+            rows.append(row)
+            verdict = "ok  " if row.ok else "FAIL"
+            print(
+                f"{verdict} {row.worst:9.2e} <= {row.bound:.0e}  {row.check}  ({row.counted}) {row.note}",
+                flush=True,
+            )
+    if options.only == list(CHECKS) and options.prompts >= 20:
+        write_report(rows, bench, time.perf_counter() - started)
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
