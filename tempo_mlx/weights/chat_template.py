@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +16,22 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tempo_mlx.errors import ModelError, PromptError
 
-_BUDGET = 1 << 24  # characters written, rounds of loops and calls, together
-_LARGEST = 1 << 22  # of one string, and of a number that could become one
+_BUDGET = 1 << 23  # characters written or joined; rounds of loops, calls and list items count as some
+_LARGEST = 1 << 22  # what one multiplication may come to
+
+# What templates in use need. Anything else, a template does not get: the rest of Jinja can grow text without end
+# (center, format), or has been a way out of the sandbox (attr).
+_FILTERS = frozenset(
+    "abs capitalize count d default dictsort e escape first float indent int items join last length list lower "  # noqa: SIM905
+    "map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
+    "trim unique upper".split()
+)
+_STRING_METHODS = frozenset(
+    "capitalize count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric "  # noqa: SIM905
+    "isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
+    "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
+)
+_WIDE = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # in a format: a huge width, or one taken from an argument
 
 
 class TemplateRefusal(jinja2.TemplateError):
@@ -49,19 +64,28 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, finalize=self.metered,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=self.metered,
             extensions=[_Generation, jinja2.ext.loopcontrols],
-        )  # fmt: skip
+        )
         self.left = _BUDGET
-        self.filters = {name: self._guarded(function) for name, function in self.filters.items()}
-        self.filters["tojson"] = self._guarded(_tojson)
-        self.filters["_rounds"] = self._rounds
-        self.filters["_metered"] = self.metered
-        self.globals |= {
+        filters = {name: function for name, function in self.filters.items() if name in _FILTERS}
+        filters["tojson"] = _tojson
+        self.filters = {name: self._guarded(name, function) for name, function in filters.items()}
+        self.filters |= {"_rounds": self._rounds, "_metered": self.metered}
+        self.globals = {
+            "range": self.globals["range"],
+            "dict": self.globals["dict"],
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.now().strftime(form),
             "namespace": _Namespace,
         }
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr not in _STRING_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
 
     def spend(self, amount: int) -> None:
         self.left -= amount
@@ -69,9 +93,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError("it needs too much work or text")
 
     def metered(self, value: Any) -> Any:
-        """Charge for text; called on everything a template writes or joins."""
-        if isinstance(value, str):
-            self.spend(len(value))
+        """Charge for text before it is written or joined; a list is charged for as the text it would make."""
+        self.spend(_length(value, self.left))
         return value
 
     def _rounds(self, items: Any, weight: int) -> Iterator[Any]:
@@ -79,39 +102,94 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(weight)
             yield item
 
-    def _guarded(self, function: Any) -> Any:
-        """The filter, refusing huge widths and charging for what it returns."""
+    def _guarded(self, name: str, function: Any) -> Any:
+        """The filter, charged for what it will write."""
+        passes = getattr(
+            function, "jinja_pass_arg", None
+        )  # its first argument is Jinja's, not the template's
 
         def guarded(*arguments: Any, **named: Any) -> Any:
-            self._check(arguments, named)
-            return self.metered(function(*arguments, **named))
+            self._charge(name, [*arguments[0 if passes is None else 1 :], *named.values()])
+            return function(*arguments, **named)
 
         for mark in ("jinja_pass_arg", "jinja_async_variant"):
             if (kind := getattr(function, mark, None)) is not None:
                 setattr(guarded, mark, kind)
         return guarded
 
-    def _check(self, arguments: Iterable[Any], named: Mapping[str, Any]) -> None:
-        for value in (*arguments, *named.values()):
-            if isinstance(value, int) and abs(value) > _LARGEST:
-                raise SecurityError("it uses a huge number")
+    def _charge(self, name: str, values: Sequence[Any]) -> None:
+        """Spend what the filter or string method `name` will write; `values` start with what it works on."""
+        first = values[0] if values else ""
+        if name in (
+            "tojson",
+            "string",
+            "join",
+            "replace",
+            "indent",
+            "trim",
+            "upper",
+            "lower",
+            "title",
+            "split",
+        ):
+            self.spend(_length(first, self.left))
+        if name == "join" and len(values) > 1:  # either way round: list|join(text), text.join(list)
+            self.spend(_length(values[1], self.left))
+            counts = [len(each) for each in values[:2] if isinstance(each, (str, list, tuple, dict))]
+            self.spend(counts[0] * counts[-1] if counts else 0)
+        if name == "replace" and len(values) > 2:
+            self.spend(str(first).count(str(values[1])) * len(str(values[2])))
+        if name == "indent" and len(values) > 1:
+            width = values[1] if isinstance(values[1], int) else len(str(values[1]))
+            self.spend((str(first).count("\n") + 1) * max(0, width))
+        if name == "format":
+            if _WIDE.search(str(first)):
+                raise SecurityError("it formats text to a huge width")
+            widest = max((_length(each, self.left) for each in values[1:]), default=0)
+            self.spend(len(re.findall("[{%]", str(first))) * widest)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def charged(*arguments: Any, **named: Any) -> Any:
+            self._charge("format", [value.__self__, *arguments, *named.values()])
+            return wrapped(*arguments, **named)
+
+        return charged
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        self.spend(64)
-        self._check(arguments, named)
+        self.spend(256)
         owner = getattr(function, "__self__", None)
-        if isinstance(owner, str) and getattr(function, "__name__", "") in ("format", "format_map"):
-            raise SecurityError("it uses str.format")
-        return self.metered(super().call(context, function, *arguments, **named))
+        if isinstance(owner, str):
+            self._charge(function.__name__, [owner, *arguments, *named.values()])
+        return super().call(context, function, *arguments, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            self._charge("format", [left, right])
         sizes = _magnitude(left), _magnitude(right)
-        text = isinstance(left, str) or isinstance(right, str)
         if (operator == "**" and max(sizes) > 64) or (operator == "*" and sizes[0] * sizes[1] > _LARGEST):
             raise SecurityError("it multiplies to something huge")
-        if operator == "%" and text:
-            raise SecurityError("it formats text with %")
-        return self.metered(super().call_binop(context, operator, left, right))
+        result = super().call_binop(context, operator, left, right)
+        self.spend(len(result) if isinstance(result, (str, list, tuple)) else 0)
+        return result
+
+
+def _length(value: Any, most: int) -> int:
+    """About how long the text of `value` is; counting stops beyond `most`. What is held twice counts twice."""
+    total, stack = 0, [value]
+    while stack and total <= most:
+        each = stack.pop()
+        if isinstance(each, dict):
+            stack += [*each, *each.values()]
+            total += len(each)
+        elif isinstance(each, (list, tuple)):
+            stack += each
+            total += len(each)
+        total += len(each) if isinstance(each, str) else 8
+    return total
 
 
 def _magnitude(value: Any) -> float:
