@@ -17,6 +17,7 @@ import tokenizers
 
 from tempo_mlx.errors import ModelError, PromptError
 from tempo_mlx.weights.chat_template import ChatTemplate
+from tempo_mlx.weights.library_errors import tokenizer_errors
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_GROWTH = 64  # how many times longer than its text a normalizer may make a prompt
@@ -62,11 +63,11 @@ class Tokenizer:
         Raises: PromptError if a token of the text has no row in the embedding, or the text is not Unicode.
         """
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+            text.encode()
         except UnicodeEncodeError:
-            raise PromptError(
-                "The prompt holds half of a surrogate pair; give text that is valid Unicode."
-            ) from None
+            raise PromptError("The prompt holds half a surrogate pair; give text that is valid Unicode.") from None
+        with tokenizer_errors("The model's tokenizer"):
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         if unknown := [index for index in ids if index >= self.vocab_size]:
             raise PromptError(
                 f"The prompt holds {self.backend.id_to_token(unknown[0])!r}, a token that this model cannot "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.library_errors import tokenizer_errors
 
 # sentencepiece's and llama.cpp's token types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -44,9 +45,8 @@ def byte_level_bpe(
     tokens: Sequence[str], merges: Sequence[tuple[str, str]], splits: Sequence[str], *, ignore_merges: bool
 ) -> Tokenizer:
     """GPT-2's kind of tokenizer: `splits` cut the text, merges join bytes within the pieces."""
-    model = _built(
-        lambda: models.BPE(vocab=_numbered(tokens), merges=list(merges), ignore_merges=ignore_merges)
-    )
+    with tokenizer_errors("The model's tokenizer"):
+        model = models.BPE(vocab=_numbered(tokens), merges=list(merges), ignore_merges=ignore_merges)
     tokenizer = Tokenizer(model)
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splits]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -59,11 +59,10 @@ def sentencepiece_bpe(
     tokens: Sequence[str], merges: Sequence[tuple[str, str]], *, unknown: str | None, space_prefix: bool
 ) -> Tokenizer:
     """SentencePiece's BPE with byte fallback; `space_prefix`: a text starts with a space of its own."""
-    model = _built(
-        lambda: models.BPE(
+    with tokenizer_errors("The model's tokenizer"):
+        model = models.BPE(
             vocab=_numbered(tokens), merges=list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True
         )
-    )
     return _sentencepiece(model, space_prefix)
 
 
@@ -77,9 +76,9 @@ def sentencepiece_unigram(
 ) -> Tokenizer:
     """SentencePiece's unigram language model."""
     pieces = list(zip(tokens, scores, strict=True))
-    return _sentencepiece(
-        _built(lambda: models.Unigram(pieces, unk_id=unknown, byte_fallback=byte_fallback)), space_prefix
-    )
+    with tokenizer_errors("The model's tokenizer"):
+        model = models.Unigram(pieces, unk_id=unknown, byte_fallback=byte_fallback)
+    return _sentencepiece(model, space_prefix)
 
 
 def _sentencepiece(model: models.Model, space_prefix: bool) -> Tokenizer:
@@ -149,13 +148,3 @@ def _numbered(tokens: Sequence[str]) -> dict[str, int]:
     if len(vocabulary) != len(tokens):
         raise ModelError("The tokenizer's vocabulary holds a token twice; fetch the model again.")
     return vocabulary
-
-
-def _built(build: Callable[[], models.Model]) -> models.Model:
-    try:
-        return build()
-    except ModelError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"The model's tokenizer is malformed ({reason}); fetch the model again.") from None

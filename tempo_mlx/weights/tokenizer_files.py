@@ -12,6 +12,7 @@ import tokenizers
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
 from tempo_mlx.weights.json_file import read_json
+from tempo_mlx.weights.library_errors import tokenizer_errors
 from tempo_mlx.weights.tokenizer import Tokenizer
 
 _MAX_TOKENIZER = 128 << 20
@@ -73,11 +74,8 @@ def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
 def _read_fast(path: Path) -> tokenizers.Tokenizer:
     if path.stat().st_size > _MAX_TOKENIZER:
         raise ModelError(f"{path} is larger than {_MAX_TOKENIZER >> 20} MiB; the model is refused.")
-    try:
+    with tokenizer_errors(str(path)):
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"{path} is malformed ({reason}); fetch the model again.") from None
 
 
 def _read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -1,0 +1,23 @@
+"""The `tokenizers` library raises bare Exceptions, and panics of its Rust code pass even `except Exception`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tempo_mlx.errors import ModelError, TempoError
+
+
+@contextmanager
+def tokenizer_errors(subject: str) -> Iterator[None]:
+    """Turn whatever the library raises into a ModelError about `subject`."""
+    try:
+        yield
+    except TempoError:
+        raise
+    except BaseException as error:
+        # A panic is a pyo3_runtime.PanicException, a class that no module exports.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = ((str(error) or type(error).__name__).splitlines() or [""])[0][:200].rstrip(".")
+        raise ModelError(f"{subject} is malformed ({reason}); fetch the model again.") from None
