@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,10 @@ class Given:
     flags: Mapping[str, object]
     environment: Mapping[str, object]
     file: Mapping[str, object]
+
+    def with_flags(self, **flags: object) -> Given:
+        """The same with further flags."""
+        return replace(self, flags={**self.flags, **flags})
 
     def make(self, config: type[C]) -> C:
         """`config` with what was given for it; everything else at its default."""

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 import tempo_mlx
+from tempo_mlx.cli.chat import Conversation
+from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.main import main
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import REFUSED, GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.config import REFUSED, GenerateConfig, LoadConfig, OutputConfig, Shortcuts, resolve
 from tempo_mlx.report.run import Run
 from tempo_mlx.settings import settings_of
 from tests.twins import twin
@@ -358,6 +360,52 @@ def test_a_run_file_that_is_none(command: str, tmp_path: Path, capsys: pytest.Ca
     assert "run.json" in only_error(capsys)
     assert main([command, "missing.json"]) == 1
     assert "missing.json" in only_error(capsys)
+
+
+def test_score(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more.txt").write_text(" there\n")
+    assert main(["score", PROMPT, " you", "--file", "more.txt", "--model", model, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["text"] for row in rows] == [" you", " there"]
+    assert rows[0]["log_prob"] == pytest.approx(sum(rows[0]["log_probs"]))
+    assert main(["score", PROMPT, " you", "--model", model]) == 0
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(rows[0]["log_prob"], abs=1e-4)
+    assert main(["score", PROMPT, "--model", model]) == 2
+    assert "continuation" in only_error(capsys)
+
+
+def test_chat_keeps_the_conversation(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAnd you?\n/reset\nHello\n/exit\nnever read\n"))
+    assert main(["chat", "--model", model, "--max-tokens", "4", "--default-mode", "--temperature", "0"]) == 0
+    first, second, again = capsys.readouterr().out.splitlines()
+    assert first == again != second
+
+
+def test_chat_runs_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second prompt begins with the first; the answer is that of a run without any cache."""
+    loaded = tempo_mlx.load(model)
+    settings = resolve({"chat": True, "max_tokens": 4, "threshold": 0.02})
+    conversation = Conversation(loaded, settings)
+    out, err = make_consoles()
+    first = conversation.ask("Hello", OutputConfig(), out, err)
+    rows: list[int] = []
+    forward = loaded.model.forward
+
+    def count(tokens: Any, *arguments: Any, **options: Any) -> Any:
+        rows.append(len(tokens))
+        return forward(tokens, *arguments, **options)
+
+    monkeypatch.setattr(loaded.model, "forward", count)
+    second = conversation.ask("And you?", OutputConfig(), out, err)
+    assert second.prompt.token_ids[: first.prompt_length] == first.prompt.token_ids
+    assert rows[0] == second.prompt_length - first.prompt_length
+    alone = tempo_mlx.generate(loaded, second.prompt.token_ids, chat=True, max_tokens=4, threshold=0.02)
+    for one, other in zip(second.steps, alone.steps, strict=True):
+        assert [token.id for token in one.tokens] == [token.id for token in other.tokens]
+        expected = [token.probability for token in other.tokens]
+        assert [token.probability for token in one.tokens] == pytest.approx(expected, abs=1e-5)
 
 
 def test_models(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, notice_slow_blas, progress_bar
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.cli.output import RunPrinter, check_writable, save
+from tempo_mlx.cli.output import INLINE, RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
 from tempo_mlx.errors import ConfigError
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from tempo_mlx.model.load import LoadedModel
     from tempo_mlx.report.run import Run
 
+CONFIGS = (LoadConfig, GenerateConfig, Shortcuts, OutputConfig)
 log = logging.getLogger("tempo_mlx.cli")
 
 
-@with_settings(LoadConfig, GenerateConfig, Shortcuts, OutputConfig, original=True)
+@with_settings(*CONFIGS, original=True)
 def generate(
     flags: dict[str, object],
     text: Annotated[
@@ -116,7 +117,8 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
     from tempo_mlx.report.files import write_atomic
     from tempo_mlx.report.terminal import summary
 
-    if run.reasoning and output.format == "text":
+    streamed = output.stream and run.decoder in INLINE
+    if run.reasoning and not streamed:
         err.print(run.reasoning, style="dim")
     if not output.quiet:
         err.print(summary(run), style="dim")

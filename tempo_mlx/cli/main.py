@@ -15,9 +15,11 @@ import typer
 
 from tempo_mlx._version import __version__
 from tempo_mlx.cli import models
+from tempo_mlx.cli.chat import chat
 from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
+from tempo_mlx.cli.score import score
 from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
 from tempo_mlx.cli.verify import verify
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, show, verify, doctor, serve):
+for command in (generate, chat, score, show, verify, doctor, serve):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

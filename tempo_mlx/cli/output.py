@@ -29,13 +29,16 @@ class RunPrinter:
     def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
         self.output, self.out, self.err, self.decoding = output, out, err, decoding
         self.format = format_of(output)
-        self.streams = self.format == "text" and output.stream and decoding.config.decoder in INLINE
-        self.live: Printer | None = None  # made with the first step: a prompt that is refused prints nothing
+        self.inline = decoding.config.decoder in INLINE
+        self.streams = self.format == "text" and output.stream
+        self.live: Printer | None = None
 
     def add(self, step: Step) -> None:
         if self.streams:
-            self.live = self.live or self._make_live()
-            self.live.add(step)
+            if step.step == 0:  # not before: a prompt that is refused prints nothing
+                self.live = self._make_live() if self.inline else self._make_branches()
+            if self.live is not None:
+                self.live.add(step)
         elif self.format == "jsonl":
             from tempo_mlx.report.build import with_texts
             from tempo_mlx.report.records import step_to_dict
@@ -48,15 +51,32 @@ class RunPrinter:
         from tempo_mlx.report.terminal import make_printer
         from tempo_mlx.report.text import make_label
 
+        decoding, window = self.decoding, window_of(self.decoding.config)
+        if decoding.config.enable_thinking:
+            from tempo_mlx.cli.thinking import ThinkingPrinter
+            from tempo_mlx.decode import thinking
+
+            opened = thinking.is_open(decoding.prompt.text)
+            return ThinkingPrinter(
+                self.out, self.err, decoding.loaded.tokenizer, window=window, opened=opened
+            )
         return make_printer(
             self.out,
             self.err,
-            self.decoding.loaded.tokenizer,
-            prompt=self.decoding.prompt.text,
-            prompt_length=len(self.decoding.prompt.token_ids),
-            window=window_of(self.decoding.config),
+            decoding.loaded.tokenizer,
+            prompt=decoding.prompt.text,
+            prompt_length=len(decoding.prompt.token_ids),
+            window=window,
             label=make_label(self.output.show_token_ids, self.output.show_probabilities),
             status=not self.output.quiet,
+        )
+
+    def _make_branches(self) -> Printer | None:
+        from tempo_mlx.report.terminal import make_branch_printer
+
+        length, status = len(self.decoding.prompt.token_ids), not self.output.quiet
+        return make_branch_printer(
+            self.out, self.decoding.loaded.tokenizer, prompt_length=length, status=status
         )
 
     def stop(self) -> None:
@@ -73,9 +93,9 @@ class RunPrinter:
         elif self.format == "html":
             from tempo_mlx.report.html import to_html
 
-            self._write(to_html(run))
+            self._write(to_html(run.to_json()))
         else:
-            if self.live is None and run.steps and run.decoder in INLINE:  # --no-stream
+            if run.steps and self.inline and not self.streams:
                 self.live = self._make_live()
                 for step in self.decoding.steps:
                     self.live.add(step)

@@ -40,7 +40,7 @@ def show(
     if output.format == "html":
         from tempo_mlx.report.html import to_html
 
-        out.file.write(to_html(run))
+        out.file.write(to_html(run.to_json()))
     elif output.format in ("json", "jsonl"):
         out.file.write(run.to_json(indent=2 if output.format == "json" else None) + "\n")
     elif schedule:

@@ -14,15 +14,13 @@ from rich.table import Table
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts, resolve
+from tempo_mlx.config import LoadConfig, resolve
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
     from tempo_mlx.model.load import LoadedModel
     from tempo_mlx.report.records import RunToken
     from tempo_mlx.report.run import Run
-
-CONFIGS = (LoadConfig, GenerateConfig, Shortcuts, OutputConfig)
 
 
 @with_settings(LoadConfig)
@@ -38,7 +36,7 @@ def verify(
 
     The model is the run's own unless --model is given. Exit code 1 when a difference is out of tolerance.
     """
-    from tempo_mlx.cli.generate import load_with_progress
+    from tempo_mlx.cli.generate import CONFIGS, load_with_progress
     from tempo_mlx.report.run import Run
 
     run = Run.load(file)

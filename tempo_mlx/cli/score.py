@@ -1,0 +1,66 @@
+"""`tempo-mlx score`: exact log-probabilities of continuations."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
+from tempo_mlx.cli.prompts import read_prompt
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.errors import PromptError
+from tempo_mlx.sources import load_settings
+
+
+@with_settings(LoadConfig)
+def score(
+    flags: dict[str, object],
+    prompt: Annotated[str, typer.Argument(help="What the continuations continue; - reads standard input.")],
+    continuations: Annotated[
+        list[str] | None, typer.Argument(metavar="CONTINUATION...", help='Texts, such as " Paris".')
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Read more continuations, one a line.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the log-probability of each token.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Score continuations of a prompt, all in one pass over the tree they make.
+
+    Prints the log-probability, its mean per token, and the text, in the order given.
+    """
+    from tempo_mlx.cli.generate import CONFIGS, load_with_progress
+    from tempo_mlx.decode.score import score as score_all
+
+    load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
+    text = read_prompt(prompt, None, None)
+    texts = [*(continuations or []), *(_lines(file) if file is not None else [])]
+    if not texts or not all(texts):
+        raise PromptError(
+            'There is an empty continuation, or none; give texts such as " Paris", or a --file.'
+        )
+    out, err = make_consoles()
+    scores = score_all(load_with_progress(load, err, quiet=False), text, texts)
+    if as_json:
+        rows = [
+            {"text": s.text, "token_ids": s.token_ids, "log_probs": s.log_probs, "log_prob": s.log_prob}
+            for s in scores
+        ]
+        out.file.write(json.dumps(rows, ensure_ascii=False) + "\n")
+        return
+    for each in scores:
+        out.print(f"{each.log_prob:10.4f} {each.mean_log_prob:10.4f}  {each.text}", soft_wrap=True)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"Cannot read the continuations in {file}: {error}.") from error

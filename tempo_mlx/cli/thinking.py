@@ -1,0 +1,49 @@
+"""Printing a run that thinks: the reasoning goes to stderr, the answer to stdout, both while they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.thinking import Splitter
+from tempo_mlx.report.terminal import printable
+from tempo_mlx.report.text import InlineStream, Piece, Tokenizer
+
+
+class ThinkingPrinter:
+    """Settled inline text, split at the tags. `opened`: the prompt ended inside the reasoning."""
+
+    def __init__(
+        self, out: Console, err: Console, tokenizer: Tokenizer, *, window: int | None, opened: bool
+    ) -> None:
+        self._out, self._err = out, err
+        self._stream = InlineStream(tokenizer, window=window)
+        self._splitter = Splitter(opened)
+        self._reasoned = False
+
+    def add(self, step: Step) -> None:
+        self._print(*self._splitter.add(_text(self._stream.add(step))))
+
+    def finish(self) -> None:
+        self._print(*self._splitter.add(_text(self._stream.finish())))
+        self._print(*self._splitter.finish())
+        self._write(self._out, "\n")
+
+    def _print(self, reasoning: str, answer: str) -> None:
+        if reasoning:
+            self._reasoned = True
+            self._err.print(printable(reasoning), style="dim", end="", soft_wrap=True)
+        if answer and self._reasoned:
+            self._reasoned = False
+            self._err.print("\n")
+        self._write(self._out, answer)
+
+    def _write(self, console: Console, text: str) -> None:
+        console.file.write(printable(text) if console.is_terminal else text)
+        console.file.flush()
+
+
+def _text(pieces: Iterable[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
