@@ -61,7 +61,8 @@ def notice_slow_blas(console: Console) -> None:
 
     reason = blas.ensure().reason
     if reason and os.environ.get("TEMPO_BLAS") != "netlib":
-        console.print(f"Note: MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more.")
+        note = f"Note: MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more."
+        console.print(note, soft_wrap=True)
 
 
 def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") -> None:

@@ -96,7 +96,7 @@ def decode(
         run = decoding.run()
         for file in save(run, output):
             if not output.quiet:
-                err.print(f"Saved {file}")
+                err.print(f"Saved {file}", soft_wrap=True)
         if closed is not None:
             raise closed
         printer.finish(run)
@@ -119,9 +119,9 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
 
     streamed = output.stream and run.decoder in INLINE
     if run.reasoning and not streamed:
-        err.print(run.reasoning, style="dim")
+        err.print(run.reasoning, style="dim", soft_wrap=True)
     if not output.quiet:
-        err.print(summary(run), style="dim")
+        err.print(summary(run), style="dim", soft_wrap=True)
     if output.profile:
         for name, value in seconds.items():
             err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")
