@@ -16,7 +16,7 @@ from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.text import Tokenizer
+from tempo_mlx.report.text import Tokenizer, is_shown
 from tempo_mlx.server.decoding import open_stream, step_event
 from tempo_mlx.server.events import Output, StepEvents
 from tempo_mlx.server.observe import Watched
@@ -50,9 +50,10 @@ def complete(
     for step in stream:
         event = step_event(events, stream, step)
         chosen = reading.add(step) if growing else []
-        piece = text.add([c.member.id for c in chosen])
-        tokens = [] if scores is None else [scores.entry(c.member.id, c.parent, c.logprob) for c in chosen]
-        sent += len(chosen)
+        piece = text.add(chosen)
+        scored = [] if scores is None else [c for c in chosen if c.shown]
+        tokens = [scores.entry(c.member.id, c.parent, c.logprob) for c in scored] if scores else []
+        sent += len(tokens)
         yield Output("delta", {"text": piece, "tokens": tokens}, step=step.step, stats=event.stats)
     run = stream.run()
     choices = read_choices(run, stream.steps, payload["n"], scores)
@@ -105,7 +106,7 @@ def read_choices(run: Run, steps: Sequence[Step], n: int, scores: Scores | None)
 def walk(steps: Sequence[Step], ids: Sequence[int], scores: Scores) -> Iterator[dict[str, Any]]:
     """The tokens of one path with their scores, each under the row of the one before it; the end of text left out."""
     for member, parent in trace(steps, ids):
-        if member.slot is not None:
+        if member.slot is not None and is_shown(member):
             edge = next((edge for edge in member.parents if edge.slot == parent), None)
             probability = member.probability if edge is None else edge.forward
             yield scores.entry(member.id, parent, math.log(probability) if probability > 0 else -math.inf)

@@ -129,6 +129,7 @@ def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, A
     if count > 1 and not chosen:
         given["branches"] = count
         given.setdefault("branch_choice", "sample" if tempered else "best")
+        given.setdefault("threshold", 0.0)  # as many as were asked for, however certain the model is
     elif not given.keys() - {"temperature", "seed", "stop", "max_tokens", "min_steps", "timeout"}:
         given["decoder"] = "plain"
     if body.top_p is not None and body.top_p < 1 and tempered:
@@ -189,7 +190,7 @@ class Shape:
         return {
             "tokens": [t["token"] for t in tokens],
             "token_logprobs": [t["logprob"] for t in tokens],
-            "top_logprobs": [dict(t["top"]) for t in tokens],
+            "top_logprobs": [dict(reversed(t["top"])) for t in tokens],
             "text_offset": offsets,
         }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.report.text import Tokenizer, is_shown
+from tempo_mlx.report.text import JointText, Tokenizer, is_shown
 
 ROOT = None
 
@@ -19,6 +19,11 @@ class Chosen:
     member: Member
     parent: int | None
     logprob: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the token's text is part of the final text."""
+        return self.member.slot is not None and is_shown(self.member)
 
 
 Path = list[Chosen]
@@ -37,7 +42,7 @@ class SettledReading:
         self.open: list[Step] = []
 
     def add(self, step: Step) -> Path:
-        """The tokens that `step` settles, without those that are not shown or end the text."""
+        """The tokens that `step` settles, hidden ones included."""
         self.open.append(step)
         paths = self._paths()
         count = 0
@@ -47,7 +52,7 @@ class SettledReading:
         if settled:
             self.anchor = settled[-1].member.slot
             del self.open[:count]
-        return [chosen for chosen in settled if chosen.member.slot is not None and is_shown(chosen.member)]
+        return settled
 
     def _paths(self) -> list[Path]:
         """The best path to each member of the newest set, from the anchor on."""
@@ -89,18 +94,20 @@ class TextStream:
     """Tokens to text, holding back what may still become part of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._detokenizer = tokenizer.detokenizer()
+        self._joint = JointText(tokenizer)
+        self._shown = False  # the token before the next one
         self._hold = max((len(text) for text in stop), default=1) - 1
         self._stop = stop
         self._text = ""
         self.sent = ""
 
-    def add(self, ids: Sequence[int]) -> str:
+    def add(self, tokens: Sequence[Chosen]) -> str:
         """What can be sent after these tokens."""
-        self._text += "".join(self._detokenizer.add(token) for token in ids)
-        end = min(
-            (at for at in map(self._text.find, self._stop) if at >= 0), default=len(self._text) - self._hold
-        )
+        for chosen in tokens:
+            rest, text = self._joint.add(chosen.member.id)
+            self._text += (rest if self._shown else "") + (text if chosen.shown else "")
+            self._shown = chosen.shown
+        end = min((at for at in map(self._text.find, self._stop) if at >= 0), default=len(self._text) - self._hold)
         new = self._text[len(self.sent) : max(end, len(self.sent))]
         self.sent += new
         return new

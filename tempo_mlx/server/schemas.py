@@ -146,6 +146,8 @@ def configuration(
     given: Mapping[str, Any], ambient: Mapping[str, Any], max_tokens: int, max_rows: int
 ) -> GenerateConfig:
     """The configuration that follows from a request, within the server's limits. Raises ApiError (422)."""
+    if GenerateConfig.max_tokens > max_tokens:
+        ambient = {"max_tokens": max_tokens, **ambient}
     try:
         config = resolve(given, ambient)
     except ConfigError as error:

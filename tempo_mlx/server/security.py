@@ -28,6 +28,7 @@ log = logging.getLogger("tempo_mlx.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 BODY_SECONDS = 30.0  # a client gets so long to send its body
 KEYED_PATHS = ("/generate", "/sessions", "/requests", "/v1", "/settings", "/metrics")  # those that need a key
+UNKNOWN_KEY = ""
 UNLIMITED = ("/health", "/metrics")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
@@ -72,8 +73,11 @@ class Guard:
         try:
             self._check_host(headers)
             self._check_origin(headers)
-            state["owner"] = self._check_key(scope, headers)
-            await self._check_rate(scope, state["owner"])
+            state["owner"] = owner = self._check_key(scope, headers)
+            await self._check_rate(scope, owner or None)
+            if owner == UNKNOWN_KEY:  # guesses count against their address
+                raise ApiError(401, "invalid_api_key", "A valid API key is needed: Authorization: Bearer KEY.",
+                               headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
             body = await self._read_body(scope, headers, receive)
         except ApiError as error:
             await respond(guarded_send, error, id)
@@ -118,17 +122,14 @@ class Guard:
                            "allow it with --cors-origins.")  # fmt: skip
 
     def _check_key(self, scope: Scope, headers: Headers) -> str | None:
-        """Who asks: a digest of the key, or None where no keys are in use."""
+        """Who asks: a digest of the key, UNKNOWN_KEY, or None where no key is needed."""
         if not self.keys or not _needs_key(scope["path"]) or scope["method"] == "OPTIONS":
             return None
         scheme, _, value = headers.get("authorization", "").partition(" ")
         key = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         given = _digest(key)
         matches = [hmac.compare_digest(given, known) for known in self.keys]  # all of them: no early exit
-        if not any(matches):
-            raise ApiError(401, "invalid_api_key", "A valid API key is needed: Authorization: Bearer KEY.",
-                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-        return given.hex()[:16]
+        return given.hex()[:16] if any(matches) else UNKNOWN_KEY
 
     async def _check_rate(self, scope: Scope, owner: str | None) -> None:
         if not self.rates or scope["path"] in UNLIMITED:
