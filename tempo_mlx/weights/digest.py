@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tempo_mlx.weights.registry import cache_directory
 
+WORTH_REMEMBERING = 1 << 24  # bytes; smaller files are quick to hash
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 
 
@@ -47,6 +48,8 @@ def remember(path: Path, sha256: str) -> None:
 
 
 def _remembered(path: Path) -> str:
+    if path.stat().st_size < WORTH_REMEMBERING:
+        return of_file(path)
     known = _known().get(_key(path))
     if known is not None:
         return known

@@ -38,7 +38,7 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     if model in PACKAGED:
         return packaged(PACKAGED[model], progress=progress), None
     path = Path(model).expanduser()
-    if path.exists():
+    if model and _exists(path):
         return path, None
     if match := _REPO_FILE.fullmatch(model):
         return _from_hub(match[1], match[2], progress)
@@ -48,6 +48,13 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
         f"There is no model {model[:200]!r}: give one of {', '.join(PACKAGED)}, a .gguf file, a directory "
         "with safetensors weights, or a Hugging Face repo id such as owner/name."
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than a name can be
+        return False
 
 
 def packaged(model: PackagedModel, *, progress: Progress | None = None) -> Path:
@@ -249,13 +256,14 @@ def _from_hub(repo: str, file: str | None, progress: Progress | None) -> tuple[P
 
 def _bar_class(progress: Progress | None) -> type[Any]:
     """A progress bar for the hub library that draws nothing, and reports the bytes of the furthest bar."""
-    from huggingface_hub.utils.tqdm import tqdm
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
 
     furthest = 0
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **{**named, "file": io.StringIO()})  # type: ignore[no-untyped-call]
+            named.pop("name", None)  # the hub's own word, for switching bars off
+            super().__init__(*arguments, **{**named, "file": io.StringIO(), "disable": False})
 
         def update(self, n: float | None = 1) -> Any:
             nonlocal furthest

@@ -65,7 +65,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise PromptError("The prompt holds half a surrogate pair; give text that is valid Unicode.") from None
+            raise PromptError(
+                "The prompt holds half a surrogate pair; give text that is valid Unicode."
+            ) from None
         with tokenizer_errors("The model's tokenizer"):
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         if unknown := [index for index in ids if index >= self.vocab_size]:
