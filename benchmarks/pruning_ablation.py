@@ -1,0 +1,391 @@
+"""Which signal should decide what retroactive pruning removes?
+
+    python -m benchmarks.pruning_ablation [--quick]
+
+One lattice per prompt is decoded without pruning, while every signal scores the members of its sets by what
+the following sets show. Three questions:
+
+1. Concordance: does a signal rank the members of a set as exact hindsight does, the full model's probability of
+   the next 12 tokens (of the lattice's best path) with that member substituted, or of member and next tokens?
+   0.5 is chance.
+2. At an equal share removed (of the members that could go, since one stays in each set; lowest scores first),
+   what is the perplexity, under the full model, of random paths (a member of each set, drawn uniformly) and
+   of the best path (Viterbi)?
+3. Online: the same perplexities when each rule really removes members while decoding.
+
+Results are kept per prompt in --out and are not computed again. Intervals: 95%, bootstrap over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tempo_mlx
+from benchmarks.studies import Scorer, bootstrap, prompts, shards, versions
+from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
+from tempo_mlx.decode.pruning import (
+    PruneContext,
+    PruneRule,
+    at_random,
+    by_attention,
+    by_posterior,
+    by_probability,
+)
+
+HORIZON = 12  # tokens of hindsight
+WINDOW = 8  # sets a signal looks ahead, unless it says otherwise
+SHARES = (0.3, 0.6, 0.9)
+REMOVING = ("posterior", "probability", "random", "attention", "attention, last third")
+# name -> rule, how many following sets it has seen
+SIGNALS: dict[str, tuple[Any, int]] = {
+    "posterior": (by_posterior(), WINDOW),
+    "posterior, 4 sets": (by_posterior(), 4),
+    "posterior, 1 set": (by_posterior(), 1),
+    "probability": (by_probability(), WINDOW),
+    "random": (None, WINDOW),  # a rule for each seed
+    "attention": (by_attention(steepness=None), WINDOW),
+    "attention, plain mean": (by_attention(steepness=None, multi_scale=False), WINDOW),
+    "attention, last third": (by_attention(steepness=None, num_layers=10), WINDOW),
+    "attention, 1 set": (by_attention(steepness=None), 1),
+}
+ONLINE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "posterior 0.1": {"use_retroactive_pruning": True},
+    "posterior 0.1, relative": {"use_retroactive_pruning": True, "relative_posterior": True},
+    "attention, defaults": {"attention_threshold": 0.01},
+    "attention, relative 0.5": {"attention_threshold": 0.0},
+    "attention, absolute 0.01": {"attention_threshold": 0.01, "relative_attention": False},
+    **{
+        f"{signal} {threshold}": {
+            "use_retroactive_pruning": True,
+            "pruning_signal": signal,
+            "posterior_threshold": threshold,
+        }
+        for signal, threshold in (
+            ("probability", 0.2),
+            ("probability", 0.3),
+            ("random", 0.3),
+            ("random", 0.6),
+        )
+    },
+}
+Scores = dict[int, np.ndarray]  # set -> one score for each member, in slot order
+Measured = dict[str, list[list[float]]]  # "random" and "best": [log-probability, tokens] of paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=len(prompts()))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--paths", type=int, default=2, help="random paths for each lattice and seed")
+    parser.add_argument("--threshold", type=float, default=0.1)
+    parser.add_argument("--attend", default="lineage", choices=["lineage", "all", "weighted", "best"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pruning_ablation"))
+    parser.add_argument("--quick", action="store_true", help="4 prompts, 24 tokens, one seed")
+    options = parser.parse_args()
+    if options.quick:
+        options.prompts, options.tokens, options.seeds = 4, 24, 1
+    loaded = tempo_mlx.load(options.model)
+    name = f"{options.attend}-{options.threshold}-{options.tokens}-{options.seeds}x{options.paths}"
+    folder = options.out / Path(loaded.model.info["id"]).name / name
+    texts = prompts(options.prompts)
+    keys = [f"{index:03d}" for index in range(len(texts))]
+    results = shards(folder, keys, lambda key: study(loaded, texts[int(key)], options))
+    summary = summarise(results)
+    show(summary)
+    plot(summary, folder / "shares.png")
+    about = {"benchmark": "pruning_ablation", "settings": name, **versions(loaded.model.info)}
+    print(json.dumps({**about, **summary}))
+
+
+# One prompt
+
+
+def study(loaded: tempo_mlx.LoadedModel, prompt: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one prompt, as plain numbers."""
+    base = {
+        "max_tokens": options.tokens,
+        "min_steps": options.tokens,
+        "threshold": options.threshold,
+        "attend": options.attend,
+    }
+    contexts: dict[int, PruneContext] = {}
+
+    def watch(context: PruneContext) -> list[Any]:
+        contexts[context.step] = context
+        return []
+
+    decoding = tempo_mlx.stream(loaded, prompt, prune=PruneRule(watch, needs_attention=True), **base)
+    # in slot order, as the contexts list them: the reverse of best first
+    layers = [
+        Layer(layer.members[::-1], layer.edges[::-1, ::-1], layer.printed)
+        for layer in layers_of(list(decoding))
+    ]
+    prompt_ids = decoding.prompt.token_ids
+    paths = PathScores(Scorer(loaded.model, prompt_ids))
+    seeds = range(options.seeds)
+    scores = {
+        name: [signal_scores(rule or at_random(seed), contexts, delay) for seed in seeds]
+        for name, (rule, delay) in SIGNALS.items()
+    }
+    hindsight = exact_hindsight(loaded, prompt_ids, layers)
+
+    def thinned(share: float, by_seed: Sequence[Scores]) -> Measured:
+        parts = [
+            measure(paths, layers, remove_share(layers, values, share), seed, options.paths)
+            for seed, values in zip(seeds, by_seed, strict=True)
+        ]
+        return {kind: [pair for part in parts for pair in part[kind]] for kind in ("random", "best")}
+
+    return {
+        "prompt": prompt,
+        "widths": [len(layer.members) for layer in layers],
+        "concordance": {
+            kind: {name: concordance(values[0], exact) for name, values in scores.items()}
+            for kind, exact in hindsight.items()
+        },
+        "removed": {
+            "none": {"0": thinned(0.0, scores["posterior"])},
+            **{name: {str(share): thinned(share, scores[name]) for share in SHARES} for name in REMOVING},
+        },
+        "online": {
+            name: online(tempo_mlx.stream(loaded, prompt, **base, **settings), paths, options)
+            for name, settings in ONLINE.items()
+        },
+    }
+
+
+def online(decoding: Any, paths: PathScores, options: argparse.Namespace) -> dict[str, Any]:
+    """What is left of a run that removes members as it goes."""
+    steps = list(decoding)
+    layers = layers_of(steps)
+    alive = [range(len(layer.members)) for layer in layers]
+    parts = [measure(paths, layers, alive, seed, options.paths) for seed in range(options.seeds)]
+    return {
+        **{kind: [pair for part in parts for pair in part[kind]] for kind in ("random", "best")},
+        "members": sum(len(step.tokens) for step in steps),
+        "removed": sum(not is_usable(member) for step in steps for member in step.tokens),
+        "sets": len(steps),
+    }
+
+
+def signal_scores(rule: PruneRule, contexts: dict[int, PruneContext], delay: int) -> Scores:
+    """Each wide set's scores after `delay` further sets (fewer at the end of the run), on one scale:
+    attention counts relative to its set's mean.
+    """
+    scores: Scores = {}
+    for context in (contexts[step] for step in sorted(contexts)):
+        views = tuple(view for view in context.sets if context.step <= view.step + delay)
+        everything = rule(PruneContext(context.step, np.inf, views))  # all are under infinity
+        by_slot = {entry.slot: entry.why.score for entry in everything}
+        for view in views:
+            values = np.array([by_slot[slot] for slot in view.slots.tolist()])
+            scores[view.step] = values / values.mean() if everything[0].why.signal == "attention" else values
+    return scores
+
+
+def remove_share(layers: Sequence[Layer[Any]], scores: Scores, share: float) -> list[list[int]]:
+    """Which members of each layer stay when this share of those that can go is removed, lowest scores
+    first.
+    """
+    kept = [list(range(len(layer.members))) for layer in layers]
+    ranked = sorted((value, step, i) for step, values in scores.items() for i, value in enumerate(values))
+    quota = round(share * sum(len(values) - 1 for values in scores.values()))
+    for _, step, index in ranked:
+        if quota and len(kept[step]) > 1:
+            kept[step].remove(index)
+            quota -= 1
+    return kept
+
+
+class PathScores:
+    """The full model's log-probability of paths, each scored once."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, paths: Sequence[Sequence[int]]) -> list[float]:
+        keys = [tuple(path) for path in paths]
+        new = list(dict.fromkeys(key for key in keys if key not in self.known))
+        for key, scores in zip(new, self.scorer.continuations(new), strict=True):
+            self.known[key] = float(scores.sum())
+        return [self.known[key] for key in keys]
+
+
+def measure(
+    paths: PathScores, layers: Sequence[Layer[Any]], kept: Sequence[Sequence[int]], seed: int, count: int
+) -> Measured:
+    """[log-probability, tokens] of `count` random paths and of the best path over the kept members."""
+    thinned = []
+    before: Sequence[int] = [0]
+    for layer, here in zip(layers, kept, strict=True):
+        edges = layer.edges[np.ix_(before, here)]
+        thinned.append(Layer(tuple(layer.members[i] for i in here), edges, layer.printed))
+        before = here
+    best = token_ids(thinned, best_paths(thinned)[0])
+    random = np.random.default_rng([seed, 7])
+    drawn = [
+        [layer.members[random.integers(len(layer.members))].id for layer in thinned if layer.printed]
+        for _ in range(count)
+    ]
+    scores = paths([best, *drawn])
+    return {
+        "best": [[scores[0], len(best)]],
+        "random": [[score, len(path)] for score, path in zip(scores[1:], drawn, strict=True)],
+    }
+
+
+def exact_hindsight(
+    loaded: tempo_mlx.LoadedModel, prompt_ids: Sequence[int], layers: Sequence[Layer[Any]]
+) -> dict[str, Scores]:
+    """The full model's log-probability of the best path's next HORIZON tokens with each member in its place
+    ("continuation"), and of the member and these tokens ("both")."""
+    best = token_ids(layers, best_paths(layers)[0])
+    known = [*prompt_ids, *best]
+    steps = [t for t, layer in enumerate(layers) if len(layer.members) > 1 and t + HORIZON < len(layers)]
+    chains = []
+    for t in steps:
+        place = len(prompt_ids) + t
+        following = known[place + 1 : place + 1 + HORIZON]
+        chains += [(place - 1, [known[place - 1], member.id, *following]) for member in layers[t].members]
+    totals = iter(Scorer(loaded.model, known).chains(chains))
+    scores = {t: np.array([next(totals) for _ in layers[t].members]) for t in steps}  # (members, 1 + HORIZON)
+    return {
+        "continuation": {t: values[:, 1:].sum(axis=1) for t, values in scores.items()},
+        "both": {t: values.sum(axis=1) for t, values in scores.items()},
+    }
+
+
+def concordance(scores: Scores, hindsight: Scores) -> list[float]:
+    """[pairs of one set ranked as hindsight ranks them (ties: half), all pairs]."""
+    agreed = pairs = 0.0
+    for step, exact in hindsight.items():
+        for i in range(len(exact)):
+            for j in range(i):
+                product = np.sign(exact[i] - exact[j]) * np.sign(scores[step][i] - scores[step][j])
+                agreed += (product + 1) / 2
+                pairs += 1
+    return [agreed, pairs]
+
+
+# All prompts
+
+
+def totals(pairs: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
+    """pairs: for each prompt, [log-probability, tokens] of paths -> their sums (prompts, 2)."""
+    return np.array([np.sum(prompt, axis=0) for prompt in pairs])
+
+
+def perplexity(sums: np.ndarray, index: np.ndarray) -> float:
+    """exp of the mean negative log-probability per token over the prompts of `index`."""
+    log_probability, tokens = sums[index].sum(axis=0)
+    return float(np.exp(-log_probability / tokens))
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every figure with its interval."""
+    count = len(results)
+
+    def interval(statistic: Any) -> list[float]:
+        return [round(float(value), 4) for value in bootstrap(statistic, count)]
+
+    def perplexities(select: Any) -> dict[str, list[float]]:
+        sums = {kind: totals([select(result)[kind] for result in results]) for kind in ("random", "best")}
+        return {kind: interval(lambda index, s=s: perplexity(s, index)) for kind, s in sums.items()}
+
+    pairs = {
+        kind: {name: np.array([r["concordance"][kind][name] for r in results]) for name in SIGNALS}
+        for kind in ("continuation", "both")
+    }
+    summary: dict[str, Any] = {
+        "prompts": count,
+        "mean_width": round(float(np.mean([width for r in results for width in r["widths"]])), 3),
+        "pairs": int(pairs["both"]["posterior"][:, 1].sum()),
+        "concordance": {
+            kind: {
+                name: interval(lambda index, p=p: p[index, 0].sum() / p[index, 1].sum())
+                for name, p in by_signal.items()
+            }
+            for kind, by_signal in pairs.items()
+        },
+    }
+    summary["removed"] = {
+        name: {share: perplexities(lambda r, n=name, s=share: r["removed"][n][s]) for share in shares_}
+        for name, shares_ in results[0]["removed"].items()
+    }
+    posterior, probability = (
+        totals([r["removed"][name]["0.6"]["random"] for r in results])
+        for name in ("posterior", "probability")
+    )
+    summary["posterior_to_probability_at_0.6"] = interval(
+        lambda index: perplexity(posterior, index) / perplexity(probability, index)
+    )
+    summary["online"] = {}
+    for name in ONLINE:
+        rows = [result["online"][name] for result in results]
+        members, removed, sets = (sum(row[key] for row in rows) for key in ("members", "removed", "sets"))
+        summary["online"][name] = {
+            "width": round((members - removed) / sets, 3),
+            "removed": round(removed / members, 3),
+            **perplexities(lambda r, n=name: r["online"][n]),
+        }
+    return summary
+
+
+def show(summary: dict[str, Any]) -> None:
+    def cell(values: Sequence[float]) -> str:
+        return f"{values[0]:8.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+
+    print(f"{summary['prompts']} prompts, mean width {summary['mean_width']}, {summary['pairs']} pairs\n")
+    print("concordance with exact hindsight (0.5 is chance): of the next tokens; of member and next tokens")
+    for name in SIGNALS:
+        both = (summary["concordance"][kind][name] for kind in ("continuation", "both"))
+        print(f"  {name:26}" + "".join(map(cell, both)))
+    for kind in ("random", "best"):
+        print(f"\nperplexity of {kind} paths under the full model, by share of the removable members removed")
+        print(f"  0    {'none':26}{cell(summary['removed']['none']['0'][kind])}")
+        for share in map(str, SHARES):
+            for name in REMOVING:
+                print(f"  {share:4} {name:26}{cell(summary['removed'][name][share][kind])}")
+    ratio = summary["posterior_to_probability_at_0.6"]
+    print(f"\nrandom paths, 60% removed, posterior / probability: {cell(ratio)} (target: at most 0.5)")
+    print("\nonline: share of members removed, width left, perplexity of random paths, of the best path")
+    for name, row in summary["online"].items():
+        numbers = f"{row['removed']:6.2f}{row['width']:6.2f}"
+        print(f"  {name:26}{numbers} {cell(row['random'])} {cell(row['best'])}")
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    start = summary["removed"]["none"]["0"]["random"]
+    for name in ("posterior", "probability", "random", "attention"):
+        values = np.array([start, *(summary["removed"][name][str(share)]["random"] for share in SHARES)])
+        shares_ = (0.0, *SHARES)
+        (line,) = axes.plot(shares_, values[:, 0], marker="o", label=name)
+        axes.fill_between(shares_, values[:, 1], values[:, 2], alpha=0.15, color=line.get_color())
+    axes.set(
+        xlabel="share of the removable members removed",
+        ylabel="perplexity of random paths, full model",
+        yscale="log",
+    )
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
