@@ -174,7 +174,7 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 # Layers
 
 ORDER = ["errors", "settings", "_version", "config", "sources", "blas", "lattice", "weights", "model", "decode",
-         "report", "api", "calibrate", "server", "cli"]  # fmt: skip
+         "report", "api", "batch", "calibrate", "server", "cli"]  # fmt: skip
 # weights stands beside model: it reads model's description of an architecture, model/load.py reads weights
 ALLOWED = {("weights", "model")}
 

@@ -15,6 +15,7 @@ import typer
 
 from tempo_mlx._version import __version__
 from tempo_mlx.cli import models
+from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.chat import chat
 from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.doctor import doctor
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, show, verify, doctor, serve):
+for command in (generate, chat, score, batch, show, verify, doctor, serve):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

@@ -1,0 +1,61 @@
+"""`tempo-mlx batch`: many prompts from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tempo_mlx.cli.console import Interrupts, make_consoles
+from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
+from tempo_mlx.config import GenerateConfig, LoadConfig, Shortcuts
+from tempo_mlx.sources import load_settings
+
+
+@with_settings(LoadConfig, GenerateConfig, Shortcuts)
+def batch(
+    flags: dict[str, object],
+    prompts: Annotated[
+        Path,
+        typer.Argument(metavar="PROMPTS.jsonl", help='One "prompt", or {"prompt": ..., settings}, a line.'),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="RUNS.jsonl", help="One run a line; continued if it exists.")
+    ],
+    config: ConfigFile = None,
+) -> None:
+    """Run every prompt of a file, in order. The same command again goes on where the last one stopped.
+
+    A line that fails becomes a line that says why, and the rest goes on; the exit code is then 1.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from tempo_mlx.batch import read_items, run_batch
+    from tempo_mlx.cli.generate import CONFIGS, load_with_progress
+
+    given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
+    given.generation()  # what is wrong for every line is wrong now
+
+    def configure(own: Mapping[str, Any]) -> GenerateConfig:
+        return given.with_flags(**own).generation()
+
+    _, err = make_consoles()
+    items = read_items(prompts)
+    loaded = load_with_progress(given.make(LoadConfig), err, quiet=False)
+    failed = 0
+    bar = Progress(
+        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=err
+    )
+    with Interrupts() as interrupts, bar:
+        task = bar.add_task("Prompts", total=len(items))
+        for done, error in run_batch(loaded, items, configure, out, interrupts.reason):
+            bar.update(task, completed=done)
+            if error is not None:
+                failed += 1
+                bar.console.print(f"Line {done} failed: {error}", soft_wrap=True)
+    if failed:
+        err.print(f"{failed} of {len(items)} prompts failed; their lines in {out} say why.", soft_wrap=True)
+    raise typer.Exit(interrupts.exit_code or (1 if failed else 0))
