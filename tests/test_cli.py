@@ -280,6 +280,8 @@ def test_a_full_disk_leaves_nothing_half_written(
         out == tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6).text + "\n"
     )  # nothing is lost
     assert "No space left" in err.splitlines()[-1]
+    assert generate(model, "--json-output-file", "run.json", "--format", "json") == 1
+    assert Run.from_json(capsys.readouterr().out).text + "\n" == out
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
     assert (tmp_path / "run.json").read_text() == "the run before"
 

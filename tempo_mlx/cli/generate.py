@@ -94,12 +94,16 @@ def decode(
             closed = error
             decoding.cancel()
         run = decoding.run()
+        if closed is None:
+            try:
+                printer.finish(run)
+            except BrokenPipeError as error:
+                closed = error
         for file in save(run, output):
             if not output.quiet:
                 err.print(f"Saved {file}", soft_wrap=True)
         if closed is not None:
             raise closed
-        printer.finish(run)
         return run, interrupts.exit_code
 
 
