@@ -70,6 +70,16 @@ def test_the_python_example_of_the_readme(
     assert (tmp_path / "run.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a GPU rounds otherwise, and a token at the threshold may go")
+def test_the_sample_of_the_readme() -> None:
+    """What `make run` shows is what the README shows."""
+    (prompt,) = re.findall(r"^PROMPT = (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    (sample,) = re.findall(rf"^    {re.escape(prompt)}(.*) \.\.\.$", README, re.M)
+    run = tempo_mlx.generate(tempo_mlx.load(device="cpu"), prompt, max_tokens=8)
+    assert run.text.startswith(sample)
+
+
 def test_the_settings_file_of_the_readme(tmp_path: Path) -> None:
     from tempo_mlx.sources import load_settings
 
