@@ -242,7 +242,18 @@ def test_the_embedded_model_is_the_one_that_was_measured() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["no-such-model", "./none.gguf", "/none/such", "a/b/c", "owner/../name", "", "x" * 5000, "x" * 300],
+    [
+        "no-such-model",
+        "./none.gguf",
+        "/none/such",
+        "a/b/c",
+        "owner/../name",
+        "",
+        "x" * 5000,
+        "x" * 300,
+        "~nobody0/x",
+        "a\0b",
+    ],
 )
 def test_a_name_that_means_nothing(name: str) -> None:
     with pytest.raises(ModelError, match="smollm2-135m") as caught:

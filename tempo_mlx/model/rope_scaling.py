@@ -28,6 +28,7 @@ _SHARED = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original
 _Get = Callable[..., Any]
 
 
+@np.errstate(all="ignore")  # absurd settings overflow; what is not finite is refused below
 def build_rope(
     parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, family: str
 ) -> Rope:

@@ -37,8 +37,7 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     """
     if model in PACKAGED:
         return packaged(PACKAGED[model], progress=progress), None
-    path = Path(model).expanduser()
-    if model and _exists(path):
+    if (path := _local(model)) is not None:
         return path, None
     if match := _REPO_FILE.fullmatch(model):
         return _from_hub(match[1], match[2], progress)
@@ -50,11 +49,13 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     )
 
 
-def _exists(path: Path) -> bool:
+def _local(model: str) -> Path | None:
+    """The file or directory of that name, if there is one."""
     try:
-        return path.exists()
-    except OSError:  # longer than a name can be
-        return False
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a name, a home of nobody's, a null byte
+        return None
 
 
 def packaged(model: PackagedModel, *, progress: Progress | None = None) -> Path:

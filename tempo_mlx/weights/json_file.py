@@ -14,7 +14,11 @@ def read_json(path: Path, most: int = 8 << 20) -> Any:
     try:
         if path.stat().st_size > most:
             raise ModelError(f"{path} is larger than {most >> 20} MiB; it cannot be what its name says.")
-        return json.loads(path.read_bytes())
+        text = path.read_bytes()
+        value = json.loads(text)
+        if b"\\ud" in text.lower():  # escaped surrogates: half a pair is no text that a library would take
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise ModelError(f"The model has no {path.name} in {path.parent}; fetch it again.") from None
     except RecursionError:
