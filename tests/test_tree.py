@@ -115,7 +115,7 @@ def test_the_record_of_a_step() -> None:
 def test_texts_that_end_alike_are_merged_into_the_more_probable_one() -> None:
     found = 0
     for seed in range(6):
-        decoding = stream(loaded(), prompt(seed), branches=6, max_tokens=14, threshold=0.02, merge_length=1)
+        decoding = stream(loaded(), prompt(seed), branches=8, max_tokens=20, threshold=0.004, merge_length=1)
         for step in decoding:
             nodes = decoding.decoder.nodes  # type: ignore[union-attr]
             assert len({node.token for node in nodes}) == len(nodes)  # no two texts end in the same token

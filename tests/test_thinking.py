@@ -1,0 +1,135 @@
+"""Reasoning apart from the answer: however the text arrives, and closed when its budget is spent."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempo_mlx.api import generate, stream
+from tempo_mlx.decode.thinking import CLOSE, OPEN, SYSTEM_LINE, Budget, Splitter, is_open, split
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.report.verify import verify
+from tests.trees import loaded, teacher
+
+SWITCH = "{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}"
+
+
+def thinker(switch: bool = True) -> LoadedModel:
+    """A twin whose chat template opens the reasoning itself, or has no such switch."""
+    model = loaded()
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer._compiled = None
+    if switch:
+        tokenizer.chat_template = f"{tokenizer.chat_template}{SWITCH}"
+    return LoadedModel(model.model, tokenizer, model.config)
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "expected"),
+    [
+        ("The answer.", False, (None, "The answer.")),
+        ("  The answer.", False, (None, "  The answer.")),
+        ("<think>\nfirst\n</think>\n\nThe answer.\n", False, ("first", "The answer.\n")),
+        ("\nfirst </think>second</think>", True, ("first", "second</think>")),
+        ("<think>never closed </thin", False, ("never closed </thin", "")),
+        ("<think>\n\n</think>\n\nThe answer.", False, (None, "The answer.")),
+        ("<thi", False, (None, "<thi")),
+        ("a <think> b", False, (None, "a <think> b")),
+        ("", True, (None, "")),
+    ],
+)  # fmt: skip
+def test_a_text_is_split_at_its_tags(text: str, opened: bool, expected: tuple[str | None, str]) -> None:
+    assert split(text, opened) == expected
+
+
+@given(
+    st.lists(st.sampled_from([OPEN, CLOSE, "<", "think", ">", "/", " ", "\n", "a", "b c"]), max_size=12),
+    st.booleans(),
+    st.lists(st.integers(1, 4), min_size=60, max_size=60),
+)
+def test_pieces_give_what_the_whole_gives_and_never_take_anything_back(
+    parts: list[str], opened: bool, lengths: list[int]
+) -> None:
+    text = "".join(parts)
+    splitter, reasoning, answer, rest = Splitter(opened), "", "", text
+    for length in lengths:
+        more = splitter.add(rest[:length])
+        reasoning, answer, rest = reasoning + more[0], answer + more[1], rest[length:]
+        assert (split(text, opened)[0] or "").startswith(reasoning)
+        assert split(text, opened)[1].startswith(answer)
+    for more in (splitter.add(rest), splitter.finish()):
+        reasoning, answer = reasoning + more[0], answer + more[1]
+    assert (reasoning or None, answer) == split(text, opened)
+
+
+def test_the_budget_forces_the_closing_tag_once_and_only_inside_reasoning() -> None:
+    tokenizer = loaded().tokenizer
+    ids = tokenizer.encode("some long reasoning", add_special=False)[:10]
+    budget = Budget(tokenizer, 10, opened=True)
+    forced = []
+    while (token := budget([*ids, *forced])) is not None:
+        forced.append(token)
+    assert tokenizer.decode(forced) == f"\n{CLOSE}\n\n"
+    assert budget(ids[:9]) is None
+    assert budget([*ids, *forced, 1, 2, 3]) is None
+    assert Budget(tokenizer, 10, opened=False)(ids) is None  # nothing to close
+    closed = tokenizer.encode(f"ok{CLOSE}", add_special=False)
+    assert Budget(tokenizer, len(closed), opened=True)(closed) is None
+
+
+@pytest.mark.parametrize(
+    "decoder", [{"decoder": "plain"}, {"threshold": 0.03}, {"branches": 4, "threshold": 0.03}]
+)
+def test_reasoning_is_closed_by_its_budget_under_every_decoder(decoder: dict[str, Any]) -> None:
+    model = thinker()
+    run = generate(model, "Why?", enable_thinking=True, thinking_budget=6, max_tokens=26, **decoder)
+    closing = model.tokenizer.encode(f"\n{CLOSE}\n\n", add_special=False)
+    assert is_open(run.prompt.text)
+    assert run.reasoning and CLOSE not in run.reasoning
+    assert CLOSE not in run.final_text and run.final_text
+    for step, token in zip(run.steps[6:], closing, strict=False):
+        assert {member.id for member in step.tokens} == {token}
+        assert {member.id for member in run.steps[5].tokens} != {token}
+    assert verify(run, model.model).max_difference < 1e-4  # forced tokens have the probability they have
+    for path in run.paths:
+        assert path.token_ids[6 : 6 + len(closing)] == tuple(closing)
+        assert CLOSE not in path.text
+        assert path.logprob == pytest.approx(
+            sum(teacher("llama", run.prompt.token_ids, path.token_ids)), abs=3e-3
+        )
+
+
+def test_texts_forced_alike_are_not_merged_for_it() -> None:
+    run = generate(
+        thinker(),
+        "Why?",
+        enable_thinking=True,
+        thinking_budget=5,
+        max_tokens=5 + 11,
+        branches=4,
+        threshold=0.03,
+    )
+    widths = [len(step.tokens) for step in run.steps]
+    assert widths[4] == 4
+    assert widths[5:] == [4] * 11
+
+
+def test_without_a_budget_nothing_is_forced_and_what_never_closes_is_reasoning() -> None:
+    run = generate(thinker(), "Why?", enable_thinking=True, max_tokens=8, decoder="plain", temperature=0)
+    free = generate(thinker(), run.prompt.token_ids, max_tokens=8, decoder="plain", temperature=0)
+    assert run.reasoning == free.final_text.strip()
+    assert run.final_text == ""
+    assert free.reasoning is None
+
+
+def test_a_template_with_a_switch_is_told_and_one_without_gets_a_system_line() -> None:
+    with_switch = stream(thinker(), "Why?", enable_thinking=True).prompt.text
+    assert with_switch.endswith(f"{OPEN}\n") and SYSTEM_LINE not in with_switch
+    assert not stream(thinker(), "Why?", chat=True).prompt.text.endswith(f"{OPEN}\n")
+    without = stream(thinker(switch=False), "Why?", enable_thinking=True, system="Be kind.").prompt.text
+    assert f"{SYSTEM_LINE}\n\nBe kind." in without
+    assert SYSTEM_LINE not in stream(thinker(switch=False), "Why?", chat=True).prompt.text
