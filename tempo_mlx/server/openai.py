@@ -20,6 +20,7 @@ from tempo_mlx.server.context import ERRORS, Context, context, request_id
 from tempo_mlx.server.engine import Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.protocol import Event
+from tempo_mlx.server.routes import EVENT_SCHEMA
 from tempo_mlx.server.schemas import LONGEST_TEXT, Body, Settings, explicit_settings
 from tempo_mlx.server.streaming import EventStream, last, sse
 
@@ -264,7 +265,7 @@ ANSWER: dict[int | str, dict[str, Any]] = {
         "description": "The completion; server-sent events with stream.",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": EVENT_SCHEMA},
         },
     }
 }
