@@ -7,7 +7,7 @@ the following sets show. Three questions:
 
 1. Concordance: does a signal rank the members of a set as exact hindsight does, the full model's probability of
    the next 12 tokens (of the lattice's best path) with that member substituted, or of member and next tokens?
-   0.5 is chance.
+   0.5 is chance. (The lattice chose that path, which favours the path's own members, for all signals alike.)
 2. At an equal share removed (of the members that could go, since one stays in each set; lowest scores first),
    what is the perplexity, under the full model, of random paths (a member of each set, drawn uniformly) and
    of the best path (Viterbi)?
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import tempo_mlx
-from benchmarks.studies import Scorer, bootstrap, prompts, shards, versions
+from benchmarks.studies import bootstrap, prompts, shards, versions
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
 from tempo_mlx.decode.pruning import (
     PruneContext,
@@ -37,6 +37,7 @@ from tempo_mlx.decode.pruning import (
     by_posterior,
     by_probability,
 )
+from tempo_mlx.decode.score import score_sequences
 
 HORIZON = 12  # tokens of hindsight
 WINDOW = 8  # sets a signal looks ahead, unless it says otherwise
@@ -130,7 +131,7 @@ def study(loaded: tempo_mlx.LoadedModel, prompt: str, options: argparse.Namespac
         for layer in layers_of(list(decoding))
     ]
     prompt_ids = decoding.prompt.token_ids
-    paths = PathScores(Scorer(loaded.model, prompt_ids))
+    paths = PathScores(loaded.model, prompt_ids)
     seeds = range(options.seeds)
     scores = {
         name: [signal_scores(rule or at_random(seed), contexts, delay) for seed in seeds]
@@ -209,14 +210,14 @@ def remove_share(layers: Sequence[Layer[Any]], scores: Scores, share: float) -> 
 class PathScores:
     """The full model's log-probability of paths, each scored once."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
+    def __init__(self, model: Any, prompt_ids: Sequence[int]) -> None:
+        self.model, self.prompt_ids = model, prompt_ids
         self.known: dict[tuple[int, ...], float] = {}
 
     def __call__(self, paths: Sequence[Sequence[int]]) -> list[float]:
         keys = [tuple(path) for path in paths]
         new = list(dict.fromkeys(key for key in keys if key not in self.known))
-        for key, scores in zip(new, self.scorer.continuations(new), strict=True):
+        for key, scores in zip(new, score_sequences(self.model, self.prompt_ids, new), strict=True):
             self.known[key] = float(scores.sum())
         return [self.known[key] for key in keys]
 
@@ -250,15 +251,14 @@ def exact_hindsight(
     """The full model's log-probability of the best path's next HORIZON tokens with each member in its place
     ("continuation"), and of the member and these tokens ("both")."""
     best = token_ids(layers, best_paths(layers)[0])
-    known = [*prompt_ids, *best]
     steps = [t for t, layer in enumerate(layers) if len(layer.members) > 1 and t + HORIZON < len(layers)]
-    chains = []
-    for t in steps:
-        place = len(prompt_ids) + t
-        following = known[place + 1 : place + 1 + HORIZON]
-        chains += [(place - 1, [known[place - 1], member.id, *following]) for member in layers[t].members]
-    totals = iter(Scorer(loaded.model, known).chains(chains))
-    scores = {t: np.array([next(totals) for _ in layers[t].members]) for t in steps}  # (members, 1 + HORIZON)
+    texts = [
+        [*best[:t], member.id, *best[t + 1 : t + 1 + HORIZON]] for t in steps for member in layers[t].members
+    ]
+    log_probs = iter(score_sequences(loaded.model, prompt_ids, texts))
+    scores = {
+        t: np.array([next(log_probs)[t:] for _ in layers[t].members]) for t in steps
+    }  # (members, 1 + HORIZON)
     return {
         "continuation": {t: values[:, 1:].sum(axis=1) for t, values in scores.items()},
         "both": {t: values.sum(axis=1) for t, values in scores.items()},
