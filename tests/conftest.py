@@ -1,4 +1,4 @@
-"""Before anything imports a tensor library: idle threads sleep, and nothing asks the network."""
+"""Before anything imports a tensor library: one thread each, settings of nobody, and no question to the hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin, which other processes pay for
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.startswith("TEMPO_") and name != "TEMPO_BLAS"]:
