@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tempo_mlx.api import stream as stream
     from tempo_mlx.config import GenerateConfig as GenerateConfig
     from tempo_mlx.config import LoadConfig as LoadConfig
+    from tempo_mlx.decode.score import score as score
     from tempo_mlx.decode.step import Step as Step
     from tempo_mlx.errors import TempoError as TempoError
     from tempo_mlx.model.load import LoadedModel as LoadedModel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Run": "report.run", "Step": "decode.step",
     "GenerateConfig": "config", "LoadConfig": "config", "TempoError": "errors", "LoadedModel": "model.load",
+    "score": "decode.score",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

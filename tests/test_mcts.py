@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tempo_mlx.api import generate, stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.decode.mcts import Mcts, Rollout, subtree
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
@@ -202,6 +204,21 @@ def test_interruption_and_limits_end_a_search_between_forward_passes() -> None:
     decoding = stream(loaded(), prompt(1), **SETTINGS, mcts_simulations=1000, max_cache_tokens=60)
     sizes = [len(decoding.decoder.cache) for _ in decoding]  # type: ignore[union-attr]
     assert sizes and max(sizes) <= 60
+
+
+def test_a_saved_search_is_drawn_as_trees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = generate(loaded(), prompt(1), **SETTINGS, mcts_simulations=15)
+    assert run.tree is not None
+    run.save(tmp_path / "run.json")
+    assert main(["show", str(tmp_path / "run.json"), "--tree"]) == 0
+    drawn = capsys.readouterr().out
+    assert f"simulations {run.tree['simulations']}" in drawn
+    assert drawn.count("chosen") == drawn.count("step ") == len(run.steps)
+    shown = sum(len(step["nodes"]) for step in run.tree["steps"])
+    assert 0.5 * shown < drawn.count("prior") <= shown
+    generate(loaded(), prompt(1), branches=2, max_tokens=2).save(tmp_path / "run.json")
+    assert main(["show", str(tmp_path / "run.json"), "--tree"]) == 2
+    assert "searched no tree" in capsys.readouterr().err
 
 
 def test_the_search_stays_inside_the_context() -> None:

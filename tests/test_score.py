@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import tempo_mlx
 from tempo_mlx.api import generate
 from tempo_mlx.decode import score as module
 from tempo_mlx.decode.score import depths, make_trie, score, score_sequences
@@ -91,6 +92,10 @@ def test_a_text_is_tokenized_with_its_prompt_where_that_changes_nothing_before_i
     assert list(joined.token_ids) == tokenizer.encode("an the")[len(tokenizer.encode("an")) :]
     (apart,) = score(loaded(), "t", ["he"])  # together they are one token, "the"
     assert list(apart.token_ids) == tokenizer.encode("he", add_special=False)
+
+
+def test_score_is_part_of_the_public_names() -> None:
+    assert tempo_mlx.score is score
 
 
 def test_what_cannot_be_scored_is_refused_in_one_sentence() -> None:

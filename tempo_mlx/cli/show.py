@@ -13,6 +13,7 @@ from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import with_settings
 from tempo_mlx.cli.output import INLINE, path_lines
 from tempo_mlx.config import OutputConfig
+from tempo_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from tempo_mlx.report.records import RunStep, RunToken
@@ -30,6 +31,9 @@ def show(
         bool, typer.Option("--steps", help="List every set: who was kept, removed or rejected, and why.")
     ] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Plot the threshold of each step.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Draw what a tree search visited at each step.")
+    ] = False,
 ) -> None:
     """Show a run file: its text, or with --steps how it came about."""
     from tempo_mlx.report.run import Run
@@ -47,6 +51,8 @@ def show(
         _print_schedule(run, out)
     elif steps:
         _print_steps(run, out)
+    elif tree:
+        _print_trees(run, out)
     else:
         _print_text(run, output, out, err)
 
@@ -94,6 +100,17 @@ def _print_steps(run: Run, out: Console) -> None:
                 str(step.step), "", text, str(item.id), probability, "", "", f"rejected: {item.why}"
             )
     out.print(table)
+
+
+def _print_trees(run: Run, out: Console) -> None:
+    from tempo_mlx.report.search import search_trees
+
+    if run.tree is None:
+        raise ConfigError(f"The {run.decoder} decoder searched no tree; leave out --tree.")
+    totals = [f"{name.replace('_', ' ')} {value}" for name, value in run.tree.items() if name != "steps"]
+    out.print(", ".join(totals))
+    for drawn in search_trees(run):
+        out.print(drawn)
 
 
 def _number(value: float | None) -> str:

@@ -43,6 +43,8 @@ def select(
     if width <= 1:
         return np.array([best])
     floor = {"threshold": value, "min-p": value * top}.get(rule, 0.0)
+    if rule == "top-p" and probabilities[probabilities >= 1e-4].sum(dtype=np.float64) >= value:
+        floor = 1e-4  # nothing below is needed, and to sort the whole vocabulary takes long
     kept = _best(probabilities, width, max(floor, float(np.finfo(np.float32).tiny)))
     if rule == "top-p":
         before = np.cumsum(probabilities[kept], dtype=np.float64) - probabilities[kept]
