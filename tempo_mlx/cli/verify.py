@@ -43,6 +43,8 @@ def verify(
     load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
     if "model" not in flags:
         load = replace(load, model=str(run.model["id"]))
+    if "kv_bits" not in flags and load.backend == "mlx":
+        load = replace(load, kv_bits=run.model.get("kv_bits"))
     out, err = make_consoles()
     loaded = load_with_progress(load, err, quiet=False)
     raise typer.Exit(0 if (_rerun if rerun else _replay)(run, loaded, out) else 1)
@@ -72,12 +74,12 @@ def _replay(run: Run, loaded: LoadedModel, out: Console) -> bool:
 
 def _rerun(run: Run, loaded: LoadedModel, out: Console) -> bool:
     from tempo_mlx.api import stream
-    from tempo_mlx.report.verify import TOLERANCES
+    from tempo_mlx.report.verify import tolerance_of
 
     decoding = stream(loaded, run.prompt.token_ids, replace(resolve(run.config), timeout=None))
     for _ in islice(decoding, len(run.steps)):
         pass
-    tolerance = max(TOLERANCES.get(str(info["dtype"]), 1.0) for info in (run.model, loaded.model.info))
+    tolerance = max(tolerance_of(run.model), tolerance_of(loaded.model.info))
     largest, step = compare(run, decoding.run())
     if step is not None:
         verdict = f"NOT the same: step {step} has other tokens or removals; up to there"

@@ -1,26 +1,37 @@
-"""The one key/value cache: the alive slots, in slot order, in buffers that grow 256 at a time."""
+"""The one key/value cache: the alive slots, in slot order, in buffers that grow 256 at a time.
+
+With `bits`, every slot is stored quantised along D, in groups that share a scale and an offset, and is read back as
+the nearest value so stored. A slot's numbers do not depend on its neighbours', so that what is kept, cut or copied
+stays what it was.
+"""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.errors import ModelError
 from tempo_mlx.model._mlx import mx
 
 STEP = 256
+GROUP_SIZES = (64, 32)  # of MLX's quantised formats, the more compact first
 
 
 class Cache:
     """Per layer, keys and values (K, capacity, D) of which the first `len(self)` slots are in use."""
 
-    def __init__(self, layers: int, groups: int, head_dim: int, dtype: Any) -> None:
+    def __init__(self, layers: int, groups: int, head_dim: int, dtype: Any, bits: int | None = None) -> None:
         self.positions: NDArray[np.int64] = np.empty(0, np.int64)
-        self._shape = (groups, 0, head_dim)
+        self._bits = bits
+        self._group_size = group_size(head_dim) if bits else 0
         self._dtype = dtype
-        self._keys = [mx.zeros(self._shape, dtype) for _ in range(layers)]
-        self._values = [mx.zeros(self._shape, dtype) for _ in range(layers)]
+        self._empty = [part[:, :0] for part in self._store(mx.zeros((groups, 1, head_dim), dtype))]
+        # the parts of what is stored: the numbers, or the packed numbers, their scales and their offsets
+        self._keys = [list(self._empty) for _ in range(layers)]
+        self._values = [list(self._empty) for _ in range(layers)]
         self._length = 0  # slots before the rows of the forward pass under way
 
     def __len__(self) -> int:
@@ -31,24 +42,23 @@ class Cache:
         return sum(int(a.nbytes) for a in self.arrays())
 
     def arrays(self) -> list[Any]:
-        return [*self._keys, *self._values]
+        return [part for buffer in (*self._keys, *self._values) for part in buffer]
 
     def reserve(self, positions: NDArray[np.int64]) -> None:
         """Make room for L rows at these logical positions; they count as appended once `commit` is called."""
         self.positions = np.concatenate([self.positions[: self._length], positions])
         needed = len(self.positions)
-        if needed > self._keys[0].shape[1]:
-            room = (needed + STEP - 1) // STEP * STEP - self._length
-            pad = mx.zeros((self._shape[0], room, self._shape[2]), self._dtype)
-            self._keys = [mx.concatenate([a[:, : self._length], pad], axis=1) for a in self._keys]
-            self._values = [mx.concatenate([a[:, : self._length], pad], axis=1) for a in self._values]
+        if needed <= self._keys[0][0].shape[1]:
+            return
+        room = (needed + STEP - 1) // STEP * STEP - self._length
+        pads = [mx.zeros((part.shape[0], room, part.shape[2]), part.dtype) for part in self._empty]
+        for buffer in (*self._keys, *self._values):
+            for i, pad in enumerate(pads):
+                buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
 
     def append(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
         """Write the new rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
-        start, end = self._length, len(self.positions)
-        self._keys[layer][:, start:end] = keys
-        self._values[layer][:, start:end] = values
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
+        return self._write(self._keys[layer], keys), self._write(self._values[layer], values)
 
     def commit(self) -> None:
         self._length = len(self.positions)
@@ -60,10 +70,9 @@ class Cache:
         if len(moved):
             first, end = int(moved[0]), len(indices)
             tail = mx.array(indices[first:])
-            for buffers in (self._keys, self._values):
-                for i, a in enumerate(buffers):
-                    a[:, first:end] = a[:, tail]
-                    buffers[i] = a
+            for buffer in (*self._keys, *self._values):
+                for part in buffer:
+                    part[:, first:end] = part[:, tail]
         self.positions = self.positions[indices]
         self._length = len(indices)
 
@@ -74,9 +83,38 @@ class Cache:
 
     def copy(self) -> Cache:
         """An independent cache with the same slots (arrays are copied when either is next written)."""
-        other = Cache.__new__(Cache)
+        other = copy.copy(self)
         other.positions = self.positions.copy()
-        other._shape, other._dtype, other._length = self._shape, self._dtype, self._length
-        other._keys = [mx.array(a) for a in self._keys]
-        other._values = [mx.array(a) for a in self._values]
+        other._keys = [[mx.array(part) for part in buffer] for buffer in self._keys]
+        other._values = [[mx.array(part) for part in buffer] for buffer in self._values]
         return other
+
+    def _write(self, buffer: list[Any], rows: Any) -> Any:
+        start, end = self._length, len(self.positions)
+        for part, new in zip(buffer, self._store(rows), strict=True):
+            part[:, start:end] = new
+        return self._read([part[:, :end] for part in buffer])
+
+    def _store(self, rows: Any) -> list[Any]:
+        """(K, L, D) as the parts that are kept of it."""
+        if self._bits is None:
+            return [rows]
+        return list(mx.quantize(rows, group_size=self._group_size, bits=self._bits))
+
+    def _read(self, parts: list[Any]) -> Any:
+        if self._bits is None:
+            return parts[0]
+        packed, scales, offsets = parts
+        rows = mx.dequantize(packed, scales, offsets, self._group_size, self._bits)
+        return rows.astype(self._dtype)
+
+
+def group_size(head_dim: int) -> int:
+    """How many of a slot's D numbers share a scale. Raises ModelError where no size divides D."""
+    for size in GROUP_SIZES:
+        if head_dim % size == 0:
+            return size
+    raise ModelError(
+        f"A quantised KV cache needs a head dim that is a multiple of {GROUP_SIZES[-1]}, and the model's is "
+        f"{head_dim}; leave out --kv-bits."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import BackendError
+from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.model.forward import Model
 from tempo_mlx.weights import Progress, Tokenizer, open_checkpoint
 
@@ -22,8 +22,13 @@ class LoadedModel:
 def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedModel:
     """Open (fetch, where needed) and build the model `config` names.
 
-    Raises ModelError, DownloadError, BackendError (the backend or device is not here), MemoryLimitError.
+    Raises ModelError, DownloadError, BackendError (the backend or device is not here), MemoryLimitError,
+    ConfigError (a setting that the backend does not have).
     """
+    if config.backend == "torch" and config.kv_bits is not None:
+        raise ConfigError(
+            f"kv_bits {config.kv_bits} has no effect with the torch backend; leave it out, or choose --backend mlx."
+        )
     checkpoint = open_checkpoint(config.model, progress=progress)
     model: Model
     if config.backend == "torch":
@@ -37,5 +42,5 @@ def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedMo
     else:
         from tempo_mlx.model.mlx_backend import build
 
-        model = build(checkpoint, config.device, config.dtype)
+        model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
     return LoadedModel(model, checkpoint.tokenizer(), config)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tempo_mlx.errors import BackendError
 from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.linear import Concatenated, Embedding, Linear, QuantizedLinear, RMSNorm, fuse
 from tempo_mlx.model.rope import interleave
 from tempo_mlx.model.transformer import Block, Transformer
@@ -52,11 +53,13 @@ def build(
     dtype: str,
     *,
     packed: bool | None = None,
+    kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Transformer:
     """Read every weight once, layer by layer, so that little more than the model itself is ever in memory.
 
-    packed: whether quantised weights stay so; by default as `choose_dtype` says. progress: (layers read, of all).
+    packed: whether quantised weights stay so; by default as `choose_dtype` says. kv_bits: of a quantised KV cache.
+    progress: (layers read, of all).
     """
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
@@ -64,6 +67,8 @@ def build(
     packed = stay_packed if packed is None else packed
     reader = Reader(checkpoint, float_type, packed)
     a = checkpoint.architecture
+    if kv_bits is not None:
+        group_size(a.head_dim)  # raises before anything is read
     embed = reader.linear("model.embed_tokens")
     head = embed if a.tie_word_embeddings else reader.linear("lm_head")
     blocks = []
@@ -79,12 +84,12 @@ def build(
         **checkpoint.identity,
         "dtype": str(float_type).removeprefix("mlx.core."),
         "quantization": checkpoint.quantization if packed else None,
+        "kv_bits": kv_bits,
         "backend": "mlx",
         "device": "cpu" if kind == mx.cpu else ("metal" if mx.metal.is_available() else "cuda"),
     }
-    return Transformer(
-        a, Embedding(embed, float_type), blocks, reader.norm("model.norm"), head, info, float_type
-    )
+    norm = reader.norm("model.norm")
+    return Transformer(a, Embedding(embed, float_type), blocks, norm, head, info, float_type, kv_bits)
 
 
 class Reader:

@@ -113,6 +113,7 @@ class Transformer:
         head: Linear,
         info: dict[str, Any],
         dtype: Any,
+        kv_bits: int | None = None,
     ) -> None:
         self.architecture = architecture
         self.embed = embed
@@ -121,10 +122,11 @@ class Transformer:
         self.head = head
         self.info = info
         self.dtype = dtype
+        self.kv_bits = kv_bits
 
     def new_cache(self) -> Cache:
         a = self.architecture
-        return Cache(a.num_hidden_layers, a.num_key_value_heads, a.head_dim, self.dtype)
+        return Cache(a.num_hidden_layers, a.num_key_value_heads, a.head_dim, self.dtype, self.kv_bits)
 
     def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """(n, E): the input embeddings of `tokens`."""
