@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,7 +39,9 @@ class Checkpoint:
     architecture: Architecture
     quantization: str
     revision: str | None = None
+    licence: str | None = None
     _tensors: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    _stored: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
 
     def names(self) -> list[str]:
         """The tensors the model needs, in Hugging Face's Llama names."""
@@ -49,6 +52,11 @@ class Checkpoint:
         if name not in self._tensors:
             raise ModelError(f"{self.path} holds no tensor {name!r}.")
         return self._tensors[name]()
+
+    def stored(self) -> Mapping[str, Callable[[], Tensor]]:
+        """The tensors as the family's Hugging Face checkpoints hold them: Phi-3's projections fused."""
+        tied = {"lm_head.weight"} if self.architecture.tie_word_embeddings else set()
+        return {name: tensor for name, tensor in self._stored.items() if name not in tied}
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with the weights. Raises: ModelError saying what is wrong with it."""
@@ -107,7 +115,18 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
     types = [info.type_name for stored, info in file.tensors.items() if len(info.shape) == 2]
     quantization = max(sorted(set(types)), key=types.count) if types else "F32"
     tensors = _complete(getters, shapes, architecture, path)
-    return Checkpoint(model, path, config, architecture, quantization.lower(), revision, tensors)
+    licence = file.metadata.get("general.license")
+    return Checkpoint(
+        id=model,
+        path=path,
+        config=config,
+        architecture=architecture,
+        quantization=quantization.lower(),
+        revision=revision,
+        licence=licence if isinstance(licence, str) else None,
+        _tensors=tensors,
+        _stored=getters,
+    )
 
 
 def _gguf_tensor(tensor: Tensor, rows: NDArray[np.intp] | None, subtract: float) -> Tensor:
@@ -140,13 +159,35 @@ def _open_directory(model: str, path: Path, revision: str | None) -> Checkpoint:
         if names.IGNORED.fullmatch(raw) or (raw.endswith((".scales", ".biases"))):
             continue
         name = names.from_huggingface(raw)
+        if name in shapes:
+            raise ModelError(f"{path} holds the tensor {name!r} under two names; fetch the model again.")
         layout = _layout(raw, file, stored, quantization)
         shapes[name] = _logical_shape(raw, file, stored, layout, path)
         getters[name] = lambda f=file, r=raw, q=layout: _stored_tensor(r, f, stored, q)  # type: ignore[misc]
-    kind = _quantization_name(quantization, stored)
+    tensors = _complete(getters, shapes, architecture, path)
     return Checkpoint(
-        model, path, config, architecture, kind, revision, _complete(getters, shapes, architecture, path)
+        id=model,
+        path=path,
+        config=config,
+        architecture=architecture,
+        quantization=_quantization_name(quantization, stored),
+        revision=revision,
+        licence=_licence(path),
+        _tensors=tensors,
+        _stored=getters,
     )
+
+
+def _licence(path: Path) -> str | None:
+    """The licence that the model card names, or the file that holds it."""
+    card = path / "README.md"
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as lines:
+            for line in itertools.islice(lines, 50):
+                if line.startswith("license:"):
+                    return line[len("license:") :].strip()[:100]
+    files = sorted(file.name for file in path.glob("LICENSE*"))
+    return f"see {files[0]}" if files else None
 
 
 def _weight_files(path: Path) -> list[SafetensorsFile]:

@@ -151,7 +151,8 @@ def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile)
         # Llama 3's scaling as the divisors it comes to; longrope can say exactly that.
         divisors = _factors(file, "rope_freqs.weight")
         scaling = {"rope_type": "longrope", "short_factor": divisors, "long_factor": divisors}
-        scaling |= {"attention_factor": 1.0}
+        limit = config.get("max_position_embeddings")
+        scaling |= {"attention_factor": 1.0, "original_max_position_embeddings": limit}
     elif "rope_factors_long.weight" in file.tensors or "rope_factors_short.weight" in file.tensors:
         scaling = {"rope_type": "longrope"}
         scaling |= {

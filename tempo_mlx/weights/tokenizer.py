@@ -44,7 +44,7 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = frozenset(each for each in eos_ids if 0 <= each < vocab_size)
         self.chat_template = chat_template
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         self._compiled: ChatTemplate | None = None
         added = backend.get_added_tokens_decoder()
         self._literal = {index: token.content.encode() for index, token in added.items()}
@@ -135,7 +135,7 @@ class Tokenizer:
             raise ModelError("This model has no chat template; use --raw, or a model tuned for chat.")
         if self._compiled is None:
             self._compiled = ChatTemplate(self.chat_template)
-        settings: dict[str, Any] = {**self._special_tokens, "add_generation_prompt": add_generation_prompt}
+        settings: dict[str, Any] = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
         if enable_thinking is not None:
             settings["enable_thinking"] = enable_thinking
         return self._compiled.render(messages, settings)
