@@ -17,7 +17,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-web check acceptance bench serve web web-dev lint types format docs clean
+.PHONY: run test test-web check acceptance bench serve web web-dev screenshots lint types format docs clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -56,8 +56,11 @@ web: $(WEB)/node_modules/.installed
 web-dev: $(WEB)/node_modules/.installed
 	cd $(WEB) && npm run dev
 
-test-web: $(WEB)/node_modules/.installed
-	cd $(WEB) && npm run check && npm run unit && npm run build
+test-web: $(WEB)/node_modules/.installed $(VENV)/.server
+	scripts/test-web.sh
+
+screenshots: $(WEB)/node_modules/.installed $(VENV)/.server
+	node scripts/screenshots.mjs
 
 clean:
 	rm -rf $(VENV) $(WEB)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

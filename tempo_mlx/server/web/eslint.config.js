@@ -13,8 +13,12 @@ export default ts.config(
   },
   {
     rules: {
+      'no-useless-assignment': 'off', // does not see what the markup uses
       'no-undef': 'off', // TypeScript's job
       '@typescript-eslint/no-non-null-assertion': 'off', // array access is checked by noUncheckedIndexedAccess
+      '@typescript-eslint/no-unused-vars': ['error', { varsIgnorePattern: '^_$', ignoreRestSiblings: true }],
+      '@typescript-eslint/no-dynamic-delete': 'off',
+      'svelte/prefer-svelte-reactivity': 'off', // plain maps and sets here are not state
       'no-console': 'error',
     },
   },

@@ -9,7 +9,16 @@ describe('best path', () => {
     const lattice = Lattice.of(
       run([
         step(0, [token('a', 0.6, 6), token('b', 0.4, 5)]),
-        step(1, [token('x', 0.5, 8, [[6, 0.1, 0.1], [5, 0.9, 0.9]]), token('y', 0.3, 7, [[6, 1, 0.5], [5, 0, 0.01]])]),
+        step(1, [
+          token('x', 0.5, 8, [
+            [6, 0.1, 0.1],
+            [5, 0.9, 0.9],
+          ]),
+          token('y', 0.3, 7, [
+            [6, 1, 0.5],
+            [5, 0, 0.01],
+          ]),
+        ]),
       ]),
     )
     expect(texts(lattice, lattice.bestPath())).toEqual(['b', 'x']) // .4*.9 > .6*.5 > .6*.1

@@ -34,7 +34,11 @@ describe('a field', () => {
   })
 
   it('writes what it reads', () => {
-    for (const [name, text] of [['stop', 'a, b\nc'], ['exit_layers', '3, 7'], ['threshold', '0.3']] as const) {
+    for (const [name, text] of [
+      ['stop', 'a, b\nc'],
+      ['exit_layers', '3, 7'],
+      ['threshold', '0.3'],
+    ] as const) {
       expect(writeSetting(setting(name), parseSetting(setting(name), text).value!)).toBe(text)
     }
   })

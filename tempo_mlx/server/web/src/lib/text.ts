@@ -15,6 +15,8 @@ export interface Segment {
   lead: string
   items: { member: Member; text: string }[]
   removed: Member[]
+  /** index of the member on the best path */
+  best: number | undefined
 }
 
 /** As alternatives() in report/text.py: the whitespace all texts begin with, and what follows it. */
@@ -26,18 +28,19 @@ export function alternatives(texts: readonly string[]): [lead: string, rest: str
   return [lead, texts.map((text) => text.slice(lead.length))]
 }
 
-export function segment(lattice: Lattice, step: number): Segment {
+export function segment(lattice: Lattice, step: number, best?: number): Segment {
   const members = lattice.membersOf(step)
   const shown = members.filter((member) => isShown(member.token))
   const removed = members.filter((member) => !isShown(member.token))
-  if (shown.length === 0) return { step, kind: 'none', lead: '', items: [], removed }
+  if (shown.length === 0) return { step, kind: 'none', lead: '', items: [], removed, best }
   if (shown.length === 1) {
     const member = shown[0]!
     const kind = endsText(member.token) ? 'end' : 'plain'
-    return { step, kind, lead: '', items: [{ member, text: member.token.text }], removed }
+    return { step, kind, lead: '', items: [{ member, text: member.token.text }], removed, best }
   }
   const [lead, rest] = alternatives(shown.map((member) => member.token.text))
-  return { step, kind: 'set', lead, items: shown.map((member, i) => ({ member, text: rest[i]! })), removed }
+  const items = shown.map((member, i) => ({ member, text: rest[i]! }))
+  return { step, kind: 'set', lead, items, removed, best }
 }
 
 /** What a segment prints in the run's `text`. */
@@ -45,6 +48,13 @@ export function printed(segment: Segment): string {
   if (segment.kind === 'plain') return segment.items[0]!.text
   if (segment.kind !== 'set') return ''
   return `${segment.lead}[${segment.items.map((item) => escapeBreaks(item.text)).join('/')}]`
+}
+
+/** What a segment adds to the best path's text. */
+export function printedBest(segment: Segment): string {
+  if (segment.kind === 'none' || segment.kind === 'end') return ''
+  const item = segment.items.find((i) => i.member.index === segment.best) ?? segment.items[0]!
+  return endsText(item.member.token) ? '' : segment.lead + item.text
 }
 
 function escapeBreaks(text: string): string {

@@ -1,0 +1,335 @@
+/** What the page knows and does. One instance, made in main.ts and handed down as a context. */
+
+import { getContext, setContext } from 'svelte'
+import * as api from '../lib/api'
+import { ApiError, type Session, type StepDetail } from '../lib/api'
+import { parseRun, type Run } from '../lib/run'
+import { fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
+import { RunView } from './view.svelte'
+
+export type Activity =
+  | { kind: 'idle' }
+  | { kind: 'waiting'; position: number | null }
+  | { kind: 'prefill'; done: number; total: number }
+  | { kind: 'running' }
+  | { kind: 'editing'; what: string }
+
+export interface Problem {
+  message: string
+  code: string
+  /** what "Try again" does */
+  retry: (() => void) | null
+  retryAt: number | null
+}
+
+export const FIRST_PROMPT = 'The capital of France is'
+const KEPT_RUNS = 12
+
+export class App {
+  /** a page opened from disk, with its run inside: there is no server */
+  standalone = false
+  table: SettingsTable | null = $state.raw(null)
+  health: api.Health | 'unreachable' | null = $state.raw(null)
+  prompt = $state(FIRST_PROMPT)
+  chosen: Chosen = $state.raw({})
+  /** what the server refused, by setting; forgotten when the setting changes */
+  refused: Record<string, string> = $state.raw({})
+  notice: string | null = $state(null)
+  problem: Problem | null = $state.raw(null)
+  activity: Activity = $state.raw({ kind: 'idle' })
+  views: RunView[] = $state.raw([])
+  view: RunView | null = $state.raw(null)
+  /** the run shown beside the current one */
+  other: RunView | null = $state.raw(null)
+  private request: { id: string; abort: AbortController } | null = null
+  private link = ''
+
+  constructor(embedded: Run | null) {
+    if (!embedded) return
+    this.standalone = true
+    this.show(RunView.of(embedded, nameOf(embedded)))
+  }
+
+  readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))
+  readonly errors: Record<string, string> = $derived({ ...this.refused, ...this.form?.errors })
+  readonly busy: boolean = $derived(this.activity.kind !== 'idle')
+  /** what is going on, in a few words */
+  readonly status: string = $derived.by(() => {
+    const { activity, health } = this
+    if (activity.kind === 'editing') return activity.what
+    if (activity.kind === 'prefill') return `Reading the prompt, ${activity.done} of ${activity.total} tokens`
+    if (activity.kind !== 'waiting') return ''
+    if (activity.position !== null) return `Waiting, ${activity.position} in front`
+    const busy = health !== null && health !== 'unreachable' && health.waiting > 0
+    return busy ? 'Waiting for other requests' : 'Reading the prompt'
+  })
+  readonly interactive: boolean = $derived(
+    !this.standalone && this.table !== null && this.table.session_decoders.includes(this.view?.run.decoder ?? ''),
+  )
+
+  // --- settings and links ---
+
+  async start(): Promise<void> {
+    if (this.standalone) return
+    try {
+      this.table = await api.getSettings()
+      this.problem = null
+      this.readAddress()
+    } catch (error) {
+      this.fail(error, () => void this.start())
+    }
+  }
+
+  /** Take prompt and settings from the address, unless it is what this page wrote there. */
+  readAddress(): void {
+    if (!this.table || location.hash === this.link || location.hash.length < 2) return
+    const { prompt, chosen, unknown } = readLink(this.table, location.hash)
+    this.prompt = prompt
+    this.chosen = chosen
+    this.refused = {}
+    this.notice =
+      unknown.length > 0 ? `The link holds settings that this server does not know: ${unknown.join(', ')}.` : null
+  }
+
+  writeAddress(): void {
+    if (!this.table || this.standalone) return
+    this.link = writeLink(this.table, this.prompt, this.chosen)
+    history.replaceState(null, '', this.link)
+  }
+
+  choose(name: string, text: string | undefined): void {
+    const { [name]: _, ...rest } = this.chosen
+    this.chosen = text === undefined ? rest : { ...rest, [name]: text }
+    this.forget(name)
+  }
+
+  private forget(name: string): void {
+    const { [name]: _, ...rest } = this.refused
+    this.refused = rest
+  }
+
+  // --- runs ---
+
+  show(view: RunView): void {
+    if (!this.views.includes(view)) {
+      const kept = [...this.views, view]
+      for (const old of kept.splice(0, kept.length - KEPT_RUNS)) this.letGo(old)
+      this.views = kept
+    }
+    this.view = view
+    if (this.other === view) this.other = null
+  }
+
+  close(view: RunView): void {
+    this.letGo(view)
+    this.views = this.views.filter((v) => v !== view)
+    if (this.other === view) this.other = null
+    if (this.view === view) this.view = this.views.at(-1) ?? null
+  }
+
+  private letGo(view: RunView): void {
+    if (view.session) void api.deleteSession(view.session.id).catch(() => undefined) // it would expire anyway
+  }
+
+  async importFile(file: File): Promise<void> {
+    try {
+      const run = parseRun(await file.text())
+      this.problem = null
+      this.show(RunView.of(run, nameOf(run)))
+    } catch (error) {
+      this.problem = { message: `${file.name}: ${(error as Error).message}`, code: 'file', retry: null, retryAt: null }
+    }
+  }
+
+  async generate(): Promise<void> {
+    const { form, table } = this
+    if (this.busy || !form || !table) return
+    if (this.prompt.trim() === '') this.refused = { ...this.refused, prompt: 'Write a prompt first.' }
+    if (Object.keys(this.errors).length > 0) {
+      document.querySelector<HTMLElement>('[aria-invalid="true"]')?.focus()
+      return
+    }
+    this.writeAddress()
+    const body = { prompt: this.prompt, ...form.explicit }
+    const view = new RunView()
+    view.name = nameOf({ prompt: { text: this.prompt } })
+    const retry = () => void this.generate()
+    await this.work(view, retry, async (id, signal) => {
+      if (!table.session_decoders.includes(String(form.values.decoder))) {
+        await this.watch(view, api.stream('generate/stream', body, id, signal))
+        return
+      }
+      view.setSession(await api.createSession({ ...body, steps: 0 }, id, signal))
+      this.show(view)
+      const steps = Number(form.values.max_tokens)
+      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
+    })
+  }
+
+  /** Ask the server to end the run; the stream then closes by itself, with what was generated. */
+  async stop(): Promise<void> {
+    const request = this.request
+    if (!request) return
+    try {
+      await api.cancelRequest(request.id)
+    } catch {
+      request.abort.abort() // it never got so far, or the server is gone: closing the connection cancels as well
+    }
+  }
+
+  private async watch(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
+    for await (const { event, data } of events) {
+      if (event === 'queued') this.activity = { kind: 'waiting', position: data.position }
+      else if (event === 'prefill') this.activity = { kind: 'prefill', ...data }
+      else if (event === 'start') {
+        view.describe(data)
+        this.show(view)
+      } else if (event === 'step') {
+        if (this.activity.kind !== 'running') this.activity = { kind: 'running' }
+        view.add(data)
+      } else if (event === 'run') view.load(data)
+      else if (event === 'session') view.setSession(data)
+    }
+  }
+
+  /** One thing at a time: run `job` under a request id, and put whatever goes wrong where the reader sees it. */
+  private async work(
+    view: RunView | null,
+    retry: () => void,
+    job: (id: string, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const request = { id: api.requestId(), abort: new AbortController() }
+    this.request = request
+    this.problem = null
+    this.notice = null
+    if (this.activity.kind === 'idle') this.activity = { kind: 'waiting', position: null }
+    const look = setTimeout(() => void this.watchHealth(), 1000) // is it the queue that takes so long?
+    try {
+      await job(request.id, request.abort.signal)
+    } catch (error) {
+      if (!request.abort.signal.aborted) this.fail(error, retry)
+    } finally {
+      view?.end()
+      if (view && !this.views.includes(view)) this.letGo(view)
+      clearTimeout(look)
+      this.request = null
+      this.activity = { kind: 'idle' }
+    }
+  }
+
+  private fail(error: unknown, retry: () => void): void {
+    if (!(error instanceof ApiError)) throw error
+    if (error.code === 'cancelled') return
+    if (error.code === 'unreachable' || error.code === 'cut_off') this.health = 'unreachable'
+    const name = error.param?.replace(/^tempo\./, '')
+    if (error.code === 'invalid_value' && name) this.refused = { ...this.refused, [name]: error.message }
+    if (error.code.startsWith('session_') && this.view) this.view.session = null
+    const canRetry = [0, 401, 429, 503].includes(error.status) || error.code.startsWith('session_')
+    this.problem = {
+      message: error.message,
+      code: error.code,
+      retry: canRetry ? retry : null,
+      retryAt: error.retryAfter === null ? null : Date.now() + 1000 * error.retryAfter,
+    }
+  }
+
+  // --- sessions: the lattice as something to work on ---
+
+  branch(step: number, tokenId: number): Promise<void> {
+    return this.edit('branch', { step, token_id: tokenId }, 'Branching')
+  }
+
+  pin(slot: number, pinned: boolean): Promise<void> {
+    return this.edit('pin', { slot, pinned }, pinned ? 'Pinning' : 'Unpinning')
+  }
+
+  remove(slot: number): Promise<void> {
+    return this.edit('remove', { slot }, 'Removing')
+  }
+
+  undo(): Promise<void> {
+    return this.edit('undo', {}, 'Undoing')
+  }
+
+  redo(): Promise<void> {
+    return this.edit('redo', {}, 'Redoing')
+  }
+
+  async continue(steps: number): Promise<void> {
+    const view = this.view
+    if (!view || this.busy) return
+    const retry = () => void this.continue(steps)
+    await this.work(view, retry, async (id, signal) => {
+      await this.ensureSession(view, id, signal)
+      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
+    })
+  }
+
+  /** A member's next tokens and the reason it was kept or pruned, from the server. */
+  async detail(view: RunView, step: number): Promise<StepDetail | null> {
+    if (!view.session) return null
+    try {
+      return await api.getStep(view.session.id, step)
+    } catch (error) {
+      this.fail(error, () => undefined)
+      return null
+    }
+  }
+
+  /** Open a run that the server does not hold: it is replayed there. */
+  async open(): Promise<void> {
+    const view = this.view
+    if (!view || this.busy) return
+    this.activity = { kind: 'editing', what: 'Opening the run on the server' }
+    await this.work(
+      null,
+      () => void this.open(),
+      (id, signal) => this.ensureSession(view, id, signal),
+    )
+  }
+
+  private async edit(action: string, body: object, what: string): Promise<void> {
+    const view = this.view
+    if (!view || this.busy) return
+    this.activity = { kind: 'editing', what }
+    await this.work(
+      null,
+      () => void this.edit(action, body, what),
+      async (id, signal) => {
+        await this.ensureSession(view, id, signal)
+        view.setSession(await api.editSession(view.session!.id, action, body))
+      },
+    )
+  }
+
+  private async ensureSession(view: RunView, id: string, signal: AbortSignal): Promise<void> {
+    if (!view.session) view.setSession(await api.createSession({ run: view.run }, id, signal))
+  }
+
+  // --- health ---
+
+  async watchHealth(): Promise<void> {
+    try {
+      this.health = await api.getHealth()
+      if (!this.table && this.problem?.retry) this.problem.retry()
+    } catch {
+      this.health = 'unreachable'
+    }
+  }
+}
+
+function sessionPath(view: RunView, action: string): string {
+  return `sessions/${view.session!.id}/${action}`
+}
+
+/** The first words of the prompt. */
+export function nameOf(run: { prompt: { text: string } }): string {
+  const text = run.prompt.text.trim().replace(/\s+/g, ' ')
+  return text.length > 32 ? `${text.slice(0, 31)}…` : text || 'Run'
+}
+
+export type { Session }
+
+const APP = Symbol('app')
+export const provideApp = (app: App): App => setContext(APP, app)
+export const useApp = (): App => getContext(APP)

@@ -1,0 +1,169 @@
+/** One run on the page, live or finished, with what the views derive from it. */
+
+import type { Session, StreamStart, StreamStep } from '../lib/api'
+import { Lattice, type Member } from '../lib/lattice'
+import type { Run } from '../lib/run'
+import { joinSegments, printed, printedBest, segment, type Segment } from '../lib/text'
+
+let count = 0
+
+export class RunView {
+  readonly key = ++count
+  name = $state('')
+  live = $state(false)
+  /** everything but the steps, which the lattice holds */
+  run: Run = $state.raw(emptyRun())
+  lattice: Lattice = $state.raw(new Lattice())
+  /** raised whenever the lattice changes in place */
+  version = $state(0)
+  segments: Segment[] = $state.raw([])
+  /** one member a step */
+  best: number[] = $state.raw([])
+  session: Omit<Session, 'run'> | null = $state.raw(null)
+  /** index of the member that the inspector shows */
+  selected: number | null = $state(null)
+  /** which of the run's paths the lattice shows instead of the best */
+  traced: number | null = $state(null)
+  private tracedPath: number[] = $state.raw([])
+  /** wall-clock of each step, for those that were watched */
+  seconds: (number | null)[] = []
+  private stale = new Set<number>()
+  private frame = 0
+  private written = 0
+
+  static of(run: Run, name: string): RunView {
+    const view = new RunView()
+    view.name = name
+    view.load(run)
+    return view
+  }
+
+  get member(): Member | null {
+    return this.selected === null ? null : (this.lattice.members[this.selected] ?? null)
+  }
+
+  /** The path to draw. */
+  get path(): number[] {
+    return this.traced === null ? this.best : this.tracedPath
+  }
+
+  trace(which: number | null, ids: readonly number[]): void {
+    this.traced = which
+    this.tracedPath = which === null ? [] : this.lattice.locate(ids)
+  }
+
+  /** What a stream says before its first step. */
+  describe({ model, decoder, config, prompt }: StreamStart): void {
+    if (this.lattice.length === 0) this.run = { ...emptyRun(), model, decoder, config, prompt }
+  }
+
+  add(event: StreamStep): void {
+    const { removed, scores, stats, ...step } = event
+    this.live = true
+    for (const { slot, removed_after, removed_why, posterior, attention } of removed) {
+      this.touch(this.lattice.update(slot, { removed_after, removed_why, posterior, attention }))
+    }
+    for (const [slot, posterior, attention] of scores) {
+      const known = this.lattice.memberAtSlot(slot)?.token
+      if (known) Object.assign(known, { posterior, attention }) // no view but the open ones depends on it
+    }
+    this.seconds[this.lattice.length] = stats.step_seconds
+    this.touch(this.lattice.length)
+    this.lattice.append(step)
+    this.frame ||= requestAnimationFrame(() => this.refresh(this.textIsDue()))
+  }
+
+  /** The whole run, as the server knows it: replaces what was streamed. */
+  load(run: Run): void {
+    const chosen = this.member
+    cancelAnimationFrame(this.frame)
+    this.lattice = Lattice.of(run)
+    this.run = run
+    this.live = false
+    this.seconds.length = Math.min(this.seconds.length, run.steps.length)
+    this.segments = []
+    this.best = []
+    this.trace(null, [])
+    for (let step = 0; step < run.steps.length; step++) this.stale.add(step)
+    this.refresh()
+    this.segments = joinSegments(this.segments, run.text)
+    this.selected = chosen && this.find(chosen)
+  }
+
+  setSession({ run, ...session }: Session): void {
+    this.session = session
+    this.load(run)
+  }
+
+  /** Stop watching: what has come stays. */
+  end(): void {
+    cancelAnimationFrame(this.frame)
+    this.refresh()
+    if (this.live) {
+      const text = this.segments.map(printed).join('')
+      const final_text = this.segments.map(printedBest).join('')
+      this.run = { ...this.run, finish_reason: 'cancelled', steps: this.lattice.steps, text, final_text }
+    }
+    this.live = false
+  }
+
+  private find(member: Member): number | null {
+    const same = this.lattice.steps[member.step] && this.lattice.membersOf(member.step)
+    return same?.find((other) => other.token.id === member.token.id)?.index ?? null
+  }
+
+  private touch(step: number | null): void {
+    if (step !== null) this.stale.add(step)
+  }
+
+  /** Breaking lines takes the longer the more text there is; the lattice does not wait for it. */
+  private textIsDue(): boolean {
+    return this.lattice.length < 100 || performance.now() - this.written > 120
+  }
+
+  private refresh(text = true): void {
+    this.frame = 0
+    const best = this.bestPath()
+    for (let step = 0; step < best.length; step++) if (best[step] !== this.best[step]) this.stale.add(step)
+    this.best = best
+    this.version++
+    if (!text) return
+    this.written = performance.now()
+    const segments = this.segments.slice(0, this.lattice.length)
+    for (const step of this.stale) {
+      if (step < this.lattice.length) segments[step] = segment(this.lattice, step, best[step])
+    }
+    this.stale.clear()
+    this.segments = segments
+  }
+
+  /** Of decoders that search, the first recorded path; else the most probable one. */
+  private bestPath(): number[] {
+    const recorded = this.run.paths[0]
+    if (recorded && this.run.decoder !== 'superposed') {
+      const path = this.lattice.locate(recorded.token_ids)
+      if (path.length > 0) return path
+    }
+    return this.lattice.bestPath()
+  }
+}
+
+function emptyRun(): Run {
+  return {
+    format: 'tempo-mlx/run',
+    version: 1,
+    model: {},
+    versions: {},
+    decoder: 'superposed',
+    config: {},
+    prompt: { text: '', token_ids: [] },
+    steps: [],
+    tree: null,
+    reasoning: null,
+    text: '',
+    final_text: '',
+    paths: [],
+    finish_reason: 'cancelled',
+    timing: {},
+  }
+}

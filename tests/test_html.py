@@ -1,0 +1,58 @@
+"""The run as one HTML file: self-contained, under a strict policy, and with exactly the run inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+from tempo_mlx.report.html import to_html
+
+
+class Page(HTMLParser):
+    """Collects attributes and contents of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.contents: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.contents.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            tag, attributes, content = self.contents[-1]
+            self.contents[-1] = (tag, attributes, content + data)
+
+
+NASTY = {"text": "</script><script>alert(1)</script><!-- \u2028 & \\ \U0001f30d", "n": 0.1}
+
+
+def page_of(run: object) -> Page:
+    return Page(to_html(json.dumps(run, ensure_ascii=False)))
+
+
+def test_the_run_comes_back_and_cannot_break_out() -> None:
+    page = page_of(NASTY)
+    [(_, _, content)] = [item for item in page.contents if item[1].get("id") == "run"]
+    assert json.loads(content) == NASTY
+    assert len([item for item in page.contents if item[0] == "script"]) == 2
+
+
+def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
+    page = page_of(NASTY)
+    for tag, attributes in page.elements:
+        assert "src" not in attributes and tag not in ("link", "img", "iframe"), (tag, attributes)
+    [policy] = [str(a["content"]) for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src" not in policy
+    for tag, attributes, content in page.contents:
+        if attributes.get("id") == "run":
+            continue
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert re.search(rf"{tag}-src 'sha256-{re.escape(digest)}'", policy), f"{tag} would not run"
