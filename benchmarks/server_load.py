@@ -4,9 +4,9 @@
     python -m benchmarks.server_load overhead --model DIR    steps of one client, against the Python API
 
 `load` starts a server and checks: every surviving answer is the one an unloaded server gives with the same seed; no
-place stays taken; memory returns; /health answers within 200 ms (99th percentile) while decoding; a full queue says 503;
-and, with --kill, that a worker killed in the middle is replaced within 10 s. `overhead` takes turns between a client of
-the server and the API in this process, prompt by prompt. Loopback only. Prints a table, then one line of JSON.
+place stays taken; memory returns; /health answers within 200 ms (99th percentile) while decoding; a full queue says
+503; and, with --kill, that a worker killed in the middle is replaced within 10 s. `overhead` takes turns between a
+client of the server and the API in this process, prompt by prompt. Loopback only. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ from typing import Any
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from serving import Served, events, serving  # noqa: E402
+from serving import Served, events, serving
 
-PROMPTS = ["Once upon a time", "The capital of France is", "I went to the", "Hello", "A short story about a fox: "]
+PROMPTS = [
+    "Once upon a time",
+    "The capital of France is",
+    "I went to the",
+    "Hello",
+    "A short story about a fox: ",
+]
 FLAGS = ["--concurrency", "4", "--queue-size", "16", "--log-level", "warning", "--max-tokens-limit", "100000"]
 
 
@@ -39,13 +45,18 @@ def work(index: int, longest: int) -> dict[str, Any]:
     choose = random.Random(index)
     body: dict[str, Any] = {"prompt": choose.choice(PROMPTS) * choose.choice((1, 1, 1, 20)), "seed": index}
     body["max_tokens"] = choose.choice((2, 5, 10, 20, longest))
-    body.update(choose.choice(({}, {"threshold": 0.05}, {"decoder": "plain"}, {"use_retroactive_pruning": True})))
+    body.update(
+        choose.choice(({}, {"threshold": 0.05}, {"decoder": "plain"}, {"use_retroactive_pruning": True}))
+    )
     return body
 
 
 def answer(run: dict[str, Any]) -> Any:
     """What must be equal: everything chosen (numbers of a step depend on nothing but the request)."""
-    return [[(token["id"], token["slot"], token["removed_after"]) for token in step["tokens"]] for step in run["steps"]]
+    return [
+        [(token["id"], token["slot"], token["removed_after"]) for token in step["tokens"]]
+        for step in run["steps"]
+    ]
 
 
 class Load:
@@ -133,7 +144,9 @@ def memory(served: Served) -> int:
 
 def load(model: str, clients: int, seconds: float, longest: int, kill: bool, warm: float) -> dict[str, Any]:
     with serving(model, *FLAGS) as served:
-        asyncio.run(Load(served, warm, longest).run(clients, None))  # what is allocated once, is allocated now
+        asyncio.run(
+            Load(served, warm, longest).run(clients, None)
+        )  # what is allocated once, is allocated now
         served.wait_until(lambda health: health["running"] == health["waiting"] == 0, 60)
         before = memory(served)
         spawn = multiprocessing.get_context("spawn")
@@ -212,7 +225,9 @@ def overhead(model: str, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("load", "overhead"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, default=50)

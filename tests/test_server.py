@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
-import tempo_mlx
 from serving import ROOT, Served, events, named, serving, stream, with_context
+from twins import twin
+
+import tempo_mlx
 from tempo_mlx.config import GenerateConfig, Shortcuts
 from tempo_mlx.report.run import Run
 from tempo_mlx.settings import settings_of
-from twins import twin
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "threshold": 0.05, "min_steps": 4000}
 HUGE_PROMPT = "All work and no play. " * 1500  # about 31,000 tokens: dozens of chunks
@@ -54,7 +55,9 @@ def idle(request: pytest.FixtureRequest) -> Iterator[None]:
 class Background:
     """A streamed request in a thread; `events` grows, `close` disconnects."""
 
-    def __init__(self, served: Served, body: dict[str, Any], path: str = "/generate/stream", id: str | None = None) -> None:
+    def __init__(
+        self, served: Served, body: dict[str, Any], path: str = "/generate/stream", id: str | None = None
+    ) -> None:
         self.events: list[tuple[str, Any, float]] = []
         self.status = 0
         self.client = served.client()
@@ -93,7 +96,12 @@ class Background:
 
 
 def test_generate_is_the_python_api(server: Served, model: Path) -> None:
-    settings = {"max_tokens": 12, "threshold": 0.04, "use_retroactive_pruning": True, "posterior_threshold": 0.2}
+    settings = {
+        "max_tokens": 12,
+        "threshold": 0.04,
+        "use_retroactive_pruning": True,
+        "posterior_threshold": 0.2,
+    }
     response = server.post("/generate", {"prompt": "Hello there", **settings})
     assert response.status_code == 200
     ours = tempo_mlx.generate(tempo_mlx.load(str(model)), "Hello there", **settings).to_dict()
@@ -122,7 +130,9 @@ def test_a_stream_is_its_run_in_pieces(server: Served) -> None:
         ]
         assert step["stats"]["width"] == len(final["tokens"])
         removed.update({item["slot"]: item["removed_after"] for item in step["removed"]})
-    expected = {t["slot"]: t["removed_after"] for s in run["steps"] for t in s["tokens"] if t["removed_after"]}
+    expected = {
+        t["slot"]: t["removed_after"] for s in run["steps"] for t in s["tokens"] if t["removed_after"]
+    }
     assert removed == expected != {}
 
 
@@ -139,7 +149,9 @@ def test_settings_and_docs_show_the_whole_table(server: Served) -> None:
     assert [s["name"] for s in shown["settings"]] == list(table)
     for entry in shown["settings"]:
         setting = table[entry["name"]]
-        assert entry["default"] == (list(setting.default) if isinstance(setting.default, tuple) else setting.default)
+        assert entry["default"] == (
+            list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        )
         assert (entry["minimum"], entry["maximum"]) == (setting.row.minimum, setting.row.maximum)
     fields = server.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
     page = server.get("/docs").text
@@ -175,7 +187,7 @@ def test_the_second_of_two_requests_starts_before_the_first_ends(server: Served)
     second = Background(server, {"prompt": "Short", "max_tokens": 5})
     assert second.last()[0] == "run"
     first.close()
-    done = [at for name, _, at in second.events if name == "run"][0]
+    done = next(at for name, _, at in second.events if name == "run")
     assert not [at for name, _, at in first.events if name == "run" and at < done]
     between = [at for name, _, at in first.events if name == "step" and second.events[0][2] < at < done]
     assert len(between) >= 3, "the first request took its turns too"
@@ -197,7 +209,10 @@ def test_delete_ends_a_request_between_steps_and_keeps_what_it_has(server: Serve
     request = Background(server, LONG, id="request-to-cancel")
     request.wait_for("step", 3)
     before = len(request.events)
-    assert httpx.delete(server.url + "/requests/request-to-cancel").json() == {"id": "request-to-cancel", "cancelled": True}
+    assert httpx.delete(server.url + "/requests/request-to-cancel").json() == {
+        "id": "request-to-cancel",
+        "cancelled": True,
+    }
     name, run = request.last()
     assert name == "run"
     assert run["finish_reason"] == "cancelled"
@@ -224,10 +239,13 @@ def test_a_client_that_leaves_frees_its_place(server: Served, path: str, prompt:
         body["model"] = server.health()["model"]
     if path == "/sessions":
         body["steps"] = 4000
-    with pytest.raises(httpx.ReadTimeout), server.client(timeout=0.6) as client:
-        with client.stream("POST", path, json=body) as response:
-            for _ in response.iter_raw():
-                raise httpx.ReadTimeout("left while it was streaming")
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        server.client(timeout=0.6) as client,
+        client.stream("POST", path, json=body) as response,
+    ):
+        for _ in response.iter_raw():
+            raise httpx.ReadTimeout("left while it was streaming")
     begun = time.monotonic()
     server.wait_until(lambda health: health["running"] == 0)
     assert time.monotonic() - begun < 3
@@ -333,7 +351,10 @@ def test_time_limits(model: Path) -> None:
 
 def test_shutdown_lets_requests_finish_and_cancels_those_that_do_not(model: Path) -> None:
     with serving(model, "--shutdown-timeout", "1") as served:
-        quick, slow = Background(served, {"prompt": "a", "max_tokens": 60, "min_steps": 60}), Background(served, LONG)
+        quick, slow = (
+            Background(served, {"prompt": "a", "max_tokens": 60, "min_steps": 60}),
+            Background(served, LONG),
+        )
         quick.wait_for("step")
         slow.wait_for("step")
         begun = time.monotonic()
@@ -357,7 +378,9 @@ def test_the_worker_leaves_with_its_server(model: Path) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether the process exists and is more than an entry that nobody has collected."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], text=True, capture_output=True).stdout.strip()
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], text=True, capture_output=True
+    ).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 
@@ -388,5 +411,7 @@ def test_environment_names_of_the_original_and_ours_that_beat_them(model: Path, 
         assert served.health()["model"] == "mine"
         settings = served.get("/settings").json()
         assert settings["defaults"]["threshold"] == 0.25
-        assert served.post("/generate", {"prompt": "a", "max_tokens": 1}).json()["config"]["threshold"] == 0.25
+        assert (
+            served.post("/generate", {"prompt": "a", "max_tokens": 1}).json()["config"]["threshold"] == 0.25
+        )
         assert " info " in served.log

@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
-schemathesis = pytest.importorskip("schemathesis")
+pytest.importorskip("schemathesis")
 
 import requests
+import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
@@ -20,15 +21,17 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-
 from serving import Served, serving
+from twins import twin
+
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.server.app import create_app
 from tempo_mlx.server.schemas import SETTINGS
 from tempo_mlx.server.settings import ServerConfig
-from twins import twin
 
-CASES = int(os.environ.get("FUZZ_CASES", "40"))  # valid, and as many invalid ones, of each of some 25 operations
+CASES = int(
+    os.environ.get("FUZZ_CASES", "40")
+)  # valid, and as many invalid ones, of each of some 25 operations
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -56,7 +59,11 @@ def test_no_request_ends_in_an_error_of_the_server(name: str, mode: object, serv
     def check(case: schemathesis.Case) -> None:
         if case.path.startswith("/v1/") and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = "twin"  # or nearly every case would end there
-        if mode == schemathesis.GenerationMode.POSITIVE and case.path in PROMPTED and isinstance(case.body, dict):
+        if (
+            mode == schemathesis.GenerationMode.POSITIVE
+            and case.path in PROMPTED
+            and isinstance(case.body, dict)
+        ):
             chosen = [name for name in case.body if name in SETTINGS][:2]  # more hardly ever go together
             case.body = {"prompt": "Hello", **{name: case.body[name] for name in chosen}}
         if case.path.startswith("/sessions/{id}"):

@@ -12,13 +12,15 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
+
+import openai
+from serving import Served, serving, with_context
+from twins import twin
 
 import tempo_mlx
-from serving import Served, serving, with_context
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.model.load import LoadedModel
-from twins import twin
 
 MODEL = "twin"
 USER = [{"role": "user", "content": "Hello"}]
@@ -94,7 +96,9 @@ def test_a_prompt_may_be_tokens_or_several(client: Any, loaded: LoadedModel) -> 
 
 def test_sampling_follows_the_seed(client: Any) -> None:
     def sample(seed: int) -> str:
-        text: str = client.completions.create(model=MODEL, prompt="Hello", max_tokens=20, seed=seed).choices[0].text
+        text: str = (
+            client.completions.create(model=MODEL, prompt="Hello", max_tokens=20, seed=seed).choices[0].text
+        )
         return text
 
     assert sample(1) == sample(1) != sample(2)
@@ -106,7 +110,8 @@ def test_sampling_follows_the_seed(client: Any) -> None:
         {"temperature": 0},
         {"temperature": 1.3, "seed": 5},
         {"tempo": {"threshold": 0.04}},
-        {"tempo": {"threshold": 0.03, "use_retroactive_pruning": True, "posterior_threshold": 0.3, "pruning_window": 2}},
+        {"tempo": {"threshold": 0.03, "use_retroactive_pruning": True, "posterior_threshold": 0.3,
+                   "pruning_window": 2}},
         {"tempo": {"threshold": 0.03, "complete_removal_mode": "remove_position", "attention_threshold": 0.3,
                    "relative_attention": False}},
         {"n": 3},
@@ -134,7 +139,9 @@ def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any])
                 ended[choice.index] = choice.finish_reason
         usage = chunk.usage
     assert [pieces[choice.index] for choice in whole.choices] == [choice.text for choice in whole.choices]
-    assert [ended[choice.index] for choice in whole.choices] == [choice.finish_reason for choice in whole.choices]
+    assert [ended[choice.index] for choice in whole.choices] == [
+        choice.finish_reason for choice in whole.choices
+    ]
     assert usage == whole.usage
     if "logprobs" in body:
         assert [tokens[c.index] for c in whole.choices] == [c.logprobs.tokens for c in whole.choices]
@@ -146,24 +153,35 @@ def test_chat(client: Any) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=USER, max_tokens=10, temperature=0)
     assert whole.object == "chat.completion"
     assert whole.choices[0].message.role == "assistant"
-    chunks = list(client.chat.completions.create(model=MODEL, messages=USER, max_tokens=10, temperature=0, stream=True))
+    chunks = list(
+        client.chat.completions.create(model=MODEL, messages=USER, max_tokens=10, temperature=0, stream=True)
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
 def test_n_gives_distinct_branches(client: Any) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=USER, max_tokens=8, temperature=0, n=5, logprobs=True)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=USER, max_tokens=8, temperature=0, n=5, logprobs=True
+    )
     texts = [tuple(item.token for item in choice.logprobs.content) for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == list(range(5))
     assert len(set(texts)) == 5
-    streamed = client.chat.completions.create(model=MODEL, messages=USER, max_tokens=8, temperature=0, n=5, stream=True)
+    streamed = client.chat.completions.create(
+        model=MODEL, messages=USER, max_tokens=8, temperature=0, n=5, stream=True
+    )
     assert {choice.index for chunk in streamed for choice in chunk.choices} == set(range(5))
 
 
 def test_logprobs_are_the_models(client: Any, loaded: LoadedModel) -> None:
     _, ids, scores = greedy(loaded, "Hello there", 8)
-    answer = client.completions.create(model=MODEL, prompt="Hello there", max_tokens=8, temperature=0, logprobs=5)
+    answer = client.completions.create(
+        model=MODEL, prompt="Hello there", max_tokens=8, temperature=0, logprobs=5
+    )
     found = answer.choices[0].logprobs
     assert found.token_logprobs == pytest.approx(scores, abs=1e-5)
     assert found.tokens == [loaded.tokenizer.token_text(token) for token in ids]
@@ -179,7 +197,16 @@ def test_chat_logprobs_of_branches_are_exact(client: Any, loaded: LoadedModel) -
     answer = client.chat.completions.create(
         model=MODEL, messages=USER, max_tokens=6, temperature=0, n=3, logprobs=True, top_logprobs=2
     )
-    run = tempo_mlx.generate(loaded, "Hello", chat=True, branches=3, branch_choice="best", threshold=0.0, max_tokens=6, temperature=0)
+    run = tempo_mlx.generate(
+        loaded,
+        "Hello",
+        chat=True,
+        branches=3,
+        branch_choice="best",
+        threshold=0.0,
+        max_tokens=6,
+        temperature=0,
+    )
     for choice, path in zip(answer.choices, run.paths, strict=True):
         content = choice.logprobs.content
         assert all(len(item.top_logprobs) == 2 and item.bytes is not None for item in content)
@@ -202,7 +229,9 @@ def test_stop_is_never_sent(client: Any, loaded: LoadedModel) -> None:
 
 def test_tempo_settings(client: Any, loaded: LoadedModel) -> None:
     tempo = {"threshold": 0.04, "use_retroactive_pruning": True, "posterior_threshold": 0.2}
-    answer = client.completions.create(model=MODEL, prompt="Hello there", max_tokens=12, extra_body={"tempo": tempo})
+    answer = client.completions.create(
+        model=MODEL, prompt="Hello there", max_tokens=12, extra_body={"tempo": tempo}
+    )
     run = tempo_mlx.generate(loaded, "Hello there", max_tokens=12, **tempo)
     assert answer.choices[0].text == run.final_text
     assert any(len(step.tokens) > 1 for step in run.steps)
@@ -242,7 +271,9 @@ def test_too_long_a_prompt(client: Any) -> None:
 def test_parts_and_roles(client: Any) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     same = [
-        client.chat.completions.create(model=MODEL, messages=messages, max_tokens=5, temperature=0).usage.prompt_tokens
+        client.chat.completions.create(
+            model=MODEL, messages=messages, max_tokens=5, temperature=0
+        ).usage.prompt_tokens
         for messages in (
             [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}],
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],

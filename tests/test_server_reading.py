@@ -8,10 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from twins import twin
+
 import tempo_mlx
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.server.reading import SettledReading, TextStream
-from twins import twin
 
 CASES: list[dict[str, Any]] = [
     {"threshold": 0.03},
@@ -44,7 +45,6 @@ def test_what_is_sent_stays_true(loaded: LoadedModel, settings: dict[str, Any], 
         early += bool(settled) and step.step < 39
     run = decoding.run()
     assert run.final_text.startswith(text.sent)
-    assert text.sent + text.rest(run.final_text) == run.final_text
     path = run.best_path()
     assert [c.member.id for c in chosen] == [token.id for token in path[: len(chosen)]]
     for c, token in zip(chosen, path, strict=False):
@@ -64,4 +64,3 @@ def test_a_stop_string_is_held_back_until_it_cannot_be_one(loaded: LoadedModel) 
             for step in steps:
                 text.add(reading.add(step))
                 assert expected.startswith(text.sent)
-            assert text.sent + text.rest(expected) == expected

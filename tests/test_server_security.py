@@ -62,7 +62,11 @@ def test_a_key_is_needed(path: str) -> None:
         refused = ask("POST", path, json=body, headers=encoded)
         assert code(refused) == (401, "invalid_api_key")
         assert refused.headers["www-authenticate"] == "Bearer"
-    for headers in ({"Authorization": "Bearer alpha"}, {"authorization": "bearer beta"}, {"X-API-Key": "beta"}):
+    for headers in (
+        {"Authorization": "Bearer alpha"},
+        {"authorization": "bearer beta"},
+        {"X-API-Key": "beta"},
+    ):
         assert code(ask("POST", path, json=body, headers=headers)) == LET_IN
 
 
@@ -162,7 +166,13 @@ def test_guesses_at_keys_are_limited_too() -> None:
 
 def test_safe_headers_on_everything() -> None:
     ask = Client(api_keys=("alpha",))
-    for method, path in (("GET", "/"), ("GET", "/docs"), ("GET", "/nothing/here"), ("POST", "/generate"), ("PUT", "/")):
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/docs"),
+        ("GET", "/nothing/here"),
+        ("POST", "/generate"),
+        ("PUT", "/"),
+    ):
         headers = ask(method, path).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
@@ -177,9 +187,14 @@ def test_safe_headers_on_everything() -> None:
 
 def test_request_ids_are_taken_only_where_they_are_harmless() -> None:
     ask = Client()
-    assert ask("GET", "/settings", headers={"X-Request-ID": "my-own-id_1"}).headers["x-request-id"] == "my-own-id_1"
+    assert (
+        ask("GET", "/settings", headers={"X-Request-ID": "my-own-id_1"}).headers["x-request-id"]
+        == "my-own-id_1"
+    )
     for id in ("short", "x" * 65, "with space in it", 'quote"quote"'):
-        assert ask("GET", "/settings", headers={"X-Request-ID": id}).headers["x-request-id"].startswith("req-")
+        assert (
+            ask("GET", "/settings", headers={"X-Request-ID": id}).headers["x-request-id"].startswith("req-")
+        )
 
 
 JSON = {"Content-Type": "application/json"}
@@ -238,7 +253,10 @@ def test_the_size_counts_as_it_arrives() -> None:
             sent += 100_000
             yield b"a" * 100_000
 
-    assert code(Client(max_body_mb=1)("POST", "/generate", content=endless(), headers=JSON)) == (413, "body_too_large")
+    assert code(Client(max_body_mb=1)("POST", "/generate", content=endless(), headers=JSON)) == (
+        413,
+        "body_too_large",
+    )
     assert sent <= 1_200_000
 
 
@@ -301,7 +319,8 @@ def test_the_page_is_served(page: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/assets/../../secret.txt", "/assets/%2e%2e/%2e%2e/secret.txt", "/assets/..%2f..%2fsecret.txt", "/../secret.txt",
+        "/assets/../../secret.txt", "/assets/%2e%2e/%2e%2e/secret.txt", "/assets/..%2f..%2fsecret.txt",
+        "/../secret.txt",
         "/assets/..%5c..%5csecret.txt", "/assets//../../secret.txt", "/assets/%252e%252e/%252e%252e/secret.txt",
         "/assets/link.txt", "/assets/%00", "/secret.txt", "//secret.txt", "/assets/" + "a" * 5000,
     ],
@@ -315,8 +334,9 @@ def test_no_path_leads_out_of_the_page(page: Path, path: str) -> None:
         raw, _, _ = path.partition("?")
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-            "path": httpx.URL("http://x" + raw).path if "%" in raw else raw, "raw_path": raw.encode(), "query_string": b"",
-            "root_path": "", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+            "path": httpx.URL("http://x" + raw).path if "%" in raw else raw, "raw_path": raw.encode(),
+            "query_string": b"", "root_path": "", "headers": [(b"host", b"localhost")],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
         }  # fmt: skip
 
         async def receive() -> Any:
@@ -347,7 +367,8 @@ def test_the_models_path_is_not_told(tmp_path: Path) -> None:
         ({"rate_limit": "often"}, "rate_limit"), ({"cors_origins": ("*",)}, "cors_origins"),
         ({"cors_origins": ("https://a.example/path",)}, "cors_origins"), ({"allowed_hosts": ("*",)}, "allowed_hosts"),
         ({"allowed_hosts": ("http://a",)}, "allowed_hosts"), ({"api_keys": ("",)}, "api_keys"),
-        ({"api_keys": ("\u00fc",)}, "api_keys"), ({"log_level": "loud"}, "log_level"), ({"max_body_mb": 0}, "max_body_mb"),
+        ({"api_keys": ("\u00fc",)}, "api_keys"), ({"log_level": "loud"}, "log_level"),
+        ({"max_body_mb": 0}, "max_body_mb"),
     ],
 )  # fmt: skip
 def test_settings_are_validated_at_start(settings: dict[str, Any], named: str) -> None:
@@ -368,9 +389,9 @@ def test_logs_name_requests_and_hide_control_characters(capsys: pytest.CaptureFi
 
     from tempo_mlx.server.logs import Formatter
 
-    record = logging.makeLogRecord({"msg": "one\nline", "levelname": "INFO", "name": "x", "path": "/a\nb", "status": 200})
+    record = logging.makeLogRecord(
+        {"msg": "one\nline", "levelname": "INFO", "name": "x", "path": "/a\nb", "status": 200}
+    )
     text = Formatter("text").format(record)
     assert "\n" not in text and 'path="/a\\nb"' in text and "status=200" in text
     assert json.loads(Formatter("json").format(record))["path"] == "/a\nb"
-
-

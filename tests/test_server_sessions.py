@@ -13,14 +13,15 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
-import tempo_mlx
 from serving import Served, named, serving, stream, with_context
+from twins import twin
+
+import tempo_mlx
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.server.observe import Arena, Watched
-from twins import twin
 
 SETTINGS: dict[str, Any] = {
     "threshold": 0.03, "use_retroactive_pruning": True, "posterior_threshold": 0.2, "min_steps": 50,
@@ -32,7 +33,12 @@ CASES: dict[str, dict[str, Any]] = {
     "weighted": {"attend": "weighted", "allow_intraset_token_visibility": True, "threshold": 0.04},
     "best": {"attend": "best", "threshold": 0.03},
     "own-positions": {"custom_rope": False, "threshold": 0.04},
-    "screened": {"use_pruning": True, "pruning_strategy": "coherence", "coherence_threshold": 0.9, "threshold": 0.03},
+    "screened": {
+        "use_pruning": True,
+        "pruning_strategy": "coherence",
+        "coherence_threshold": 0.9,
+        "threshold": 0.03,
+    },
     "plain": {"decoder": "plain", "temperature": 0.7},
 }
 
@@ -49,7 +55,16 @@ def loaded(model: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Served]:
-    flags = ["--max-sessions", "3", "--session-ttl", "1000", "--session-slots", "400", "--model-alias", "twin"]
+    flags = [
+        "--max-sessions",
+        "3",
+        "--session-ttl",
+        "1000",
+        "--session-slots",
+        "400",
+        "--model-alias",
+        "twin",
+    ]
     with serving(model, *flags) as served:
         yield served
 
@@ -238,7 +253,9 @@ def test_export_and_import(session: Any, server: Served) -> None:
         lambda run: run.update(decoder="tree", config={**run["config"], "decoder": "tree"}),
     ],
 )
-def test_a_damaged_run_is_refused(session: Any, server: Served, damage: Callable[[dict[str, Any]], None]) -> None:
+def test_a_damaged_run_is_refused(
+    session: Any, server: Served, damage: Callable[[dict[str, Any]], None]
+) -> None:
     run = session(prompt="Once upon", steps=3, **SETTINGS).state["run"]
     damage(run)
     body = json.dumps({"run": run})  # httpx would refuse NaN
@@ -323,7 +340,9 @@ def test_an_arena_is_invisible_to_a_decoder(loaded: LoadedModel) -> None:
             stray.advance()
         mine, theirs = alone.advance(), shared.advance()
         assert [m.id for m in mine.tokens] == [m.id for m in theirs.tokens]
-        assert [m.probability for m in mine.tokens] == pytest.approx([m.probability for m in theirs.tokens], abs=1e-6)
+        assert [m.probability for m in mine.tokens] == pytest.approx(
+            [m.probability for m in theirs.tokens], abs=1e-6
+        )
     assert len(arena.cache) > len(shared.cache)
     arena.compact([shared.cache])
     assert len(arena.cache) == len(shared.cache)

@@ -89,7 +89,9 @@ def _add_pages(app: FastAPI) -> None:
 
     if (PAGE / "index.html").is_file():
         serve_file("/", PAGE / "index.html")
-        for entry in PAGE.iterdir():  # what is there at the start, by name: no request can reach anything else
+        for (
+            entry
+        ) in PAGE.iterdir():  # what is there at the start, by name: no request can reach anything else
             if entry.is_dir():
                 app.mount(f"/{entry.name}", StaticFiles(directory=entry))
             else:

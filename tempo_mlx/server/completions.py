@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode import thinking
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.report.records import RunPrompt
@@ -44,7 +45,8 @@ def complete(
     events = StepEvents(loaded.tokenizer)
     reading = SettledReading(config.pruning_window + 1 if config.use_retroactive_pruning else 0)
     text = TextStream(loaded.tokenizer, config.stop)
-    growing = config.decoder in SINGLE and not config.enable_thinking
+    parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))
+    growing = config.decoder in SINGLE
     scores = None if watched is None else Scores(loaded.tokenizer, watched, len(prompt.token_ids), count)
     sent = 0
     for step in stream:
@@ -54,15 +56,41 @@ def complete(
         scored = [] if scores is None else [c for c in chosen if c.shown]
         tokens = [scores.entry(c.member.id, c.parent, c.logprob) for c in scored] if scores else []
         sent += len(tokens)
-        yield Output("delta", {"text": piece, "tokens": tokens}, step=step.step, stats=event.stats)
+        yield Output("delta", {**parts.add(piece), "tokens": tokens}, step=step.step, stats=event.stats)
     run = stream.run()
     choices = read_choices(run, stream.steps, payload["n"], scores)
-    rest = {"text": text.rest(choices[0]["text"]), "tokens": choices[0]["tokens"][sent:]} if growing else None
+    rest = {**parts.rest(run), "tokens": choices[0]["tokens"][sent:]} if growing else None
     usage = {
         "prompt_tokens": len(prompt.token_ids),
         "completion_tokens": sum(choice["count"] for choice in choices),
     }
     yield Output("end", {"choices": choices, "rest": rest, "usage": usage}, last=True)
+
+
+class Parts:
+    """What was sent of the reasoning and of the answer."""
+
+    def __init__(self, thinks: bool, opened: bool) -> None:
+        self._splitter = thinking.Splitter(opened) if thinks else None
+        self._reasoning = self._answer = ""
+
+    def add(self, text: str) -> dict[str, str]:
+        """A new piece of text, taken apart."""
+        reasoning, answer = ("", text) if self._splitter is None else self._splitter.add(text)
+        self._reasoning += reasoning
+        self._answer += answer
+        return {"reasoning": reasoning, "text": answer}
+
+    def rest(self, run: Run) -> dict[str, str]:
+        """What remains; nothing where it turned out otherwise than what was sent."""
+        return {
+            "reasoning": _after(self._reasoning, run.reasoning or ""),
+            "text": _after(self._answer, run.final_text),
+        }
+
+
+def _after(sent: str, final: str) -> str:
+    return final[len(sent) :] if final.startswith(sent) else ""
 
 
 @dataclass(frozen=True)

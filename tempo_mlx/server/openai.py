@@ -215,27 +215,26 @@ class Chunks:
                 for index in range(self.n):
                     yield self.chunk([shape.piece(index, "", None, 0, first=True)])
         elif event.name == "delta":
-            if data["text"] or data["tokens"]:
-                yield self.text(0, data["text"], data["tokens"])
+            yield from self.pieces(0, data)
         else:
             for index, choice in enumerate(data["choices"]):
-                rest = data["rest"] or {"text": choice["text"], "tokens": choice["tokens"]}
-                if choice["reasoning"] is not None and shape.chat:
-                    yield self.chunk([shape.piece(index, None, None, 0, reasoning=choice["reasoning"])])
-                if rest["text"] or rest["tokens"]:
-                    if data["rest"] is None:
-                        self.offset = 0
-                    yield self.text(index, rest["text"], rest["tokens"])
+                if data["rest"] is None:
+                    self.offset = 0
+                yield from self.pieces(index, data["rest"] or choice)
                 end = None if shape.chat else ""
                 yield self.chunk([shape.piece(index, end, None, 0, finish=choice["finish_reason"])])
             if self.usage:
                 yield self.chunk([], usage=total(data["usage"]))
             yield b"data: [DONE]\n\n"
 
-    def text(self, index: int, text: str, tokens: list[Any]) -> bytes:
-        piece = self.shape.piece(index, text, tokens, self.offset)
-        self.offset += sum(len(token["token"]) for token in tokens)
-        return self.chunk([piece])
+    def pieces(self, index: int, data: dict[str, Any]) -> Iterable[bytes]:
+        """New reasoning (chat only), and new text with its tokens."""
+        if data["reasoning"] and self.shape.chat:
+            yield self.chunk([self.shape.piece(index, None, None, 0, reasoning=data["reasoning"])])
+        if data["text"] or data["tokens"]:
+            piece = self.shape.piece(index, data["text"], data["tokens"], self.offset)
+            self.offset += sum(len(token["token"]) for token in data["tokens"])
+            yield self.chunk([piece])
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return sse(None, json.dumps({**self.shape.head(chunk=True), "choices": choices, **more}))

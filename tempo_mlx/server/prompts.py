@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tempo_mlx.api import encode_prompt
+from tempo_mlx.api import encode_chat, encode_prompt
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.report.records import RunPrompt
@@ -33,8 +33,7 @@ def read_prompt(
                 "The model has no chat template; send a prompt, not messages.",
                 "messages",
             )
-        text = loaded.tokenizer.chat(messages, enable_thinking=config.enable_thinking or None)
-        encoded = RunPrompt(text, tuple(loaded.tokenizer.encode(text, add_special=False)))
+        encoded = encode_chat(loaded, messages, config)
     else:
         vocabulary = loaded.model.architecture.vocab_size
         if not isinstance(prompt, str) and any(token >= vocabulary for token in prompt):

@@ -107,11 +107,9 @@ class TextStream:
             rest, text = self._joint.add(chosen.member.id)
             self._text += (rest if self._shown else "") + (text if chosen.shown else "")
             self._shown = chosen.shown
-        end = min((at for at in map(self._text.find, self._stop) if at >= 0), default=len(self._text) - self._hold)
+        end = min(
+            (at for at in map(self._text.find, self._stop) if at >= 0), default=len(self._text) - self._hold
+        )
         new = self._text[len(self.sent) : max(end, len(self.sent))]
         self.sent += new
         return new
-
-    def rest(self, final: str) -> str:
-        """What remains of the final text; nothing where it turned out otherwise than what was sent."""
-        return final[len(self.sent) :] if final.startswith(self.sent) else ""

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.decode import thinking
 from tempo_mlx.decode.combine import combine
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, PruneRule
 from tempo_mlx.decode.step import Member, Rejected, Removal, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import MemoryLimitError
 from tempo_mlx.lattice import Lattice
-from tempo_mlx.report.build import build_run
+from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPrompt, RunStep, step_to_dict
-from tempo_mlx.report.run import Run
+from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.observe import Arena, View
 from tempo_mlx.server.replay import enter_set, learn, remove_recorded, run_set
@@ -68,10 +69,8 @@ class Session:
 
     @property
     def finished(self) -> str | None:
-        if self.tempo.finished:
-            return "stop"
-        length = self.tempo.lattice.prompt_length + len(self.tempo.steps)
-        return "length" if length >= self.arena.architecture.max_position_embeddings else None
+        """Why the run cannot go on, if so."""
+        return self._ending(self.tempo)
 
     # -- what a reader does
 
@@ -86,7 +85,7 @@ class Session:
                 step = self._advance(tempo)
                 done += 1
                 yield step
-                if tempo.finished or tempo.lattice.prompt_length + len(tempo.steps) >= self.context:
+                if self._ending(tempo):
                     break
         finally:
             self.decode_seconds += time.perf_counter() - begun
@@ -149,9 +148,19 @@ class Session:
 
     # -- how it is done
 
-    @property
-    def context(self) -> int:
-        return self.arena.architecture.max_position_embeddings
+    def _ending(self, tempo: Tempo) -> str | None:
+        if tempo.finished or (self.config.stop and self._holds_stop(tempo)):
+            return "stop"
+        full = (
+            tempo.lattice.prompt_length + len(tempo.steps) >= self.arena.architecture.max_position_embeddings
+        )
+        return "length" if full else None
+
+    def _holds_stop(self, tempo: Tempo) -> bool:
+        """Whether the most probable reading holds a stop string."""
+        reading = best_path([with_texts(step, self.tokenizer) for step in tempo.steps])
+        text: str = self.tokenizer.decode([token.id for token in reading])
+        return cut_at_stop(text, self.config.stop) != text
 
     def _advance(self, tempo: Tempo) -> Step:
         """One step, after making room for it where the arena is full."""
@@ -249,7 +258,7 @@ class Session:
         tempo, seconds = self.tempo, self.decode_seconds
         timing = {"prefill_seconds": self.prefill_seconds, "decode_seconds": seconds,
                   "tokens_per_second": len(tempo.steps) / seconds if seconds else 0.0}  # fmt: skip
-        return build_run(
+        run = build_run(
             tempo.steps,
             prompt=self.prompt,
             model_info=self.arena.info,
@@ -259,6 +268,10 @@ class Session:
             finish_reason=self.finished or "cancelled",
             timing=timing,
         )
+        if not self.config.enable_thinking:
+            return run
+        reasoning, answer = thinking.split(run.final_text, thinking.is_open(self.prompt.text))
+        return replace(run, reasoning=reasoning, final_text=answer)
 
     def describe(self, ttl: float) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from tempo_mlx.decode import thinking
 from tempo_mlx.decode.prefill import Interrupted as PromptInterrupted
 from tempo_mlx.decode.pruning import make_rule
 from tempo_mlx.decode.step import Step
@@ -145,11 +146,20 @@ class Sessions:
             raise ApiError(
                 422, "invalid_value", f"Sessions need decoder {kinds}, not {config.decoder}.", "decoder"
             )
+        guide = None
+        if config.thinking_budget is not None:
+            opened = thinking.is_open(prompt.text)
+            guide = thinking.Budget(loaded.tokenizer, config.thinking_budget, opened)
         arena = Arena(loaded.model, self.config.session_slots, config.temperature)
         begun = time.perf_counter()
         try:
             tempo = Tempo(
-                arena, prompt.token_ids, config, eos_ids=loaded.tokenizer.eos_ids, interrupted=interrupted
+                arena,
+                prompt.token_ids,
+                config,
+                eos_ids=loaded.tokenizer.eos_ids,
+                interrupted=interrupted,
+                guide=guide,
             )
         except PromptInterrupted as stop:
             raise ApiError(504 if str(stop) == "timeout" else 409, str(stop),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import ConfigError, MemoryLimitError, PromptError, RunFileError, TempoError
+from tempo_mlx.errors import ConfigError, MemoryLimitError, ModelError, PromptError, RunFileError, TempoError
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure
@@ -203,6 +203,8 @@ def translate(error: TempoError) -> ApiError:
         return ApiError(422, "invalid_value", message)
     if isinstance(error, RunFileError):
         return ApiError(422, "invalid_run", message, "run")
+    if isinstance(error, ModelError):
+        return ApiError(400, "model_error", message)
     if isinstance(error, MemoryLimitError):
         return ApiError(409, "memory", message)
     return ApiError(500, "internal_error", message)
