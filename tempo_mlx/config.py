@@ -49,11 +49,6 @@ def _search(default: object, help: str, *decoders: str, **rest: Any) -> Any:
     return row(default, "Search", help, decoders=decoders, **rest)
 
 
-def _exit(default: object, help: str, **rest: Any) -> Any:
-    needs = {"early_exit": (), **rest.pop("needs", {})}
-    return row(default, "Early exit", help, decoders=("plain", "superposed", "tree"), needs=needs, **rest)
-
-
 def _output(default: object, help: str, **rest: Any) -> Any:
     return row(default, "Output", help, **rest)
 
@@ -267,24 +262,6 @@ class GenerateConfig(Checked):
         maximum=1, needs={"paths": ()},
     )
 
-    early_exit: bool = row(
-        False, "Early exit", "Leave the model at a layer that is calibrated to agree with the last.",
-        decoders=("plain", "superposed", "tree"),
-    )
-    exit_layers: tuple[int, ...] | None = _exit(
-        None, "Layers to leave at, counted from zero.", minimum=0, maximum=1023, default_text="every 4",
-    )
-    confidence_thresholds: tuple[float, ...] | None = _exit(
-        None, "Target agreement of each exit layer.", above=0, below=1, default_text="calibrated",
-        needs={"exit_layers": ()},
-    )
-    exit_target_agreement: float = _exit(
-        0.95, "Target agreement with the full model.", above=0, below=1,
-        needs={"confidence_thresholds": (None,)},
-    )
-    raw_confidence: bool = _exit(False, "Use the raw softmax confidence, which is not calibrated.")
-    lossless: bool = _exit(False, "Verify every early token with the full model: the output does not change.")
-
     max_cache_tokens: int | None = row(
         None, "Limits", "Stop when the cache would hold more slots.", minimum=1, maximum=2**31 - 1,
     )
@@ -311,17 +288,6 @@ class GenerateConfig(Checked):
                 f"dynamic_target {self.dynamic_target} moves a pruning threshold, but nothing is pruned; "
                 "add --use-retroactive-pruning or --use-pruning."
             )
-        self._check_exits()
-
-    def _check_exits(self) -> None:
-        layers, targets = self.exit_layers, self.confidence_thresholds
-        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
-            raise ConfigError(f"exit_layers is {list(layers)}; name different layers in ascending order.")
-        if layers is not None and targets is not None and len(layers) != len(targets):
-            raise ConfigError(
-                f"exit_layers names {len(layers)} layers, confidence_thresholds {len(targets)} values; "
-                "give one value for each layer."
-            )
 
 
 @dataclass(frozen=True)
@@ -347,9 +313,6 @@ class OutputConfig(Checked):
     debug_mode: bool = _diagnostics(False, "Like --verbose, for every step, and show tracebacks.")
     profile: bool = _diagnostics(False, "Print how much time each phase took.")
     profile_output: str | None = _diagnostics(None, "Save the time table to this file, as JSON.")
-    compare: bool = row(
-        False, "Early exit", "Run plain, early exit and lossless early exit, and compare them.",
-    )
 
 
 @dataclass(frozen=True)
@@ -384,6 +347,7 @@ REFUSED: Mapping[str, str] = {
     "--use-lci-dynamic-threshold": "has no counterpart; move the threshold with --dynamic-threshold",
     "--disable-kv-cache": "would change nothing but the speed, since cached rows are exact; leave it out",
     "--disable-kv-cache-consistency": "is not needed, since cache and lattice always agree; leave it out",
+    "--early-exit": "is not part of this version: uncalibrated, it makes a model repeat itself; leave it out",
     "--use-cprofile": "is not built in; use --profile, or python -m cProfile -m tempo_mlx",
 }
 

@@ -121,9 +121,6 @@ def test_what_follows_from_what(given: dict[str, object], expected: dict[str, ob
         ({"attention_threshold": 0.5, "pruning_signal": "random"}, ["attention_threshold", "random"]),
         ({"paths": 3, "decoder": "beam"}, ["paths", "beam", "superposed"]),
         ({"path_distance": 0.5}, ["--paths"]),
-        ({"lossless": True}, ["--early-exit"]),
-        ({"early_exit": True, "exit_layers": [7, 3]}, ["ascending"]),
-        ({"early_exit": True, "exit_layers": [3, 7], "confidence_thresholds": [0.7]}, ["2", "1"]),
         ({"threshold": 0.2, "selection_threshold": 0.2}, ["twice"]),
         ({"system": "Be brief."}, ["--chat"]),
         ({"system": "a\0b", "chat": True}, ["system"]),
@@ -213,7 +210,6 @@ def test_every_kind_of_settings_file(tmp_path: Path, name: str) -> None:
         ({"TEMPO_THRESHOLD": "2"}, ["TEMPO_THRESHOLD", "2"]),
         ({"TEMPO_THRESHOLD": "nan"}, ["TEMPO_THRESHOLD", "nan"]),
         ({"TEMPO_CHAT": "maybe"}, ["TEMPO_CHAT", "true or false"]),
-        ({"TEMPO_EXIT_LAYERS": "3,x"}, ["TEMPO_EXIT_LAYERS", "x"]),
         ({"DEVICE": "tpu"}, ["DEVICE", "tpu"]),
     ],
 )
@@ -232,9 +228,9 @@ def test_dotenv_may_not_name_code_to_load(tmp_path: Path) -> None:
 
 
 def test_lists_in_the_environment(tmp_path: Path) -> None:
-    environ = {"TEMPO_EARLY_EXIT": "1", "TEMPO_EXIT_LAYERS": "3, 7", "TEMPO_STOP": '["a", "b"]'}
+    environ = {"TEMPO_STOP": '["a", "b"]'}
     config = load_settings(None, environ, {}, dotenv=tmp_path / "none").generation()
-    assert (config.early_exit, config.exit_layers, config.stop) == (True, (3, 7), ("a", "b"))
+    assert config.stop == ("a", "b")
 
 
 def test_every_needed_setting_and_decoder_exists() -> None:

@@ -16,7 +16,6 @@ from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import INLINE, RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
-from tempo_mlx.errors import ConfigError
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ def generate(
     given = load_settings(config, os.environ, flags, elsewhere=other_tables)
     output, load, settings = given.make(OutputConfig), given.make(LoadConfig), given.generation()
     prompt = read_prompt(text, output.prompt, output.prompt_file)
-    check_output(output, settings)
     check_writable(output)
     out, err = make_consoles(output.color)
     log_to_stderr(output.verbose, output.debug_mode)
@@ -131,9 +129,3 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
             err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")
     if output.profile_output is not None:
         write_atomic(output.profile_output, json.dumps(seconds, indent=2) + "\n")
-
-
-def check_output(output: OutputConfig, settings: GenerateConfig) -> None:
-    """Raise ConfigError for output settings that make no sense together."""
-    if output.compare and not settings.early_exit:
-        raise ConfigError("compare has no effect without early_exit; add --early-exit, or leave it out.")
