@@ -156,7 +156,7 @@ def test_ways_to_give_the_prompt(
         (["a", "--decoder", "magic"], 2, "superposed, tree"),
         (["a", "--config", "missing.toml"], 2, "missing.toml"),
         (["a", "--default-mode", "--threshold", "0.3"], 2, "leave it out"),
-        (["a", "--compare"], 2, "--early-exit"),
+        (["a", "--early-exit"], 2, "not part of this version"),
         (["a", "--model", "no-such-model"], 1, "no-such-model"),
         (["a", "--model", "empty.gguf"], 1, "empty.gguf"),
         (["a", "--json-output-file", "no/such/run.json"], 1, "no/such"),
