@@ -18,6 +18,7 @@ from tempo_mlx.cli import models
 from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.chat import chat
 from tempo_mlx.cli.console import tolerate_any_encoding
+from tempo_mlx.cli.convert import convert
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
 from tempo_mlx.cli.score import score
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, batch, show, verify, doctor, serve):
+for command in (generate, chat, score, batch, show, verify, convert, doctor, serve):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar
 from tempo_mlx.config import DEFAULT_MODEL
-from tempo_mlx.errors import ModelError, OutputError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HFCacheInfo
 
 app = typer.Typer(no_args_is_help=True, help="List, fetch, describe and remove models.")
 Name = Annotated[
@@ -25,16 +20,12 @@ def list_models() -> None:
     """List the models that have a name here, and those in the Hugging Face cache."""
     from rich.table import Table
 
-    from tempo_mlx.weights.registry import PACKAGED
+    from tempo_mlx.weights import manage
 
     table = Table("model", "size", "on this machine", "description", box=None, pad_edge=False)
-    for model in PACKAGED.values():
-        present = "yes" if model.path.exists() else "no: tempo-mlx models pull"
-        table.add_row(model.name, size(model.nbytes), present, f"{model.description} ({model.licence})")
-    cache = _hub_cache()
-    for repo in cache.repos if cache else ():
-        if repo.repo_type == "model":
-            table.add_row(repo.repo_id, size(repo.size_on_disk), "yes", "Hugging Face cache")
+    for model in manage.list_models():
+        present = "yes" if model.present else "no: tempo-mlx models pull"
+        table.add_row(model.name, size(model.nbytes), present, model.description)
     make_consoles()[0].print(table)
 
 
@@ -57,16 +48,13 @@ def info(
     ] = 2048,
 ) -> None:
     """Describe a model: family, parameters, context, quantisation, memory, licence."""
-    from tempo_mlx.weights import open_checkpoint
-    from tempo_mlx.weights.registry import PACKAGED
+    from tempo_mlx.weights import manage, open_checkpoint
 
     out, err = make_consoles()
     with progress_bar(err, f"Fetching {model}") as progress:
         checkpoint = open_checkpoint(model, progress=progress)
-    a = checkpoint.architecture
-    slots = min(context, a.max_position_embeddings)
-    numbers = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * slots
-    licence = PACKAGED[model].licence if model in PACKAGED else _licence(checkpoint.path)
+    about = manage.describe(checkpoint, context)
+    a, stored, wide = checkpoint.architecture, about.as_stored, about.as_float32
     rows = {
         "model": checkpoint.id,
         "path": str(checkpoint.path),
@@ -77,9 +65,10 @@ def info(
         "context": f"{a.max_position_embeddings:,} tokens",
         "vocabulary": f"{a.vocab_size:,} tokens",
         "quantisation": checkpoint.quantization,
-        "weights": f"{size(checkpoint.nbytes)} as stored, {size(4 * checkpoint.parameters)} in float32",
-        "cache": f"{size(4 * numbers)} at {slots:,} slots in float32, half in 16 bits",
-        "licence": licence,
+        "weights": f"{size(stored.weights)} as stored, {size(wide.weights)} in float32",
+        "cache": f"{size(wide.cache)} at {about.slots:,} slots in float32, half in 16 bits",
+        "memory": f"{size(stored.total)} as stored, {size(wide.total)} in float32, with cache and 8 rows",
+        "licence": about.licence or "not stated",
     }
     print_facts(out, rows)
 
@@ -87,56 +76,10 @@ def info(
 @app.command()
 def remove(model: Name) -> None:
     """Delete a model that was fetched; files of your own are never touched."""
-    from tempo_mlx.weights.registry import PACKAGED
+    from tempo_mlx.weights import manage
 
-    out, _ = make_consoles()
-    if model in PACKAGED:
-        path = PACKAGED[model].path
-        if not path.exists():
-            raise ModelError(f"{model} is not on this machine; there is nothing to remove.")
-        try:
-            path.unlink()
-        except OSError as error:
-            raise OutputError(f"Cannot remove {path}: {error.strerror or error}.") from error
-        out.print(f"Removed {path}", soft_wrap=True)
-        return
-    cache = _hub_cache()
-    repos = [repo for repo in cache.repos if repo.repo_id == model] if cache else []
-    revisions = [revision.commit_hash for repo in repos for revision in repo.revisions]
-    if cache is None or not revisions:
-        hint = (
-            "it is your own, delete it yourself"
-            if Path(model).exists()
-            else "`tempo-mlx models list` shows all"
-        )
-        raise ModelError(f"{model} was not fetched by tempo-mlx; {hint}.")
-    plan = cache.delete_revisions(*revisions)
-    plan.execute()
-    out.print(f"Removed {model} ({plan.expected_freed_size_str})")
-
-
-def _hub_cache() -> HFCacheInfo | None:
-    """The Hugging Face cache; None where there is none yet."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        return scan_cache_dir()
-    except CacheNotFound:
-        return None
-
-
-def _licence(path: Path) -> str:
-    """The licence a model card or a file beside the weights names."""
-    folder = path if path.is_dir() else path.parent
-    card = folder / "README.md"
-    if path.is_dir() and card.is_file():
-        lines = card.read_text("utf-8", errors="replace").splitlines()[:50]
-        named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")]
-        if named:
-            return named[0]
-    files = sorted(file.name for file in folder.glob("LICENSE*")) if path.is_dir() else []
-    return f"see {files[0]}" if files else "not stated"
+    removed, freed = manage.remove(model)
+    make_consoles()[0].print(f"Removed {removed} ({size(freed)})", soft_wrap=True)
 
 
 def size(nbytes: float) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.model.forward import Model
-from tempo_mlx.weights import Progress, Tokenizer, open_checkpoint
+from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
+from tempo_mlx.weights.memory import require_memory
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedMo
             f"kv_bits {config.kv_bits} has no effect with the torch backend; leave it out, or choose --backend mlx."
         )
     checkpoint = open_checkpoint(config.model, progress=progress)
+    if config.max_memory_gb is not None:
+        require_memory(
+            checkpoint, config.max_memory_gb, dtype=_loaded_as(config, checkpoint), kv_bits=config.kv_bits
+        )
     model: Model
     if config.backend == "torch":
         try:
@@ -44,3 +49,14 @@ def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedMo
 
         model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
     return LoadedModel(model, checkpoint.tokenizer(), config)
+
+
+def _loaded_as(config: LoadConfig, checkpoint: Checkpoint) -> str | None:
+    """The dtype of the weights in memory; None: as they are stored."""
+    if config.backend == "torch":
+        return "float32" if config.dtype == "auto" else config.dtype
+    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.model.mlx_backend import choose_device, choose_dtype
+
+    dtype, packed = choose_dtype(config.dtype, choose_device(config.device) == mx.cpu, checkpoint)
+    return None if packed else str(dtype).removeprefix("mlx.core.")

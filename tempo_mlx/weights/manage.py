@@ -1,0 +1,107 @@
+"""The models on this machine: what there is, what one is like, and how to be rid of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tempo_mlx.errors import ModelError, OutputError
+from tempo_mlx.weights.checkpoint import Checkpoint
+from tempo_mlx.weights.memory import Memory, estimate_memory
+from tempo_mlx.weights.registry import PACKAGED
+
+if TYPE_CHECKING:
+    from huggingface_hub import HFCacheInfo
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model that can be named. `nbytes`: its size on disk, or what a fetch would bring."""
+
+    name: str
+    nbytes: int
+    present: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `tempo-mlx models info` tells. `as_stored`, `as_float32`: memory at `slots` tokens, 8 rows in a pass."""
+
+    checkpoint: Checkpoint
+    slots: int
+    licence: str | None
+    as_stored: Memory
+    as_float32: Memory
+
+
+def list_models() -> list[Listed]:
+    """The models with a short name, present or not, and those in the Hugging Face cache."""
+    models = [
+        Listed(model.name, model.nbytes, model.path.exists(), f"{model.description} ({model.licence})")
+        for model in PACKAGED.values()
+    ]
+    cache = _hub_cache()
+    repos = sorted(cache.repos, key=lambda repo: repo.repo_id) if cache else []
+    models += [
+        Listed(repo.repo_id, repo.size_on_disk, True, "Hugging Face cache")
+        for repo in repos
+        if repo.repo_type == "model"
+    ]
+    return models
+
+
+def describe(checkpoint: Checkpoint, context: int = 2048) -> Description:
+    """Facts about a model, and the memory it takes with `context` tokens in its cache."""
+    slots = min(context, checkpoint.architecture.max_position_embeddings)
+    named = PACKAGED.get(checkpoint.id)
+    return Description(
+        checkpoint=checkpoint,
+        slots=slots,
+        licence=named.licence if named else checkpoint.licence,
+        as_stored=estimate_memory(checkpoint, slots=slots),
+        as_float32=estimate_memory(checkpoint, dtype="float32", slots=slots),
+    )
+
+
+def remove(name: str) -> tuple[str, int]:
+    """Delete a model that was fetched; files of one's own are never touched.
+
+    Returns: what was removed, and the bytes it freed.
+    Raises: ModelError if the model was not fetched, OutputError if it cannot be deleted.
+    """
+    try:
+        if name in PACKAGED:
+            path = PACKAGED[name].path
+            if not path.exists():
+                raise ModelError(f"{name} is not on this machine; there is nothing to remove.")
+            freed = path.stat().st_size
+            path.unlink()
+            return str(path), freed
+        cache = _hub_cache()
+        repos = [repo for repo in cache.repos if repo.repo_id == name] if cache else []
+        revisions = [revision.commit_hash for repo in repos for revision in repo.revisions]
+        if cache is None or not revisions:
+            hint = (
+                "it is your own, delete it yourself"
+                if Path(name).exists()
+                else "`tempo-mlx models list` shows all"
+            )
+            raise ModelError(f"{name} was not fetched by tempo-mlx; {hint}.")
+        plan = cache.delete_revisions(*revisions)
+        plan.execute()
+        return name, plan.expected_freed_size
+    except OSError as error:
+        raise OutputError(f"Cannot remove {name}: {error.strerror or error}.") from None
+
+
+def _hub_cache() -> HFCacheInfo | None:
+    """The Hugging Face cache; None where there is none yet."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return scan_cache_dir()
+    except CacheNotFound:
+        return None
