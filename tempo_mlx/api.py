@@ -25,6 +25,7 @@ from tempo_mlx.report.run import Run, best_path
 
 LATTICE_DECODERS = ("superposed", "plain")
 
+Prompt = str | Sequence[int] | RunPrompt
 Prune = PruneRule | Callable[[PruneContext], Iterable[Pruned]]
 
 
@@ -48,7 +49,7 @@ def load(model: str | None = None, **settings: Any) -> LoadedModel:
     return load_model(LoadConfig(**settings if model is None else {"model": model, **settings}))
 
 
-def generate(loaded: LoadedModel, prompt: str | Sequence[int], **settings: Any) -> Run:
+def generate(loaded: LoadedModel, prompt: Prompt, **settings: Any) -> Run:
     """Decode to the end. The same as draining `stream(...)` and taking its `run()`."""
     decoding = stream(loaded, prompt, **settings)
     for _ in decoding:
@@ -58,7 +59,7 @@ def generate(loaded: LoadedModel, prompt: str | Sequence[int], **settings: Any) 
 
 def stream(
     loaded: LoadedModel,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     config: GenerateConfig | None = None,
     *,
     prune: Prune | None = None,
@@ -69,7 +70,7 @@ def stream(
 ) -> Stream:
     """Start a decoding that yields one `Step` at a time.
 
-    prompt: text, or token ids. config: a resolved configuration (a run's own, say), or settings by name.
+    prompt: text, token ids, or both. config: a resolved configuration (a run's own, say), or settings by name.
     prune: a retroactive pruning rule of your own (decode/pruning.py). value: what rates a text in the tree
     search (decode/mcts.py). interrupted: called between steps and between chunks of the prompt; a reason
     ("cancelled", "timeout") ends the run, which keeps what it has. cache: one that holds a beginning of the
@@ -91,7 +92,7 @@ class Stream(Iterator[Step]):
     def __init__(
         self,
         loaded: LoadedModel,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         config: GenerateConfig,
         prune: Prune | None = None,
         interrupted: Callable[[], str | None] | None = None,
@@ -240,9 +241,11 @@ class Stream(Iterator[Step]):
         return cut_at_stop(text, self.config.stop) != text
 
 
-def encode_prompt(loaded: LoadedModel, prompt: str | Sequence[int], config: GenerateConfig) -> RunPrompt:
-    """The prompt's token ids, under the model's chat template where `config.chat`."""
+def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:
+    """The prompt's token ids, a text's under the model's chat template where `config.chat`."""
     tokenizer = loaded.tokenizer
+    if isinstance(prompt, RunPrompt):
+        return prompt
     if not isinstance(prompt, str):
         return RunPrompt(tokenizer.decode(list(prompt)), tuple(int(i) for i in prompt))
     if not config.chat:

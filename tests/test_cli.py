@@ -389,7 +389,7 @@ def test_chat_runs_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch)
     """The second prompt begins with the first; the answer is that of a run without any cache."""
     loaded = tempo_mlx.load(model)
     settings = resolve({"chat": True, "max_tokens": 4, "threshold": 0.02})
-    conversation = Conversation(loaded, settings)
+    conversation = Conversation(tempo_mlx.Session(loaded), settings)
     out, err = make_consoles()
     first = conversation.ask("Hello", OutputConfig(), out, err)
     rows: list[int] = []

@@ -71,7 +71,9 @@ def test_the_python_example_of_the_readme(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="a GPU rounds otherwise, and a token at the threshold may go")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="a GPU rounds otherwise, and a token at the threshold may go"
+)
 def test_the_sample_of_the_readme() -> None:
     """What `make run` shows is what the README shows."""
     (prompt,) = re.findall(r"^PROMPT = (.*)$", (ROOT / "Makefile").read_text(), re.M)
@@ -184,7 +186,7 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 # Layers
 
 ORDER = ["errors", "settings", "_version", "config", "sources", "blas", "lattice", "weights", "model", "decode",
-         "report", "api", "batch", "calibrate", "server", "cli"]  # fmt: skip
+         "report", "api", "session", "batch", "calibrate", "bench", "server", "cli"]  # fmt: skip
 # weights stands beside model: it reads model's description of an architecture, model/load.py reads weights
 ALLOWED = {("weights", "model")}
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -18,8 +17,8 @@ from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
-    from tempo_mlx.model.load import LoadedModel
     from tempo_mlx.report.run import Run
+    from tempo_mlx.session import Session
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
 SETTINGS = (
@@ -38,13 +37,15 @@ def chat(flags: dict[str, object], config: ConfigFile = None) -> None:
     Answers end after 512 steps unless --max-tokens says otherwise. Type /reset to begin anew, /exit to end.
     """
     from tempo_mlx.cli.generate import load_with_progress
+    from tempo_mlx.session import Session
 
     given = load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables)
     if not any("max_tokens" in source for source in (given.flags, given.environment, given.file)):
         given = given.with_flags(max_tokens=ANSWER_TOKENS)
     settings, output = given.generation(), given.make(OutputConfig)
     out, err = make_consoles(output.color)
-    conversation = Conversation(load_with_progress(given.make(LoadConfig), err, output.quiet), settings)
+    loaded = load_with_progress(given.make(LoadConfig), err, output.quiet)
+    conversation = Conversation(Session(loaded), settings)
     if sys.stdin.isatty():
         err.print(HELP, style="dim")
     while (text := _read(err)) is not None:
@@ -72,27 +73,23 @@ def _read(err: Console) -> str | None:
 
 @dataclass
 class Conversation:
-    """The messages so far, and the cache of the last prompt, which the next one begins with."""
+    """The messages so far, and the session in which each prompt goes on from the last."""
 
-    loaded: LoadedModel
+    session: Session
     settings: GenerateConfig
     messages: list[dict[str, str]] = field(default_factory=list)
-    _ids: Sequence[int] = ()  # of the prompt in _cache
-    _cache: Any = None
 
     def reset(self) -> None:
         self.messages.clear()
 
     def ask(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
         """Print the answer while it comes, and remember it; Ctrl-C ends it early."""
-        from tempo_mlx.api import encode_chat, stream
+        from tempo_mlx.api import encode_chat
 
         self.messages.append({"role": "user", "content": text})
-        ids = encode_chat(self.loaded, self.messages, self.settings).token_ids
+        prompt = encode_chat(self.session.loaded, self.messages, self.settings)
         with Interrupts() as interrupts:
-            decoding = stream(
-                self.loaded, ids, self.settings, cache=self._prefix(ids), interrupted=interrupts.reason
-            )
+            decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
             printer = RunPrinter(output, out, err, decoding)
             try:
                 for step in decoding:
@@ -101,19 +98,5 @@ class Conversation:
                 printer.stop()
             run = decoding.run()
             printer.finish(run)
-        if decoding.decoder is not None:
-            self._ids, self._cache = ids, decoding.decoder.cache
         self.messages.append({"role": "assistant", "content": run.final_text})
         return run
-
-    def _prefix(self, ids: Sequence[int]) -> Any:
-        """The cache cut back to what `ids` begins with, at most all but the last; None if that is nothing."""
-        pairs = zip(self._ids, ids[:-1], strict=False)
-        shared = next(
-            (n for n, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids) - 1)
-        )
-        cache, self._cache, self._ids = self._cache, None, ()
-        if cache is None or shared == 0:
-            return None
-        cache.truncate(shared)
-        return cache

@@ -28,6 +28,12 @@ def angles(rope: Rope, positions: NDArray[np.int64], length: int) -> tuple[NDArr
     return positions.astype(np.float32)[:, None] * frequencies, factor
 
 
+def follows_length(rope: Rope, length: int) -> bool:
+    """Whether the angles of a text so long depend on how long it is, and not on the position alone."""
+    scaled = rope.long_inverse_frequencies is not None or rope.dynamic_base is not None
+    return scaled and length > (rope.original_max_position_embeddings or length)
+
+
 def rotations(
     ropes: Sequence[Rope], positions: NDArray[np.int64], slot_positions: NDArray[np.int64], head_dim: int
 ) -> list[NDArray[np.complex64]]:

@@ -19,8 +19,8 @@ from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabil
 from tempo_mlx.decode.prefill import CHUNK
 from tempo_mlx.errors import ModelError, RunFileError
 from tempo_mlx.lattice import ATTEND_RULES, Lattice
-from tempo_mlx.model.config import Rope
 from tempo_mlx.model.forward import Model
+from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.fields import Fields
 from tempo_mlx.report.records import RunStep, RunToken
 from tempo_mlx.report.run import Run
@@ -182,7 +182,7 @@ def _logits(dense: DenseRun, model: Model) -> Float32s:
     cache = model.new_cache()
     ends = [len(dense.tokens)]
     longest = int(dense.positions.max()) + 1
-    if any(_follows_length(rope, longest) for rope in model.architecture.ropes) or model.info.get("kv_bits"):
+    if any(follows_length(rope, longest) for rope in model.architecture.ropes) or model.info.get("kv_bits"):
         ends = [*range(CHUNK, dense.set_ends[0], CHUNK), *dense.set_ends]
     parts = []
     start = 0
@@ -195,11 +195,6 @@ def _logits(dense: DenseRun, model: Model) -> Float32s:
         parts.append(out.logits)
         start = end
     return np.concatenate(parts)
-
-
-def _follows_length(rope: Rope, longest: int) -> bool:
-    scaled = rope.long_inverse_frequencies is not None or rope.dynamic_base is not None
-    return scaled and longest > (rope.original_max_position_embeddings or longest)
 
 
 def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:

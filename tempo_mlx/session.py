@@ -1,0 +1,61 @@
+"""A model that remembers its last prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tempo_mlx.api import Prompt, Stream, encode_prompt
+from tempo_mlx.config import GenerateConfig, resolve
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.model.rope import follows_length
+from tempo_mlx.report.run import Run
+
+
+class Session:
+    """Generate from prompts that begin alike, and run what they share only once.
+
+    For a conversation, or for many questions about one text. Runs are what `tempo_mlx.generate` and `stream` give. One
+    thread at a time; a stream begun earlier is not disturbed by the next.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self._ids: Sequence[int] = ()
+        self._cache: Any = loaded.model.new_cache()  # begins with as much of _ids as was run
+
+    def generate(self, prompt: Prompt, **settings: Any) -> Run:
+        """As `tempo_mlx.generate`."""
+        decoding = self.stream(prompt, **settings)
+        for _ in decoding:
+            pass
+        return decoding.run()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        config: GenerateConfig | None = None,
+        *,
+        prune: Any = None,
+        value: Any = None,
+        interrupted: Any = None,
+        **settings: Any,
+    ) -> Stream:
+        """As `tempo_mlx.stream`."""
+        resolved = resolve(settings) if config is None else config
+        encoded = encode_prompt(self.loaded, prompt, resolved)
+        cache = self._prefix(encoded.token_ids)
+        decoding = Stream(self.loaded, encoded, resolved, prune, interrupted, value, cache)
+        self._ids, self._cache = encoded.token_ids, cache
+        return decoding
+
+    def _prefix(self, ids: Sequence[int]) -> Any:
+        """A cache of what is known of these ids, at most all but the last, whose row has the first logits."""
+        length = max(len(ids), len(self._ids))
+        if any(follows_length(rope, length) for rope in self.loaded.model.architecture.ropes):
+            return self.loaded.model.new_cache()
+        pairs = zip(self._ids, ids, strict=False)
+        equal = next((n for n, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids)))
+        cache = self._cache.copy()
+        cache.truncate(max(0, min(equal, len(ids) - 1)))
+        return cache
