@@ -54,6 +54,8 @@ def build_rope(
             raise ModelError(f"The model's rope setting {key} is {value!r}; a positive number is needed.")
         return float(value)
 
+    if head_dim > 4096:
+        raise ModelError(f"The model's head_dim is {head_dim}; at most 4096 are supported.")
     rotated = int(head_dim * get("partial_rotary_factor", 1.0))
     if not 2 <= rotated <= head_dim or rotated % 2 or head_dim % 2:
         raise ModelError(
