@@ -17,6 +17,7 @@ from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
+from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.model.load import LoadedModel, load_model
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
@@ -102,7 +103,7 @@ class Stream(Iterator[Step]):
         if value is not None and config.decoder != "mcts":
             raise ConfigError("A value function has no effect without the mcts decoder; leave it out.")
         self.loaded = loaded
-        self.config = config
+        self.config = with_measured_width(config, loaded.model)
         self.prompt = encode_prompt(loaded, prompt, config)
         self.finish_reason: str | None = None
         self.decoder: Decoder | None = None

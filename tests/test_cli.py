@@ -426,8 +426,10 @@ def test_models(
     assert Path(model).exists()
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
+def test_doctor(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--model", model]) == 0
     text = capsys.readouterr().out
     assert re.search(r"measured +[\d.]+ GFLOP/s", text)
     assert "kernel" in text and "mlx" in text
+    assert re.search(r"1 row [\d.]+ ms; times that: 2 rows [\d.]+,", text)
+    assert re.search(r"--max-parallel-tokens auto +\d+$", text, re.M)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import platform
 import shutil
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from tempo_mlx._version import __version__
 from tempo_mlx.cli.console import make_consoles, print_facts
 from tempo_mlx.cli.models import size
+from tempo_mlx.config import DEFAULT_MODEL, LoadConfig
 
 
-def doctor() -> None:
-    """Report devices, BLAS and its measured speed, versions, the model cache and the attention kernel."""
+def doctor(
+    model: Annotated[
+        str, typer.Option("--model", help="The model whose rows are timed.", metavar="TEXT")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Report versions, devices, BLAS and its speed, the attention kernel, the model cache, and what rows cost."""
     out, _ = make_consoles()
     _section(out, "versions", _versions())
     _section(out, "devices", _devices())
     _section(out, "blas", _blas())
     _section(out, "kernel", _kernel())
     _section(out, "models", _models())
+    _section(out, "rows", _rows(model))
 
 
 def _section(out: Console, title: str, rows: dict[str, str]) -> None:
@@ -90,3 +98,19 @@ def _models() -> dict[str, str]:
     for model in PACKAGED.values():
         rows[model.name] = "present" if model.path.exists() else "not fetched yet: tempo-mlx models pull"
     return rows
+
+
+def _rows(model: str) -> dict[str, str]:
+    """What a pass of k rows costs beside one row: measured now, and kept for `--max-parallel-tokens auto`."""
+    from tempo_mlx.decode.width import affordable, row_costs
+    from tempo_mlx.model.load import load_model
+    from tempo_mlx.weights.registry import PACKAGED
+
+    if model in PACKAGED and not PACKAGED[model].path.exists():
+        return {model: "not measured, as it has not been fetched yet"}
+    costs = row_costs(load_model(LoadConfig(model=model)).model, again=True)
+    ratios = ", ".join(f"{rows} rows {cost / costs[1]:.2f}" for rows, cost in costs.items() if rows > 1)
+    return {
+        model: f"1 row {1000 * costs[1]:.1f} ms; times that: {ratios}",
+        "--max-parallel-tokens auto": str(affordable(costs)),
+    }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.server.completions import complete
 from tempo_mlx.server.decoding import generate
@@ -50,7 +51,7 @@ class Jobs:
     def _decode(
         self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
     ) -> Iterator[Output]:
-        config: GenerateConfig = payload["config"]
+        config: GenerateConfig = with_measured_width(payload["config"], self.loaded.model)
         prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)
         run = generate if kind == "generate" else complete
         try:

@@ -12,6 +12,7 @@ from tempo_mlx.decode.prefill import Interrupted as PromptInterrupted
 from tempo_mlx.decode.pruning import make_rule
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.events import Output, StepEvents
@@ -139,7 +140,7 @@ class Sessions:
         if payload["run"] is not None:
             config, prompt, steps = read_run(payload["run"], loaded.model)
         else:
-            config = payload["config"]
+            config = with_measured_width(payload["config"], loaded.model)
             prompt = read_prompt(loaded, payload, config, self.config.max_prompt_tokens)
         if config.decoder not in DECODERS:
             kinds = " or ".join(DECODERS)

@@ -1,0 +1,80 @@
+"""Speed as a setting (`max_parallel_tokens auto`), and the gate that keeps a step from growing slower."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tempo_mlx
+from tempo_mlx.config import resolve
+from tempo_mlx.decode import width
+from tests import twins
+
+CHEAP = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.5, 16: 1.9}
+LINEAR = {1: 1.0, 2: 1.8, 4: 3.3, 8: 6.1, 16: 12.0}
+FREE = dict.fromkeys(width.ROWS, 1.0)
+DEAR = {1: 1.0, 2: 2.6, 4: 5.0, 8: 9.0, 16: 20.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(width.platformdirs, "user_cache_path", lambda _: tmp_path)
+    return tmp_path / "row-costs.json"
+
+
+@pytest.mark.parametrize(
+    ("costs", "rows"), [(CHEAP, 16), (LINEAR, 2), (FREE, 16), (DEAR, 1), ({1: 1.0, 2: 1.5, 4: 2.5}, 3)]
+)
+def test_the_widest_set_that_costs_at_most_two_rows(costs: dict[int, float], rows: int) -> None:
+    assert width.affordable(costs) == rows
+
+
+def test_rows_are_measured_once_and_kept(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tempo_mlx.load(str(twins.twin("llama"))).model
+    measured = width.row_costs(model)
+    assert sorted(measured) == list(width.ROWS) and all(cost > 0 for cost in measured.values())
+    assert [record.message for record in caplog.records] == [
+        "Measuring once what rows cost on this device; it takes some seconds."
+    ]
+    monkeypatch.setattr(width, "measure", lambda _: CHEAP)
+    assert width.row_costs(model) == measured
+    assert width.row_costs(model, again=True) == CHEAP == width.row_costs(model)
+    other = tempo_mlx.load(str(twins.twin("llama")), dtype="float16").model
+    monkeypatch.setattr(width, "measure", lambda _: LINEAR)
+    assert width.row_costs(other) == LINEAR and width.row_costs(model) == CHEAP  # each for itself
+    for damaged in ("", "[]", '{"x": 3}', json.dumps({"x": {"one": 1}})):
+        store.write_text(damaged)
+        assert width.row_costs(model) == LINEAR
+
+
+def test_measuring_goes_on_without_a_place_to_keep_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.parent.joinpath("file").touch()
+    monkeypatch.setattr(width, "_store", lambda: store.parent / "file" / "row-costs.json")
+    monkeypatch.setattr(width, "measure", lambda _: CHEAP)
+    assert width.row_costs(tempo_mlx.load(str(twins.twin("llama"))).model) == CHEAP
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.001}, {"decoder": "mcts", "mcts_simulations": 2}])
+def test_auto_is_a_number_before_decoding_begins(
+    store: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """And the run's config holds that number, so that it reproduces the run on any device."""
+    monkeypatch.setattr(width, "measure", lambda _: {1: 1.0, 2: 1.5, 4: 2.5})
+    loaded = tempo_mlx.load(str(twins.twin("llama")))
+    run = tempo_mlx.generate(loaded, "the sand", max_tokens=5, max_parallel_tokens="auto", **settings)
+    assert run.config["max_parallel_tokens"] == 3
+    if "decoder" not in settings:
+        assert max(len(step.tokens) for step in run.steps) == 3
+
+
+def test_where_sets_have_one_token_nothing_is_measured(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width, "measure", None)
+    loaded = tempo_mlx.load(str(twins.twin("llama")))
+    config = resolve({"decoder": "plain"}, {"max_parallel_tokens": "auto"})
+    assert width.with_measured_width(config, loaded.model) == config
