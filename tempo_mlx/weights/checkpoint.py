@@ -95,6 +95,10 @@ def open_checkpoint(model: str, *, progress: download.Progress | None = None) ->
 
 def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
     file = read_gguf(path)
+    if file.metadata.get("split.count", 1) != 1:
+        raise ModelError(
+            f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split."
+        )
     config = config_from_gguf(file)
     architecture = architecture_from_config(config)
     interleaved = file.metadata["general.architecture"] in INTERLEAVED_ROPE
