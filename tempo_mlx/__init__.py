@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Session": "session", "Run": "report.run",
     "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "config", "TempoError": "errors",
-    "LoadedModel": "model.load",
+    "LoadedModel": "model.load", "score": "decode.score",
 }  # fmt: skip
 __all__ = list(_HOMES)
 
