@@ -238,7 +238,7 @@ class Stream(Iterator[Step]):
         return self._holds_stop([token.id for token in reading])
 
     def _holds_stop(self, token_ids: Sequence[int]) -> bool:
-        text = self.loaded.tokenizer.decode(token_ids)
+        text = self.loaded.tokenizer.decode(token_ids, continues=True)
         return cut_at_stop(text, self.config.stop) != text
 
 

@@ -36,7 +36,7 @@ class Pieces:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return [int(word[1:]) for word in text.split()]
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: Any, continues: bool = False) -> str:
         return "".join(f" w{i}" for i in ids)
 
     def token_text(self, token_id: int) -> str:

@@ -90,7 +90,9 @@ def layers_of(steps: Sequence[TokenSet[T]]) -> list[Layer[T]]:
             forward: list[dict[int | None, float]] = [
                 {edge.slot: edge.forward for edge in token.parents} for token in members
             ]
-            edges = np.array([[edge.get(before.slot, 0.0) for edge in forward] for before in layers[-1].members])
+            edges = np.array(
+                [[edge.get(before.slot, 0.0) for edge in forward] for before in layers[-1].members]
+            )
         # A probability that underflowed must not cut the only path there is.
         layers.append(Layer(members, np.log(np.maximum(edges, np.finfo(np.float64).tiny)), printed))
     return layers
