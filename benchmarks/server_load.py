@@ -6,7 +6,8 @@
 `load` starts a server and checks: every surviving answer is the one an unloaded server gives with the same seed; no
 place stays taken; memory returns; /health answers within 200 ms (99th percentile) while decoding; a full queue says
 503; and, with --kill, that a worker killed in the middle is replaced within 10 s. `overhead` takes turns between a
-client of the server and the API in this process, prompt by prompt. Loopback only. Prints a table, then one line of JSON.
+client of the server and the API in this process, prompt by prompt. Loopback only. Prints a table, then one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -135,11 +136,18 @@ def watch(url: str, seconds: float, results: Any) -> None:
 
 def memory(served: Served) -> int:
     """Bytes that server and worker hold (Linux)."""
-    total = 0
-    for pid in (served.process.pid, served.health()["worker"]["pid"]):
-        statm = Path(f"/proc/{pid}/statm")
-        total += int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
-    return total
+    return sum(int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") for text in processes(served, "statm"))
+
+
+def cpu_seconds(served: Served) -> float:
+    """Processor time that server and worker have used (Linux)."""
+    fields = [text.rsplit(")", 1)[1].split() for text in processes(served, "stat")]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def processes(served: Served, file: str) -> list[str]:
+    pids = (served.process.pid, served.health()["worker"]["pid"])
+    return [path.read_text() for pid in pids if (path := Path(f"/proc/{pid}/{file}")).exists()]
 
 
 def load(model: str, clients: int, seconds: float, longest: int, kill: bool, warm: float) -> dict[str, Any]:
@@ -176,7 +184,11 @@ def load(model: str, clients: int, seconds: float, longest: int, kill: bool, war
             "answers_compared": len(sample),
             "answers_differing": differing,
             "health_ms": {"median": 1e3 * quantiles[49], "p99": 1e3 * quantiles[98], "asked": len(health)},
-            "memory_mb": {"before": before / 1e6, "after": after / 1e6, "growth": after / before - 1},
+            "memory_mb": {
+                "before": before / 1e6,
+                "after": after / 1e6,
+                "growth": after / before - 1 if before else 0.0,
+            },
             "places_free_after_seconds": freed,
             "recovery_seconds": recovery,
             "steps_per_second": served.metric("tempo_steps_total") / (seconds + warm),
@@ -192,6 +204,7 @@ def overhead(model: str, steps: int, rounds: int) -> dict[str, Any]:
     api: list[float] = []
     server: list[float] = []
     ratios: list[float] = []
+    cpu = {"api": 0.0, "server": 0.0}
     with serving(model, *FLAGS) as served, served.client() as http:
         for index in range(rounds + 1):
             prompt = PROMPTS[index % len(PROMPTS)]
@@ -199,17 +212,21 @@ def overhead(model: str, steps: int, rounds: int) -> dict[str, Any]:
             for way in random.Random(index).sample(("api", "server"), 2):
                 at = None
                 if way == "api":
+                    before = time.process_time()
                     for _ in tempo_mlx.stream(loaded, prompt, **body):
                         now = time.perf_counter()
                         mine += [now - at] if at else []
                         at = now
+                    cpu["api"] += time.process_time() - before if index else 0
                     continue
+                before = cpu_seconds(served)
                 with http.stream("POST", "/generate/stream", json={"prompt": prompt, **body}) as response:
                     for name, _ in events(response.iter_lines()):
                         if name == "step":
                             now = time.perf_counter()
                             theirs += [now - at] if at else []
                             at = now
+                cpu["server"] += cpu_seconds(served) - before if index else 0
             if index:  # the first round warms up
                 api += mine
                 server += theirs
@@ -221,6 +238,9 @@ def overhead(model: str, steps: int, rounds: int) -> dict[str, Any]:
         "server_ms": 1e3 * statistics.median(server),
         "ratio_median_of_rounds": statistics.median(ratios),
         "ratio_range": [low, high],
+        "cpu_ratio": cpu["server"] / cpu["api"]
+        if cpu["server"]
+        else None,  # counts also where others are busy
     }
 
 

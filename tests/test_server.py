@@ -405,7 +405,8 @@ def test_a_bad_start_is_one_sentence(flags: list[str], code: int, sentence: str,
 
 
 def test_environment_names_of_the_original_and_ours_that_beat_them(model: Path, tmp_path: Path) -> None:
-    env = {"MODEL_PATH": "/nonexistent", "TEMPO_MODEL_ALIAS": "mine", "DEVICE": "cpu", "LOG_LEVEL": "error",
+    env = {"TEMPO_LOG_PROMPTS": "yes",
+           "MODEL_PATH": "/nonexistent", "TEMPO_MODEL_ALIAS": "mine", "DEVICE": "cpu", "LOG_LEVEL": "error",
            "TEMPO_LOG_LEVEL": "debug", "API_PORT": "1", "TEMPO_THRESHOLD": "0.25"}  # fmt: skip
     with serving(model, env=env) as served:  # --model and --port beat the environment
         assert served.health()["model"] == "mine"
@@ -415,3 +416,5 @@ def test_environment_names_of_the_original_and_ours_that_beat_them(model: Path, 
             served.post("/generate", {"prompt": "a", "max_tokens": 1}).json()["config"]["threshold"] == 0.25
         )
         assert " info " in served.log
+        served.post("/generate", {"prompt": "for the log", "max_tokens": 1})
+        assert "for the log" in served.log

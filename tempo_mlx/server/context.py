@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.protocol import Kind
 from tempo_mlx.server.schemas import ErrorBody, configuration
 from tempo_mlx.server.settings import ServerConfig, model_name
+
+log = logging.getLogger("tempo_mlx.server")
 
 STATUSES = {
     400: "Malformed, or a prompt that cannot be used.", 401: "The API key is missing or wrong.",
@@ -57,6 +61,9 @@ class Context:
         return configuration(given, self.ambient, self.config.max_tokens_limit, self.config.max_rows_limit)
 
     def submit(self, request: Request, kind: Kind, payload: dict[str, Any]) -> Ticket:
+        if self.config.log_prompts and (payload.get("prompt") or payload.get("messages")):
+            text = json.dumps(payload.get("prompt") or payload.get("messages"))
+            log.info("prompt", extra={"request_id": request_id(request), "prompt": text})
         return self.engine.submit(kind, payload, id=request_id(request), owner=owner(request))
 
 

@@ -123,14 +123,9 @@ def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, A
             if name in given and body.tempo is not None and name in body.model_fields_set:
                 raise refused(f"{name} is given twice; leave it out of tempo.", name)
             given.setdefault(name, value)
-    count, tempered = body.n or 1, given.get("temperature", 1.0) > 0
-    if count > c.config.max_rows_limit:
-        raise refused(f"n is {count}; this server allows up to {c.config.max_rows_limit}.", "n")
-    chosen = bool({"decoder", "preset", "default_mode", "use_mcts", "branches"} & given.keys())
-    if count > 1 and not chosen:
-        given["branches"] = count
-        given.setdefault("branch_choice", "sample" if tempered else "best")
-        given.setdefault("threshold", 0.0)  # as many as were asked for, however certain the model is
+    tempered = given.get("temperature", 1.0) > 0
+    if (body.n or 1) > 1:
+        several(body.n or 1, given, tempered, c.config.max_rows_limit)
     elif not given.keys() - {"temperature", "seed", "stop", "max_tokens", "min_steps", "timeout"}:
         given["decoder"] = "plain"
     if body.top_p is not None and body.top_p < 1 and tempered:
@@ -140,6 +135,23 @@ def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, A
             )
         given.update(decoder="sample", beam_width=1, selection="top-p", top_p=body.top_p)
     return given
+
+
+def several(count: int, given: dict[str, Any], tempered: bool, limit: int) -> None:
+    """The settings under which a decoder gives `count` texts: branches of a tree, unless another was named."""
+    if count > limit:
+        raise refused(f"n is {count}; this server allows up to {limit}.", "n")
+    named = given.get("decoder")
+    if named in ("beam", "diverse-beam", "sample"):
+        width = "beam_width"
+    elif named in (None, "tree") and not {"default_mode", "use_mcts"} & given.keys():
+        given.setdefault("branch_choice", "sample" if tempered else "best")
+        given.setdefault("threshold", 0.0)  # as many as were asked for, however certain the model is
+        width = "branches"
+    else:
+        raise refused("n above 1 needs the decoder tree, beam, diverse-beam or sample.", "n")
+    if given.setdefault(width, count) < count:
+        raise refused(f"n is {count}, but tempo.{width} is {given[width]}.", "n")
 
 
 @dataclass(frozen=True)

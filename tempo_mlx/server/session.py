@@ -159,7 +159,7 @@ class Session:
     def _holds_stop(self, tempo: Tempo) -> bool:
         """Whether the most probable reading holds a stop string."""
         reading = best_path([with_texts(step, self.tokenizer) for step in tempo.steps])
-        text: str = self.tokenizer.decode([token.id for token in reading])
+        text: str = self.tokenizer.decode([token.id for token in reading], continues=True)
         return cut_at_stop(text, self.config.stop) != text
 
     def _advance(self, tempo: Tempo) -> Step:

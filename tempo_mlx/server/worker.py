@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ConfigError, MemoryLimitError, ModelError, PromptError, RunFileError, TempoError
@@ -105,7 +105,7 @@ class Worker:
 
     def handle(self, message: FromServer) -> None:
         if isinstance(message, Submit):
-            job = Job(message.id, len(json.dumps(message.payload, default=str)), iter(()))
+            job = Job(message.id, prompt_size(message.payload), iter(()))
             job.outputs = self.work.start(
                 message.kind, message.payload, message.id, lambda: self.interrupted(job)
             )
@@ -181,6 +181,12 @@ class Worker:
 
     def send(self, message: FromWorker) -> None:
         self.connection.send(message)
+
+
+def prompt_size(payload: Mapping[str, Any]) -> int:
+    """Characters (or tokens) of a request's prompt: shorter prompts may overtake longer ones."""
+    texts = [message["content"] for message in payload.get("messages") or ()]
+    return len(payload.get("prompt") or "") + sum(map(len, texts))
 
 
 def encode(data: object) -> str:
