@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempo_mlx.model.mlx_backend import build
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.mlx_backend import BUFFER_CACHE_BYTES, build
 from tempo_mlx.model.rope import interleave
 from tempo_mlx.weights import open_checkpoint
 
@@ -167,6 +168,12 @@ def test_only_the_logits_asked_for(model: Any) -> None:
 def test_embeddings_are_the_models(model: Any, reference: Any) -> None:
     wanted = reference.get_input_embeddings().weight[[3, 5]].detach().numpy()
     np.testing.assert_allclose(model.embeddings([3, 5]), wanted, atol=1e-6)
+
+
+def test_freed_buffers_are_bounded(path: Path) -> None:
+    mx.set_cache_limit(2**40)
+    build(open_checkpoint(str(path)), "auto", "float32")
+    assert mx.set_cache_limit(BUFFER_CACHE_BYTES) == BUFFER_CACHE_BYTES
 
 
 def test_interleaving_puts_pairs_side_by_side() -> None:

@@ -16,6 +16,9 @@ from tempo_mlx.model.rope import interleave
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint, Tensor
 
+BUFFER_CACHE_BYTES = (
+    512 * 2**20
+)  # freed buffers MLX keeps for reuse; its own bound is nearly all of the memory
 DEQUANTIZE_BELOW_BYTES = (
     1_500_000_000  # of bf16: products of packed weights grow with the rows, bf16 ones hardly
 )
@@ -63,6 +66,7 @@ def build(
     """
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
+    mx.set_cache_limit(BUFFER_CACHE_BYTES)
     float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
     packed = stay_packed if packed is None else packed
     reader = Reader(checkpoint, float_type, packed)
