@@ -178,6 +178,27 @@ def test_n_gives_distinct_branches(client: Any) -> None:
     assert {choice.index for chunk in streamed for choice in chunk.choices} == set(range(5))
 
 
+def test_each_branch_says_why_it_ended(client: Any, loaded: LoadedModel) -> None:
+    """Under a high temperature some branches reach an end of text, and the others the limit."""
+    body = {
+        "model": MODEL,
+        "prompt": "Hello",
+        "max_tokens": 60,
+        "n": 16,
+        "logprobs": 1,
+        "seed": 3,
+        "temperature": 2,
+    }
+    choices = client.completions.create(**body).choices
+    reasons = [choice.finish_reason for choice in choices]
+    assert set(reasons) == {"stop", "length"}
+    for choice in choices:
+        assert (choice.finish_reason == "length") == (len(choice.logprobs.tokens) == 60)
+    stop = max((choice.text for choice in choices), key=len).replace("\0", "")[4:6]
+    stopped = client.completions.create(**body, stop=stop).choices
+    assert any(choice.finish_reason == "stop" for choice in stopped)
+
+
 def test_logprobs_are_the_models(client: Any, loaded: LoadedModel) -> None:
     _, ids, scores = greedy(loaded, "Hello there", 8)
     answer = client.completions.create(

@@ -15,6 +15,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.report.build import cut_at_stop
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.text import Tokenizer, is_shown
@@ -58,7 +59,7 @@ def complete(
         sent += len(tokens)
         yield Output("delta", {**parts.add(piece), "tokens": tokens}, step=step.step, stats=event.stats)
     run = stream.run()
-    choices = read_choices(run, stream.steps, payload["n"], scores)
+    choices = read_choices(run, stream.steps, payload["n"], loaded, scores)
     rest = {**parts.rest(run), "tokens": choices[0]["tokens"][sent:]} if growing else None
     usage = {
         "prompt_tokens": len(prompt.token_ids),
@@ -112,23 +113,33 @@ class Scores:
         }
 
 
-def read_choices(run: Run, steps: Sequence[Step], n: int, scores: Scores | None) -> list[dict[str, Any]]:
+def read_choices(
+    run: Run, steps: Sequence[Step], n: int, loaded: LoadedModel, scores: Scores | None
+) -> list[dict[str, Any]]:
     """Every choice: text, reasoning, finish reason, number of tokens, and their scores where asked for."""
     if run.decoder in SINGLE:
-        ids = [token.id for token in run.best_path()]
-        readings = [(ids, run.final_text)]
+        readings = [([token.id for token in run.best_path()], run.final_text, run.finish_reason == "stop")]
     else:
-        readings = [(list(path.token_ids), path.text) for path in run.paths[:n]] or [([], run.final_text)]
+        paths = [(list(path.token_ids), path.text) for path in run.paths[:n]]
+        readings = [(ids, text, ends(ids, loaded, run.config["stop"])) for ids, text in paths] or [
+            ([], "", False)
+        ]
     return [
         {
             "text": text,
             "reasoning": run.reasoning,
-            "finish_reason": "stop" if run.finish_reason == "stop" else "length",
+            "finish_reason": "stop" if ended else "length",
             "count": len(ids),
             "tokens": [] if scores is None else list(walk(steps, ids, scores)),
         }
-        for ids, text in readings
+        for ids, text, ended in readings
     ]
+
+
+def ends(ids: Sequence[int], loaded: LoadedModel, stop: Sequence[str]) -> bool:
+    """Whether a text of a tree came to its end, by a token or by a stop string."""
+    text = loaded.tokenizer.decode(ids, continues=True) if stop else ""
+    return ids[-1] in loaded.tokenizer.eos_ids or cut_at_stop(text, stop) != text
 
 
 def walk(steps: Sequence[Step], ids: Sequence[int], scores: Scores) -> Iterator[dict[str, Any]]:
