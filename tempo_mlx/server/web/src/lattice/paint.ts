@@ -1,6 +1,6 @@
 /** Draws the lattice through a Painter, so that the canvas, SVG and PNG show the same. */
 
-import type { Lattice, Member } from '../lib/lattice'
+import { mass, type Lattice, type Member } from '../lib/lattice'
 import { endsText, isShown, type Step } from '../lib/run'
 import { label } from '../lib/text'
 import type { Palette } from './colours'
@@ -45,6 +45,8 @@ export interface Scene {
   selected: number | null
   /** shares of the members that the pointed-at or selected member descends from or leads to */
   lineage: ReadonlyMap<number, number> | null
+  /** the step of that member: what leads there is drawn stronger than what follows */
+  focusStep: number
   pinned: ReadonlySet<number>
   /** members that a search found */
   found: ReadonlySet<number> | null
@@ -96,7 +98,7 @@ function paintEdges(painter: Painter, scene: Scene, zoom: number, first: number,
       const flow = lineage && edgeFlow(lineage, child, member, posterior)
       if (flow === 0 && forward < 0.1) continue
       if (flow === null && forward < faintest) continue
-      const strength = flow ? Math.max(flow, 0.15) : forward
+      const strength = flow ? Math.max(flow, 0.1) : forward
       const parent = lattice.members[member]!
       painter.curve(
         layout.x[parent.step]! + layout.width[parent.step]!,
@@ -104,7 +106,7 @@ function paintEdges(painter: Painter, scene: Scene, zoom: number, first: number,
         layout.x[child.step]!,
         layout.top(child.rank) + CELL_HEIGHT / 2,
         {
-          stroke: flow ? palette.ink : palette.line,
+          stroke: flow ? (child.step <= scene.focusStep ? palette.ink : palette.muted) : palette.line,
           width: 0.75 + 2.75 * strength,
           opacity: flow === 0 ? 0.12 : gone || !isShown(parent.token) ? 0.3 : 0.25 + 0.75 * strength,
         },
@@ -142,16 +144,17 @@ function paintHeader(painter: Painter, scene: Scene, zoom: number, step: number)
   const x = layout.x[step]!
   const width = layout.width[step]!
   const top = HEADER - 13
+  const whole = mass(lattice.steps[step]!)
   if (zoom >= TEXT_ZOOM) {
     painter.text(String(step), x, top - 6, { fill: palette.muted, size: 10 })
     const residual = lattice.steps[step]!.residual_probability
-    const rest = residual >= 0.005 ? `${percent(residual)} rest` : ''
+    const rest = residual >= 0.005 ? `${percent(residual / whole)} rest` : ''
     painter.text(rest, x + width, top - 6, { fill: palette.muted, size: 10, align: 'right' })
   }
   painter.rect(x, top, width, 5, { fill: palette.ground, stroke: palette.line, width: 0.75, radius: 1.5 })
   let at = x
   for (const member of lattice.membersOf(step)) {
-    const piece = member.token.probability * width
+    const piece = (member.token.probability / whole) * width
     const shown = isShown(member.token)
     painter.rect(at, top, Math.max(0, piece - 0.75), 5, {
       fill: shown ? palette.ramp(0.25 + 0.75 * member.token.probability) : palette.line,

@@ -194,11 +194,17 @@ export class Lattice {
   }
 }
 
+/** The probability mass of a step: 1, or more where the members of different branches have distributions of their own. */
+export function mass(step: Step): number {
+  return step.tokens.reduce((sum, token) => sum + token.probability, Math.max(0, step.residual_probability))
+}
+
 /** Entropy in bits of a recorded set, its residual mass counted as one more outcome (so a lower bound). */
 export function entropy(step: Step): number {
+  const whole = mass(step)
   let bits = 0
   for (const p of [...step.tokens.map((token) => token.probability), step.residual_probability]) {
-    if (p > 0) bits -= p * Math.log2(p)
+    if (p > 0) bits -= (p / whole) * Math.log2(p / whole)
   }
   return Math.max(0, bits)
 }

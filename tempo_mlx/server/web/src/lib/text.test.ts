@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { capital, run, step, token } from '../testing/runs'
 import { Lattice } from './lattice'
 import type { Run } from './run'
-import { alternatives, joinCharacters, joinSegments, printed, segment, visible, visibleLines } from './text'
+import { alternatives, label, printed, segment, visible, visibleLines } from './text'
 
 const segments = (r: Run) => {
   const lattice = Lattice.of(r)
@@ -29,25 +29,9 @@ describe('inline text', () => {
   })
 })
 
-describe('characters over several tokens', () => {
-  it('are put together at their last token', () => {
-    expect(joinCharacters([' a', '\uFFFD', '\uFFFD', '!'], ' a\u{1F30D}!')).toEqual([' a', '', '\u{1F30D}', '!'])
-    expect(joinCharacters(['\uFFFD', '\uFFFD'], '\u00E9')).toEqual(['', '\u00E9'])
-    expect(joinCharacters([' \uFFFD', '\uFFFD', ' x'], ' \u{1F30D} x')).toEqual(['', ' \u{1F30D}', ' x'])
-  })
-
-  it('stay as they are where the text is another', () => {
-    expect(joinCharacters(['a', '\uFFFD', 'c'], 'b?d')).toEqual(['a', '\uFFFD', 'c'])
-  })
-
-  it('tolerate a dropped first space', () => {
-    expect(joinCharacters([' a', '\uFFFD', '\uFFFD'], 'a\u00E9')).toEqual([' a', '', '\u00E9'])
-  })
-
-  it('are joined in the segments of a run', () => {
-    const parts = run([step(0, [token('\uFFFD', 0.9, 5)]), step(1, [token('\uFFFD', 0.9, 6)])], { text: '\u00E9' })
-    expect(joinSegments(segments(parts), parts.text).map((s) => s.items[0]!.text)).toEqual(['', '\u00E9'])
-  })
+it('names a member that has no text of its own', () => {
+  const parts = run([step(0, [token('', 0.9, 5)]), step(1, [token('\uFFFD', 0.9, 6)])])
+  expect(Lattice.of(parts).members.map(label)).toEqual(['▯', '▯'])
 })
 
 it('makes whitespace and bytes visible', () => {

@@ -1,4 +1,4 @@
-/** Text as people read it: sets inline, whitespace made visible, characters that span several tokens joined. */
+/** Text as people read it: sets inline, whitespace and parts of characters made visible. */
 
 import type { Lattice, Member } from './lattice'
 import { endsText, isShown } from './run'
@@ -61,49 +61,6 @@ function escapeBreaks(text: string): string {
   return text.replaceAll('\n', '\\n').replaceAll('\r', '\\r').replaceAll('\t', '\\t')
 }
 
-/**
- * Pieces that hold parts of characters, read again from the whole text that they make up: the characters go to the
- * last piece of such a stretch, the others become ''. Returned unchanged where the pieces do not make up `full`.
- */
-export function joinCharacters(pieces: readonly string[], full: string): string[] {
-  const result = [...pieces]
-  let at = 0
-  let index = 0
-  while (index < pieces.length) {
-    const piece = pieces[index]!
-    if (!piece.includes(REPLACEMENT)) {
-      if (!full.startsWith(piece, at)) {
-        const trimmed = piece.trimStart() // a tokenizer may drop the space that opens a text
-        if (at !== 0 || !full.startsWith(trimmed)) return [...pieces]
-        at = trimmed.length
-      } else at += piece.length
-      index++
-      continue
-    }
-    let end = index
-    while (end < pieces.length && pieces[end]!.includes(REPLACEMENT)) end++
-    const next = pieces.slice(end).find((text) => text !== '')
-    const stop = next === undefined ? full.length : full.indexOf(next, at)
-    if (stop < 0) return [...pieces]
-    result.fill('', index, end)
-    result[end - 1] = full.slice(at, stop)
-    at = stop
-    index = end
-  }
-  return result
-}
-
-/** The inline text of a finished run, with the characters that its plain stretches spread over several tokens. */
-export function joinSegments(segments: readonly Segment[], text: string): Segment[] {
-  if (!segments.some((s) => s.kind === 'plain' && s.items[0]!.text.includes(REPLACEMENT))) return [...segments]
-  const joined = joinCharacters(segments.map(printed), text)
-  return segments.map((s, i) =>
-    s.kind === 'plain' && s.items[0]!.text !== joined[i]
-      ? { ...s, items: [{ member: s.items[0]!.member, text: joined[i]! }] }
-      : s,
-  )
-}
-
 /** Whitespace and bytes made visible: `·` for a space, `⏎`, `⇥`, `▯` for a part of a character. */
 export function visible(text: string): string {
   return text
@@ -121,8 +78,11 @@ export function visibleLines(text: string): string {
   return visible(text).replaceAll('⏎', '⏎\n')
 }
 
-/** How a member is named where space is short; never empty. */
+/**
+ * How a member is named where space is short; never empty. On the best path a character that spans several tokens is
+ * the text of the last of them, so the others have none.
+ */
 export function label(member: Member): string {
   if (endsText(member.token)) return 'end'
-  return visible(member.token.text) || '∅'
+  return visible(member.token.text) || '▯'
 }

@@ -155,7 +155,9 @@ export class App {
     view.name = nameOf({ prompt: { text: this.prompt } })
     const retry = () => void this.generate()
     await this.work(view, retry, async (id, signal) => {
-      if (!table.session_decoders.includes(String(form.values.decoder))) {
+      // A session has no end, so it reads no paths off; a finished run can still be opened as one.
+      const plain = Number(form.values.paths ?? 0) > 0
+      if (plain || !table.session_decoders.includes(String(form.values.decoder))) {
         await this.watch(view, api.stream('generate/stream', body, id, signal))
         return
       }
@@ -214,6 +216,7 @@ export class App {
       clearTimeout(look)
       this.request = null
       this.activity = { kind: 'idle' }
+      void this.watchHealth()
     }
   }
 

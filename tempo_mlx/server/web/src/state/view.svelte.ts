@@ -3,7 +3,7 @@
 import type { Session, StreamStart, StreamStep } from '../lib/api'
 import { Lattice, type Member } from '../lib/lattice'
 import type { Run } from '../lib/run'
-import { joinSegments, printed, printedBest, segment, type Segment } from '../lib/text'
+import { printed, printedBest, segment, type Segment } from '../lib/text'
 
 let count = 0
 
@@ -67,7 +67,8 @@ export class RunView {
       const known = this.lattice.memberAtSlot(slot)?.token
       if (known) Object.assign(known, { posterior, attention }) // no view but the open ones depends on it
     }
-    this.seconds[this.lattice.length] = stats.step_seconds
+    const first = this.lattice.length === 0 // the prefill has done its work
+    this.seconds[this.lattice.length] = first ? null : stats.step_seconds
     this.touch(this.lattice.length)
     this.lattice.append(step)
     this.frame ||= requestAnimationFrame(() => this.refresh(this.textIsDue()))
@@ -86,7 +87,6 @@ export class RunView {
     this.trace(null, [])
     for (let step = 0; step < run.steps.length; step++) this.stale.add(step)
     this.refresh()
-    this.segments = joinSegments(this.segments, run.text)
     this.selected = chosen && this.find(chosen)
   }
 

@@ -1,0 +1,65 @@
+/** Takes the README's pictures of the web page: `make screenshots`. The real server, the real model. */
+
+import { mkdirSync } from 'node:fs'
+import { launch, openPage, closePage, ROOT } from '../tests/web/browser.mjs'
+import { startServer } from '../tests/web/server.mjs'
+
+const FOLDER = process.argv[2] ?? `${ROOT}docs/images`
+const STORY = {
+  prompt: 'Once upon a time in a distant galaxy',
+  max_tokens: 40,
+  threshold: 0.07,
+  use_retroactive_pruning: true,
+  seed: 42,
+}
+
+const server = await startServer('--model-alias', 'smollm2-135m')
+const browser = await launch()
+mkdirSync(FOLDER, { recursive: true })
+
+const open = (settings, options) =>
+  openPage(browser, `${server.url}/#${new URLSearchParams(settings)}`, { deviceScaleFactor: 1.25, ...options })
+
+async function generate(page) {
+  await page.getByRole('button', { name: 'Generate', exact: true }).click()
+  await page.getByRole('button', { name: /^Undo: |^Export/ }).first().waitFor()
+  await page.locator('button.primary:enabled', { hasText: 'Generate' }).waitFor()
+}
+
+async function shoot(page, name) {
+  await page.mouse.move(0, 0)
+  await page.waitForTimeout(400)
+  await page.screenshot({ path: `${FOLDER}/${name}.png` })
+  await closePage(page)
+}
+
+const run = await open(STORY, { viewport: { width: 1440, height: 900 } })
+await generate(run)
+await run.getByRole('application').focus()
+await run.keyboard.press('Home')
+await run.keyboard.press('Escape')
+await run.evaluate(() => document.activeElement.blur())
+await shoot(run, 'web-run')
+
+const member = await open(STORY, { viewport: { width: 1440, height: 900 }, colorScheme: 'dark' })
+await generate(member)
+await member.locator('.set .t').nth(5).click()
+await member.getByText('What it would say next').waitFor()
+await shoot(member, 'web-member')
+
+const branches = await open(
+  { ...STORY, use_retroactive_pruning: false, preset: 'branches', branches: 4 },
+  { viewport: { width: 1440, height: 900 } },
+)
+await generate(branches)
+await branches.getByRole('radio', { name: /^Branches \(/ }).click()
+await shoot(branches, 'web-branches')
+
+const phone = await open(STORY, { viewport: { width: 380, height: 780 }, deviceScaleFactor: 2 })
+await generate(phone)
+await phone.getByRole('application').scrollIntoViewIfNeeded()
+await phone.evaluate(() => document.querySelector('.runbar').scrollIntoView())
+await shoot(phone, 'web-phone')
+
+await browser.close()
+await server.stop()
