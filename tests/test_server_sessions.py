@@ -186,6 +186,15 @@ def test_an_ending_can_be_branched_to(session: Any) -> None:
     kept.do("continue", steps=1)
 
 
+def test_a_stop_string_ends_a_session(session: Any) -> None:
+    text = session(prompt="Hello", steps=12, threshold=1.0, min_steps=50).state["run"]["final_text"]
+    stop = next(text[i : i + 2] for i in range(3, len(text)) if "\0" not in text[i : i + 2])
+    kept = session(prompt="Hello", steps=30, threshold=1.0, min_steps=50, stop=[stop])
+    assert kept.state["finished"] == kept.state["run"]["finish_reason"] == "stop"
+    assert kept.state["run"]["final_text"] == text[: text.index(stop)]
+    assert "finished" in kept.refused("continue", steps=1)
+
+
 def test_pinned_members_stay(session: Any) -> None:
     free = session(prompt="Once upon", steps=12, **SETTINGS)
     gone = next(t for s in free.steps for t in s["tokens"] if t["removed_after"] is not None)
