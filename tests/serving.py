@@ -70,7 +70,11 @@ def serving(model: Path | str, *flags: str, env: dict[str, str] | None = None) -
     command = [sys.executable, "-m", "tempo_mlx", "serve", "--model", str(model), "--port", "0", *flags]
     with tempfile.TemporaryDirectory() as empty:  # no .env of whoever runs the tests
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, cwd=empty, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=empty,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         )
         assert process.stderr is not None
         lines: list[str] = []

@@ -317,8 +317,9 @@ def test_a_killed_worker_is_replaced_and_everyone_is_told(model: Path) -> None:
         killed = time.monotonic()
         for request in requests:
             name, data = request.last()
-            assert name == "error"
-            assert (data["status"], data["error"]["code"]) == (503, "worker_died")
+            assert name in ("error", "refused")  # the latter where the answer had not begun
+            assert data["error"]["code"] == "worker_died"
+            assert (data["status"] if name == "error" else request.status) == 503
         assert waiting.last()[0] == "run", "a request that had not begun is served by the new worker"
         assert time.monotonic() - killed < 10
         health = served.wait_until(lambda health: health["status"] == "ok")
