@@ -1,0 +1,181 @@
+"""Suites that time whole runs: tempo, pruning, branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tempo_mlx.api import Stream
+from tempo_mlx.bench.contenders import Field, MlxLm, Ours, Transformers
+from tempo_mlx.bench.processes import run_original
+from tempo_mlx.bench.results import Result, Row
+from tempo_mlx.bench.steps import Budget, tokens, weight_bytes
+from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
+from tempo_mlx.config import LoadConfig, resolve
+from tempo_mlx.model.load import LoadedModel
+
+PROMPTS = (
+    "Once upon a time in a distant galaxy",
+    "Photosynthesis is the process by which",
+    "The cat sat on the",
+)
+TEXTS = 5
+
+
+class Decoding:
+    """Runs of one configuration over the prompts: seconds, logical steps and rows of the decoding, without prompts."""
+
+    def __init__(self, loaded: LoadedModel, length: int, **settings: Any) -> None:
+        self.loaded = loaded
+        self.config = resolve({"max_tokens": length, "min_steps": length, **settings})
+        self.steps = self.rows = 0
+
+    def __call__(self) -> float:
+        self.steps = self.rows = 0
+        seconds = 0.0
+        for prompt in PROMPTS:
+            stream = Stream(self.loaded, prompt, self.config)
+            for step in stream:
+                self.steps += 1
+                self.rows += sum(member.slot is not None for member in step.tokens)
+            seconds += stream.timing()["decode_seconds"]
+        return seconds
+
+    def timing(self, whole: Timing) -> Timing:
+        """Of a logical step."""
+        return Timing(tuple(seconds / self.steps for seconds in whole.samples))
+
+
+def tempo(field: Field, budget: Budget, original: Path | None = None) -> Result:
+    """Runs at the defaults, on both backends, and by the original TEMPO where a checkout of it is there."""
+    length = 10 if budget.quick else 40
+    result = Result(
+        "tempo",
+        f"Superposed decoding at the defaults: {len(PROMPTS)} prompts, {length} logical steps each, the decode loop "
+        "and its records included; times are of one logical step.",
+    )
+    decodings = {
+        each.name: Decoding(_as_loaded(field, each), length)
+        for each in field.contenders
+        if isinstance(each, Ours)
+    }
+    cases: dict[str, Callable[[], float]] = dict(decodings)
+    if original is not None:
+        cases["original TEMPO"] = partial(run_original, original, field.directory, PROMPTS, length)
+    else:
+        result.notes.append("The original TEMPO is left out: name a checkout of it with --original.")
+    timings = interleaved(cases, budget.rounds(8), warm_up=False)
+    ours = decodings[field.ours.name]
+    reference = "original TEMPO" if original is not None else field.ours.name
+    base = _per_step(reference, timings, decodings, length)
+    for name in cases:
+        timing = _per_step(name, timings, decodings, length)
+        result.rows.append(
+            Row.of("one logical step", name, timing, None if name == reference else (reference, base))
+        )
+    width = ours.rows / ours.steps
+    result.notes.append(
+        f"tempo-mlx runs all members of a set, {width:.2f} rows a step here; the original runs one row."
+    )
+    step = ours.timing(timings[field.ours.name]).quartile
+    result.notes.append(f"That is {1 / step:.1f} logical steps and {width / step:.1f} rows a second.")
+    if original is not None:
+        result.goal("one logical step, times the original's", step / base.quartile, 1.0)
+        result.goal("one row, times the original's", step / width / base.quartile, 0.5)
+    _step_floor(result, field, budget)
+    return result
+
+
+def pruning(field: Field, budget: Budget) -> Result:
+    """What retroactive pruning costs, and what it saves."""
+    length = 10 if budget.quick else 40
+    result = Result("pruning", "One logical step at the defaults, with nothing removed and with each signal.")
+    arms: dict[str, dict[str, Any]] = {
+        "off": {},
+        "posterior": {"use_retroactive_pruning": True},
+        "attention": {"use_retroactive_pruning": True, "pruning_signal": "attention"},
+    }
+    decodings = {name: Decoding(field.loaded, length, **settings) for name, settings in arms.items()}
+    timings = interleaved(decodings, budget.rounds(8), warm_up=False)
+    steps = {name: decoding.timing(timings[name]) for name, decoding in decodings.items()}
+    for name, decoding in decodings.items():
+        beside = None if name == "off" else ("off", steps["off"])
+        case = f"{name} ({decoding.rows / decoding.steps:.2f} rows a step)"
+        result.rows.append(Row.of(case, field.ours.name, steps[name], beside))
+    _step_floor(result, field, budget)
+    return result
+
+
+def branches(field: Field, budget: Budget) -> Result:
+    """Several texts of one prompt."""
+    length = 12 if budget.quick else 48
+    result = Result(
+        "branches",
+        f"{TEXTS} texts of {length} tokens each, continuations of one prompt of 32 tokens, prompt included.",
+    )
+    ids = tokens(field, 32)
+
+    def ours(**settings: Any) -> Callable[[], float]:
+        config = resolve({"max_tokens": length, "min_steps": length, **settings})
+        return partial(stopwatch, lambda: list(Stream(field.loaded, ids, config)))
+
+    plain = ours(decoder="plain", temperature=0.0)
+    cases: dict[str, Callable[[], float]] = {
+        f"{TEXTS} branches, one cache": ours(branches=TEXTS, merge_length=0),
+        "one greedy text": plain,
+        f"{TEXTS} samples, one cache": ours(decoder="sample", beam_width=TEXTS),
+    }
+    owners = dict.fromkeys(cases, field.ours.name)
+    if isinstance(peer := field.named("mlx-lm"), MlxLm):
+        name = f"batch of {TEXTS} (mlx-lm)"
+        cases[name] = partial(stopwatch, partial(_mlx_lm_batch, peer, ids, length))
+        owners[name] = "mlx-lm"
+    if isinstance(other := field.named("transformers"), Transformers):
+        for kind, settings in (
+            ("samples", {"do_sample": True, "top_k": 0}),
+            ("beams", {"num_beams": TEXTS, "do_sample": False}),
+        ):
+            name = f"{TEXTS} {kind} (transformers)"
+            cases[name] = partial(stopwatch, partial(_transformers_texts, other, ids, length, settings))
+            owners[name] = "transformers"
+    timings = interleaved(cases, budget.rounds(6), warm_up=False)
+    for name, timing in timings.items():
+        beside = None if name == "one greedy text" else ("one text", timings["one greedy text"])
+        result.rows.append(Row.of(name, owners[name], timing, beside))
+    return result
+
+
+def _per_step(name: str, timings: dict[str, Timing], decodings: dict[str, Decoding], length: int) -> Timing:
+    if name in decodings:
+        return decodings[name].timing(timings[name])
+    return Timing(tuple(seconds / (length * len(PROMPTS)) for seconds in timings[name].samples))
+
+
+def _as_loaded(field: Field, contender: Ours) -> LoadedModel:
+    return LoadedModel(contender.model, field.loaded.tokenizer, LoadConfig())
+
+
+def _step_floor(result: Result, field: Field, budget: Budget) -> None:
+    size = weight_bytes(field.loaded.model)
+    result.floor = 1e3 * size / budget.bandwidth
+    result.floor_is = f"{size / 1e6:.0f} MB of weights, read once at {budget.bandwidth / 1e9:.1f} GB/s"
+
+
+def _mlx_lm_batch(peer: MlxLm, ids: list[int], length: int) -> None:
+    from mlx_lm import batch_generate
+
+    texts = SimpleNamespace(eos_token_ids=[], decode=lambda ids: "")
+    batch_generate(peer.model, texts, [ids] * TEXTS, max_tokens=length)
+
+
+def _transformers_texts(peer: Transformers, ids: list[int], length: int, settings: dict[str, Any]) -> None:
+    import torch
+
+    with torch.inference_mode():
+        peer.model.generate(
+            torch.tensor([ids], device=peer.model.device),
+            num_return_sequences=TEXTS, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **settings,
+        )  # fmt: skip

@@ -1,0 +1,66 @@
+"""The page a benchmark writes: every table, every floor, every goal, missed ones included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tempo_mlx.bench.results import COLUMNS, Result, cells, floor_line, markdown_table
+
+
+def page(
+    path: Path,
+    results: Sequence[Result],
+    environment: Mapping[str, Any],
+    load_averages: Sequence[float | None],
+    command: str,
+    plots: Mapping[str, Path],
+    equal: Mapping[str, float],
+) -> str:
+    """Markdown, to be kept in the repository or attached to an issue."""
+    known = [load for load in load_averages if load is not None]
+    loads = f"{min(known):.2f} to {max(known):.2f}" if known else "unknown"
+    differences = ", ".join(f"{name} {size:.1e}" for name, size in equal.items()) or "nobody else took part"
+    parts = [
+        "# Speed",
+        f"Written by `{command}`; not edited. Times are lower quartiles of interleaved runs in one process (load, "
+        "memory and startup: one process a run), after warm-up; spread is the distance between the quartiles over the "
+        "median. Load average while measuring: " + loads + ".",
+        f"Equal work was checked first; largest difference of a logit to tempo-mlx: {differences}.",
+        markdown_table(
+            ("what", "value"),
+            [(name, str(value)) for name, value in environment.items() if value is not None],
+        ),
+    ]
+    goals = [(result.suite, goal) for result in results for goal in result.goals]
+    if goals:
+        parts += [
+            "## Goals",
+            "The bounds are for the reference machine (2 cores, Linux, float32); elsewhere they are for orientation.",
+            markdown_table(
+                ("suite", "what", "measured", "at most", "holds"),
+                [
+                    (
+                        suite,
+                        goal.what,
+                        f"{goal.value:.2f}",
+                        f"{goal.bound:g}",
+                        "yes" if goal.holds else "**no**",
+                    )
+                    for suite, goal in goals
+                ],
+            ),
+        ]
+    for result in results:
+        parts += [
+            f"## {result.suite}",
+            result.about,
+            markdown_table(COLUMNS, [cells(row) for row in result.rows]),
+        ]
+        parts += [line for line in (floor_line(result), *result.notes) if line]
+        if result.suite in plots:
+            target = os.path.relpath(plots[result.suite], path.resolve().parent)
+            parts.append(f"![{result.suite}]({Path(target).as_posix()})")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,148 @@
+"""Suites that need a process of their own for every run: load, memory, startup; and the original TEMPO."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tempo_mlx import blas
+from tempo_mlx.bench.contenders import Field
+from tempo_mlx.bench.results import Result, Row
+from tempo_mlx.bench.steps import Budget, weight_bytes
+from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
+from tempo_mlx.errors import BackendError
+
+TASKS = {"tempo-mlx": "tempo_mlx", "mlx-lm": "mlx_lm", "transformers": "transformers"}
+PROMPT = "Once upon a time"
+
+
+def load(field: Field, budget: Budget) -> Result:
+    """From files to a model that could run."""
+    result = Result(
+        "load",
+        "From files (which the system has in memory) to a model that could run, in a new process after all imports: "
+        "tempo-mlx from the checkpoint as it is, the others from what `tempo-mlx convert` makes of it in the numbers "
+        "that are computed with.",
+    )
+    timings = _in_turns(field, "load", "seconds", budget.processes(8))
+    _add(result, "load", timings)
+    result.goal("load, times mlx-lm's", _ratio(timings), 1.5)
+    return result
+
+
+def memory(field: Field, budget: Budget) -> Result:
+    """The most memory at any time: load, 512 tokens of prompt, 32 steps."""
+    result = Result(
+        "memory", "Peak memory of a process that loads, runs a prompt of 512 tokens, and 32 steps."
+    )
+    timings = _in_turns(field, "memory", "peak", budget.processes(4))
+    for name, timing in timings.items():
+        sizes = Timing(tuple(size / 1e9 for size in timing.samples))  # MB, as Row counts thousandths
+        base = (
+            Timing(tuple(size / 1e9 for size in timings["mlx-lm"].samples)) if "mlx-lm" in timings else None
+        )
+        beside = None if base is None or name == "mlx-lm" else ("mlx-lm", base)
+        row = Row.of("load, 512 tokens, 32 steps", name, sizes, beside)
+        result.rows.append(Row(**{**row.__dict__, "unit": "MB"}))
+    result.goal("peak memory, times mlx-lm's", _ratio(timings), 1.05)
+    result.floor = weight_bytes(field.loaded.model) / 1e6
+    result.floor_is = "the weights"
+    return result
+
+
+def startup(field: Field, budget: Budget) -> Result:
+    """The command lines of tempo-mlx and mlx-lm, until one token is printed."""
+    result = Result(
+        "startup",
+        "A new process of each command line, until it has printed one greedy token and ended; tempo-mlx from the "
+        "checkpoint as it is, mlx-lm from the converted directory on the same BLAS.",
+    )
+    model = field.loaded.config.model
+    commands = {
+        "tempo-mlx": [
+            *(
+                "-m",
+                "tempo_mlx",
+                "generate",
+                PROMPT,
+                "--model",
+                model,
+                "--decoder",
+                "plain",
+                "--temperature",
+                "0",
+            ),
+            *("--max-tokens", "1", "--quiet"),
+        ],
+    }
+    if field.named("mlx-lm") is not None:
+        commands["mlx-lm"] = [
+            *("-m", "mlx_lm", "generate", "--model", str(field.directory), "--prompt", PROMPT),
+            *("--ignore-chat-template", "--max-tokens", "1", "--temp", "0"),
+        ]
+    cases: dict[str, Callable[[], float]] = {
+        name: partial(stopwatch, partial(_run, command, with_blas=name == "mlx-lm"))
+        for name, command in commands.items()
+    }
+    timings = interleaved(cases, budget.processes(8), warm_up=False)
+    _add(result, "process to first token", timings)
+    result.goal("start to first token, times mlx-lm's", _ratio(timings), 1.0)
+    return result
+
+
+def run_original(checkout: Path, directory: Path, prompts: Sequence[str], length: int) -> float:
+    """Seconds the original TEMPO needs to decode these prompts, by its own count; loading not included."""
+    done = _run(
+        [str(Path(__file__).with_name("original.py")), str(checkout), str(directory), str(length), *prompts]
+    )
+    return float(done.splitlines()[-1])
+
+
+def _in_turns(field: Field, task: str, quantity: str, rounds: int) -> dict[str, Timing]:
+    cases: dict[str, Callable[[], float]] = {}
+    for each in field.contenders:
+        if each.name in TASKS:
+            model = field.loaded.config.model if each.name == "tempo-mlx" else str(field.directory)
+            command = [
+                "-m",
+                "tempo_mlx.bench.child",
+                task,
+                TASKS[each.name],
+                model,
+                field.loaded.model.info["dtype"],
+            ]
+            cases[each.name] = partial(_told, command, quantity)
+    return interleaved(cases, rounds, warm_up=False)
+
+
+def _told(command: Sequence[str], quantity: str) -> float:
+    return float(json.loads(_run(command).splitlines()[-1])[quantity])
+
+
+def _run(arguments: Sequence[str], with_blas: bool = False) -> str:
+    """The standard output of a Python process. with_blas: give it the BLAS that tempo-mlx loads by itself."""
+    path = blas.ensure().path if with_blas else None
+    environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false"} | ({"LD_PRELOAD": path} if path else {})
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise BackendError(f"A process of the benchmark failed ({' '.join(arguments[:4])}): {last}")
+    return done.stdout
+
+
+def _add(result: Result, case: str, timings: dict[str, Timing]) -> None:
+    for name, timing in timings.items():
+        beside = ("mlx-lm", timings["mlx-lm"]) if "mlx-lm" in timings and name != "mlx-lm" else None
+        result.rows.append(Row.of(case, name, timing, beside))
+
+
+def _ratio(timings: dict[str, Any]) -> float | None:
+    return timings["tempo-mlx"].quartile / timings["mlx-lm"].quartile if "mlx-lm" in timings else None

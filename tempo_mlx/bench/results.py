@@ -1,0 +1,112 @@
+"""What a suite found: rows for a table, for one line of JSON each, and for the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tempo_mlx.bench.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one case. value: the lower quartile, in `unit`. ratio: to `reference` of the same case."""
+
+    case: str
+    contender: str
+    unit: str
+    value: float
+    median: float
+    spread: float
+    runs: int
+    ratio: float | None = None
+    reference: str | None = None
+
+    @classmethod
+    def of(cls, case: str, contender: str, timing: Timing, beside: tuple[str, Timing] | None = None) -> Row:
+        """Milliseconds; `beside` names what the ratio is to."""
+        return cls(
+            case,
+            contender,
+            "ms",
+            timing.quartile * 1e3,
+            timing.median * 1e3,
+            timing.spread,
+            len(timing.samples),
+            None if beside is None else timing.quartile / beside[1].quartile,
+            None if beside is None else beside[0],
+        )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of merit held against the bound the project set itself on the reference machine."""
+
+    what: str
+    value: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bound
+
+
+@dataclass
+class Result:
+    """One suite. floor: the least a case could take, in the rows' unit, with the reason in words."""
+
+    suite: str
+    about: str
+    rows: list[Row] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+    floor: float | None = None
+    floor_is: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, case: str, contender: str) -> float | None:
+        return next((row.value for row in self.rows if (row.case, row.contender) == (case, contender)), None)
+
+    def goal(self, what: str, value: float | None, bound: float) -> None:
+        """Hold a figure against its bound, where it was measured."""
+        if value is not None:
+            self.goals.append(Goal(what, value, bound))
+
+
+COLUMNS = ("case", "contender", "lower quartile", "median", "spread", "ratio")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, in the order of COLUMNS."""
+    digits = 0 if row.value >= 1000 else 1 if row.value >= 10 else 2
+    value, median = (f"{number:.{digits}f} {row.unit}" for number in (row.value, row.median))
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f} x {row.reference}"
+    return row.case, row.contender, value, median, f"{row.spread:.0%}", ratio
+
+
+def floor_line(result: Result) -> str | None:
+    if result.floor is None:
+        return None
+    return f"Floor: {result.floor:.1f} {result.rows[0].unit if result.rows else 'ms'} ({result.floor_is})."
+
+
+def to_json(result: Result, environment: Mapping[str, Any]) -> list[str]:
+    """One line a row, complete in itself."""
+    shared = {"floor": result.floor, "environment": dict(environment)}
+    return [json.dumps({"benchmark": result.suite, **asdict(row), **shared}) for row in result.rows]
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be, whatever the terminal is."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (header, *rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

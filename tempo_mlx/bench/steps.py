@@ -1,0 +1,226 @@
+"""Suites that time single passes: decode, rows, context, prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tempo_mlx.bench.contenders import Field
+from tempo_mlx.bench.results import Result, Row
+from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.linear import Concatenated, QuantizedLinear
+from tempo_mlx.model.transformer import Transformer
+
+PROMPT = 128  # slots below the rows, where nothing else is said; contexts under 256 tokens are not for this
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+LENGTHS = (512, 2000, 8000)
+PROMPTS = (128, 512, 2048)
+MLX_LM = "mlx-lm"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to measure. bandwidth: bytes a second; gflops: of a large float32 product."""
+
+    quick: bool
+    bandwidth: float
+    gflops: float
+
+    def rounds(self, many: int) -> int:
+        return max(2, many // 4) if self.quick else many
+
+    def processes(self, many: int) -> int:
+        """Rounds where each run is a process."""
+        return 1 if self.quick else many
+
+
+def decode(field: Field, budget: Budget) -> Result:
+    """One row on a short prompt: the step of ordinary decoding."""
+    result = Result("decode", f"One row on top of {PROMPT} slots: the step of ordinary decoding.")
+    timings = _one_row(field, tokens(field, PROMPT), budget.rounds(12))
+    _add(result, "1 row", timings)
+    _floor(result, field, budget)
+    result.goal("one row, times mlx-lm's step", _ratio(timings, field.ours.name, MLX_LM), 0.95)
+    result.goal(
+        "one row, times the floor", timings[field.ours.name].quartile * 1e3 / (result.floor or 1), 1.5
+    )
+    return result
+
+
+def rows(field: Field, budget: Budget) -> Result:
+    """What k rows cost beside one, how much of that is products, and what attention mass adds."""
+    result = Result(
+        "rows",
+        f"A pass of k rows on top of {PROMPT} slots. Ours are the members of one set on one cache; the others' are a "
+        "batch of k sequences, which is how they would hold k alternatives. `products alone`: the same matrix "
+        "products without anything between them.",
+    )
+    ours, ids = field.ours, tokens(field, PROMPT)
+    state = ours.start(ids)[0]
+    widths = (1, 2, 4, 8) if budget.quick else WIDTHS
+    cases: dict[str, Callable[[], float]] = {}
+    for width in widths:
+        few = tokens(field, width)
+        cases[f"{width}"] = partial(stopwatch, partial(ours.rows, state, few))
+        if width in (1, 8):
+            with_mass = partial(ours.rows, state, few, attention=True)
+            cases[f"{width} with attention mass"] = partial(stopwatch, with_mass)
+        if isinstance(ours.model, Transformer):
+            cases[f"{width} products alone"] = partial(stopwatch, Products(ours.model, width))
+    timings = interleaved(cases, budget.rounds(12), repeats=2)
+    one = ("1 row", timings["1"])
+    for width in widths:
+        plural = "row" if width == 1 else "rows"
+        result.rows.append(Row.of(f"{width} {plural}", ours.name, timings[f"{width}"], one))
+        for kind in ("with attention mass", "products alone"):
+            if (timing := timings.get(f"{width} {kind}")) is not None:
+                beside = (f"{width} {plural}", timings[f"{width}"])
+                result.rows.append(Row.of(f"{width} {plural}, {kind}", ours.name, timing, beside))
+    for other in field.contenders[1:]:
+        batches: dict[str, Callable[[], float]] = {}
+        for width in (1, 2, 4, 8):
+            batch = other.start(ids, copies=width)[0]
+            name = "1 row" if width == 1 else f"{width} rows"
+            batches[name] = partial(stopwatch, partial(other.rows, batch, tokens(field, width)))
+        several = interleaved(batches, budget.rounds(6), repeats=2)
+        for name, timing in several.items():
+            result.rows.append(Row.of(name, other.name, timing, ("1 row", several["1 row"])))
+    _floor(result, field, budget)
+    for width, bound in ((2, 1.2), (4, 1.5), (8, 1.8)):
+        result.goal(
+            f"k = {width}, times one row", timings[f"{width}"].quartile / timings["1"].quartile, bound
+        )
+    for width in (1, 8):
+        whole = timings[f"{width}"].quartile
+        if f"{width} products alone" in timings:
+            outside = 1 - timings[f"{width} products alone"].quartile / whole
+            result.goal(f"k = {width}, share outside the products", outside, 0.25)
+        result.goal(
+            f"k = {width}, attention mass on / off",
+            timings[f"{width} with attention mass"].quartile / whole,
+            1.08,
+        )
+    return result
+
+
+def context(field: Field, budget: Budget) -> Result:
+    """One row on longer and longer prompts."""
+    limit = field.loaded.model.architecture.max_position_embeddings
+    lengths = [length for length in (LENGTHS[:2] if budget.quick else LENGTHS) if length < limit]
+    lengths = lengths or [limit // 2]
+    result = Result("context", "One row on top of so many slots.")
+    ratios: dict[int, float | None] = {}
+    for length in lengths:
+        timings = _one_row(field, tokens(field, length), budget.rounds(10))
+        _add(result, f"{length} slots", timings)
+        ratios[length] = _ratio(timings, field.ours.name, MLX_LM)
+    _floor(result, field, budget, slots=lengths[-1])
+    first = ratios[lengths[0]]
+    for length in lengths[1:]:
+        ratio = ratios[length]
+        if ratio is not None and first is not None:
+            result.goal(f"ratio to mlx-lm at {length} slots, over that at {lengths[0]}", ratio / first, 1.05)
+    return result
+
+
+def prefill(field: Field, budget: Budget) -> Result:
+    """From token ids to the first distribution."""
+    limit = field.loaded.model.architecture.max_position_embeddings
+    lengths = [length for length in (PROMPTS[:2] if budget.quick else PROMPTS) if length < limit]
+    lengths = lengths or [limit // 2]
+    result = Result("prefill", "Running a prompt: from token ids to the first logits.")
+    for length in lengths:
+        ids = tokens(field, length)
+        cases: dict[str, Callable[[], float]] = {
+            each.name: partial(stopwatch, partial(each.start, ids)) for each in field.contenders
+        }
+        timings = interleaved(cases, budget.rounds(8), warm_up=length <= 512)
+        _add(result, f"{length} tokens", timings)
+        if length == 512:
+            result.goal("512 tokens, times mlx-lm's", _ratio(timings, field.ours.name, MLX_LM), 1.0)
+    work = 2 * lengths[0] * (weight_bytes(field.loaded.model) / _width(field))
+    result.floor = max(work / budget.gflops / 1e6, 1e3 * weight_bytes(field.loaded.model) / budget.bandwidth)
+    result.floor_is = (
+        f"{lengths[0]} tokens: the products' additions and multiplications at {budget.gflops:.0f} GFLOP/s"
+    )
+    return result
+
+
+class Products:
+    """Every matrix product of a pass of k rows, and nothing else."""
+
+    def __init__(self, model: Transformer, rows: int) -> None:
+        self.linears = linears(model)
+        a = model.architecture
+        widths = {a.hidden_size, a.intermediate_size, a.num_attention_heads * a.head_dim}
+        self.inputs = {width: mx.random.normal((rows, width)).astype(model.dtype) for width in widths}
+        mx.eval(list(self.inputs.values()))
+        self.of = [self.inputs[_inputs(linear)] for linear in self.linears]
+
+    def __call__(self) -> None:
+        mx.eval([linear(x) for linear, x in zip(self.linears, self.of, strict=True)])
+
+
+def linears(model: Transformer) -> list[Any]:
+    blocks = [each for b in model.blocks for each in (b.qkv, b.output, b.gate_up, b.down)]
+    return [*blocks, model.head]
+
+
+def _inputs(linear: Any) -> int:
+    first = linear.parts[0] if isinstance(linear, Concatenated) else linear
+    if isinstance(first, QuantizedLinear):
+        return int(first.scales.shape[1] * first.group_size)
+    return int(first.weight.shape[1])
+
+
+def weight_bytes(model: Any) -> int:
+    """What one step reads of the weights; an embedding that is not the head is read a row at a time."""
+    return sum(int(array.nbytes) for linear in linears(model) for array in linear.arrays())
+
+
+def tokens(field: Field, count: int) -> list[int]:
+    """Ordinary token ids, the same every time."""
+    vocabulary = field.loaded.model.architecture.vocab_size
+    return [
+        int(i) for i in np.random.default_rng(7).integers(vocabulary // 50, vocabulary * 9 // 10, size=count)
+    ]
+
+
+def _one_row(field: Field, ids: Sequence[int], rounds: int) -> dict[str, Timing]:
+    """Every contender's step of one row on top of these ids."""
+    cases: dict[str, Callable[[], float]] = {}
+    for each in field.contenders:
+        cases[each.name] = partial(stopwatch, partial(each.rows, each.start(ids)[0], tokens(field, 1)))
+    return interleaved(cases, rounds, repeats=3)
+
+
+def _add(result: Result, case: str, timings: dict[str, Timing]) -> None:
+    reference = MLX_LM if MLX_LM in timings else next(iter(timings))
+    for name, timing in timings.items():
+        result.rows.append(
+            Row.of(case, name, timing, None if name == reference else (reference, timings[reference]))
+        )
+
+
+def _ratio(timings: dict[str, Timing], one: str, other: str) -> float | None:
+    return timings[one].quartile / timings[other].quartile if other in timings else None
+
+
+def _floor(result: Result, field: Field, budget: Budget, slots: int = PROMPT) -> None:
+    model = field.loaded.model
+    a = model.architecture
+    cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * slots * _width(field)
+    size = weight_bytes(model) + cache
+    result.floor = 1e3 * size / budget.bandwidth
+    result.floor_is = (
+        f"{size / 1e6:.0f} MB of weights and {slots} slots, read once at {budget.bandwidth / 1e9:.1f} GB/s"
+    )
+
+
+def _width(field: Field) -> int:
+    return 4 if field.loaded.model.info["dtype"] == "float32" else 2

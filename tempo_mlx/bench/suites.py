@@ -1,0 +1,48 @@
+"""All suites, and one benchmark of any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from tempo_mlx import blas
+from tempo_mlx.bench import generation, processes, steps
+from tempo_mlx.bench.contenders import Field
+from tempo_mlx.bench.machine import read_bandwidth
+from tempo_mlx.bench.results import Result
+from tempo_mlx.bench.steps import Budget
+from tempo_mlx.errors import ConfigError
+
+Suite = Callable[[Field, Budget], Result]
+SUITES: dict[str, Suite] = {
+    "decode": steps.decode,
+    "rows": steps.rows,
+    "context": steps.context,
+    "prefill": steps.prefill,
+    "tempo": generation.tempo,
+    "pruning": generation.pruning,
+    "branches": generation.branches,
+    "load": processes.load,
+    "memory": processes.memory,
+    "startup": processes.startup,
+}
+
+
+def choose(names: Sequence[str]) -> list[str]:
+    """The suites asked for (a name may hold several, with commas), all without any. Raises ConfigError."""
+    wanted = [name.strip() for each in names for name in each.split(",") if name.strip()]
+    for name in wanted:
+        if name not in SUITES:
+            raise ConfigError(f"{name} is no suite; choose of {', '.join(SUITES)}.")
+    return [name for name in SUITES if not wanted or name in wanted]
+
+
+def measure(
+    field: Field, names: Sequence[str], *, quick: bool, original: Path | None = None
+) -> Iterator[Result]:
+    """The results of these suites, one after the other."""
+    budget = Budget(quick, read_bandwidth(), blas.measure_gflops())
+    for name in names:
+        suite = partial(generation.tempo, original=original) if name == "tempo" else SUITES[name]
+        yield suite(field, budget)

@@ -1,0 +1,57 @@
+"""Cases that take turns, so that a busy moment of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SETTLE = 0.04  # seconds: OpenBLAS's helper threads spin about so long after a product, on cores that the next needs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of many runs of one case. The lower quartile is what is compared: noise only ever adds."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def quartile(self) -> float:
+        return float(np.quantile(self.samples, 0.25))
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.samples))
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles, as a share of the median."""
+        low, high = np.quantile(self.samples, [0.25, 0.75])
+        return float((high - low) / self.median)
+
+
+def stopwatch(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], float]], rounds: int, *, repeats: int = 1, warm_up: bool = True
+) -> dict[str, Timing]:
+    """Run each case `rounds` times `repeats`, in turns; a case returns the seconds it took.
+
+    Every turn begins with a pause and, with `warm_up`, a run that is not counted: what ran before has filled the
+    caches with its own weights.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            time.sleep(SETTLE)
+            if warm_up:
+                case()
+            samples[name] += [case() for _ in range(repeats)]
+    return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}

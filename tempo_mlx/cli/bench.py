@@ -1,0 +1,103 @@
+"""`tempo-mlx bench`: speed beside mlx-lm and transformers, on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.config import DEFAULT_MODEL, LoadConfig
+
+if TYPE_CHECKING:
+    from tempo_mlx.bench.results import Result
+
+DIRECTORY = Path("benchmarks") / "results"
+
+
+def bench(
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A suite, or several with commas: decode, rows, context, prefill, tempo, pruning, branches, load, "
+            "memory, startup. All without one."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and shorter texts.")] = False,
+    model: Annotated[str, typer.Option(help="The model, as for generate.")] = DEFAULT_MODEL,
+    dtype: Annotated[str, typer.Option(help="Number format, as for generate.")] = "auto",
+    contender: Annotated[
+        list[str] | None,
+        typer.Option(help="Beside whom: 'tempo-mlx (torch)', mlx-lm, transformers. All without one."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where results, plots and the page go.", metavar="DIRECTORY")
+    ] = DIRECTORY,
+    page: Annotated[
+        Path | None, typer.Option(help="The page's own place, instead of speed.md beside the results.")
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(help="A checkout of the original TEMPO, to compare with.", metavar="DIRECTORY"),
+    ] = None,
+) -> None:
+    """Measure speed beside mlx-lm and transformers with the same weights, and write a page about it.
+
+    Tables and JSON lines go to stdout. Let nothing else run meanwhile.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads sleep, so that cores are free
+    from tempo_mlx.bench import plots
+    from tempo_mlx.bench.contenders import NAMES, check_equal, line_up
+    from tempo_mlx.bench.machine import QUIET, environment, load_average
+    from tempo_mlx.bench.page import page as write
+    from tempo_mlx.bench.results import to_json
+    from tempo_mlx.bench.steps import tokens
+    from tempo_mlx.bench.suites import choose, measure
+    from tempo_mlx.report.files import write_atomic
+
+    out, err = make_consoles()
+    names = choose(suite or [])
+    loads = [load_average()]
+    if loads[0] is not None and loads[0] > QUIET:
+        err.print(
+            f"Note: the load average is {loads[0]:.1f}; with other work on the machine times mean little."
+        )
+    config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
+    with line_up(config, contender or NAMES, err.print) as field:
+        equal = check_equal(field, tokens(field, 24))
+        facts = environment(dict(field.loaded.model.info))
+        results = []
+        for result in measure(field, names, quick=quick, original=original):
+            results.append(result)
+            loads.append(load_average())
+            show(out, result)
+            for line in to_json(result, facts):
+                out.print(line, soft_wrap=True)
+    output.mkdir(parents=True, exist_ok=True)
+    drawn = plots.draw(results, output) if plots.available() else {}
+    if not drawn:
+        err.print("No plots: matplotlib is not installed (pip install 'tempo-mlx[bench]').")
+    lines = [line for result in results for line in to_json(result, facts)]
+    write_atomic(output / "speed.jsonl", "\n".join(lines) + "\n")
+    place = page or output / "speed.md"
+    asked = [*(["--suite", ",".join(names)] if suite else []), *(["--quick"] if quick else [])]
+    write_atomic(
+        place, write(place, results, facts, loads, " ".join(["tempo-mlx bench", *asked]), drawn, equal)
+    )
+    err.print(f"Saved {place} and {output / 'speed.jsonl'}", soft_wrap=True)
+
+
+def show(out: Console, result: Result) -> None:
+    from tempo_mlx.bench.results import COLUMNS, cells, floor_line, text_table
+
+    out.print(result.suite, style="bold")
+    out.print(text_table(COLUMNS, [cells(row) for row in result.rows]), soft_wrap=True)
+    for line in (floor_line(result), *result.notes):
+        if line:
+            out.print(line, soft_wrap=True)
+    for goal in result.goals:
+        verdict = "ok  " if goal.holds else "over"
+        out.print(f"{verdict} {goal.what}: {goal.value:.2f} (at most {goal.bound:g})", soft_wrap=True)
