@@ -27,7 +27,7 @@ def open_model(contender: str, model: str, dtype: str) -> tuple[Any, float]:
         importlib.import_module("transformers.models.llama.modeling_llama")
         load = partial(Transformers, Path(model), dtype)
     else:
-        from tempo_mlx import load as load_ours
+        from tempo_mlx.api import load as load_ours
         from tempo_mlx.model import mlx_backend  # noqa: F401 (an import that load would make)
 
         def load() -> Ours:
