@@ -52,7 +52,6 @@ const branches = await open(
   { viewport: { width: 1440, height: 900 } },
 )
 await generate(branches)
-await branches.getByRole('radio', { name: /^Branches \(/ }).click()
 await shoot(branches, 'web-branches')
 
 const phone = await open(STORY, { viewport: { width: 380, height: 780 }, deviceScaleFactor: 2 })

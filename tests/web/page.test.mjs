@@ -97,7 +97,7 @@ test('settings live in the address', async () => {
 })
 
 test('a member can be looked into, pinned, removed and branched from; all of it can be undone', async () => {
-  const page = await openPage(browser, link({ max_tokens: 5, threshold: 0.05 }))
+  const page = await openPage(browser, link({ max_tokens: 5, threshold: 0.05 }), { expected: [/404|410/] })
   await generate(page)
   const before = await text(page).innerText()
   const second = page.locator('.set .t').nth(1)
@@ -137,6 +137,14 @@ test('a member can be looked into, pinned, removed and branched from; all of it 
   await page.getByText(`${steps + 2} steps`, { exact: true }).waitFor()
   await idle(page)
 
+  const [, id] = (
+    await page.evaluate(() =>
+      performance
+        .getEntriesByType('resource')
+        .map((r) => r.name)
+        .join(),
+    )
+  ).match(/sessions\/([\w-]+)\/continue/)
   const branched = await text(page).innerText()
   for (let undone = 0; undone < 2; undone++) {
     await page.getByRole('button', { name: /^Undo/ }).click()
@@ -147,6 +155,16 @@ test('a member can be looked into, pinned, removed and branched from; all of it 
     await page.getByRole('button', { name: /^Redo/ }).click()
     await idle(page)
   }
+  assert.equal(await text(page).innerText(), branched)
+
+  // A session that the server has dropped is said to be gone, and opened again from the run on the page.
+  await fetch(`${server.url}/sessions/${id}`, { method: 'DELETE' })
+  await page.locator('.t').last().click()
+  await page.getByRole('alert').getByText('no longer holds this run').waitFor()
+  await button(page, 'Try again').click()
+  await page.waitForFunction(() => !document.querySelector('[role=alert]'))
+  await inspector(page).getByText('What it would say next').waitFor()
+  await idle(page)
   assert.equal(await text(page).innerText(), branched)
   await closePage(page)
 })

@@ -226,10 +226,11 @@ export class App {
     if (error.code === 'unreachable' || error.code === 'cut_off') this.health = 'unreachable'
     const name = error.param?.replace(/^tempo\./, '')
     if (error.code === 'invalid_value' && name) this.refused = { ...this.refused, [name]: error.message }
-    if (error.code.startsWith('session_') && this.view) this.view.session = null
-    const canRetry = [0, 401, 429, 503].includes(error.status) || error.code.startsWith('session_')
+    const lost = error.code.startsWith('session_')
+    if (lost && this.view) this.view.session = null
+    const canRetry = lost || [0, 401, 429, 503].includes(error.status)
     this.problem = {
-      message: error.message,
+      message: lost ? 'The server no longer holds this run. It can be opened there again.' : error.message,
       code: error.code,
       retry: canRetry ? retry : null,
       retryAt: error.retryAfter === null ? null : Date.now() + 1000 * error.retryAfter,
@@ -274,7 +275,7 @@ export class App {
     try {
       return await api.getStep(view.session.id, step)
     } catch (error) {
-      this.fail(error, () => undefined)
+      this.fail(error, () => void this.open())
       return null
     }
   }
