@@ -81,3 +81,13 @@ def test_edges_survive_what_underflows_in_float32() -> None:
     log_probs = np.array([[-300.0, 0.0], [-301.0, 0.0]], np.float32)
     posterior, _ = edges(log_probs, [0.5, 0.5], [0])
     np.testing.assert_allclose(posterior[:, 0], softmax(np.array([0.0, -1.0])))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-39, 1e-30, 1e-6, 100.0])
+def test_no_temperature_is_too_small_for_numbers(temperature: float) -> None:
+    logits = np.array([[1.0, 3.0, 2.5, -50.0], [7.0, 7.0, -1e30, 0.0]], np.float32)
+    result = np.exp(log_probabilities(logits, temperature))
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result.sum(axis=1), 1.0, rtol=1e-6)
+    if temperature < 1e-3:
+        np.testing.assert_allclose(result, [[0, 1, 0, 0], [0.5, 0.5, 0, 0]], atol=1e-7)

@@ -195,6 +195,13 @@ def test_a_stop_string_ends_a_session(session: Any) -> None:
     assert "finished" in kept.refused("continue", steps=1)
 
 
+def test_a_token_without_probability_cannot_be_branched_to(session: Any) -> None:
+    kept = session(prompt="Hello", steps=2, temperature=1e-40)
+    assert "no probability" in kept.refused("branch", step=1, token_id=7)
+    kept.do("branch", step=1, token_id=kept.steps[1]["tokens"][0]["id"])
+    kept.do("continue", steps=2)
+
+
 def test_pinned_members_stay(session: Any) -> None:
     free = session(prompt="Once upon", steps=12, **SETTINGS)
     gone = next(t for s in free.steps for t in s["tokens"] if t["removed_after"] is not None)

@@ -17,8 +17,10 @@ COMBINE_RULES = ("mix", "last", "mean", "product", "max")
 
 def log_probabilities(logits: Float32s, temperature: float = 1.0) -> Float32s:
     """Log-softmax of logits (k, V) / temperature along V. Temperature 0 (argmax) is recorded as if it were 1."""
-    scaled = logits if temperature in (0.0, 1.0) else logits * np.float32(1.0 / temperature)
-    result: Float32s = scaled - scaled.max(axis=1, keepdims=True)
+    result: Float32s = logits - logits.max(axis=1, keepdims=True)
+    if temperature not in (0.0, 1.0):
+        with np.errstate(over="ignore"):  # a tiny temperature: everything but the best becomes -inf
+            result *= np.float32(min(1.0 / max(temperature, 1e-38), 1e38))
     result -= np.log(np.exp(result).sum(axis=1, keepdims=True))
     return result
 

@@ -208,6 +208,8 @@ class Session:
         old = self.tempo.steps[step]
         tempo = self._before(step)
         probabilities = combine(tempo.log_probs, tempo.weights, self.config.combine)
+        if not (probabilities[list(tokens)] > 0.0).all():
+            raise conflict("The model gives that token no probability here; choose another.")
         new = tempo.append(np.asarray(tokens, np.int64), probabilities)
         others = [m for m in old.tokens if m.id not in tokens]
         new.rejected = [Rejected(m.id, m.probability, BY_HAND) for m in others]
