@@ -16,13 +16,15 @@ const SETTINGS = {
   groups: ['lengths'], settings: [number('seed', 42), number('max_tokens', 100), decoder],
 } // prettier-ignore
 
-/** @returns {Promise<{ url: string, close: () => void }>} */
+/** `sent` comes when the stream has ended. @returns {Promise<{ url: string, sent: Promise<void>, close: () => void }>} */
 export async function serveCanned(run, pause) {
+  let ended
+  const sent = new Promise((resolve) => (ended = resolve))
   const server = createServer(async (request, response) => {
     const path = request.url === '/' ? '/index.html' : request.url
     if (path === '/settings') return json(response, SETTINGS)
     if (path === '/health') return json(response, { status: 'ok', model: 'canned', running: 0, waiting: 0 })
-    if (path === '/generate/stream') return stream(response, run, pause)
+    if (path === '/generate/stream') return stream(response, run, pause).then(ended)
     try {
       const body = readFileSync(`${WEB}dist${path}`)
       response.writeHead(200, { 'content-type': TYPES[path.split('.').pop()] }).end(body)
@@ -31,7 +33,7 @@ export async function serveCanned(run, pause) {
     }
   })
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve))
-  return { url: `http://127.0.0.1:${server.address().port}`, close: () => server.close() }
+  return { url: `http://127.0.0.1:${server.address().port}`, sent, close: () => server.close() }
 }
 
 function json(response, value) {

@@ -16,6 +16,7 @@ export class RunView {
   lattice: Lattice = $state.raw(new Lattice())
   /** raised whenever the lattice changes in place */
   version = $state(0)
+  /** of all steps; while a long run streams they come a little later than the lattice, and so do charts and map */
   segments: Segment[] = $state.raw([])
   /** one member a step */
   best: number[] = $state.raw([])
@@ -116,7 +117,7 @@ export class RunView {
     if (step !== null) this.stale.add(step)
   }
 
-  /** Breaking lines takes the longer the more text there is; the lattice does not wait for it. */
+  /** What shows the whole run takes the longer the longer it is; the lattice does not wait for that. */
   private textIsDue(): boolean {
     return this.lattice.length < 100 || performance.now() - this.written > 120
   }
