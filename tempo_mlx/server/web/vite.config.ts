@@ -1,9 +1,11 @@
 /// <reference types="vitest/config" />
 import { svelte } from '@sveltejs/vite-plugin-svelte'
-import { defineConfig } from 'vite'
+import { defineConfig, loadEnv } from 'vite'
 import { singleFile } from './build/single-file.ts'
 
-const api = `http://127.0.0.1:${process.env.API_PORT ?? 8000}`
+// The same variables as the server's, from the environment or the repository's .env.
+const { API_PORT = '8000', FRONTEND_PORT = '5173' } = loadEnv('', '../../..', '')
+const api = `http://127.0.0.1:${API_PORT}`
 const ROUTES = ['settings', 'health', 'generate', 'sessions', 'requests', 'docs', 'openapi.json']
 
 export default defineConfig({
@@ -16,7 +18,7 @@ export default defineConfig({
     rolldownOptions: { output: { codeSplitting: false } },
   },
   server: {
-    port: Number(process.env.FRONTEND_PORT ?? 5173),
+    port: Number(FRONTEND_PORT),
     strictPort: true,
     proxy: Object.fromEntries(ROUTES.map((route) => [`/${route}`, api])),
   },

@@ -315,7 +315,7 @@ export class App {
   async watchHealth(): Promise<void> {
     try {
       this.health = await api.getHealth()
-      if (!this.table && this.problem?.retry) this.problem.retry()
+      if (!this.table && this.problem?.code === 'unreachable') this.problem.retry?.()
     } catch {
       this.health = 'unreachable'
     }
