@@ -96,7 +96,7 @@ async def settings(request: Request) -> dict[str, Any]:
             "request_timeout": config.request_timeout,
         },
         "decoders": list(settings_of(GenerateConfig)["decoder"].choices),
-        "session_decoders": list(SESSION_DECODERS),
+        "session_decoders": list(SESSION_DECODERS) if config.max_sessions else [],
         "groups": list(dict.fromkeys(s.row.group for s in SETTINGS.values())),
         "settings": [describe(s) for s in SETTINGS.values()],
     }

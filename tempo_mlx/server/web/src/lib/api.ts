@@ -76,7 +76,6 @@ export interface StreamStep extends Step {
 export type StreamEvent =
   | { event: 'queued'; data: { request_id: string; position: number } }
   | { event: 'start'; data: StreamStart }
-  | { event: 'prefill'; data: { done: number; total: number } }
   | { event: 'step'; data: StreamStep }
   | { event: 'heartbeat'; data: { state: 'queued' | 'running' } }
   | { event: 'run'; data: Run }

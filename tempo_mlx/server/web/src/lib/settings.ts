@@ -26,7 +26,8 @@ export interface Setting {
 export interface SettingsTable {
   model: string
   context_length: number | null
-  chat: boolean
+  /** does the model have a chat template; null while it is being loaded */
+  chat: boolean | null
   presets: Record<string, Values>
   decoders: string[]
   session_decoders: string[]

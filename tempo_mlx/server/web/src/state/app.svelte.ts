@@ -10,7 +10,6 @@ import { RunView } from './view.svelte'
 export type Activity =
   | { kind: 'idle' }
   | { kind: 'waiting'; position: number | null }
-  | { kind: 'prefill'; done: number; total: number }
   | { kind: 'running' }
   | { kind: 'editing'; what: string }
 
@@ -57,7 +56,6 @@ export class App {
   readonly status: string = $derived.by(() => {
     const { activity, health } = this
     if (activity.kind === 'editing') return activity.what
-    if (activity.kind === 'prefill') return `Reading the prompt, ${activity.done} of ${activity.total} tokens`
     if (activity.kind !== 'waiting') return ''
     if (activity.position !== null) return `Waiting, ${activity.position} in front`
     const busy = health !== null && health !== 'unreachable' && health.waiting > 0
@@ -182,7 +180,6 @@ export class App {
   private async watch(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
     for await (const { event, data } of events) {
       if (event === 'queued') this.activity = { kind: 'waiting', position: data.position }
-      else if (event === 'prefill') this.activity = { kind: 'prefill', ...data }
       else if (event === 'start') {
         view.describe(data)
         this.show(view)
@@ -315,6 +312,7 @@ export class App {
   async watchHealth(): Promise<void> {
     try {
       this.health = await api.getHealth()
+      if (this.table?.chat === null && this.health.status === 'ok') this.table = await api.getSettings()
       if (!this.table && this.problem?.code === 'unreachable') this.problem.retry?.()
     } catch {
       this.health = 'unreachable'
