@@ -325,6 +325,9 @@ def test_show_and_verify(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert removed and sum("removed after step" in row for row in rows) == len(removed)
     assert main(["show", "run.json", "--schedule"]) == 0
     assert "threshold" in capsys.readouterr().out
+    assert main(["show", "run.json", "--html", "run.html"]) == 0
+    assert (tmp_path / "run.html").read_text().startswith("<!doctype html>")
+    capsys.readouterr()
     assert main(["show", "run.json", "--format", "json"]) == 0
     assert Run.from_json(capsys.readouterr().out) == run
     assert main(["verify", "run.json"]) == 0

@@ -34,6 +34,9 @@ def show(
     tree: Annotated[
         bool, typer.Option("--tree", help="Draw what a tree search visited at each step.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Save the run as one page that opens without a server.")
+    ] = None,
 ) -> None:
     """Show a run file: its text, or with --steps how it came about."""
     from tempo_mlx.report.run import Run
@@ -41,7 +44,13 @@ def show(
     output = OutputConfig(**flags)  # type: ignore[arg-type]
     out, err = make_consoles(output.color)
     run = Run.load(file)
-    if output.format == "html":
+    if html is not None:
+        from tempo_mlx.report.files import write_atomic
+        from tempo_mlx.report.html import to_html
+
+        write_atomic(html, to_html(run.to_json()))
+        err.print(f"Saved {html}", style="dim", soft_wrap=True)
+    elif output.format == "html":
         from tempo_mlx.report.html import to_html
 
         out.file.write(to_html(run.to_json()))
