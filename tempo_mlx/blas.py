@@ -26,8 +26,8 @@ from tempo_mlx.errors import BackendError
 
 PREFIX = b"scipy_"
 NETLIB = "netlib reference BLAS"
-# OpenBLAS's threads wait for the next product by spinning, 2^26 cycles unless told: on a core that MLX needs between the
-# products to dispatch what comes next. At 2^14 they sleep after microseconds; a step of 8 rows fell from 41 to 36 ms.
+# OpenBLAS's threads wait for the next product by spinning, 2^26 cycles unless told: on a core that MLX needs between
+# products to dispatch what comes next. At 2^14 they sleep after microseconds: a step of 8 rows fell from 41 to 36 ms.
 THREAD_TIMEOUT = "14"
 
 
