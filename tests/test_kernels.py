@@ -27,7 +27,7 @@ import pytest
 
 from tempo_mlx.model import kernels
 from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.exponential import silu, softmax
+from tempo_mlx.model.exponential import exponentials, gated_silu
 from tempo_mlx.model.kernels import (
     CompactBias,
     Launch,
@@ -286,7 +286,12 @@ def fused(case: Case, run: Callable[[Launch], list[Any]] = RUN) -> tuple[Any, An
 def portable(case: Case) -> tuple[Any, Any]:
     """In float32, from the same rounded arrays."""
     queries, keys, values = (x.astype(mx.float32) for x in case.arrays)
-    return portable_attention(queries, keys, values, mx.array(case.visible), **case.settings)
+    return portable_attention(queries, keys, values, folded(case), **case.settings)
+
+
+def folded(case: Case) -> Any:
+    """What the rows see, once for each head that shares a key head."""
+    return mx.array(np.tile(case.visible, (case.heads_per_key, 1)))
 
 
 def check(case: Case) -> None:
@@ -389,8 +394,9 @@ def test_without_metal_the_portable_path_is_used() -> None:
     assert not kernels.use_kernel()
     case = Case(window=9)
     where = case.positions[-case.rows :], case.positions
-    assert np.array_equal(as_float(kernels.layer_bias(case.bias, *where, 9, 64, False)), case.visible)
-    assert kernels.layer_bias(None, *where, None, 64, False) is None
+    found = as_float(kernels.layer_bias(case.bias, *where, 9, (6, 2, 64), False))
+    assert np.array_equal(found, np.concatenate([case.visible] * 3))
+    assert kernels.layer_bias(None, *where, None, (6, 2, 64), False) is None
 
 
 def test_compact_bias_means_the_same_as_the_whole() -> None:
@@ -418,7 +424,7 @@ def test_a_window_that_reaches_every_slot_is_none() -> None:
 @pytest.mark.parametrize("slots", [70, 900])  # small and large softmax
 def test_portable_path_is_attention_by_definition(dtype: str, softcap: float | None, slots: int) -> None:
     case = Case(dtype, rows=7, slots=slots, prompt=40, softcap=softcap, window=33, stride=2, seed=6)
-    out, mass = lattice_attention(*case.arrays, mx.array(case.visible), **case.settings)
+    out, mass = lattice_attention(*case.arrays, folded(case), **case.settings)
     assert out.dtype == DTYPES[dtype]
     error, mass_error = difference((out, mass), numpy_attention(case))
     assert error <= TOLERANCE[dtype]
@@ -447,12 +453,15 @@ def test_softmax_and_silu_are_exact_and_hide_what_is_not_seen() -> None:
     scores[random.random(scores.shape) < 0.4] = -np.inf
     expected = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
     expected /= expected.sum(axis=1, keepdims=True)
-    found = as_float(softmax(mx.array(scores)))
+    weights, total = exponentials(mx.array(scores))
+    found = as_float(weights if total is None else weights / total)
     assert np.abs(found - expected).max() < 2e-6
     assert (found[np.isinf(scores)] == 0).all()
     x = np.linspace(-100, 80, 10_001, dtype=np.float32)
     wanted = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
-    np.testing.assert_allclose(as_float(silu(mx.array(x))), wanted, rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(
+        as_float(gated_silu(mx.array(x), mx.array(3.0))), 3 * wanted, rtol=1e-5, atol=1e-30
+    )
 
 
 MUTATIONS = {

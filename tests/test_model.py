@@ -10,7 +10,7 @@ import pytest
 
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.mlx_backend import BUFFER_CACHE_BYTES, build
-from tempo_mlx.model.rope import interleave
+from tempo_mlx.model.rotation import FEW, Rotation
 from tempo_mlx.weights import open_checkpoint
 
 torch = pytest.importorskip("torch")
@@ -176,7 +176,14 @@ def test_freed_buffers_are_bounded(path: Path) -> None:
     assert mx.set_cache_limit(BUFFER_CACHE_BYTES) == BUFFER_CACHE_BYTES
 
 
-def test_interleaving_puts_pairs_side_by_side() -> None:
-    assert interleave(8, 8).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
-    assert interleave(8, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 7]
-    assert interleave(4, 0).tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize("half", [8, 4, 0])  # whole heads, partial rotary, none
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])  # as matrices, and element by element
+def test_rotation_turns_each_pair_by_its_angle(rows: int, half: int) -> None:
+    random = np.random.default_rng(rows)
+    x, angle = random.standard_normal((rows, 3, 16)), random.uniform(0, 7, (rows, half))
+    expected = x.copy()
+    pairs = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angle)[:, None]
+    expected[..., :half], expected[..., half : 2 * half] = pairs.real, pairs.imag
+    rotation = Rotation(np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32), 16)
+    found = rotation(mx.array(x.astype(np.float32)))
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-5)

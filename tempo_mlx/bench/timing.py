@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SETTLE = 0.04  # seconds: OpenBLAS's helper threads spin about so long after a product, on cores that the next needs
+SETTLE = 0.01  # seconds, for threads of the one before to go to sleep
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ library's, at a third of that. Softmax and SiLU were a quarter of a step of 8 ro
 
 from __future__ import annotations
 
-import math
 import platform
 from typing import Any
 
 from tempo_mlx.model._mlx import mx
+
+E = 2.718281828459045
 
 
 def by_power() -> bool:
@@ -18,14 +19,20 @@ def by_power() -> bool:
     return platform.system() == "Linux" and mx.default_device().type == mx.cpu
 
 
-def softmax(scores: Any) -> Any:
-    """Softmax over the last axis of float32 scores (..., S); each row has a finite number, -inf gets exactly 0."""
+def exponentials(scores: Any) -> tuple[Any, Any | None]:
+    """Weights over the last axis of float32 scores (..., S), and what to divide by for their softmax (None: nothing).
+
+    Each row has a finite number; -inf gets exactly 0. What the weights are multiplied with is mostly smaller than they
+    are, so the division can wait for it.
+    """
     if not by_power():
-        return mx.softmax(scores, axis=-1)
-    weights = mx.power(math.e, scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+        return mx.softmax(scores, axis=-1), None
+    weights = mx.power(E, scores - scores.max(axis=-1, keepdims=True))
+    return weights, weights.sum(axis=-1, keepdims=True)
 
 
-def silu(x: Any) -> Any:
-    """x * sigmoid(x)."""
-    return x / (1 + mx.power(math.e, -x)) if by_power() else x * mx.sigmoid(x)
+def gated_silu(gate: Any, up: Any) -> Any:
+    """gate * sigmoid(gate) * up."""
+    if not by_power():
+        return gate * mx.sigmoid(gate) * up
+    return (gate * up) / (1 + mx.power(1 / E, gate))

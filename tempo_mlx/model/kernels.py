@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.exponential import softmax
+from tempo_mlx.model.exponential import exponentials
 from tempo_mlx.model.forward import Attention
 from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
 from tempo_mlx.model.visibility import causal_bias, window_bias
 
+NO_BIAS = mx.zeros((1, 1))
 BLOCK = 64  # rows of a prompt that the portable path takes at a time
 MAX_ROWS = 16  # of the kernel; more are matrix products, which Metal's own kernels do better
 HEAD_DIMS = (64, 80, 96, 128, 256)  # of the kernel
@@ -80,17 +81,19 @@ def layer_bias(
     positions: NDArray[np.int64],
     slot_positions: NDArray[np.int64],
     window: int | None,
-    head_dim: int,
+    shape: tuple[int, int, int],
     mass: Attention,
 ) -> Any:
     """The `bias` of `lattice_attention` for layers with this window: the kernel's form where it can be used.
 
-    bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical.
+    bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical;
+    shape: (H, K, D).
     """
+    heads, groups, head_dim = shape
     if len(positions) <= MAX_ROWS and head_dim in HEAD_DIMS and mass != "rows" and use_kernel():
         return CompactBias.of(bias, positions, slot_positions, window)
     dense = window_bias(bias, positions, slot_positions, window)
-    return None if dense is None else mx.array(dense)
+    return None if dense is None else mx.array(np.tile(dense, (heads // groups, 1)))
 
 
 def lattice_attention(
@@ -98,8 +101,9 @@ def lattice_attention(
 ) -> tuple[Any, Any | None]:
     """Attention of L rows over S slots and, where `mass`, how much of it each slot received.
 
-    queries (H, L, D), keys and values (K, S, D), which may be views of larger buffers. bias: (L, S) float32,
-    None for plain causal (row r is slot S - L + r), or a `CompactBias`; every row sees a slot. Scores are
+    queries (H, L, D), keys and values (K, S, D), which may be views of larger buffers. bias: (H/K L, S) float32,
+    the same for each head that shares a key head, None for plain causal (row r is slot S - L + r), or a
+    `CompactBias`; every row sees a slot. Scores are
     scale * q.k, then softcap * tanh(score / softcap) where given, then plus the bias; the softmax is float32.
     Returns the output (L, H D) in the queries' dtype, and the mass (S,) float32, mean over heads and rows, or for
     "rows" (L, S), mean over heads, which the kernel does not make (see `layer_bias`).
@@ -134,27 +138,37 @@ def portable_attention(
             part = queries[:, start:stop], keys[:, :seen], values[:, :seen], None
             outs.append(portable_attention(*part, scale=scale, softcap=softcap, mass=False)[0])
         return mx.concatenate(outs), None
-    if bias is None and rows > 1:
-        bias = mx.array(causal_bias(rows, slots))
     dtype = queries.dtype
     if mx.default_device().type == mx.cpu:  # whose half-precision products are slow
         queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
-    scores = (queries * scale).reshape(groups, -1, dim) @ keys.swapaxes(1, 2)  # (K, H/K L, S)
-    scores = scores.astype(mx.float32)
+    scores = _scores(queries.reshape(groups, -1, dim), keys, bias, scale, softcap)  # (K, H/K L, S)
+    if bias is None and rows > 1:
+        scores[..., slots - rows :] = scores[..., slots - rows :] + _causal(rows, heads // groups)
+    weights, total = exponentials(scores)
+    out = weights.astype(values.dtype) @ values  # (K, H/K L, D)
+    out = out if total is None else out / total
+    out = out.reshape(heads, rows, dim).transpose(1, 0, 2).reshape(rows, heads * dim).astype(dtype)
+    if not mass:
+        return out, None
+    weights = weights if total is None else weights / total
+    return out, weights.reshape(heads, rows, slots).mean(axis=0 if mass == "rows" else (0, 1))
+
+
+def _scores(queries: Any, keys: Any, bias: Any | None, scale: float, softcap: float | None) -> Any:
+    """Float32 scores (K, H/K L, S) of folded queries (K, H/K L, D) and keys (K, S, D); in float32 one operation."""
+    transposed = keys.swapaxes(1, 2)
+    if softcap is None and queries.dtype == mx.float32:
+        return mx.addmm(NO_BIAS if bias is None else bias, queries, transposed, alpha=scale)
+    scores = (queries * scale @ transposed).astype(mx.float32)
     if softcap is not None:
         scores = mx.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores.reshape(heads, rows, slots) + bias
-    weights = softmax(scores.reshape(heads, rows, slots))
-    folded = weights.reshape(groups, -1, slots).astype(values.dtype)
-    out = (
-        (folded @ values)
-        .reshape(heads, rows, dim)
-        .transpose(1, 0, 2)
-        .reshape(rows, heads * dim)
-        .astype(dtype)
-    )
-    return out, weights.mean(axis=0 if mass == "rows" else (0, 1)) if mass else None
+    return scores if bias is None else scores + bias
+
+
+@functools.lru_cache(maxsize=4)  # the same for every block of a prompt, layer after layer
+def _causal(rows: int, share: int) -> Any:
+    """(H/K L, L): what rows see of each other."""
+    return mx.array(np.tile(causal_bias(rows, rows), (share, 1)))
 
 
 @dataclass(frozen=True)
@@ -329,7 +343,7 @@ def _differences(seed: int, dim: int, dtype: Any, run: Callable[[Launch], list[A
     found = fused_attention(queries, keys, values, compact, **settings, run=run)
     with mx.stream(mx.cpu):  # clear of the GPU's reduced-precision products
         queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
-        dense = mx.array(np.where(within, bias, np.float32(-np.inf)))
+        dense = mx.array(np.tile(np.where(within, bias, np.float32(-np.inf)), (heads // groups, 1)))
         expected = portable_attention(queries, keys, values, dense, **settings)
         pairs = [(np.array(a.astype(mx.float32)), np.array(b)) for a, b in zip(found, expected, strict=True)]
     error, mass_error = (float(np.max(np.abs(a - b))) for a, b in pairs)

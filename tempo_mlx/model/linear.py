@@ -73,14 +73,19 @@ class Embedding:
 
 
 class RMSNorm:
-    """x / rms(x) * weight, over the last axis."""
+    """x / rms(x) * weight, over the last axis (E)."""
 
     def __init__(self, weight: Any, eps: float) -> None:
         self.weight = weight
         self.eps = eps
+        size = weight.shape[0]
+        self.scaled = weight * size**0.5  # the mean of the squares is their sum / E
+        self.least = mx.array(eps * size, mx.float32)
 
     def __call__(self, x: Any) -> Any:
-        return mx.fast.rms_norm(x, self.weight, self.eps)
+        if x.dtype != mx.float32 or mx.default_device().type != mx.cpu:
+            return mx.fast.rms_norm(x, self.weight, self.eps)
+        return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + self.least) * self.scaled
 
 
 class Concatenated:

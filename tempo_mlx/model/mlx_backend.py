@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempo_mlx.errors import BackendError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.linear import Concatenated, Embedding, Linear, QuantizedLinear, RMSNorm, fuse
-from tempo_mlx.model.rope import interleave
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint, Tensor
 
@@ -97,7 +95,7 @@ def build(
 
 
 class Reader:
-    """Checkpoint tensors in the layout of the blocks: q, k, v in one weight, gate and up in one, pairs interleaved."""
+    """Checkpoint tensors in the layout of the blocks: q, k, v in one weight, gate and up in one."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: Any, packed: bool) -> None:
         self.checkpoint = checkpoint
@@ -105,64 +103,41 @@ class Reader:
         self.dtype = dtype
         self.packed = packed
 
-    def tensor(self, name: str, rows: NDArray[np.int64] | None) -> Tensor:
-        tensor = self.checkpoint.tensor(name)
-        return tensor if rows is None else tensor.rows(rows)
-
     def array(self, tensor: Tensor) -> Any:
         """A plain weight as an MLX array of the model's dtype."""
         if tensor.kind == "bfloat16":
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
         return mx.array(tensor.raw() if tensor.kind == "float16" else tensor.numpy()).astype(self.dtype)
 
-    def linear(self, name: str, rows: NDArray[np.int64] | None = None, bias: bool = False) -> Linear:
-        """The weight `name`, its rows reordered where asked for."""
-        tensor = self.tensor(f"{name}.weight", rows)
-        offset = self.array(self.tensor(f"{name}.bias", rows)) if bias else None
+    def linear(self, name: str, bias: bool = False) -> Linear:
+        tensor = self.checkpoint.tensor(f"{name}.weight")
+        offset = self.array(self.checkpoint.tensor(f"{name}.bias")) if bias else None
         if self.packed and tensor.kind == "mlx_quantized":
             packed, scales, biases, bits, group_size = tensor.quantized()
             scale, zero = (mx.array(part).astype(self.dtype) for part in (scales, biases))
             return QuantizedLinear(mx.array(packed), scale, zero, group_size, bits, offset)
         return Linear(self.array(tensor), offset)
 
-    def norm(self, name: str, order: NDArray[np.int64] | None = None) -> RMSNorm:
+    def norm(self, name: str) -> RMSNorm:
         weight = self.checkpoint.tensor(f"{name}.weight").numpy() + np.float32(self.architecture.norm_offset)
-        return RMSNorm(
-            mx.array(weight if order is None else weight[order]).astype(self.dtype),
-            self.architecture.rms_norm_eps,
-        )
+        return RMSNorm(mx.array(weight).astype(self.dtype), self.architecture.rms_norm_eps)
 
     def block(self, index: int) -> dict[str, Any]:
         a, prefix = self.architecture, f"model.layers.{index}"
-        rope = a.layers[index].rope
-        rotated = 0 if rope is None else 2 * len(a.ropes[rope].inverse_frequencies)
-        order = interleave(a.head_dim, rotated)
-
-        def heads(count: int) -> NDArray[np.int64]:
-            return (np.arange(count)[:, None] * a.head_dim + order).reshape(-1)
-
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        query_rows, key_rows = heads(a.num_attention_heads), heads(a.num_key_value_heads)
         norms: dict[str, RMSNorm | None] = dict.fromkeys(
             ("query_norm", "key_norm", "before_attention", "after_attention", "before_mlp", "after_mlp")
         )
         if a.qk_norm:
-            per_head = a.qk_norm == "head"
-            norms["query_norm"] = self.norm(f"{attention}.q_norm", order if per_head else query_rows)
-            norms["key_norm"] = self.norm(f"{attention}.k_norm", order if per_head else key_rows)
+            norms["query_norm"] = self.norm(f"{attention}.q_norm")
+            norms["key_norm"] = self.norm(f"{attention}.k_norm")
         for role, name in NORM_NAMES[a.norm_placement].items():
             norms[role] = self.norm(f"{prefix}.{name}")
         return {
-            "qkv": fuse(
-                [
-                    self.linear(f"{attention}.q_proj", query_rows, a.qkv_bias),
-                    self.linear(f"{attention}.k_proj", key_rows, a.qkv_bias),
-                    self.linear(f"{attention}.v_proj", None, a.qkv_bias),
-                ]
-            ),
-            "output": self.linear(f"{attention}.o_proj", None, a.output_bias),
-            "gate_up": fuse([self.linear(f"{mlp}.{part}_proj", None, a.mlp_bias) for part in ("gate", "up")]),
-            "down": self.linear(f"{mlp}.down_proj", None, a.mlp_bias),
+            "qkv": fuse([self.linear(f"{attention}.{part}_proj", a.qkv_bias) for part in ("q", "k", "v")]),
+            "output": self.linear(f"{attention}.o_proj", a.output_bias),
+            "gate_up": fuse([self.linear(f"{mlp}.{part}_proj", a.mlp_bias) for part in ("gate", "up")]),
+            "down": self.linear(f"{mlp}.down_proj", a.mlp_bias),
             **norms,
         }
 

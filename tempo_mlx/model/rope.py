@@ -35,22 +35,11 @@ def follows_length(rope: Rope, length: int) -> bool:
 
 
 def rotations(
-    ropes: Sequence[Rope], positions: NDArray[np.int64], slot_positions: NDArray[np.int64], head_dim: int
-) -> list[NDArray[np.complex64]]:
-    """Per rope, (L, D / 2) complex64: cos + i sin of each pair; pairs beyond the rotated part are 1."""
+    ropes: Sequence[Rope], positions: NDArray[np.int64], slot_positions: NDArray[np.int64]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Per rope, cos and sin (L, rotated / 2) of the angle of each pair, with the factor on them."""
     length = int(slot_positions.max()) + 1
-    result = []
-    for rope in ropes:
-        angle, factor = angles(rope, positions, length)
-        turn = np.ones((len(positions), head_dim // 2), np.complex64)
-        turn.real[:, : angle.shape[1]] = np.cos(angle) * factor
-        turn.imag[:, : angle.shape[1]] = np.sin(angle) * factor
-        result.append(turn)
-    return result
-
-
-def interleave(head_dim: int, rotated: int) -> NDArray[np.int64]:
-    """(D,): the order of a head's dims that puts Hugging Face's pairs (i, i + rotated / 2) side by side."""
-    half = rotated // 2
-    pairs = np.stack([np.arange(half), np.arange(half) + half], axis=1).reshape(-1)
-    return np.concatenate([pairs, np.arange(rotated, head_dim)])
+    turns = [angles(rope, positions, length) for rope in ropes]
+    return [
+        (np.cos(angle) * np.float32(factor), np.sin(angle) * np.float32(factor)) for angle, factor in turns
+    ]

@@ -3,9 +3,6 @@
 Position is not slot. Rows come with explicit logical positions, and with an additive bias that says which slots
 each row sees and how strongly. Letters: L new rows, S slots, H query heads, K key/value heads, D head dim, E
 model dim, F MLP dim, V vocabulary. There is no batch axis: a parallel set *is* the batch.
-
-Rotary pairs are stored interleaved (`load.py` reorders the rows of the query and key projections), so that a
-rotation is one complex product.
 """
 
 from __future__ import annotations
@@ -19,16 +16,17 @@ from numpy.typing import NDArray
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.config import Architecture
-from tempo_mlx.model.exponential import silu
+from tempo_mlx.model.exponential import gated_silu
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.kernels import lattice_attention, layer_bias
 from tempo_mlx.model.linear import Linear, RMSNorm
 from tempo_mlx.model.rope import rotations
+from tempo_mlx.model.rotation import FEW, Rotation
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "silu": silu,
-    "gelu": lambda x: x * (1 + mx.erf(x / 2**0.5)) / 2,
-    "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))),
+ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {  # of the gate, times what it lets through
+    "silu": gated_silu,
+    "gelu": lambda x, up: x * (1 + mx.erf(x / 2**0.5)) / 2 * up,
+    "gelu_tanh": lambda x, up: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))) * up,
 }
 
 
@@ -51,7 +49,7 @@ class Block:
         self.activation = ACTIVATIONS[architecture.hidden_act]
 
     def __call__(
-        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: Attention
+        self, x: Any, rotation: Rotation | None, bias: Any | None, cache: Cache, attention: Attention
     ) -> tuple[Any, Any | None]:
         """x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
         scale = self.architecture.residual_scale
@@ -61,12 +59,12 @@ class Block:
         x = x + (y if scale == 1.0 else y * scale)
         y = self.before_mlp(x) if self.before_mlp else x
         gate, up = mx.split(self.gate_up(y), 2, axis=-1)  # (L, F) each
-        y = self.down(self.activation(gate) * up)
+        y = self.down(self.activation(gate, up))
         y = self.after_mlp(y) if self.after_mlp else y
         return x + (y if scale == 1.0 else y * scale), mass
 
     def attention(
-        self, x: Any, rotation: Any | None, bias: Any | None, cache: Cache, attention: Attention
+        self, x: Any, rotation: Rotation | None, bias: Any | None, cache: Cache, attention: Attention
     ) -> tuple[Any, Any | None]:
         a = self.architecture
         heads, groups = a.num_attention_heads, a.num_key_value_heads
@@ -76,15 +74,15 @@ class Block:
             q, k, v = mx.split(qkv, [heads * a.head_dim, (heads + groups) * a.head_dim], axis=-1)
             qkv = mx.concatenate([self.query_norm(q), self.key_norm(k), v], axis=-1)  # type: ignore[misc]
         qkv = qkv.reshape(rows, heads + 2 * groups, a.head_dim)
-        qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
+        qk, v = mx.split(qkv, [heads + groups], axis=1)
         if a.qk_norm == "head":
             qk = mx.concatenate([self.query_norm(qk[:, :heads]), self.key_norm(qk[:, heads:])], axis=1)  # type: ignore[misc]
         if rotation is not None:
-            qk = rotate(qk, rotation)
-        qk = qk.transpose(1, 0, 2)  # (H + K, L, D)
-        keys, values = cache.append(self.index, qk[heads:], v.transpose(1, 0, 2))  # (K, S, D)
+            qk = rotation(qk)
+        q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)
+        keys, values = cache.append(self.index, k, v.transpose(1, 0, 2))  # (K, S, D)
         out, mass = lattice_attention(
-            qk[:heads],
+            q,
             keys,
             values,
             bias,
@@ -93,12 +91,6 @@ class Block:
             mass=attention,
         )
         return self.output(out), mass
-
-
-def rotate(x: Any, rotation: Any) -> Any:
-    """x (L, heads, D), rotation (L, 1, D / 2) complex64: each pair (2i, 2i + 1) turned by its angle."""
-    pairs = x.astype(mx.float32).view(mx.complex64)  # (L, heads, D / 2)
-    return (pairs * rotation).view(mx.float32).astype(x.dtype)
 
 
 class Transformer:
@@ -146,20 +138,25 @@ class Transformer:
         a = self.architecture
         positions = np.asarray(positions, np.int64)
         cache.reserve(positions)
-        rotation = [mx.array(r)[:, None] for r in rotations(a.ropes, positions, cache.positions, a.head_dim)]
+        turns = rotations(a.ropes, positions, cache.positions)
+        rotation = [Rotation(cos, sin, a.head_dim) for cos, sin in turns]
+        shape = a.num_attention_heads, a.num_key_value_heads, a.head_dim
         biases: dict[int | None, Any] = {}
         x = self.embed(mx.array(np.asarray(tokens, np.int32)))  # (L, E)
         if a.embedding_scale != 1.0:
             x = x * mx.array(a.embedding_scale, x.dtype)
         masses: list[Any] = []
+        ahead = mx.default_device().type == mx.cpu and len(positions) <= FEW
         for block, layer in zip(self.blocks, a.layers, strict=True):
             if layer.sliding_window not in biases:
                 biases[layer.sliding_window] = layer_bias(
-                    bias, positions, cache.positions, layer.sliding_window, a.head_dim, attention
+                    bias, positions, cache.positions, layer.sliding_window, shape, attention
                 )
             rope = None if layer.rope is None else rotation[layer.rope]
             x, mass = block(x, rope, biases[layer.sliding_window], cache, attention)
             masses.append(mass)
+            if ahead:  # the CPU computes this layer while the next one is being described
+                mx.async_eval(x)  # type: ignore[no-untyped-call]
         cache.commit()
         out = None if logits == "none" else self._logits(x if logits == "all" else x[-1:])
         mass = mx.stack(masses) if attention else None  # (layers, S), or (layers, L, S) for "rows"
