@@ -8,5 +8,6 @@ blas.ensure()
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
+import mlx.optimizers as optimizers  # noqa: E402
 
-__all__ = ["mx", "nn"]
+__all__ = ["mx", "nn", "optimizers"]

@@ -57,7 +57,7 @@ class Cache:
                 buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
 
     def append(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Write the new rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
+        """Write the newest rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
         return self._write(self._keys[layer], keys), self._write(self._values[layer], values)
 
     def commit(self) -> None:
@@ -90,7 +90,8 @@ class Cache:
         return other
 
     def _write(self, buffer: list[Any], rows: Any) -> Any:
-        start, end = self._length, len(self.positions)
+        end = len(self.positions)
+        start = end - rows.shape[1]
         for part, new in zip(buffer, self._store(rows), strict=True):
             part[:, start:end] = new
         return self._read([part[:, :end] for part in buffer])

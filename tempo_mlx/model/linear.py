@@ -22,6 +22,10 @@ class Linear:
     def arrays(self) -> list[Any]:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
+    def choose(self, index: Any) -> Linear:
+        """The linear whose outputs are some of this one's."""
+        return Linear(self.weight[index], None if self.bias is None else self.bias[index])
+
 
 class QuantizedLinear(Linear):
     """A Linear whose weight stays in MLX's affine layout: packed (out, in * bits / 32); scales, biases (out,
@@ -48,6 +52,11 @@ class QuantizedLinear(Linear):
 
     def arrays(self) -> list[Any]:
         return [a for a in (self.packed, self.scales, self.biases, self.bias) if a is not None]
+
+    def choose(self, index: Any) -> Linear:
+        parts = self.packed[index], self.scales[index], self.biases[index]
+        bias = None if self.bias is None else self.bias[index]
+        return QuantizedLinear(*parts, self.group_size, self.bits, bias)
 
     def rows(self, index: Any) -> Any:
         return mx.dequantize(

@@ -8,6 +8,7 @@ model dim, F MLP dim, V vocabulary. There is no batch axis: a parallel set *is* 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,22 @@ class Block:
         self, x: Any, rotation: Rotation | None, bias: Any | None, cache: Cache, attention: Attention
     ) -> tuple[Any, Any | None]:
         a = self.architecture
+        q, k, v = self.project(x, rotation)
+        keys, values = cache.append(self.index, k, v)  # (K, S, D)
+        out, mass = lattice_attention(
+            q,
+            keys,
+            values,
+            bias,
+            scale=a.scale,
+            softcap=a.attention_logit_softcapping,
+            mass=attention,
+        )
+        return self.output(out), mass
+
+    def project(self, x: Any, rotation: Rotation | None) -> tuple[Any, Any, Any]:
+        """x (L, E), normed -> queries (H, L, D), keys and values (K, L, D)."""
+        a = self.architecture
         heads, groups = a.num_attention_heads, a.num_key_value_heads
         rows = x.shape[0]
         qkv = self.qkv(x)  # (L, (H + 2K) D)
@@ -80,17 +97,23 @@ class Block:
         if rotation is not None:
             qk = rotation(qk)
         q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)
-        keys, values = cache.append(self.index, k, v.transpose(1, 0, 2))  # (K, S, D)
-        out, mass = lattice_attention(
-            q,
-            keys,
-            values,
-            bias,
-            scale=a.scale,
-            softcap=a.attention_logit_softcapping,
-            mass=attention,
-        )
-        return self.output(out), mass
+        return q, k, v.transpose(1, 0, 2)
+
+    def remember(self, x: Any, rotation: Rotation | None, cache: Cache) -> None:
+        """Only write what later rows would see of x (L, E): its keys and values."""
+        y = self.before_attention(x) if self.before_attention else x
+        _, k, v = self.project(y, rotation)
+        cache.append(self.index, k, v)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a pass knows of its L rows, the newest of the cache, before any layer runs: made once, used by all."""
+
+    rotation: list[Rotation]  # by kind of rope
+    biases: dict[int | None, Any]  # by window: who sees whom, as `lattice_attention` takes it
+    attention: Attention
+    ahead: bool  # the CPU computes a layer while the next one is being described
 
 
 class Transformer:
@@ -135,30 +158,12 @@ class Transformer:
         attention: Attention = False,
     ) -> Forward:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
-        a = self.architecture
         positions = np.asarray(positions, np.int64)
         cache.reserve(positions)
-        turns = rotations(a.ropes, positions, cache.positions)
-        rotation = [Rotation(cos, sin, a.head_dim) for cos, sin in turns]
-        shape = a.num_attention_heads, a.num_key_value_heads, a.head_dim
-        biases: dict[int | None, Any] = {}
-        x = self.embed(mx.array(np.asarray(tokens, np.int32)))  # (L, E)
-        if a.embedding_scale != 1.0:
-            x = x * mx.array(a.embedding_scale, x.dtype)
-        masses: list[Any] = []
-        ahead = mx.default_device().type == mx.cpu and len(positions) <= FEW
-        for block, layer in zip(self.blocks, a.layers, strict=True):
-            if layer.sliding_window not in biases:
-                biases[layer.sliding_window] = layer_bias(
-                    bias, positions, cache.positions, layer.sliding_window, shape, attention
-                )
-            rope = None if layer.rope is None else rotation[layer.rope]
-            x, mass = block(x, rope, biases[layer.sliding_window], cache, attention)
-            masses.append(mass)
-            if ahead:  # the CPU computes this layer while the next one is being described
-                mx.async_eval(x)  # type: ignore[no-untyped-call]
+        rows = self.rows(positions, bias, cache, attention)
+        x, masses = self.run_layers(self.embedded(tokens), rows, cache)
         cache.commit()
-        out = None if logits == "none" else self._logits(x if logits == "all" else x[-1:])
+        out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
         mass = mx.stack(masses) if attention else None  # (layers, S), or (layers, L, S) for "rows"
         mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
         return Forward(
@@ -166,9 +171,56 @@ class Transformer:
             None if mass is None else np.array(mass.astype(mx.float32)),
         )
 
-    def _logits(self, x: Any) -> Any:
+    def embedded(self, tokens: Sequence[int] | NDArray[np.int64]) -> Any:
+        """(L, E): what the first layer is given."""
+        x = self.embed(mx.array(np.asarray(tokens, np.int32)))
+        scale = self.architecture.embedding_scale
+        return x if scale == 1.0 else x * mx.array(scale, x.dtype)
+
+    def rows(
+        self,
+        positions: NDArray[np.int64],
+        bias: NDArray[np.float32] | None,
+        cache: Cache,
+        attention: Attention = False,
+    ) -> Rows:
+        """Of the newest rows of `cache`, at these positions (L,), with this bias (L, S)."""
         a = self.architecture
-        y = self.head(self.norm(x)).astype(mx.float32)  # (L, V)
+        shape = a.num_attention_heads, a.num_key_value_heads, a.head_dim
+        turns = rotations(a.ropes, positions, cache.positions)
+        return Rows(
+            rotation=[Rotation(cos, sin, a.head_dim) for cos, sin in turns],
+            biases={
+                window: layer_bias(bias, positions, cache.positions, window, shape, attention)
+                for window in {layer.sliding_window for layer in a.layers}
+            },
+            attention=attention,
+            ahead=mx.default_device().type == mx.cpu and len(positions) <= FEW,
+        )
+
+    def run_layers(
+        self, x: Any, rows: Rows, cache: Cache, first: int = 0, stop: int | None = None
+    ) -> tuple[Any, list[Any]]:
+        """x (L, E), the input of layer `first` -> what the layer before `stop` gives, and the masses of each."""
+        masses = []
+        for block, layer in zip(self.blocks[first:stop], self.architecture.layers[first:stop], strict=True):
+            rope = None if layer.rope is None else rows.rotation[layer.rope]
+            x, mass = block(x, rope, rows.biases[layer.sliding_window], cache, rows.attention)
+            masses.append(mass)
+            if rows.ahead:
+                mx.async_eval(x)  # type: ignore[no-untyped-call]
+        return x, masses
+
+    def remember(self, x: Any, rows: Rows, cache: Cache, first: int) -> None:
+        """Write keys and values as if x (L, E) were the input of every layer from `first` on (CALM, arXiv
+        2207.07061)."""
+        for block, layer in zip(self.blocks[first:], self.architecture.layers[first:], strict=True):
+            block.remember(x, None if layer.rope is None else rows.rotation[layer.rope], cache)
+
+    def logits(self, x: Any, head: Linear | None = None) -> Any:
+        """x (L, E) -> (L, V) float32; or what another head, of some of the vocabulary, makes of it."""
+        a = self.architecture
+        y = (head or self.head)(self.norm(x)).astype(mx.float32)
         if a.logits_scale != 1.0:
             y = y * a.logits_scale
         if a.final_logit_softcapping is not None:
