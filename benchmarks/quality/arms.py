@@ -1,0 +1,115 @@
+"""What is compared: each arm is an ordinary configuration and says what is read off its runs.
+
+Readings of a run:
+
+- `texts`: the five texts (one for greedy and tree search) that the decoder itself gives;
+- `best`: the most probable path of a lattice (Viterbi), what `final_text` says;
+- `drawn`: paths drawn along the edges of a lattice (forward filtering, backward sampling);
+- `random`: a member of each set, drawn uniformly: text that ignores the edges, the hardest test of pruning;
+- `thinned: SIGNAL`: such random paths after a share of the removable members was removed, lowest scores first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TEXTS = 5
+LATTICE = ("best", "drawn", "random")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`prompts`: how many prompts of the split at most (None: all); studies of one factor take fewer."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    readings: tuple[str, ...] = ("texts",)
+    prompts: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+
+
+OTHERS = 24  # prompts of decoders that no claim is about
+STUDY = 18  # prompts of a study of one factor
+COSTLY = 12  # prompts of what runs ten times as many rows
+
+
+def _branches(name: str, label: str, prompts: int | None = OTHERS, **settings: Any) -> Arm:
+    return Arm(name, {"branches": TEXTS, **settings}, prompts=prompts, label=label)
+
+
+def _sample(name: str, label: str, prompts: int | None = OTHERS, **settings: Any) -> Arm:
+    return Arm(name, {"decoder": "sample", **settings}, prompts=prompts, label=label)
+
+
+def _diverse(strength: float, prompts: int | None = OTHERS) -> Arm:
+    settings = {"decoder": "diverse-beam", "diversity_strength": strength}
+    return Arm(f"diverse-beam-{strength:g}", settings, prompts=prompts, label=f"diverse beam {strength:g}")
+
+
+def _lattice(name: str, **settings: Any) -> Arm:
+    return Arm(name, settings, LATTICE, STUDY, label=name.replace("-", " "))
+
+
+GREEDY = Arm("greedy", {"decoder": "plain", "temperature": 0.0})
+BEAM = Arm("beam", {"decoder": "beam"}, label="beam 5")
+NUCLEUS = _sample("nucleus", "nucleus 0.9", None, top_p=0.9)
+BRANCHES = _branches("branches", "branches", None)
+SAMPLED = _branches("branches-sample", "branches, sampled", None, branch_choice="sample")
+LINEAGE = Arm("lineage", {}, (*LATTICE, "thinned: posterior", "thinned: probability"))
+
+# What the claims are about comes first and is run on every prompt of the test split.
+MAIN = (
+    GREEDY,
+    BEAM,
+    _diverse(1.0, None),
+    NUCLEUS,
+    BRANCHES,
+    SAMPLED,
+    LINEAGE,
+    _diverse(0.5),
+    _diverse(2.0),
+    _sample("nucleus-cool", "nucleus 0.9, T 0.7", top_p=0.9, temperature=0.7),
+    _sample("threshold", "sampling at p >= 0.1"),
+    _sample("min-p", "min-p 0.1", min_p=0.1),
+    Arm("lineage-paths", {"paths": TEXTS}, prompts=COSTLY, label="lattice, 5 paths"),
+    Arm(
+        "mcts",
+        {"use_mcts": True, "mcts_simulations": 8, "mcts_depth": 3},
+        prompts=COSTLY,
+        label="tree search",
+    ),
+)
+# One factor of the lattice changed at a time.
+STUDIES = (
+    *(_lattice(f"attend-{rule}", attend=rule) for rule in ("all", "weighted", "best")),
+    *(_lattice(f"combine-{rule}", combine=rule) for rule in ("last", "mean", "product", "max")),
+    *(_lattice(f"threshold-{value}", threshold=value) for value in (0.05, 0.2)),
+    *(_lattice(f"width-{cap}", max_parallel_tokens=cap) for cap in (2, 4)),
+    _lattice("pruned-posterior", use_retroactive_pruning=True),
+    _lattice("pruned-attention", attention_threshold=0.01),
+    _lattice("preset-original", preset="original"),
+)
+# What was tried to move the front, on the tuning split only.
+TUNING = (
+    GREEDY,
+    BEAM,
+    NUCLEUS,
+    *(_diverse(strength) for strength in (0.5, 1.0, 2.0)),
+    BRANCHES,
+    SAMPLED,
+    *(_branches(f"branches-threshold-{v}", f"branches, threshold {v}", threshold=v) for v in (0.03, 0.2)),
+    *(_branches(f"branches-merge-{n}", f"branches, merge {n}", merge_length=n) for n in (2, 5)),
+    *(
+        _branches(f"sample-T-{t}", f"branches, sampled, T {t}", branch_choice="sample", temperature=t)
+        for t in (0.5, 0.7)
+    ),
+    _branches(
+        "sample-threshold-0.2", "branches, sampled, threshold 0.2", branch_choice="sample", threshold=0.2
+    ),
+    Arm("best-5-of-8", {"branches": 8, "branch_choice": "sample"}, label="branches, sampled, best 5 of 8"),
+)

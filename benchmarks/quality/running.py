@@ -1,0 +1,147 @@
+"""Run an arm on prompts and keep of every run what the figures are made of, a JSON line a prompt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tempo_mlx
+from benchmarks.pruning_ablation import remove_share
+from benchmarks.quality.arms import TEXTS, Arm
+from benchmarks.quality.prompts import Prompt
+from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, sample_paths, token_ids
+from tempo_mlx.decode.score import score_sequences
+from tempo_mlx.model.forward import Forward
+from tempo_mlx.report.records import RunStep
+from tempo_mlx.report.run import Run
+
+QUARTERS = 4  # of a text's length: where along it the log-probability was lost
+THINNED = 0.6  # share of the removable members that the thinned readings remove
+DRAWN = 2  # texts of each random reading of a lattice
+KEPT = ("texts", "best")  # readings whose tokens are kept
+
+Record = dict[str, Any]
+Texts = list[list[int]]
+
+
+class Counting:
+    """A model that counts its passes by their rows, those of the prompt left out."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.architecture, self.info = model.architecture, model.info
+        self.new_cache, self.embeddings = model.new_cache, model.embeddings
+        self.passes: Counter[int] = Counter()
+
+    def forward(self, tokens: Any, positions: Any, bias: Any, cache: Any, **options: Any) -> Forward:
+        out: Forward = self.model.forward(tokens, positions, bias, cache, **options)
+        if bias is not None:  # the prompt's chunks are plain causal
+            self.passes[len(tokens)] += 1
+        return out
+
+
+def run_arm(
+    loaded: tempo_mlx.LoadedModel, arm: Arm, prompts: Sequence[Prompt], tokens: int, path: Path
+) -> Iterator[Record]:
+    """Append a line to `path` for every prompt that has none there, yielding it."""
+    done = {record["prompt"] for record in read_records(path)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for prompt in prompts[: arm.prompts]:
+        if prompt.id in done:
+            continue
+        record = measure(loaded, arm, prompt, tokens)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        yield record
+
+
+def read_records(path: Path) -> list[Record]:
+    """The whole lines of a file of results; [] if there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int) -> Record:
+    """One run of exactly `tokens` steps, its readings, and what the model thinks of each."""
+    model = Counting(loaded.model)
+    seed = 1000 * int(prompt.id[-2:]) + sum(map(ord, prompt.kind))  # other draws for every prompt
+    settings = {**arm.settings, "max_tokens": tokens, "min_steps": tokens, "seed": seed}
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = tempo_mlx.generate(tempo_mlx.LoadedModel(model, loaded.tokenizer), prompt.text, **settings)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    readings = {name: read(run, name, seed) for name in arm.readings}
+    nats = score(loaded, run.prompt.token_ids, [text for texts in readings.values() for text in texts])
+    return {
+        "prompt": prompt.id,
+        "seed": seed,
+        "tokens": len(run.steps),
+        "readings": {
+            name: [{**({"ids": ids} if name in KEPT else {}), "nats": next(nats)} for ids in texts]
+            for name, texts in readings.items()
+        },
+        "passes": dict(sorted(model.passes.items())),
+        "width": round(float(np.mean([alive(step) for step in run.steps])), 3),
+        "seconds": round(wall, 3),
+        "cpu_seconds": round(cpu, 3),
+    }
+
+
+def alive(step: RunStep) -> int:
+    """How many members of a set are left at the end."""
+    return sum(is_usable(token) for token in step.tokens)
+
+
+def score(
+    loaded: tempo_mlx.LoadedModel, prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]
+) -> Iterator[list[float]]:
+    """Of each text the negative log-probability of each quarter of its tokens, under the model alone."""
+    for log_probs in score_sequences(loaded.model, prompt_ids, texts):
+        yield [round(-float(part.sum()), 3) for part in np.array_split(log_probs, QUARTERS)]
+
+
+# What is read off a run
+
+
+def read(run: Run, reading: str, seed: int) -> Texts:
+    """The texts of a reading, as token ids."""
+    if reading == "texts":
+        if run.paths:
+            return [list(path.token_ids) for path in run.paths[:TEXTS]]
+        return [[step.tokens[0].id for step in run.steps]]  # plain decoding
+    layers = layers_of(run.steps)
+    if reading == "best":
+        return [token_ids(layers, best_paths(layers)[0])]
+    if reading == "drawn":
+        return [token_ids(layers, path) for path in sample_paths(layers, DRAWN, seed)]
+    if reading == "random":
+        return at_random(layers, [range(len(layer.members)) for layer in layers], seed)
+    signal = reading.removeprefix("thinned: ")
+    scores = {
+        t: np.array([getattr(member, SCORES[signal]) for member in layer.members])
+        for t, layer in enumerate(layers)
+        if len(layer.members) > 1 and layer.members[0].posterior is not None
+    }
+    return at_random(layers, remove_share(layers, scores, THINNED), seed)
+
+
+SCORES = {"posterior": "posterior", "probability": "weight"}
+
+
+def at_random(layers: Sequence[Layer[Any]], kept: Sequence[Sequence[int]], seed: int) -> Texts:
+    """Texts of a member of each layer, drawn uniformly from those kept."""
+    random = np.random.default_rng([seed, 7])
+    return [
+        [
+            layer.members[random.choice(list(here))].id
+            for layer, here in zip(layers, kept, strict=True)
+            if layer.printed
+        ]
+        for _ in range(DRAWN)
+    ]
