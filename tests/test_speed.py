@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tempo_mlx
+from tempo_mlx import blas
+from tempo_mlx.bench.steps import Products
+from tempo_mlx.bench.timing import interleaved
 from tempo_mlx.config import resolve
 from tempo_mlx.decode import width
+from tempo_mlx.decode.prefill import never, prefill
 from tests import twins
 
 CHEAP = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.5, 16: 1.9}
@@ -71,6 +79,53 @@ def test_auto_is_a_number_before_decoding_begins(
     assert run.config["max_parallel_tokens"] == 3
     if "decoder" not in settings:
         assert max(len(step.tokens) for step in run.steps) == 3
+
+
+# Processor time of a pass of so many rows over that of its matrix products alone: one thread, smallest of many runs,
+# so that other work on the machine does not count. Lower them when a step gets leaner.
+COMMITTED = {1: 1.22, 8: 1.28}
+ALLOWED = 1.15
+
+
+def processor_time(work: Callable[[], object]) -> float:
+    """Seconds that `work` keeps the processor busy."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    return tempo_mlx.load("smollm2-135m")
+
+
+@pytest.mark.skipif(
+    blas.ensure().name != "OpenBLAS", reason="the committed ratios are those of OpenBLAS on Linux"
+)
+@pytest.mark.parametrize("rows", COMMITTED)
+def test_a_step_is_no_slower_than_the_committed_ratio(real: Any, rows: int) -> None:
+    """Other work can make a measurement large, but not three."""
+    model, ids = real.model, list(range(1000, 1128))
+    cache = model.new_cache()
+    prefill(model, ids, cache, never)
+    bias = np.zeros((rows, len(ids) + rows), np.float32)
+    bias[:, len(ids) :] = np.where(np.eye(rows), 0, -np.inf)
+
+    def step() -> None:
+        model.forward(ids[:rows], [len(ids)] * rows, bias, cache)
+        cache.truncate(len(ids))
+
+    cases = {
+        "step": partial(processor_time, step),
+        "products": partial(processor_time, Products(model, rows)),
+    }
+    ratios = []
+    for _ in range(3):
+        timings = interleaved(cases, 8, repeats=2)
+        ratios.append(min(timings["step"].samples) / min(timings["products"].samples))
+        if ratios[-1] <= COMMITTED[rows] * ALLOWED:
+            return
+    pytest.fail(f"A step of {rows} rows takes {min(ratios):.2f} times its products, not {COMMITTED[rows]}.")
 
 
 def test_where_sets_have_one_token_nothing_is_measured(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
