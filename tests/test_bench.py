@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tempo_mlx.bench import generation, processes
 from tempo_mlx.bench.contenders import NAMES, Field, check_equal, line_up
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.page import page
-from tempo_mlx.bench.results import Result, Row, cells, to_json
+from tempo_mlx.bench.results import Result, Row, cells, kept, to_json
 from tempo_mlx.bench.steps import Products, linears, tokens, weight_bytes
 from tempo_mlx.bench.suites import SUITES, choose
 from tempo_mlx.bench.timing import Timing, interleaved
@@ -117,8 +117,10 @@ def test_the_page_says_which_goals_are_missed(tmp_path: Path) -> None:
     result.goal("kept", 0.9, 1.0)
     result.goal("missed", 1.1, 1.0)
     result.goal("not measured", None, 1.0)
+    result.load_average = 0.5
+    quiet, unknown = Result("rows", "", load_average=0.1), Result("load", "")
     text = page(
-        tmp_path / "docs" / "speed.md", [result], {"cores": 2}, [0.5, None, 0.1], "tempo-mlx bench",
+        tmp_path / "docs" / "speed.md", [quiet, result, unknown], {"cores": 2}, False,
         {"decode": tmp_path / "results" / "decode.svg"}, {"mlx-lm": 1e-5},
     )  # fmt: skip
     assert "| decode | kept | 0.90 | 1 | yes |" in text and "| decode | missed | 1.10 | 1 | **no** |" in text
@@ -169,6 +171,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for fact in ("share outside the products", "attention mass on / off", "Floor:", "GB/s"):
         assert fact in out and fact in page_text
     assert main(["bench", "--suite", "speed", *options]) == 2
+
+
+def test_a_suite_measured_again_takes_the_place_of_its_last_results(tmp_path: Path) -> None:
+    store = tmp_path / "speed.json"
+    options = ["--model", str(twins.twin("llama")), "--output", str(tmp_path), "--contender", "mlx-lm"]
+    for suite in ("prefill", "decode", "prefill"):
+        assert main(["bench", "--quick", "--suite", suite, *options]) == 0
+    text = (tmp_path / "speed.md").read_text()
+    assert (
+        text.index("\n## decode\n") < text.index("\n## prefill\n") and text.count("\n## ") == 3
+    )  # and the goals
+    conditions = json.loads(store.read_text())["conditions"]
+    found = kept(store, conditions)
+    assert (
+        list(found) == ["decode", "prefill"]
+        and [asdict(r) for r in found.values()] == json.loads(store.read_text())["suites"]
+    )
+    assert found["decode"].rows[0].value > 0 and found["decode"].goals[0].bound == 0.95
+    assert kept(store, {**conditions, "mlx": "0"}) == {}
+    store.write_text("{")
+    assert kept(store, conditions) == {} == kept(tmp_path / "none.json", conditions)
 
 
 def test_a_mac_without_the_extra_still_gets_its_page(

@@ -14,20 +14,20 @@ def page(
     path: Path,
     results: Sequence[Result],
     environment: Mapping[str, Any],
-    load_averages: Sequence[float | None],
-    command: str,
+    quick: bool,
     plots: Mapping[str, Path],
     equal: Mapping[str, float],
 ) -> str:
     """Markdown, to be kept in the repository or attached to an issue."""
-    known = [load for load in load_averages if load is not None]
+    known = [result.load_average for result in results if result.load_average is not None]
     loads = f"{min(known):.2f} to {max(known):.2f}" if known else "unknown"
     differences = ", ".join(f"{name} {size:.1e}" for name, size in equal.items()) or "nobody else took part"
+    command = "tempo-mlx bench --quick" if quick else "tempo-mlx bench"
     parts = [
         "# Speed",
         f"Written by `{command}`; not edited. Times are lower quartiles of interleaved runs in one process (load, "
         "memory and startup: one process a run), after warm-up; spread is the distance between the quartiles over the "
-        "median. Load average while measuring: " + loads + ".",
+        f"median. Load average, this work's own two threads included: {loads}.",
         f"Equal work was checked first; largest difference of a logit to tempo-mlx: {differences}.",
         markdown_table(
             ("what", "value"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tempo_mlx.bench.timing import Timing
+from tempo_mlx.report.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Goal:
 
 @dataclass
 class Result:
-    """One suite. floor: the least a case could take, in the rows' unit, with the reason in words."""
+    """One suite. floor: the least a case could take, in the rows' unit, with the reason in words. load_average: of
+    the machine while it was measured.
+    """
 
     suite: str
     about: str
@@ -64,6 +68,15 @@ class Result:
     floor: float | None = None
     floor_is: str = ""
     notes: list[str] = field(default_factory=list)
+    load_average: float | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Result:
+        """The inverse of `asdict`."""
+        rows, goals = (
+            [kind(**each) for each in stored[name]] for kind, name in ((Row, "rows"), (Goal, "goals"))
+        )
+        return cls(**{**stored, "rows": rows, "goals": goals})
 
     def value(self, case: str, contender: str) -> float | None:
         return next((row.value for row in self.rows if (row.case, row.contender) == (case, contender)), None)
@@ -89,6 +102,23 @@ def floor_line(result: Result) -> str | None:
     if result.floor is None:
         return None
     return f"Floor: {result.floor:.1f} {result.rows[0].unit if result.rows else 'ms'} ({result.floor_is})."
+
+
+def kept(path: Path, conditions: Mapping[str, Any]) -> dict[str, Result]:
+    """The results in a file, by suite, if they were measured under the same conditions; none otherwise."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        if stored["conditions"] == dict(conditions):
+            return {each["suite"]: Result.from_dict(each) for each in stored["suites"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # nothing to go on from
+    return {}
+
+
+def keep(path: Path, conditions: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write what `kept` reads."""
+    suites = [asdict(result) for result in results]
+    write_atomic(path, json.dumps({"conditions": dict(conditions), "suites": suites}, indent=1) + "\n")
 
 
 def to_json(result: Result, environment: Mapping[str, Any]) -> list[str]:

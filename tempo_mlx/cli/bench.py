@@ -46,48 +46,49 @@ def bench(
 ) -> None:
     """Measure speed beside mlx-lm and transformers with the same weights, and write a page about it.
 
-    Tables and JSON lines go to stdout. Let nothing else run meanwhile.
+    Tables and JSON lines go to stdout. Let nothing else run meanwhile. Suites measured before on this machine, with
+    the same versions, stay on the page.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads sleep, so that cores are free
     from tempo_mlx.bench import plots
     from tempo_mlx.bench.contenders import NAMES, check_equal, line_up
     from tempo_mlx.bench.machine import QUIET, environment, load_average
     from tempo_mlx.bench.page import page as write
-    from tempo_mlx.bench.results import to_json
+    from tempo_mlx.bench.results import keep, kept, to_json
     from tempo_mlx.bench.steps import tokens
-    from tempo_mlx.bench.suites import choose, measure
+    from tempo_mlx.bench.suites import SUITES, choose, measure
     from tempo_mlx.report.files import write_atomic
 
     out, err = make_consoles()
     names = choose(suite or [])
-    loads = [load_average()]
-    if loads[0] is not None and loads[0] > QUIET:
+    before = load_average()
+    if before is not None and before > QUIET:
         err.print(
-            f"Note: the load average is {loads[0]:.1f}; with other work on the machine times mean little."
+            f"Note: the load average is {before:.1f}; with other work on the machine times mean little."
         )
     config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
+    output.mkdir(parents=True, exist_ok=True)
+    place, lines, store = page or output / "speed.md", output / "speed.jsonl", output / "speed.json"
     with line_up(config, contender or NAMES, err.print) as field:
         equal = check_equal(field, tokens(field, 24))
         facts = environment(dict(field.loaded.model.info))
-        results = []
+        conditions = {**facts, "date": None, "quick": quick}
+        results = kept(store, conditions)
         for result in measure(field, names, quick=quick, original=original):
-            results.append(result)
-            loads.append(load_average())
+            result.load_average = load_average()
             show(out, result)
             for line in to_json(result, facts):
                 out.print(line, soft_wrap=True)
-    output.mkdir(parents=True, exist_ok=True)
-    drawn = plots.draw(results, output) if plots.available() else {}
+            results[result.suite] = result
+            results = {name: results[name] for name in SUITES if name in results}
+            keep(store, conditions, list(results.values()))  # at once, so that nothing is lost
+    ordered = list(results.values())
+    drawn = plots.draw(ordered, output) if plots.available() else {}
     if not drawn:
         err.print("No plots: matplotlib is not installed (pip install 'tempo-mlx[bench]').")
-    lines = [line for result in results for line in to_json(result, facts)]
-    write_atomic(output / "speed.jsonl", "\n".join(lines) + "\n")
-    place = page or output / "speed.md"
-    asked = [*(["--suite", ",".join(names)] if suite else []), *(["--quick"] if quick else [])]
-    write_atomic(
-        place, write(place, results, facts, loads, " ".join(["tempo-mlx bench", *asked]), drawn, equal)
-    )
-    err.print(f"Saved {place} and {output / 'speed.jsonl'}", soft_wrap=True)
+    write_atomic(lines, "".join(f"{line}\n" for result in ordered for line in to_json(result, facts)))
+    write_atomic(place, write(place, ordered, facts, quick, drawn, equal))
+    err.print(f"Saved {place}, {lines} and {store}", soft_wrap=True)
 
 
 def show(out: Console, result: Result) -> None:
