@@ -91,6 +91,17 @@ def test_memory_shrinks_to_the_bits_and_the_scales(dtype: Any, plain: int) -> No
         assert sizes[bits] / sizes[None] == pytest.approx((bits + 2 * plain / 64) / plain)
 
 
+@pytest.mark.parametrize("bits", FORMS)
+def test_memory_is_given_back_when_much_is_removed(bits: int | None) -> None:
+    cache, _ = filled(bits, 6 * STEP)
+    full, first = cache.nbytes, contents(cache)
+    kept = np.arange(0, 6 * STEP, 3)
+    cache.keep(kept)
+    assert cache.nbytes == full // 3
+    cache.keep(np.arange(len(kept) - 10))
+    np.testing.assert_array_equal(contents(cache), first[:, :, :, kept[:-10]])
+
+
 def test_head_dims_that_have_no_groups_are_refused() -> None:
     assert [group_size(dim) for dim in (32, 64, 96, 128, 256)] == [32, 64, 32, 64, 64]
     with pytest.raises(ModelError, match=r"multiple of 32, and the model's is 80; leave out --kv-bits"):

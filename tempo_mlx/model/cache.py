@@ -1,5 +1,7 @@
 """The one key/value cache: the alive slots, in slot order, in buffers that grow 256 at a time.
 
+They shrink when much was removed.
+
 With `bits`, every slot is stored quantised along D, in groups that share a scale and an offset, and is read back as
 the nearest value so stored. A slot's numbers do not depend on its neighbours', so that what is kept, cut or copied
 stays what it was.
@@ -17,6 +19,7 @@ from tempo_mlx.errors import ModelError
 from tempo_mlx.model._mlx import mx
 
 STEP = 256
+SLACK = 3 * STEP  # unused slots from which on buffers are cut: seldom, since it moves what is kept
 GROUP_SIZES = (64, 32)  # of MLX's quantised formats, the more compact first
 
 
@@ -47,14 +50,8 @@ class Cache:
     def reserve(self, positions: NDArray[np.int64]) -> None:
         """Make room for L rows at these logical positions; they count as appended once `commit` is called."""
         self.positions = np.concatenate([self.positions[: self._length], positions])
-        needed = len(self.positions)
-        if needed <= self._keys[0][0].shape[1]:
-            return
-        room = (needed + STEP - 1) // STEP * STEP - self._length
-        pads = [mx.zeros((part.shape[0], room, part.shape[2]), part.dtype) for part in self._empty]
-        for buffer in (*self._keys, *self._values):
-            for i, pad in enumerate(pads):
-                buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
+        if len(self.positions) > self._capacity:
+            self._resize(len(self.positions))
 
     def append(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
         """Write the newest rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
@@ -75,6 +72,8 @@ class Cache:
                     part[:, first:end] = part[:, tail]
         self.positions = self.positions[indices]
         self._length = len(indices)
+        if self._capacity - self._length > SLACK:
+            self._resize(self._length)
 
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on; nothing moves."""
@@ -88,6 +87,18 @@ class Cache:
         other._keys = [[mx.array(part) for part in buffer] for buffer in self._keys]
         other._values = [[mx.array(part) for part in buffer] for buffer in self._values]
         return other
+
+    @property
+    def _capacity(self) -> int:
+        return int(self._keys[0][0].shape[1])
+
+    def _resize(self, slots: int) -> None:
+        """Move what is kept to buffers for so many slots, rounded up."""
+        room = -(-slots // STEP) * STEP - self._length
+        pads = [mx.zeros((part.shape[0], room, part.shape[2]), part.dtype) for part in self._empty]
+        for buffer in (*self._keys, *self._values):
+            for i, pad in enumerate(pads):
+                buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
 
     def _write(self, buffer: list[Any], rows: Any) -> Any:
         end = len(self.positions)
