@@ -282,11 +282,12 @@ class GenerateConfig(Checked):
             )
         if self.enable_thinking and not self.chat:
             raise ConfigError("enable_thinking needs the chat template; leave out --raw (chat=False).")
-        prunes = self.use_pruning or self.use_retroactive_pruning
+        screens = self.use_pruning and self.pruning_strategy != "diversity"  # by a threshold
+        prunes = screens or self.use_retroactive_pruning
         if self.dynamic_threshold and self.dynamic_target != "selection" and not prunes:
             raise ConfigError(
-                f"dynamic_target {self.dynamic_target} moves a pruning threshold, but nothing is pruned; "
-                "add --use-retroactive-pruning or --use-pruning."
+                f"dynamic_target {self.dynamic_target} moves a pruning threshold, but nothing is pruned by one; "
+                "add --use-retroactive-pruning, or --use-pruning with a strategy other than diversity."
             )
 
 

@@ -116,6 +116,15 @@ def test_what_follows_from_what(given: dict[str, object], expected: dict[str, ob
         ({"bezier_p1": 0.4}, ["--dynamic-threshold"]),
         ({"bezier_p1": 0.4, "dynamic_threshold": True, "use_relu": True}, ["use_relu"]),
         ({"dynamic_threshold": True, "dynamic_target": "pruning"}, ["--use-retroactive-pruning"]),
+        (
+            {
+                "dynamic_threshold": True,
+                "dynamic_target": "pruning",
+                "use_pruning": True,
+                "pruning_strategy": "diversity",
+            },
+            ["nothing is pruned by one"],
+        ),
         ({"coherence_threshold": 0.5}, ["--use-pruning"]),
         ({"posterior_threshold": 0.5}, ["--use-retroactive-pruning"]),
         ({"attention_threshold": 0.5, "pruning_signal": "random"}, ["attention_threshold", "random"]),
