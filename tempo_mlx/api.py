@@ -10,10 +10,13 @@ from typing import Any, Protocol
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.beam import make_rule
+from tempo_mlx.decode.early_exit import EarlyExit
+from tempo_mlx.decode.exit_plan import make_plan
 from tempo_mlx.decode.mcts import Mcts, Value
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
 from tempo_mlx.decode.score import read_paths
+from tempo_mlx.decode.self_speculation import SelfSpeculation
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
@@ -105,6 +108,7 @@ class Stream(Iterator[Step]):
         self.loaded = loaded
         self.config = with_measured_width(config, loaded.model)
         self.prompt = encode_prompt(loaded, prompt, config)
+        self.exits = open_exits(loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
         self.decoder: Decoder | None = None
         self.started = time.perf_counter()
@@ -127,6 +131,7 @@ class Stream(Iterator[Step]):
         if self.finish_reason is None:
             self.finish_reason = self._reason_to_stop()
         if self.finish_reason is not None:
+            self._settle()
             raise StopIteration
         try:
             if self.decoder is None:
@@ -144,6 +149,7 @@ class Stream(Iterator[Step]):
         """The run so far, complete in itself; a run that has not ended counts as cancelled."""
         if self.decoder is not None:
             self.decoder.note_evidence()
+            self._settle()
         readings = self.readings()
         run = build_run(
             self.steps,
@@ -154,6 +160,7 @@ class Stream(Iterator[Step]):
             decoder=self.config.decoder,
             finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
             timing=self.timing(),
+            early_exit=self.exits.report() if self.exits is not None else None,
             paths=[RunPath(r.token_ids, self._split(r)[1], r.log_prob, exact=True) for r in readings],
             tree=self.decoder.statistics(self.loaded.tokenizer.token_text)
             if isinstance(self.decoder, Mcts)
@@ -171,7 +178,8 @@ class Stream(Iterator[Step]):
             return decoder.readings()
         if decoder is None or not self.steps or not self.config.paths:
             return []
-        return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, decoder.cache)
+        cache = decoder.cache if self.exits is None else self.exits.inside(decoder.cache)
+        return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
 
     def _split(self, reading: Reading | str) -> tuple[str | None, str]:
         """(reasoning, answer) of a text; reasoning only where it was asked for."""
@@ -189,13 +197,28 @@ class Stream(Iterator[Step]):
             "prefill_seconds": self.prefilled - self.started,
             "decode_seconds": decode,
             "tokens_per_second": len(self.steps) / decode if decode > 0 else 0.0,
+            **(self.exits.timing() if self.exits is not None else {}),
         }
 
+    def _settle(self) -> None:
+        """Catch up what left the model early, which is part of what the run takes."""
+        if (
+            self.exits is not None
+            and self.decoder is not None
+            and not self.exits.finished(self.decoder.cache)
+        ):
+            self.exits.finish(self.decoder.cache)
+            self.ended = time.perf_counter()
+
     def _start(self) -> Decoder:
-        model, tokenizer, config = self.loaded.model, self.loaded.tokenizer, self.config
+        tokenizer, config = self.loaded.tokenizer, self.config
+        model: Any = self.loaded.model if self.exits is None else self.exits
+        cache = self._cache
+        if cache is not None and self.exits is not None:
+            cache = self.exits.cache_around(cache)
         ids: Any = self.prompt.token_ids
         common: dict[str, Any] = {
-            "eos_ids": tokenizer.eos_ids, "cache": self._cache, "interrupted": self._interruption,
+            "eos_ids": tokenizer.eos_ids, "cache": cache, "interrupted": self._interruption,
         }  # fmt: skip
         if config.thinking_budget is not None:
             common["guide"] = thinking.Budget(tokenizer, config.thinking_budget, self._opened)
@@ -240,6 +263,17 @@ class Stream(Iterator[Step]):
     def _holds_stop(self, token_ids: Sequence[int]) -> bool:
         text = self.loaded.tokenizer.decode(token_ids, continues=True)
         return cut_at_stop(text, self.config.stop) != text
+
+
+def open_exits(model: Any, config: GenerateConfig, context: Sequence[int]) -> EarlyExit | None:
+    """The model with its exits, where the settings want them; context: the tokens of the prompt.
+
+    Raises ConfigError, ModelError: nothing may leave this model, or nothing is known of where.
+    """
+    if not config.early_exit:
+        return None
+    kind = SelfSpeculation if config.lossless else EarlyExit
+    return kind(*make_plan(model, config), context)
 
 
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:

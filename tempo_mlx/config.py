@@ -17,6 +17,7 @@ from tempo_mlx.settings import Checked, Setting, canonical, row, settings_of
 Decoder = Literal["superposed", "tree", "mcts", "beam", "diverse-beam", "sample", "plain"]
 
 SUPERPOSED = ("superposed",)
+EXITING = ("superposed", "plain", "tree")  # decoders whose passes may leave the model early
 SELECTING = ("superposed", "mcts", "sample")  # decoders that form a set of candidates by `selection`
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -47,6 +48,10 @@ def _retro(default: object, help: str, *signals: str, **rest: Any) -> Any:
 
 def _search(default: object, help: str, *decoders: str, **rest: Any) -> Any:
     return row(default, "Search", help, decoders=decoders, **rest)
+
+
+def _exit(default: object, help: str, needs: Mapping[str, tuple[object, ...]] | None = None, **rest: Any) -> Any:
+    return row(default, "Early exit", help, decoders=EXITING, needs={"early_exit": (), **(needs or {})}, **rest)
 
 
 def _output(default: object, help: str, **rest: Any) -> Any:
@@ -80,6 +85,10 @@ class LoadConfig(Checked):
     max_memory_gb: float | None = row(
         None, "Limits", "Memory in GB that weights, cache and rows may use; checked before loading.",
         above=0, maximum=1e6,
+    )
+    rank_timeout: float = row(
+        30.0, "Limits", "Under mlx.launch: a rank without a sign of life for so many seconds ends the run.",
+        minimum=3, maximum=86400,
     )
 
     def __post_init__(self) -> None:
@@ -262,6 +271,32 @@ class GenerateConfig(Checked):
         maximum=1, needs={"paths": ()},
     )
 
+    early_exit: bool = row(
+        False, "Early exit", "Let passes leave the model at a layer that is calibrated to agree with the last.",
+        decoders=EXITING,
+    )
+    exit_target_agreement: float = _exit(
+        0.95, "How often a choice made early must be the whole model's.", minimum=0.5, below=1,
+    )
+    exit_layers: tuple[int, ...] = _exit(
+        (), "Layers (counted from 0) that a pass may leave after.", minimum=0, maximum=1023,
+        default_text="those that pay",
+    )
+    confidence_thresholds: tuple[float, ...] = _exit(
+        (), "The target agreement of each of the exit layers.", needs={"exit_layers": ()}, minimum=0, below=1,
+        default_text="the target agreement",
+    )
+    raw_confidence: bool = _exit(
+        False, "Leave by the best token's probability, uncalibrated: thresholds are probabilities, not agreements.",
+    )
+    exit_kv: Literal["exact", "propagate"] = _exit(
+        "exact", "What later rows see of a pass that left: what they would have (it is caught up), or its last state.",
+        needs={"lossless": (False,)},
+    )
+    lossless: bool = _exit(
+        False, "Draft with the exits and check with the whole model: the output of full decoding, whatever it takes.",
+    )
+
     max_cache_tokens: int | None = row(
         None, "Limits", "Stop when the cache would hold more slots.", minimum=1, maximum=2**31 - 1,
     )
@@ -269,6 +304,22 @@ class GenerateConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers, thresholds = self.exit_layers, self.confidence_thresholds
+        if layers and thresholds and len(layers) != len(thresholds):
+            raise ConfigError(
+                f"There are {len(layers)} exit_layers and {len(thresholds)} confidence_thresholds; give one threshold "
+                "for each layer, or none."
+            )
+        if len(set(layers)) != len(layers):
+            raise ConfigError("exit_layers names a layer twice; name each once.")
+        by_attention = (self.use_retroactive_pruning and self.pruning_signal == "attention") or (
+            self.use_pruning and self.pruning_strategy != "diversity"
+        )
+        if self.early_exit and self.decoder == "superposed" and by_attention:
+            raise ConfigError(
+                "early_exit has nothing to skip where the attention of every layer decides what is pruned; leave "
+                "one of them out, or choose --pruning-signal posterior."
+            )
         if self.min_steps > self.max_tokens:
             raise ConfigError(
                 f"min_steps is {self.min_steps}, more than max_tokens ({self.max_tokens}); lower it."
@@ -348,7 +399,6 @@ REFUSED: Mapping[str, str] = {
     "--use-lci-dynamic-threshold": "has no counterpart; move the threshold with --dynamic-threshold",
     "--disable-kv-cache": "would change nothing but the speed, since cached rows are exact; leave it out",
     "--disable-kv-cache-consistency": "is not needed, since cache and lattice always agree; leave it out",
-    "--early-exit": "is not part of this version: uncalibrated, it makes a model repeat itself; leave it out",
     "--use-cprofile": "is not built in; use --profile, or python -m cProfile -m tempo_mlx",
 }
 

@@ -156,7 +156,7 @@ def test_ways_to_give_the_prompt(
         (["a", "--decoder", "magic"], 2, "superposed, tree"),
         (["a", "--config", "missing.toml"], 2, "missing.toml"),
         (["a", "--default-mode", "--threshold", "0.3"], 2, "leave it out"),
-        (["a", "--early-exit"], 2, "not part of this version"),
+        (["a", "--early-exit", "--exit-layers", "3,7", "--confidence-thresholds", "0.7"], 2, "2 exit_layers and 1"),
         (["a", "--model", "no-such-model"], 1, "no-such-model"),
         (["a", "--model", "empty.gguf"], 1, "empty.gguf"),
         (["a", "--json-output-file", "no/such/run.json"], 1, "no/such"),

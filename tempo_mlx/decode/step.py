@@ -54,6 +54,7 @@ class Rejected:
 class Step:
     """Set number `step`, chosen at logical position `position`; `tokens` best first.
 
+    `exit_layer`: after which the rows it was chosen from left the model, None where they went through all of it.
     `removed`: slots of earlier sets removed by what the previous set's rows showed.
     `seconds`: wall-clock from the previous step's choice to this one's.
     """

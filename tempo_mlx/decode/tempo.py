@@ -92,6 +92,7 @@ class Tempo:
         )
         self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs (k, V)
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
+        self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
         self.probed: Forward | None = None  # the newest set's rows, where choosing it has run them already
         self.clock = time.perf_counter()
 
@@ -119,6 +120,7 @@ class Tempo:
         forward = self.probed or self.forward(self.lattice, self.waiting, attention=self.history is not None)
         assert forward.logits is not None
         self.probed = None
+        self.exit_layer = forward.left_at
         self.log_probs = log_probabilities(forward.logits, self.config.temperature)
         self.weights = self.lattice.weights[-len(self.waiting) :]
         self.waiting = []
@@ -250,6 +252,7 @@ class Tempo:
             residual_probability=1.0 - sum(m.probability for m in members),
             tokens=members,
             rejected=[],
+            exit_layer=self.exit_layer,
         )
 
     def note_evidence(self, slots: Iterable[int] | None = None) -> None:

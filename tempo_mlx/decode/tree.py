@@ -166,6 +166,7 @@ class Tree:
         self.num_branches = 1
         self.done = False
         self.log_probs = log_probabilities(prefill(model, prompt_ids, self.cache, interrupted))  # (k, V)
+        self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
         self.clock = time.perf_counter()
 
@@ -200,6 +201,7 @@ class Tree:
         forward = self.model.forward(self.waiting, positions, self.lattice.bias("lineage"), self.cache)
         assert forward.logits is not None
         self.log_probs = log_probabilities(forward.logits)
+        self.exit_layer = forward.left_at
         self.waiting = []
 
     def frontier(self) -> Frontier:
@@ -248,6 +250,7 @@ class Tree:
             residual_probability=1.0 - sum(m.probability for m in members) / max(len(parents), 1),
             tokens=members,
             rejected=choice.rejected,
+            exit_layer=self.exit_layer,
             removed=removed,
         )
 

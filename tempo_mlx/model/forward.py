@@ -18,11 +18,16 @@ Attention = Literal[False, True, "rows"]
 @dataclass(frozen=True)
 class Forward:
     """logits (rows asked for, V) float32, or None; attention_mass float32 where it was asked for: (layers, S),
-    or (layers, L, S) for "rows"; exit_layer (L,): the layer each row left at, None without an exit policy."""
+    or (layers, L, S) for "rows"; exit_layer (L,): the layer each row left after, None where none left early."""
 
     logits: NDArray[np.float32] | None
     attention_mass: NDArray[np.float32] | None = None
     exit_layer: NDArray[np.int64] | None = None
+
+    @property
+    def left_at(self) -> int | None:
+        """The layer after which the last of the rows left, if they left early."""
+        return None if self.exit_layer is None else int(self.exit_layer.max())
 
 
 class Cache(Protocol):

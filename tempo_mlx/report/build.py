@@ -28,6 +28,7 @@ def build_run(
     paths: Sequence[RunPath] = (),
     tree: Mapping[str, Any] | None = None,
     final_text: str | None = None,
+    early_exit: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run of finished (or cancelled) decoding.
 
@@ -67,6 +68,7 @@ def build_run(
         paths=tuple(paths),
         finish_reason=finish_reason,
         timing=timing,
+        early_exit=early_exit,
     )
 
 

@@ -55,9 +55,10 @@ class Run:
     paths: tuple[RunPath, ...]
     finish_reason: str
     timing: Mapping[str, Any]
+    early_exit: Mapping[str, Any] | None = None  # the audit, of a run that could leave the model early
 
     def __post_init__(self) -> None:
-        for name in ("model", "versions", "config", "tree", "timing"):
+        for name in ("model", "versions", "config", "tree", "timing", "early_exit"):
             object.__setattr__(self, name, copy_plain(getattr(self, name), name))
         check(self)
 
@@ -72,7 +73,7 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """The run file as plain lists and dicts, in the order of the format."""
-        return {
+        values: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "model": self.model,
@@ -97,6 +98,9 @@ class Run:
             "finish_reason": self.finish_reason,
             "timing": self.timing,
         }
+        if self.early_exit is not None:
+            values["early_exit"] = self.early_exit
+        return values
 
     def to_json(self, indent: int | None = None) -> str:
         """One line of JSON, or indented; floats at full precision, so that `from_json` gives an equal run."""
@@ -198,6 +202,7 @@ def _read_run(fields: Fields) -> Run:
     tree = fields.take("tree")
     if tree is not None and not isinstance(tree, dict):
         raise RunFileError("In the run file, tree must be null or a JSON object.")
+    early_exit = fields.mapping("early_exit") if fields.has("early_exit") else None
     run = Run(
         model=model,
         versions=versions,
@@ -212,6 +217,7 @@ def _read_run(fields: Fields) -> Run:
         paths=tuple(read_path(path) for path in fields.objects("paths")),
         finish_reason=fields.text("finish_reason"),
         timing=fields.mapping("timing"),
+        early_exit=early_exit,
     )
     fields.done()
     return run

@@ -1,0 +1,173 @@
+"""From samples to exits: translators, and what agreement may be promised at which margin.
+
+Letters: N samples, E model dim, V vocabulary, C tokens of the shortlist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.calibrate.samples import Ints, Samples
+from tempo_mlx.model._mlx import mx, optimizers
+from tempo_mlx.model.linear import Linear
+from tempo_mlx.model.transformer import Transformer
+
+RIDGE = 1e-2  # of the mean variance of the inputs
+EPOCHS = 6
+BATCH = 256
+LEARNING_RATE = 1e-3
+CONFIDENCE = 0.95
+LEAST = 30  # samples without which nothing is promised
+POINTS = 100  # of a curve
+
+Float32s = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+def shortlist(samples: Samples, size: int, always: Sequence[int]) -> NDArray[np.int32]:
+    """The tokens that had most of the model's probability, ascending; `always` among them, and every choice seen."""
+    rank = samples.mass.copy()
+    rank[samples.choices] += len(samples.choices)
+    rank[list(always)] = np.inf
+    size = min(size, len(rank))
+    chosen: NDArray[np.int32] = np.sort(np.argpartition(-rank, size - 1)[:size]).astype(np.int32)
+    return chosen
+
+
+def fit_translator(
+    model: Transformer, head: Linear, train: Samples, dev: Samples, at: int
+) -> tuple[Float32s, Float32s]:
+    """Weight (E, E) and offset (E,) that take hidden[at] to where the last layer would, for the head's purposes.
+
+    A ridge regression on the last hidden states, then the divergence from the model's own distribution over the
+    shortlist, by Adam; of the epochs the one with the most agreement on `dev`.
+    """
+    x, y = train.hidden[at].astype(np.float32), train.hidden[-1].astype(np.float32)
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    z = (x - mean) / scale  # (N, E)
+    gram = z.T @ z / len(z)
+    weight = np.linalg.solve(
+        gram + RIDGE * np.eye(len(gram), dtype=np.float32), z.T @ (y - y.mean(axis=0)) / len(z)
+    )
+    parameters: dict[str, Any] = {
+        "weight": mx.array(weight.astype(np.float32)),
+        "offset": mx.array(y.mean(axis=0)),
+    }
+    inputs, targets = mx.array(z), mx.array(y)
+    dev_inputs = mx.array((dev.hidden[at].astype(np.float32) - mean) / scale)
+    dev_choices = np.array(model.logits(mx.array(dev.hidden[-1].astype(np.float32)), head).argmax(axis=-1))
+
+    def read(parameters: dict[str, Any], inputs: Any) -> Any:
+        return model.logits(inputs @ parameters["weight"] + parameters["offset"], head)
+
+    def loss(parameters: dict[str, Any], inputs: Any, wanted: Any) -> Any:
+        logits = read(parameters, inputs)
+        return (mx.logsumexp(logits, axis=-1) - (wanted * logits).sum(axis=-1)).mean()
+
+    def agreement(parameters: dict[str, Any]) -> float:
+        return float((np.array(read(parameters, dev_inputs).argmax(axis=-1)) == dev_choices).mean())
+
+    step = mx.value_and_grad(loss)
+    best = agreement(parameters), parameters
+    batches = len(z) // BATCH
+    schedule = optimizers.cosine_decay(
+        LEARNING_RATE * float(np.abs(weight).mean()) * 10, max(EPOCHS * batches, 1)
+    )
+    adam = optimizers.Adam(learning_rate=schedule)
+    random = np.random.default_rng(0)
+    for _ in range(EPOCHS if batches else 0):
+        order = random.permutation(len(z))
+        for batch in np.split(order[: batches * BATCH], batches):
+            index = mx.array(batch)
+            wanted = mx.softmax(model.logits(targets[index], head), axis=-1)
+            _, gradient = step(parameters, inputs[index], wanted)
+            parameters = adam.apply_gradients(gradient, parameters)
+            mx.eval(parameters, adam.state)
+        best = max(best, (agreement(parameters), parameters), key=lambda pair: pair[0])
+    fitted = np.array(best[1]["weight"]) / scale[:, None]
+    return fitted, np.array(best[1]["offset"]) - mean @ fitted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an exit would have chosen. margins (N,): best logit less second best; right (N,): the model's choice?"""
+
+    margins: Float32s
+    right: NDArray[np.bool_]
+
+
+def judge(
+    model: Transformer,
+    head: Linear,
+    tokens: NDArray[np.int32],
+    samples: Samples,
+    at: int,
+    translator: tuple[Float32s, Float32s] | None,
+) -> Outcome:
+    """An exit's choices on samples, among the tokens of the shortlist (C,) whose head is `head`."""
+    margins, right = [], []
+    for start in range(0, len(samples.choices), 512):
+        x = mx.array(samples.hidden[at, start : start + 512].astype(np.float32))
+        if translator is not None:
+            x = x @ mx.array(translator[0]) + mx.array(translator[1])
+        logits = np.array(model.logits(x.astype(model.dtype), head))
+        top = np.sort(np.partition(logits, -2, axis=1)[:, -2:], axis=1)
+        margins.append(top[:, 1] - top[:, 0])
+        right.append(tokens[logits.argmax(axis=1)] == samples.choices[start : start + 512])
+    return Outcome(np.concatenate(margins), np.concatenate(right))
+
+
+def curve(outcome: Outcome, texts: Ints) -> Floats:
+    """(n, 3): margins falling, a lower bound of the agreement of the choices with so much, and their share.
+
+    The bound is Clopper and Pearson's, one-sided at CONFIDENCE, of as many independent choices as those of whole texts
+    are worth: choices of one text stand and fall together.
+    """
+    order = np.argsort(-outcome.margins, kind="stable")
+    places = np.unique(np.linspace(LEAST, len(order), POINTS).astype(int)) if len(order) >= LEAST else []
+    points = []
+    for place in places:
+        chosen = order[:place]
+        right = outcome.right[chosen]
+        worth = place / design_effect(right, texts[chosen])
+        bound = lower_bound(right.mean() * worth, worth)
+        points.append((float(outcome.margins[order[place - 1]]), bound, place / len(order)))
+    return np.array(points).reshape(-1, 3)
+
+
+def design_effect(right: NDArray[np.bool_], texts: Ints) -> float:
+    """How much more a share varies over samples that come in whole texts than over independent ones; at least 1."""
+    share = right.mean()
+    if share in (0.0, 1.0):
+        return 1.0
+    _, index, sizes = np.unique(texts, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return float(len(right))
+    errors = np.bincount(index, weights=right) - share * sizes
+    variance = (errors**2).sum() * len(sizes) / (len(sizes) - 1)
+    return max(1.0, float(variance / (len(right) * share * (1 - share))))
+
+
+def lower_bound(successes: float, trials: float, confidence: float = CONFIDENCE) -> float:
+    """The least probability under which so many successes are not too many to be believed (Clopper and Pearson)."""
+    count, hits = int(trials), math.floor(successes + 1e-9)
+    if hits <= 0 or count <= 0:
+        return 0.0
+    hits = min(hits, count)
+    ways = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        for k in range(hits, count + 1)
+    ]
+    kept = np.arange(hits, count + 1)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        tail = np.exp(ways + kept * np.log(middle) + (count - kept) * np.log1p(-middle)).sum()
+        low, high = (middle, high) if tail < 1 - confidence else (low, middle)
+    return low

@@ -1,0 +1,131 @@
+"""Text of the model's own, and what its layers made of it: the samples that exits are fitted and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.model.transformer import Transformer
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
+TOGETHER = 16  # texts that grow in one pass: rows are cheaper together
+LARGEST = 6e4  # of a float16, nearly
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N positions of many texts. hidden (layers, N, E) float16: what each layer of interest gave; choices (N,): the
+    token the whole model would take; texts (N,): which text, its positions in order; mass (V,): the sum of the model's
+    distributions.
+    """
+
+    hidden: NDArray[np.float16]
+    choices: Ints
+    texts: Ints
+    mass: NDArray[np.float64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Samples]) -> Samples:
+        """Texts get new numbers; those of one text stay together, in order."""
+        first = np.cumsum([0, *(part.texts.max() + 1 for part in parts)])
+        texts = np.concatenate([part.texts + start for part, start in zip(parts, first, strict=False)])
+        order = np.argsort(texts, kind="stable")
+        hidden = np.concatenate([part.hidden for part in parts], axis=1)[:, order]
+        choices = np.concatenate([part.choices for part in parts])[order]
+        return cls(hidden, choices, texts[order], np.sum([part.mass for part in parts], axis=0))
+
+    def of(self, texts: Ints) -> Samples:
+        """Those of some texts."""
+        here = np.isin(self.texts, texts)
+        return Samples(self.hidden[:, here], self.choices[here], self.texts[here], self.mass)
+
+
+def read_prompts(loaded: LoadedModel, files: Sequence[Path] = ()) -> list[list[int]]:
+    """The prompts of the package, as token ids, and the beginnings of a user's own texts: 24 words a paragraph."""
+    tokenizer = loaded.tokenizer
+    result = []
+    for line in PROMPTS.read_text("utf-8").splitlines():
+        chat = line.startswith("chat: ")
+        text = line.removeprefix("chat: ")
+        if chat and tokenizer.has_chat_template:
+            asked = tokenizer.chat([{"role": "user", "content": text}])
+            result.append(tokenizer.encode(asked, add_special=False))
+        else:
+            result.append(tokenizer.encode(text))
+    for file in files:
+        paragraphs = [" ".join(p.split()[:24]) for p in file.read_text("utf-8").split("\n\n")]
+        result += [tokenizer.encode(paragraph) for paragraph in paragraphs if paragraph]
+    return result
+
+
+def sample_texts(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    tokens: int,
+    eos_ids: frozenset[int],
+    temperature: float,
+    seed: int,
+    note: Callable[[int], None] = lambda done: None,
+) -> Samples:
+    """Continue all prompts by `tokens` tokens at once on one cache, in which each text sees itself alone.
+
+    temperature: 0 takes the best token, otherwise tokens are drawn. A text ends where the model ends it. note: told the
+    number of tokens so far.
+    """
+    random = np.random.default_rng(seed)
+    cache: Any = model.new_cache()
+    owners: Ints = np.empty(0, np.int64)
+    texts = np.arange(len(prompts))
+    lengths = np.array([len(prompt) for prompt in prompts])
+    new, new_owners = np.concatenate([np.asarray(p, np.int64) for p in prompts]), np.repeat(texts, lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    newest = np.cumsum(lengths) - 1  # the rows whose logits are wanted
+    hidden, choices, of_text = [], [], []
+    mass = np.zeros(model.architecture.vocab_size)
+    for done in range(tokens):
+        owners = np.concatenate([owners, new_owners])
+        own = np.arange(len(owners) - len(new), len(owners))
+        seen = (new_owners[:, None] == owners) & (own[:, None] >= np.arange(len(owners)))
+        cache.reserve(positions)
+        rows = model.rows(positions, np.where(seen, np.float32(0), np.float32(-np.inf)), cache)
+        x, kept = model.embedded(new), []
+        for first, stop in pairwise([0, *(layer + 1 for layer in layers)]):
+            x, _ = model.run_layers(x, rows, cache, first, stop)
+            kept.append(x[mx.array(newest)])
+        cache.commit()
+        logits = np.array(model.logits(kept[-1]))
+        states = np.array(mx.stack(kept).astype(mx.float32))
+        hidden.append(np.clip(states, -LARGEST, LARGEST).astype(np.float16))
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        mass += probabilities.sum(axis=0)
+        best = logits.argmax(axis=1)
+        choices.append(best)
+        of_text.append(texts)
+        drawn = best if temperature == 0 else draw(logits, temperature, random)
+        going = ~np.isin(drawn, list(eos_ids))
+        texts, new, positions = texts[going], drawn[going], positions[newest][going] + 1
+        new_owners, newest = texts, np.arange(len(texts))
+        note(done + 1)
+        if not len(texts):
+            break
+    joined, numbers = np.concatenate(hidden, axis=1), np.concatenate(of_text)
+    order = np.argsort(numbers, kind="stable")
+    return Samples(joined[:, order], np.concatenate(choices)[order], numbers[order], mass)
+
+
+def draw(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> Ints:
+    """One token of each row of logits (k, V): the best after Gumbel noise, which is the same as drawing."""
+    noisy: Ints = (logits / temperature + random.gumbel(size=logits.shape)).argmax(axis=1)
+    return noisy

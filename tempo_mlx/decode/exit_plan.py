@@ -1,0 +1,207 @@
+"""Where a run may leave the model, and how sure it must be there: from the settings and the model's calibration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import ConfigError, ModelError
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, find_calibration
+from tempo_mlx.model.forward import Model
+from tempo_mlx.model.linear import Linear
+from tempo_mlx.model.rope import follows_length
+from tempo_mlx.model.transformer import Transformer
+
+SURE = 0.05  # an exit is closed once fewer choices agree than chance at its target would let happen so rarely
+
+Ints = NDArray[np.int64]
+Float32s = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an exit says of L rows: logits (L, C) of `tokens` (C,), and how sure it is (L,)."""
+
+    logits: Float32s
+    tokens: Ints
+    confidence: Float32s
+
+
+class Head:
+    """The tokens an exit chooses among, and their share of the model's head: a shortlist and the text's own tokens.
+
+    shortlist: None is all the vocabulary.
+    """
+
+    def __init__(self, model: Transformer, shortlist: NDArray[np.int32] | None) -> None:
+        self._model = model
+        self._limited = shortlist is not None
+        size = model.architecture.vocab_size
+        self._listed = np.full(size, not self._limited)
+        if shortlist is not None:
+            self._listed[shortlist] = True
+        self._linear: Linear | None = None if self._limited else model.head
+        self.tokens: Ints = np.flatnonzero(self._listed)
+
+    def widen(self, tokens: Sequence[int] | Ints) -> None:
+        """Add tokens of the text."""
+        new = np.asarray(tokens, np.int64)
+        if not self._listed[new].all():
+            self._listed[new] = True
+            self._linear = None
+
+    def logits(self, x: Any) -> Float32s:
+        """x (L, E) -> (L, C)."""
+        if self._linear is None:
+            self.tokens = np.flatnonzero(self._listed)
+            self._linear = self._model.head.choose(mx.array(self.tokens))
+        return np.array(self._model.logits(x, self._linear), copy=False)
+
+
+class OpenExit:
+    """An exit in force: rows may leave after `layer` where confidence is at least `least`.
+
+    target: the agreement promised, None where nothing is (raw confidence). left, audited, agreed: rows.
+    """
+
+    def __init__(
+        self, layer: int, least: float, target: float | None, head: Head, translator: tuple[Any, Any] | None
+    ) -> None:
+        self.layer, self.least, self.target = layer, least, target
+        self.left = self.audited = self.agreed = 0
+        self._head, self._translator = head, translator
+
+    def read(self, x: Any) -> Found:
+        """What the exit says of rows x (L, E) that its layer gave."""
+        if self._translator is not None:
+            weight, offset = self._translator
+            x = x @ weight + offset
+        logits = self._head.logits(x)
+        if self.target is None:
+            spread = np.exp(logits - logits.max(axis=1, keepdims=True))
+            return Found(logits, self._head.tokens, 1 / spread.sum(axis=1))
+        two = np.partition(logits, -2, axis=1)[:, -2:]
+        return Found(logits, self._head.tokens, np.abs(two[:, 1] - two[:, 0]))
+
+    def note(self, agreed: NDArray[np.bool_]) -> None:
+        """What the audit of some rows found."""
+        self.audited += len(agreed)
+        self.agreed += int(agreed.sum())
+
+    @property
+    def closed(self) -> bool:
+        """Whether so little agreement would be rare if the promise held (one-sided binomial test)."""
+        if self.target is None or self.agreed >= self.target * self.audited:
+            return False
+        return at_most(self.agreed, self.audited, self.target) < SURE
+
+
+def at_most(hits: int, trials: int, probability: float) -> float:
+    """The binomial probability of at most so many hits."""
+    term = total = (1.0 - probability) ** trials
+    for k in range(hits):
+        term *= (trials - k) / (k + 1) * probability / (1 - probability)
+        total += term
+    return total
+
+
+class Plan:
+    """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly."""
+
+    def __init__(self, exits: Sequence[OpenExit], head: Head, propagate: bool = False) -> None:
+        self.exits, self.propagate = list(exits), propagate
+        self._head = head
+
+    @property
+    def open(self) -> list[OpenExit]:
+        return [item for item in self.exits if not item.closed]
+
+    def widen(self, tokens: Sequence[int] | Ints) -> None:
+        self._head.widen(tokens)
+
+
+def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
+    """The plan that the settings ask for, and the model as what it must be.
+
+    Raises ModelError (no calibration, or of another model), ConfigError (layers; not the MLX backend).
+    """
+    if not isinstance(model, Transformer):
+        torch = model.info.get("backend") == "torch"
+        raise ConfigError(
+            "early_exit has no effect with the torch backend; leave it out, or choose --backend mlx."
+            if torch
+            else "early_exit does not combine with log-probabilities, which are the whole model's; leave one out."
+        )
+    a = model.architecture
+    asked = candidates(a.num_hidden_layers, config.exit_layers)
+    if any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes):
+        raise ModelError(
+            "This model's positions depend on the length of the text, so rows cannot be caught up; leave out "
+            "--early-exit."
+        )
+    propagate = config.exit_kv == "propagate"
+    if config.raw_confidence:
+        log.warning("Raw confidence is not calibrated: nothing is promised about how often an exit agrees.")
+        head = Head(model, None)
+        layers = config.exit_layers or asked[:-1]
+        sure = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
+        pairs = sorted(zip(layers, sure, strict=True))
+        return model, Plan(
+            [OpenExit(layer, least, None, head, None) for layer, least in pairs], head, propagate
+        )
+    calibration = find_calibration(model.info)
+    head = Head(model, calibration.shortlist)
+    exits = [
+        OpenExit(item.layer, margin, target, head, _translator(item, model))
+        for item, target in _chosen(calibration, config)
+        if (margin := item.margin(target)) is not None
+    ]
+    return model, Plan(exits, head, propagate)
+
+
+def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float]]:
+    """Exits and the agreement each must promise: those named, or those that pay."""
+    target = config.exit_target_agreement
+    if not config.exit_layers:
+        nearest = min(TARGETS, key=lambda each: abs(each - target))
+        return [(item, target) for item in calibration.exits.values() if nearest in item.pays]
+    targets = config.confidence_thresholds or (target,) * len(config.exit_layers)
+    chosen, off = [], []
+    for layer, wanted in sorted(zip(config.exit_layers, targets, strict=True)):
+        if layer not in calibration.exits:
+            known = ", ".join(map(str, calibration.exits))
+            raise ConfigError(
+                f"Exit layer {layer} was not calibrated (layers {known} were); choose among them, or run `tempo-mlx "
+                f"calibrate --layers {','.join(map(str, config.exit_layers))}`."
+            )
+        item = calibration.exits[layer]
+        usable = item.margin(wanted) is not None and (
+            item.weight is not None or not _translated(calibration, item)
+        )
+        (chosen if usable else off).append((item, wanted))
+    if off:
+        listed = ", ".join(f"{item.layer} (at {wanted:g})" for item, wanted in off)
+        log.warning(
+            "These exits cannot promise their agreement, or never pay, and stay shut: layer %s.", listed
+        )
+    return chosen
+
+
+def _translated(calibration: Calibration, item: Exit) -> bool:
+    """Whether choices at this exit were judged through a translator."""
+    return bool(calibration.made["translators"]) and item.layer != max(calibration.exits)
+
+
+def _translator(item: Exit, model: Transformer) -> tuple[Any, Any] | None:
+    if item.weight is None:
+        return None
+    return mx.array(item.weight).astype(model.dtype), mx.array(item.offset).astype(model.dtype)

@@ -1,0 +1,174 @@
+"""What early exit knows of a model: where rows may leave it, and how sure they must be. Made by `tempo_mlx.calibrate`.
+
+An exit is a layer with a translator (affine, from what the layer gives to what the last layer would have given: the
+tuned lens, arXiv 2303.08112), and a curve: how often the choice made there was the whole model's, by how large the
+margin of the choice was. One safetensors file holds them all, with a shortlist of the vocabulary, under the name of
+the weights that they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.errors import ConfigError, ModelError, OutputError
+from tempo_mlx.weights.registry import cache_directory
+from tempo_mlx.weights.safetensors_file import read_safetensors
+
+FORMAT = "tempo-mlx/exits"
+VERSION = 1
+TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
+SHIPPED = Path(__file__).parent / "exits"
+NAME_LENGTH = 24  # of the key, in a file name
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One layer (zero-based) that rows may leave after.
+
+    curve (n, 3), margins falling: a margin, the lower bound of the agreement of choices with at least so much, and
+    their share of all. pays: the targets for which leaving here saved time when the exits were chosen. weight (E, E)
+    and offset (E,), float16: of the translator; None: there is none, and what the layer gives is read as it is.
+    """
+
+    layer: int
+    curve: Floats
+    pays: tuple[float, ...] = ()
+    weight: NDArray[np.float16] | None = None
+    offset: NDArray[np.float16] | None = None
+
+    def margin(self, target: float) -> float | None:
+        """The least margin at which choices agree at least so often; None: none was found to.
+
+        Read from the largest margin down, as long as the bound holds (fixed-sequence testing, Learn then Test,
+        arXiv 2110.01052).
+        """
+        fails = np.flatnonzero(self.curve[:, 1] < target)
+        last = int(fails[0]) if len(fails) else len(self.curve)
+        return float(self.curve[last - 1, 0]) if last else None
+
+    def share(self, target: float) -> float:
+        """Of the choices, how many have that margin."""
+        fails = np.flatnonzero(self.curve[:, 1] < target)
+        last = int(fails[0]) if len(fails) else len(self.curve)
+        return float(self.curve[last - 1, 2]) if last else 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All exits of a model, by layer, and the tokens (n,) that a choice is made from there."""
+
+    key: str
+    exits: Mapping[int, Exit]
+    shortlist: NDArray[np.int32]
+    made: Mapping[str, Any] = field(default_factory=dict)  # from how many prompts and tokens, with what
+
+    def save(self, path: Path) -> None:
+        """Write the file. Raises OutputError."""
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, Any] = {"shortlist": self.shortlist}
+        for layer, item in self.exits.items():
+            arrays[f"{layer}.curve"] = item.curve.astype(np.float32)
+            if item.weight is not None and item.offset is not None:
+                arrays[f"{layer}.weight"], arrays[f"{layer}.offset"] = item.weight, item.offset
+        about = {
+            "format": FORMAT, "version": VERSION, "key": self.key, "made": dict(self.made),
+            "pays": {str(layer): list(item.pays) for layer, item in self.exits.items()},
+        }  # fmt: skip
+        draft = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, draft, metadata={"tempo-mlx": json.dumps(about)})
+            draft.replace(path)
+        except OSError as error:
+            raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def candidates(layers: int, chosen: Sequence[int] | None = None) -> list[int]:
+    """The layers (zero-based) that may become exits, the last among them: every fourth one unless told.
+
+    Raises ConfigError for a model too shallow, or a layer it does not have.
+    """
+    if layers < 3:
+        raise ConfigError(f"The model has {layers} layers, and early exit needs at least 3; use it without.")
+    for layer in chosen or ():
+        if not 0 <= layer < layers:
+            raise ConfigError(
+                f"Exit layer {layer} is not one of the model's layers, which are 0 to {layers - 1}."
+            )
+    return sorted({*(chosen if chosen is not None else range(3, layers - 1, 4)), layers - 1})
+
+
+def key_of(info: Mapping[str, Any]) -> str:
+    """What names a model's weights, quantisation included: their hash, or the hub's revision."""
+    key = info.get("sha256") or info.get("revision")
+    if not isinstance(key, str):
+        raise ModelError("The model has neither hash nor revision, so no calibration can be kept for it.")
+    return key
+
+
+def place_of(key: str) -> Path:
+    """Where the calibration of a model is kept: beside the models."""
+    return cache_directory() / "exits" / f"{key[:NAME_LENGTH]}.safetensors"
+
+
+def find_calibration(info: Mapping[str, Any]) -> Calibration:
+    """The calibration of the loaded model `info` is of: the user's own, or the one that comes with the package.
+
+    Raises ModelError: there is none, it is of another model, or damaged.
+    """
+    key = key_of(info)
+    for path in (place_of(key), SHIPPED / place_of(key).name):
+        if path.exists():
+            return read_calibration(path, key)
+    raise ModelError(
+        f"{info.get('id', 'The model')} has no calibration for early exit, without which nothing may leave early; "
+        f"make one with `tempo-mlx calibrate {info.get('id', 'MODEL')}`, which takes minutes."
+    )
+
+
+def read_calibration(path: Path, key: str) -> Calibration:
+    """The calibration in a file, which must be of the model with this key. Raises ModelError."""
+    file = read_safetensors(path)
+    about = _about(path)
+    if about["key"] != key:
+        raise ModelError(
+            f"The calibration in {path} is of other weights ({about['key'][:12]}, not {key[:12]}); make one for this "
+            "model with `tempo-mlx calibrate`."
+        )
+    exits = {}
+    for text, pays in about["pays"].items():
+        weight, offset = (
+            file.array(f"{text}.{part}") if f"{text}.{part}" in file.arrays else None
+            for part in ("weight", "offset")
+        )
+        curve = file.array(f"{text}.curve").astype(np.float64)
+        exits[int(text)] = Exit(int(text), curve, tuple(pays), weight, offset)
+    return Calibration(key, dict(sorted(exits.items())), file.array("shortlist"), about["made"])
+
+
+def _about(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as opened:
+        text = (opened.metadata() or {}).get("tempo-mlx", "")
+    try:
+        about = json.loads(text)
+        known = about["format"] == FORMAT and about["version"] == VERSION
+        complete = isinstance(about["key"], str) and {"pays", "made"} <= set(about)
+    except (ValueError, TypeError, KeyError):
+        known = complete = False
+    if not (known and complete):
+        raise ModelError(
+            f"{path} is no calibration that this version reads; make it anew with `tempo-mlx calibrate`."
+        )
+    return dict(about)

@@ -1,0 +1,132 @@
+"""A cache some of whose newest rows have not run all layers yet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempo_mlx.model.cache import Cache
+from tempo_mlx.model.visibility import causal_bias
+
+MOST_WAITING = 4  # passes whose rows may be behind at a time
+
+Ints = NDArray[np.int64]
+Float32s = NDArray[np.float32]
+
+
+@dataclass
+class WaitingRows:
+    """The rows of one pass. x (L, E): what layer `level` is to be given; positions (L,); bias (L, S), with S as it was
+    at the pass. left: where they left and what was chosen there, if they did.
+    """
+
+    x: Any
+    positions: Ints
+    bias: Float32s
+    level: int = 0
+    left: Any = None
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A row run ahead of being asked for: token and position, its bias (1, S), and its logits (1, V)."""
+
+    token: int
+    position: int
+    bias: Float32s
+    logits: Float32s
+
+    def is_of(
+        self, tokens: Sequence[int] | Ints, positions: Sequence[int] | Ints, bias: Float32s | None
+    ) -> bool:
+        """Whether it is the pass asked for. Biases may differ by what rounding does to a lineage."""
+        if len(tokens) != 1 or (tokens[0], positions[0]) != (self.token, self.position):
+            return False
+        if bias is None:
+            return not self.bias.any()
+        return bias.shape == self.bias.shape and np.allclose(bias, self.bias, rtol=0.0, atol=1e-6)
+
+
+class ExitCache:
+    """`inner`, whose last slots are those of the rows in `waiting` (in slot order, the deeper ones first) or `drafted`.
+
+    catch_up(self) runs what waits through all layers; it is called before a slot goes that a waiting row sees.
+    """
+
+    def __init__(self, inner: Cache, catch_up: Callable[[ExitCache], None]) -> None:
+        self.inner = inner
+        self.waiting: list[WaitingRows] = []
+        self.drafted: list[Drafted] = []
+        self._catch_up = catch_up
+
+    def __len__(self) -> int:
+        return len(self.inner) - len(self.drafted)
+
+    @property
+    def positions(self) -> Ints:
+        return self.inner.positions[: len(self)]
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    def enter(self, x: Any, positions: Ints, bias: Float32s | None) -> WaitingRows:
+        """Append rows that are to run."""
+        self.inner.reserve(positions)
+        self.inner.commit()
+        slots = len(self.inner)
+        rows = WaitingRows(x, positions, causal_bias(len(positions), slots) if bias is None else bias)
+        self.waiting.append(rows)
+        return rows
+
+    def seen_by(self, waiting: Sequence[WaitingRows]) -> tuple[Ints, Float32s]:
+        """Positions (L,) and bias (L, S) of several passes' rows, the cache's newest, as those of one."""
+        positions = np.concatenate([rows.positions for rows in waiting])
+        bias = np.full((len(positions), len(self.inner)), -np.inf, np.float32)
+        at = 0
+        for rows in waiting:
+            count, slots = rows.bias.shape
+            bias[at : at + count, :slots] = rows.bias
+            at += count
+        return positions, bias
+
+    def keep(self, indices: Ints) -> None:
+        """Drop every slot not in `indices` (ascending)."""
+        self.forget()
+        indices = np.asarray(indices, np.int64)
+        stays = np.zeros(len(self.inner), bool)
+        stays[indices] = True
+        if any((rows.bias[:, ~stays[: rows.bias.shape[1]]] != -np.inf).any() for rows in self.waiting):
+            self._catch_up(self)
+        for rows in self.waiting:
+            rows.bias = rows.bias[:, stays[: rows.bias.shape[1]]]
+        self.inner.keep(indices)
+
+    def truncate(self, length: int) -> None:
+        """Forget every slot from `length` on, and the rows that wait there."""
+        self.forget()
+        while self.waiting and length < len(self.inner):
+            rows = self.waiting[-1]
+            first = len(self.inner) - len(rows.positions)
+            if first < length:
+                self._catch_up(self)  # part of a set stays
+                break
+            self.waiting.pop()
+            self.inner.truncate(first)
+        self.inner.truncate(length)
+
+    def forget(self) -> None:
+        """Drop what was run ahead."""
+        self.inner.truncate(len(self))
+        self.drafted = []
+
+    def copy(self) -> ExitCache:
+        other = ExitCache(self.inner.copy(), self._catch_up)
+        other.waiting = [copy.copy(rows) for rows in self.waiting]
+        other.drafted = list(self.drafted)
+        return other
