@@ -101,7 +101,7 @@ def test_records_agree_with_the_runs_they_come_from(loaded: tempo_mlx.LoadedMode
     record = running.measure(loaded, arms.BRANCHES, prompt, 8)
     run = tempo_mlx.generate(loaded, prompt.text, branches=5, max_tokens=8, min_steps=8, seed=record["seed"])
     texts = record["readings"]["texts"]
-    assert [text["ids"] for text in texts] == [list(path.token_ids) for path in run.paths]
+    assert [text["ids"] for text in texts] == [path.token_ids for path in run.paths]
     for text, path in zip(texts, run.paths, strict=True):
         assert -sum(text["nats"]) == pytest.approx(path.logprob, abs=0.01)
     rows = [sum(token.slot is not None for token in step.tokens) for step in run.steps[:-1]]
@@ -113,21 +113,21 @@ def test_readings_of_a_lattice_follow_it(loaded: tempo_mlx.LoadedModel) -> None:
     run = tempo_mlx.generate(loaded, "the end and", max_tokens=12, min_steps=12, threshold=0.03, seed=5)
     members = [{token.id for token in step.tokens} for step in run.steps]
     assert max(map(len, members)) > 1
-    assert running.read(run, "best", 0) == [[token.id for token in run.best_path()]]
+    assert running.read(run, "best", 0) == [token.id for token in run.best_path()]
     for reading in ("drawn", "random", "thinned: posterior", "thinned: probability"):
-        texts = running.read(run, reading, 0)
-        assert len(texts) == running.DRAWN and texts == running.read(run, reading, 0)
-        assert all(id_ in here for text in texts for id_, here in zip(text, members, strict=True))
+        text = running.read(run, reading, 0)
+        assert text == running.read(run, reading, 0)
+        assert all(id_ in here for id_, here in zip(text, members, strict=True))
 
 
 def test_thinning_removes_what_the_signal_ranks_last(loaded: tempo_mlx.LoadedModel) -> None:
     run = tempo_mlx.generate(loaded, "the end and", max_tokens=12, min_steps=12, threshold=0.03, seed=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "THINNED", 1.0)  # one member is left of every set that has been weighed
-        texts = running.read(run, "thinned: probability", 0)
+        text = running.read(run, "thinned: probability", 0)
     weighed = [t for t, step in enumerate(run.steps) if step.tokens[0].posterior is not None]
     assert weighed
-    assert all(text[t] == run.steps[t].tokens[0].id for text in texts for t in weighed)
+    assert all(text[t] == run.steps[t].tokens[0].id for t in weighed)
 
 
 def test_rows_that_see_one_chain_have_no_divergence(loaded: tempo_mlx.LoadedModel) -> None:

@@ -36,7 +36,7 @@ from benchmarks.studies import versions
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("test", "divergence", "tuning", "prices", "judge", "report")
-TOKENS = {"test": 40, "tuning": 40, "divergence": 24}
+TOKENS = {"test": 32, "tuning": 40, "divergence": 24}
 PROMPTS = {"test": None, "tuning": 12, "divergence": 8}
 QUICK = {"tokens": 10, "prompts": 2}
 

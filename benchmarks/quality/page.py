@@ -111,7 +111,7 @@ def conditions(folder: Path, tests: Entries) -> list[str]:
         f"{len(KINDS)} kinds of prompts, {len(prompts)} for test and {len(read_prompts('tuning'))} for tuning, written "
         "for this; settings are chosen on the latter, and only tables that say so show them. Every text has exactly "
         f"{length} tokens (the end of the text is put off). Perplexity is of the texts under the model itself, each "
-        "scored alone (teacher-forced), over all tokens together. distinct-n: different n-grams of tokens over all "
+        "read alone, over all tokens together. distinct-n: different n-grams of tokens over all "
         "n-grams of the five texts of a prompt, mean over prompts. Intervals: bootstrap over prompts; comparisons are "
         "paired. n: prompts.",
         markdown(("what", "value"), [(key, str(value)) for key, value in about.items() if value is not None]),
@@ -412,6 +412,11 @@ def tuning(tried: Entries) -> list[str]:
            for statistic in (distinct_2, perplexity))]
         for name, entry in fives.items()
     ]  # fmt: skip
+    length = int(tried["greedy"].tokens[0].sum())
     header = ("decoder", "n", "perplexity", "distinct-2", "distinct-2 / beam", "perplexity / greedy",
               "distinct-2 / diverse beam 1", "perplexity / diverse beam 1")  # fmt: skip
-    return section("What was tried", "On tuning prompts, which no other table shows.", markdown(header, rows))
+    return section(
+        "What was tried",
+        f"On tuning prompts, which no other table shows; texts of {length} tokens.",
+        markdown(header, rows),
+    )

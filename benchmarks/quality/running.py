@@ -17,17 +17,15 @@ from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.prompts import Prompt
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, sample_paths, token_ids
 from tempo_mlx.decode.score import score_sequences
+from tempo_mlx.decode.step import Step
 from tempo_mlx.model.forward import Forward
-from tempo_mlx.report.records import RunStep
 from tempo_mlx.report.run import Run
 
 QUARTERS = 4  # of a text's length: where along it the log-probability was lost
 THINNED = 0.6  # share of the removable members that the thinned readings remove
-DRAWN = 2  # texts of each random reading of a lattice
 KEPT = ("texts", "best")  # readings whose tokens are kept
 
 Record = dict[str, Any]
-Texts = list[list[int]]
 
 
 class Counting:
@@ -74,52 +72,58 @@ def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int
     seed = 1000 * int(prompt.id[-2:]) + sum(map(ord, prompt.kind))  # other draws for every prompt
     settings = {**arm.settings, "max_tokens": tokens, "min_steps": tokens, "seed": seed}
     wall, cpu = time.perf_counter(), time.process_time()
-    run = tempo_mlx.generate(tempo_mlx.LoadedModel(model, loaded.tokenizer), prompt.text, **settings)
+    decoding = tempo_mlx.stream(tempo_mlx.LoadedModel(model, loaded.tokenizer), prompt.text, **settings)
+    for _ in decoding:
+        pass
+    texts = decoding.readings()[:TEXTS]  # with their exact log-probabilities
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    readings = {name: read(run, name, seed) for name in arm.readings}
-    nats = score(loaded, run.prompt.token_ids, [text for texts in readings.values() for text in texts])
+    readings: dict[str, list[tuple[Sequence[int], Any]]] = {}
+    if texts:
+        readings["texts"] = [(text.token_ids, text.log_probs) for text in texts]
+    else:  # a lattice or plain text: score what is read off it
+        run = decoding.run()
+        ids = [read(run, name, seed) for name in arm.readings]
+        for name, text, log_probs in zip(
+            arm.readings, ids, score_sequences(loaded.model, run.prompt.token_ids, ids), strict=True
+        ):
+            readings[name] = [(text, log_probs)]
     return {
         "prompt": prompt.id,
         "seed": seed,
-        "tokens": len(run.steps),
+        "tokens": len(decoding.steps),
         "readings": {
-            name: [{**({"ids": ids} if name in KEPT else {}), "nats": next(nats)} for ids in texts]
-            for name, texts in readings.items()
+            name: [{**({"ids": ids} if name in KEPT else {}), "nats": quarters(each)} for ids, each in pairs]
+            for name, pairs in readings.items()
         },
         "passes": dict(sorted(model.passes.items())),
-        "width": round(float(np.mean([alive(step) for step in run.steps])), 3),
+        "width": round(float(np.mean([alive(step) for step in decoding.steps])), 3),
         "seconds": round(wall, 3),
         "cpu_seconds": round(cpu, 3),
     }
 
 
-def alive(step: RunStep) -> int:
+def quarters(log_probs: Any) -> list[float]:
+    """The negative log-probability of each quarter of a text's tokens."""
+    return [round(-float(part.sum()), 3) for part in np.array_split(np.asarray(log_probs), QUARTERS)]
+
+
+def alive(step: Step) -> int:
     """How many members of a set are left at the end."""
     return sum(is_usable(token) for token in step.tokens)
-
-
-def score(
-    loaded: tempo_mlx.LoadedModel, prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]
-) -> Iterator[list[float]]:
-    """Of each text the negative log-probability of each quarter of its tokens, under the model alone."""
-    for log_probs in score_sequences(loaded.model, prompt_ids, texts):
-        yield [round(-float(part.sum()), 3) for part in np.array_split(log_probs, QUARTERS)]
 
 
 # What is read off a run
 
 
-def read(run: Run, reading: str, seed: int) -> Texts:
-    """The texts of a reading, as token ids."""
-    if reading == "texts":
-        if run.paths:
-            return [list(path.token_ids) for path in run.paths[:TEXTS]]
-        return [[step.tokens[0].id for step in run.steps]]  # plain decoding
+def read(run: Run, reading: str, seed: int) -> list[int]:
+    """The text of a reading, as token ids."""
+    if reading == "texts":  # of plain decoding
+        return [step.tokens[0].id for step in run.steps]
     layers = layers_of(run.steps)
     if reading == "best":
-        return [token_ids(layers, best_paths(layers)[0])]
+        return token_ids(layers, best_paths(layers)[0])
     if reading == "drawn":
-        return [token_ids(layers, path) for path in sample_paths(layers, DRAWN, seed)]
+        return token_ids(layers, sample_paths(layers, 1, seed)[0])
     if reading == "random":
         return at_random(layers, [range(len(layer.members)) for layer in layers], seed)
     signal = reading.removeprefix("thinned: ")
@@ -134,14 +138,11 @@ def read(run: Run, reading: str, seed: int) -> Texts:
 SCORES = {"posterior": "posterior", "probability": "weight"}
 
 
-def at_random(layers: Sequence[Layer[Any]], kept: Sequence[Sequence[int]], seed: int) -> Texts:
-    """Texts of a member of each layer, drawn uniformly from those kept."""
+def at_random(layers: Sequence[Layer[Any]], kept: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """A text of a member of each layer, drawn uniformly from those kept."""
     random = np.random.default_rng([seed, 7])
     return [
-        [
-            layer.members[random.choice(list(here))].id
-            for layer, here in zip(layers, kept, strict=True)
-            if layer.printed
-        ]
-        for _ in range(DRAWN)
+        layer.members[random.choice(list(here))].id
+        for layer, here in zip(layers, kept, strict=True)
+        if layer.printed
     ]
