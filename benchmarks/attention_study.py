@@ -1,6 +1,6 @@
 """Do members of parallel sets receive less attention than single tokens?
 
-    python -m benchmarks.attention_study [--quick]
+    python -m benchmarks.attention_study [--quick] [--page docs/attention.md]
 
 The original project's open question: it reported 40 to 60% less from one prompt. Here a lattice per prompt and
 rule is decoded without pruning, and the attention every row pays to every earlier generated slot is recorded per
@@ -30,6 +30,7 @@ import numpy as np
 
 import tempo_mlx
 from benchmarks.studies import bootstrap, prompts, shards, versions
+from tempo_mlx.bench.results import markdown_table
 from tempo_mlx.decode.paths import best_paths, layers_of, token_ids
 from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.decode.step import Step
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.1)
     parser.add_argument("--distance", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attention_study"))
+    parser.add_argument("--page", type=Path, help="write tables and plot as a page of Markdown")
     parser.add_argument("--quick", action="store_true", help="4 prompts, 24 tokens")
     options = parser.parse_args()
     if options.quick:
@@ -70,7 +72,8 @@ def main() -> None:
     summary = {group: summarise(chosen) for group, chosen in groups.items()}
     for group, figures in summary.items():
         show(group, figures)
-    plot(summary["all prompts"], folder / "layers.png")
+    if options.page:
+        write_page(options.page, summary, options)
     about = {"benchmark": "attention_study", "settings": name, **versions(loaded.model.info)}
     print(json.dumps({**about, **summary}))
 
@@ -197,6 +200,42 @@ def show(group: str, summary: dict[str, Any]) -> None:
                 f"{int((layers[:, 1] > 1).sum())} of {len(layers)}"
             )
     print()
+
+
+def write_page(path: Path, summary: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Tables and the plot in Markdown; the plot goes to images/ beside the page."""
+    lines = [
+        "# Do members of parallel sets receive less attention?",
+        f"Written by `python -m benchmarks.attention_study`; not edited. Model {options.model}, {options.tokens} "
+        f"steps, threshold {options.threshold}, nothing removed; distances 1 to {options.distance}. Numbers are "
+        "attention received relative to a single token at the same distance, mean over layers; in brackets: 95%, "
+        "bootstrap over prompts. How it is counted is said at the top of that file; the answer in words is in "
+        "[pruning.md](pruning.md).",
+    ]
+    for group, figures in summary.items():
+        rows = []
+        for name in [*CONDITIONS, CONTROL]:
+            for kind, found in figures[name].items():
+                value, low, high = found["overall"]
+                layers = np.array(found["layers"])
+                rows.append(
+                    (
+                        name,
+                        {"member": "one member", "set": "whole set"}[kind]
+                        if name != CONTROL
+                        else "the token there",
+                        f"{value:.2f} [{low:.2f}, {high:.2f}]",
+                        f"{layers[:, 0].min():.2f} to {layers[:, 0].max():.2f}",
+                        f"{int((layers[:, 2] < 1).sum())} / {int((layers[:, 1] > 1).sum())} of {len(layers)}",
+                    )
+                )
+        header = ("rule", "of what", "all layers", "layers from, to", "layers clearly less / clearly more")
+        lines += [f"## {group[0].upper()}{group[1:]} ({figures['prompts']})", markdown_table(header, rows)]
+    image = path.parent / "images" / "attention-layers.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    plot(summary["all prompts"], image)
+    lines.append(f"![Attention by layer](images/{image.name})")
+    path.write_text("\n\n".join(lines) + "\n")
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:

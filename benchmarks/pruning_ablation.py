@@ -1,6 +1,6 @@
 """Which signal should decide what retroactive pruning removes?
 
-    python -m benchmarks.pruning_ablation [--quick]
+    python -m benchmarks.pruning_ablation [--quick] [--attend lineage all] [--page docs/pruning-ablation.md]
 
 One lattice per prompt is decoded without pruning, while every signal scores the members of its sets by what
 the following sets show. Three questions:
@@ -28,6 +28,7 @@ import numpy as np
 
 import tempo_mlx
 from benchmarks.studies import bootstrap, prompts, shards, versions
+from tempo_mlx.bench.results import markdown_table
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
 from tempo_mlx.decode.pruning import (
     PruneContext,
@@ -88,35 +89,43 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--paths", type=int, default=2, help="random paths for each lattice and seed")
     parser.add_argument("--threshold", type=float, default=0.1)
-    parser.add_argument("--attend", default="lineage", choices=["lineage", "all", "weighted", "best"])
+    parser.add_argument(
+        "--attend", nargs="+", default=["lineage"], choices=["lineage", "all", "weighted", "best"]
+    )
+    parser.add_argument("--page", type=Path, help="write tables and plots as a page of Markdown")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pruning_ablation"))
     parser.add_argument("--quick", action="store_true", help="4 prompts, 24 tokens, one seed")
     options = parser.parse_args()
     if options.quick:
         options.prompts, options.tokens, options.seeds = 4, 24, 1
     loaded = tempo_mlx.load(options.model)
-    name = f"{options.attend}-{options.threshold}-{options.tokens}-{options.seeds}x{options.paths}"
-    folder = options.out / Path(loaded.model.info["id"]).name / name
     texts = prompts(options.prompts)
     keys = [f"{index:03d}" for index in range(len(texts))]
-    results = shards(folder, keys, lambda key: study(loaded, texts[int(key)], options))
-    summary = summarise(results)
-    show(summary)
-    plot(summary, folder / "shares.png")
-    about = {"benchmark": "pruning_ablation", "settings": name, **versions(loaded.model.info)}
-    print(json.dumps({**about, **summary}))
+    about = {"benchmark": "pruning_ablation", **versions(loaded.model.info)}
+    summaries = {}
+    for attend in options.attend:
+        name = f"{attend}-{options.threshold}-{options.tokens}-{options.seeds}x{options.paths}"
+        folder = options.out / Path(loaded.model.info["id"]).name / name
+        results = shards(folder, keys, lambda key, a=attend: study(loaded, texts[int(key)], a, options))
+        summaries[attend] = summarise(results)
+        show(attend, summaries[attend])
+        print(json.dumps({**about, "settings": name, **summaries[attend]}))
+    if options.page:
+        write_page(options.page, summaries, options)
 
 
 # One prompt
 
 
-def study(loaded: tempo_mlx.LoadedModel, prompt: str, options: argparse.Namespace) -> dict[str, Any]:
+def study(
+    loaded: tempo_mlx.LoadedModel, prompt: str, attend: str, options: argparse.Namespace
+) -> dict[str, Any]:
     """Everything about one prompt, as plain numbers."""
     base = {
         "max_tokens": options.tokens,
         "min_steps": options.tokens,
         "threshold": options.threshold,
-        "attend": options.attend,
+        "attend": attend,
     }
     contexts: dict[int, PruneContext] = {}
 
@@ -341,11 +350,14 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(attend: str, summary: dict[str, Any]) -> None:
     def cell(values: Sequence[float]) -> str:
         return f"{values[0]:8.2f} [{values[1]:.2f}, {values[2]:.2f}]"
 
-    print(f"{summary['prompts']} prompts, mean width {summary['mean_width']}, {summary['pairs']} pairs\n")
+    print(
+        f"--attend {attend}: {summary['prompts']} prompts, mean width {summary['mean_width']}, "
+        f"{summary['pairs']} pairs\n"
+    )
     print("concordance with exact hindsight (0.5 is chance): of the next tokens; of member and next tokens")
     for name in SIGNALS:
         both = (summary["concordance"][kind][name] for kind in ("continuation", "both"))
@@ -362,6 +374,69 @@ def show(summary: dict[str, Any]) -> None:
     for name, row in summary["online"].items():
         numbers = f"{row['removed']:6.2f}{row['width']:6.2f}"
         print(f"  {name:26}{numbers} {cell(row['random'])} {cell(row['best'])}")
+
+
+def write_page(path: Path, summaries: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Tables and plots of each rule of attention, in Markdown; plots go to images/ beside the page."""
+
+    def cell(values: Sequence[float]) -> str:
+        return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+
+    lines = [
+        "# Pruning ablation",
+        f"Written by `python -m benchmarks.pruning_ablation`; not edited. Model {options.model}, {options.tokens} "
+        f"steps, threshold {options.threshold}, {options.seeds} seeds; in brackets: 95%, bootstrap over prompts. What "
+        "is measured is said at the top of that file; what follows from it is in [pruning.md](pruning.md).",
+    ]
+    for attend, summary in summaries.items():
+        ratio = summary["posterior_to_probability_at_0.6"]
+        lines += [
+            f"## `--attend {attend}`",
+            f"{summary['prompts']} prompts, mean width {summary['mean_width']}, {summary['pairs']} pairs of members. "
+            "Random paths with 60% removed, perplexity after posterior over that after probability: "
+            f"{cell(ratio)} (target: at most 0.5).",
+            "**Concordance with exact hindsight** (0.5 is chance)",
+            markdown_table(
+                ("signal", "of the next tokens", "of member and next tokens"),
+                [
+                    (name, *(cell(summary["concordance"][kind][name]) for kind in ("continuation", "both")))
+                    for name in SIGNALS
+                ],
+            ),
+        ]
+        for kind in ("random", "best"):
+            none = cell(summary["removed"]["none"]["0"][kind])
+            lines += [
+                f"**Perplexity of {kind} paths** under the full model, at an equal share removed (nothing: {none})",
+                markdown_table(
+                    ("signal", *(f"{share:.0%}" for share in SHARES)),
+                    [
+                        (name, *(cell(summary["removed"][name][str(share)][kind]) for share in SHARES))
+                        for name in REMOVING
+                    ],
+                ),
+            ]
+        image = path.parent / "images" / f"pruning-{attend}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        plot(summary, image)
+        lines += [
+            f"![Perplexity of random paths by share removed](images/{image.name})",
+            "**Online**: each rule removes members while decoding",
+            markdown_table(
+                ("rule", "removed", "width left", "random paths", "best path"),
+                [
+                    (
+                        name,
+                        f"{row['removed']:.0%}",
+                        f"{row['width']:.2f}",
+                        cell(row["random"]),
+                        cell(row["best"]),
+                    )
+                    for name, row in summary["online"].items()
+                ],
+            ),
+        ]
+    path.write_text("\n\n".join(lines) + "\n")
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
