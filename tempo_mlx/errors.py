@@ -37,6 +37,10 @@ class BackendError(TempoError):
     """The backend or the device asked for is not available on this machine."""
 
 
+class RankLostError(TempoError):
+    """A process of a run over several ended, or stands still."""
+
+
 class RunFileError(TempoError):
     """A run file cannot be read, or contradicts itself."""
 

@@ -27,6 +27,7 @@ from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
 from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
+from tempo_mlx.model import ranks
 
 app = typer.Typer(
     name="tempo-mlx",
@@ -58,10 +59,15 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own unless given); returns the exit code."""
+    """Run the command line `argv` (the process's own unless given); returns the exit code.
+
+    Of several ranks started with it, rank 0 runs it and the others follow.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     tolerate_any_encoding()
     try:
+        if ranks.rank():
+            ranks.follow()
         _run(arguments)
         sys.stdout.flush()
         return 0

@@ -26,7 +26,7 @@ from tempo_mlx.model.forward import Attention
 from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
 from tempo_mlx.model.visibility import causal_bias, window_bias
 
-NO_BIAS = mx.zeros((1, 1))
+NO_BIAS = mx.array([[0.0]])
 BLOCK = 64  # rows of a prompt that the portable path takes at a time
 MAX_ROWS = 16  # of the kernel; more are matrix products, which Metal's own kernels do better
 HEAD_DIMS = (64, 80, 96, 128, 256)  # of the kernel

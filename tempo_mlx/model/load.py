@@ -1,4 +1,4 @@
-"""From a name to a model that can run: weights, backend, tokenizer."""
+"""From a name to a model that can run: weights, backend, tokenizer; over several ranks where they were launched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import BackendError, ConfigError
+from tempo_mlx.model import ranks
 from tempo_mlx.model.forward import Model
 from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
 from tempo_mlx.weights.memory import require_memory
@@ -13,30 +14,51 @@ from tempo_mlx.weights.memory import require_memory
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one."""
+    """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one. leader: of the ranks that share it."""
 
     model: Model
     tokenizer: Tokenizer
     config: LoadConfig = field(default_factory=LoadConfig)
+    leader: ranks.Leader | None = None
 
 
-def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedModel:
+def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: bool = False) -> LoadedModel:
     """Open (fetch, where needed) and build the model `config` names.
 
-    Raises ModelError, DownloadError, BackendError (the backend or device is not here), MemoryLimitError,
+    Where `mlx.launch` started this process, the model is spread over its ranks; on ranks other than 0 this does not
+    return, but follows rank 0 and ends with it. alone: the whole model, whatever started this process.
+
+    Raises ModelError, DownloadError, BackendError (the backend or device is not here, or a rank), MemoryLimitError,
     ConfigError (a setting that the backend does not have).
     """
+    rank = None if alone else ranks.rank()
+    if rank:
+        ranks.follow()
+    if rank is not None and config.backend == "torch":
+        raise ConfigError(
+            "The torch backend runs in one process; start it without mlx.launch, or choose mlx."
+        )
     if config.backend == "torch" and config.kv_bits is not None:
         raise ConfigError(
             f"kv_bits {config.kv_bits} has no effect with the torch backend; leave it out, or choose --backend mlx."
         )
+    leader = None if rank is None else ranks.lead()
     checkpoint = open_checkpoint(config.model, progress=progress)
     if config.max_memory_gb is not None:
         require_memory(
-            checkpoint, config.max_memory_gb, dtype=_loaded_as(config, checkpoint), kv_bits=config.kv_bits
+            checkpoint,
+            config.max_memory_gb,
+            dtype=_loaded_as(config, checkpoint),
+            kv_bits=config.kv_bits,
+            ranks=1 if leader is None else leader.size,
         )
     model: Model
-    if config.backend == "torch":
+    if leader is not None:
+        from tempo_mlx.model.parallel import load_shards
+
+        leader.set_timeout(config.rank_timeout)
+        model = load_shards(leader, config, checkpoint)
+    elif config.backend == "torch":
         try:
             from tempo_mlx.model.torch_backend import TorchTransformer
         except ModuleNotFoundError as error:
@@ -48,7 +70,7 @@ def load_model(config: LoadConfig, progress: Progress | None = None) -> LoadedMo
         from tempo_mlx.model.mlx_backend import build
 
         model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
-    return LoadedModel(model, checkpoint.tokenizer(), config)
+    return LoadedModel(model, checkpoint.tokenizer(), config, leader)
 
 
 def _loaded_as(config: LoadConfig, checkpoint: Checkpoint) -> str | None:

@@ -56,23 +56,23 @@ def build(
     packed: bool | None = None,
     kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    make_reader: Callable[[Checkpoint, Any, bool], Reader] | None = None,
 ) -> Transformer:
     """Read every weight once, layer by layer, so that little more than the model itself is ever in memory.
 
     packed: whether quantised weights stay so; by default as `choose_dtype` says. kv_bits: of a quantised KV cache.
-    progress: (layers read, of all).
+    progress: (layers read, of all). make_reader: what reads, where that is not every weight whole (sharding.py).
     """
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
     mx.set_cache_limit(BUFFER_CACHE_BYTES)
     float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
     packed = stay_packed if packed is None else packed
-    reader = Reader(checkpoint, float_type, packed)
-    a = checkpoint.architecture
+    reader = (make_reader or Reader)(checkpoint, float_type, packed)
+    a = reader.architecture
     if kv_bits is not None:
         group_size(a.head_dim)  # raises before anything is read
-    embed = reader.linear("model.embed_tokens")
-    head = embed if a.tie_word_embeddings else reader.linear("lm_head")
+    embedding, head = reader.vocabulary()
     blocks = []
     for index in range(a.num_hidden_layers):
         weights = reader.block(index)
@@ -91,7 +91,7 @@ def build(
         "device": "cpu" if kind == mx.cpu else ("metal" if mx.metal.is_available() else "cuda"),
     }
     norm = reader.norm("model.norm")
-    return Transformer(a, Embedding(embed, float_type), blocks, norm, head, info, float_type, kv_bits)
+    return Transformer(a, embedding, blocks, norm, head, info, float_type, kv_bits)
 
 
 class Reader:
@@ -110,17 +110,29 @@ class Reader:
         return mx.array(tensor.raw() if tensor.kind == "float16" else tensor.numpy()).astype(self.dtype)
 
     def linear(self, name: str, bias: bool = False) -> Linear:
-        tensor = self.checkpoint.tensor(f"{name}.weight")
-        offset = self.array(self.checkpoint.tensor(f"{name}.bias")) if bias else None
+        offset = self.checkpoint.tensor(f"{name}.bias") if bias else None
+        return self.make_linear(self.checkpoint.tensor(f"{name}.weight"), offset)
+
+    def make_linear(self, tensor: Tensor, bias: Tensor | None) -> Linear:
+        offset = None if bias is None else self.array(bias)
         if self.packed and tensor.kind == "mlx_quantized":
             packed, scales, biases, bits, group_size = tensor.quantized()
             scale, zero = (mx.array(part).astype(self.dtype) for part in (scales, biases))
             return QuantizedLinear(mx.array(packed), scale, zero, group_size, bits, offset)
         return Linear(self.array(tensor), offset)
 
+    def vocabulary(self) -> tuple[Any, Linear]:
+        """The embedding and the head, which may be of one weight."""
+        embed = self.linear("model.embed_tokens")
+        head = embed if self.architecture.tie_word_embeddings else self.linear("lm_head")
+        return Embedding(embed, self.dtype), head
+
     def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.norm_weight(name), self.architecture.rms_norm_eps)
+
+    def norm_weight(self, name: str) -> Any:
         weight = self.checkpoint.tensor(f"{name}.weight").numpy() + np.float32(self.architecture.norm_offset)
-        return RMSNorm(mx.array(weight).astype(self.dtype), self.architecture.rms_norm_eps)
+        return mx.array(weight).astype(self.dtype)
 
     def block(self, index: int) -> dict[str, Any]:
         a, prefix = self.architecture, f"model.layers.{index}"

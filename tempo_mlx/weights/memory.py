@@ -57,9 +57,14 @@ def require_memory(
     slots: int = 2048,
     width: int = 8,
     kv_bits: int | None = None,
+    ranks: int = 1,
 ) -> None:
-    """Raises: MemoryLimitError if weights, cache and rows would take more than `max_memory_gb` (10^9 bytes)."""
-    need = estimate_memory(checkpoint, dtype=dtype, slots=slots, width=width, kv_bits=kv_bits)
+    """Raises: MemoryLimitError if weights, cache and rows would take more than `max_memory_gb` (10^9 bytes).
+
+    ranks: that share weights and cache evenly.
+    """
+    whole = estimate_memory(checkpoint, dtype=dtype, slots=slots, width=width, kv_bits=kv_bits)
+    need = Memory(whole.weights // ranks, whole.cache // ranks, whole.rows)
     if need.total > max_memory_gb * 1e9:
         raise MemoryLimitError(
             f"{checkpoint.id} needs about {need.total / 1e9:.2f} GB (weights {need.weights / 1e9:.2f}, cache "

@@ -51,6 +51,15 @@ class Tensor(Protocol):
         """The same kind of weight, with these rows of axis 0."""
         ...
 
+    @property
+    def group(self) -> int:
+        """How many neighbouring columns are stored together."""
+        ...
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        """These columns; dequantised where they do not begin and end with a group."""
+        ...
+
 
 @dataclass(frozen=True)
 class DenseTensor:
@@ -89,6 +98,13 @@ class DenseTensor:
 
     def rows(self, rows: Rows) -> DenseTensor:
         return DenseTensor(self.data[rows], self.subtract)
+
+    @property
+    def group(self) -> int:
+        return 1
+
+    def cut(self, start: int, stop: int) -> DenseTensor:
+        return DenseTensor(self.data[:, start:stop], self.subtract)
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,21 @@ class AffineTensor:
         return AffineTensor(
             self.packed[rows], self.scales[rows], self.biases[rows], self.bits, self.group_size
         )
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    def cut(self, start: int, stop: int) -> AffineTensor | DenseTensor:
+        size = self.group_size
+        if start % size or stop % size:
+            return DenseTensor(self.numpy()[:, start:stop])
+        words, groups = (
+            slice(start * self.bits // 32, stop * self.bits // 32),
+            slice(start // size, stop // size),
+        )
+        parts = self.packed[:, words], self.scales[:, groups], self.biases[:, groups]
+        return AffineTensor(*parts, self.bits, size)
 
 
 @dataclass(frozen=True)
@@ -183,6 +214,21 @@ class GGUFTensor:
 
     def rows(self, rows: Rows) -> GGUFTensor:
         return GGUFTensor(self.blocks[rows], self.type_name, self.columns)
+
+    @property
+    def group(self) -> int:
+        if self.type_name in AFFINE_GGUF_BITS:
+            return 32
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # see _dequantize
+
+        return int(GGML_QUANT_SIZES[GGMLQuantizationType[self.type_name]][0])
+
+    def cut(self, start: int, stop: int) -> GGUFTensor | DenseTensor:
+        if start % self.group or stop % self.group:
+            return DenseTensor(self.numpy()[:, start:stop])
+        width = self.blocks.shape[-1] // (self.columns // self.group)  # bytes of a block
+        octets = slice(start // self.group * width, stop // self.group * width)
+        return GGUFTensor(self.blocks[:, octets], self.type_name, stop - start)
 
 
 # The ggml types that MLX's affine layout can hold exactly, in groups of 32, and their bits.

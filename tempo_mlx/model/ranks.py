@@ -1,0 +1,322 @@
+"""The processes of one run: rank 0 decides, the others do what it says.
+
+`mlx.launch` starts the same command on every rank. Rank 0 goes on as if it were alone; whatever it wants computed is
+a function that it calls on every rank at once (`Leader.run`), and inside of which MLX's collectives meet. The others
+`follow`: they decide nothing, print nothing, and so can never disagree.
+
+Orders travel over one TCP connection from each rank to rank 0, which also carries a beat a second each way. So every
+rank knows within `timeout` seconds that another one is gone or stands still, also while MLX waits for it: rank 0
+raises RankLostError out of the call, the others end. Python objects are pickled: as with MLX's own connections, who
+can reach the machines' network is trusted, and a secret that came over MLX's connections is asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hmac
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, NoReturn
+
+from tempo_mlx._version import __version__
+from tempo_mlx.errors import BackendError, RankLostError, TempoError
+from tempo_mlx.model.link import (
+    CONNECT_SECONDS,
+    NOTE_SIZE,
+    TIMEOUT,
+    Link,
+    addresses,
+    connect,
+    hosts_of_rank_0,
+    is_local,
+    join,
+    tell,
+)
+
+REASON_SECONDS = 2.0  # how long a failed computation waits for news of a lost rank, which would explain it
+
+
+def rank() -> int | None:
+    """This process's rank; None where no launcher started it, or no other process."""
+    if "MLX_HOSTFILE" in os.environ and not addresses():
+        return None  # mlx.launch -n 1 names a file, and leaves it empty
+    for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return None
+
+
+@dataclass
+class Local:
+    """What a rank keeps for the functions that are called on it: MLX's group, and objects by number."""
+
+    group: Any
+    objects: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Call function(local, *arguments); `reply`: and say what it returns."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    reply: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A call on another rank raised; that rank has ended."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Timeout:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Leave:
+    code: int
+
+
+@cache
+def lead() -> Leader:
+    """Rank 0's side, made once: it stands for the process, as MLX's group does."""
+    return Leader()
+
+
+class Leader:
+    """Calls functions on all ranks. This rank's own calls run in a thread, so that whoever waits for one can be told
+    that it will never return."""
+
+    def __init__(self) -> None:
+        """Waits for the other ranks. Raises BackendError where they do not come."""
+        self.failure: RankLostError | None = None
+        self.links: dict[int, Link] = {}
+        self._pids: dict[int, int] = {}
+        self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()  # rank, what it says
+        self._numbers = iter(range(1, sys.maxsize))
+        self._closing = False
+        self._failing = threading.Lock()
+        secret = secrets.token_hex(16)
+        hosts = hosts_of_rank_0()
+        with socket.create_server(("127.0.0.1" if is_local(hosts[0]) else "", 0)) as server:
+            note = {"hosts": hosts, "port": server.getsockname()[1], "secret": secret}
+            threading.Thread(target=self._work, args=(note,), name="rank 0", daemon=True).start()
+            self.size: int = self._take()[1]
+            self._accept(server, secret)
+        atexit.register(self.close)
+
+    def number(self) -> int:
+        """A name for an object, the same on every rank."""
+        return next(self._numbers)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call function(local, *arguments) on every rank; what it returns on this one.
+
+        Raises RankLostError, from then on always, and whatever the function raises here.
+        """
+        self._send(Call(function, arguments, reply=False))
+        self._calls.put(Call(function, arguments, reply=True))
+        return self._take()[1]
+
+    def run_all(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What it returns on every rank."""
+        call = Call(function, arguments, reply=True)
+        self._send(call)
+        self._calls.put(call)
+        replies = dict(self._take() for _ in range(self.size))
+        return [replies[rank] for rank in range(self.size)]
+
+    def tell(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call it on every rank, in the order of all calls, and do not wait."""
+        call = Call(function, arguments, reply=False)
+        self._send(call)
+        self._calls.put(call)
+
+    def spread(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """function(local, *job) of every job, in order; each is done by one rank, by whoever is free."""
+        waiting = iter(enumerate(jobs))
+        working: dict[int, int] = {}  # rank -> index of its job
+        done: dict[int, Any] = {}
+
+        def give(rank: int) -> None:
+            for index, job in waiting:
+                working[rank] = index
+                self._send(Call(function, job, reply=True), only=rank)
+                return
+
+        for rank in range(self.size):
+            give(rank)
+        for index in range(len(jobs)):
+            while index not in done:
+                rank, value = self._take()
+                done[working.pop(rank)] = value
+                give(rank)
+            yield done.pop(index)
+
+    def check(self) -> None:
+        """Raises RankLostError if a rank was lost."""
+        if self.failure is not None:
+            raise self.failure
+
+    def set_timeout(self, seconds: float) -> None:
+        """After how many seconds without a sign of life a rank counts as lost."""
+        for link in self.links.values():
+            link.timeout = seconds
+        self._send(Timeout(seconds))
+
+    def close(self) -> None:
+        """Let the others go. After a loss this ends the process: MLX's threads wait for ever, and so would it."""
+        self._closing = True
+        if self.failure is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        for link in self.links.values():
+            with contextlib.suppress(OSError):  # gone already, which is what is wanted
+                link.send(Leave(0))
+
+    def _send(self, message: Any, only: int | None = None) -> None:
+        self.check()
+        if only == 0:
+            self._calls.put(message)
+        for rank, link in self.links.items():
+            if only in (None, rank):
+                try:
+                    link.send(message)
+                except OSError:
+                    self._lost(rank, "has ended", False)
+        self.check()
+
+    def _take(self) -> tuple[int, Any]:
+        """The next reply, and whose it is."""
+        self.check()
+        rank, value = self._inbox.get()
+        if isinstance(value, Exception):
+            if not isinstance(value, TempoError):  # a lost rank may be why
+                deadline = time.monotonic() + REASON_SECONDS
+                while self.links and self.failure is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                self.check()
+            raise value
+        return rank, value
+
+    def _work(self, note: dict[str, Any]) -> None:
+        """Thread: everything that MLX does on this rank."""
+        try:
+            local = Local(join())
+            tell(local.group, note)
+        except BackendError as error:
+            self._inbox.put((0, error))
+            return
+        self._inbox.put((0, local.group.size()))
+        while True:
+            call = self._calls.get()
+            try:
+                value = call.function(local, *call.arguments)
+            except Exception as error:  # raised again where the call was made
+                self._inbox.put((0, error))
+            else:
+                if call.reply:
+                    self._inbox.put((0, value))
+
+    def _accept(self, server: socket.socket, secret: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while len(self.links) < self.size - 1:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connected, _ = server.accept()
+                connected.settimeout(CONNECT_SECONDS)
+                hello = json.loads(connected.makefile("rb", buffering=0).readline(NOTE_SIZE))
+            except ValueError:
+                continue  # somebody else
+            except OSError as error:
+                missing = sorted({*range(1, self.size)} - {*self.links})
+                raise BackendError(
+                    f"Rank {missing[0]} of {self.size} did not reach rank 0 ({error}); its machine must be able to "
+                    f"connect to {' or '.join(hosts_of_rank_0())}."
+                ) from error
+            if not hmac.compare_digest(str(hello.get("secret")), secret):
+                continue
+            if hello["version"] != __version__:
+                raise BackendError(
+                    f"Rank {hello['rank']} runs tempo-mlx {hello['version']} and rank 0 {__version__}; install the "
+                    "same version everywhere."
+                )
+            self.links[hello["rank"]] = Link(connected)
+            self._pids[hello["rank"]] = hello["pid"]
+        for number, link in self.links.items():
+            link.start(partial(self._received, number), partial(self._lost, number))
+
+    def _received(self, rank: int, message: Any) -> None:
+        if isinstance(message, Failed):
+            self._lost(rank, f"failed: {message.reason}", False)
+        else:
+            self._inbox.put((rank, message))
+
+    def _lost(self, rank: int, reason: str, stalled: bool) -> None:
+        """End it for everybody. A process that stands still on this machine is killed, or it would stay for ever."""
+        with self._failing:
+            if self._closing or self.failure is not None:
+                return
+            self.failure = RankLostError(f"Rank {rank} {reason}; start all ranks again.")
+        self._inbox.put((rank, self.failure))
+        if stalled and self.links[rank].same_machine:
+            os.kill(self._pids[rank], signal.SIGKILL)
+        for link in self.links.values():
+            with contextlib.suppress(OSError):  # gone as well
+                link.send(Leave(1), patience=0.5)
+            link.close()
+
+
+def follow() -> NoReturn:
+    """The life of every rank but 0: do what rank 0 says, until it says to leave or is gone. Raises BackendError."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a wait inside MLX would not let Python answer
+    local = Local(join())
+    me = local.group.rank()
+    note = tell(local.group, None)
+    link = Link(
+        connect(note, {"secret": note["secret"], "rank": me, "pid": os.getpid(), "version": __version__})
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when and how it ends
+        signal.signal(number, signal.SIG_IGN)
+    calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+
+    def received(message: Call | Timeout | Leave) -> None:
+        if isinstance(message, Leave):
+            os._exit(message.code)
+        if isinstance(message, Timeout):
+            link.timeout = message.seconds
+        else:
+            calls.put(message)
+
+    def lost(reason: str, stalled: bool) -> None:
+        if me == 1:  # one of them says it
+            print(f"Error: Rank 0 {reason}; the other ranks end.", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
+
+    link.start(received, lost)
+    while True:
+        call = calls.get()
+        try:
+            value = call.function(local, *call.arguments)
+            if call.reply:
+                link.send(value)
+        except Exception as error:  # rank 0 says what it was, and ends this rank too
+            link.send(Failed(f"{type(error).__name__}: {error}"))
+            time.sleep(TIMEOUT)
+            os._exit(1)
