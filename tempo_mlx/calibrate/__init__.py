@@ -25,7 +25,7 @@ from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.model.transformer import Transformer
 
 SHORTLIST = 4096
-TEMPERATURES = (0.0, 1.0)  # every prompt is continued once with each
+TEMPERATURES = (0.0, 0.7)  # every prompt is continued once with each
 HELD_OUT = 3  # every third prompt judges, the others fit
 DEV = 12  # of the others, every so-many-th stops the fitting
 
@@ -57,13 +57,13 @@ def calibrate(
     mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     folder = place_of(key).with_suffix("") / mark
     samples = collect(loaded, model, prompts, chosen, tokens, folder, progress)
-    listed = shortlist(samples, SHORTLIST, sorted(loaded.tokenizer.eos_ids))
-    head = model.head.choose(mx.array(listed))
     numbers = np.arange(samples.texts.max() + 1)
     prompt_of = numbers % len(prompts)  # the texts of one prompt are held out together
     held = samples.of(numbers[prompt_of % HELD_OUT == HELD_OUT - 1])
     dev = samples.of(numbers[(prompt_of % HELD_OUT != HELD_OUT - 1) & (prompt_of % DEV == 0)])
     train = samples.of(numbers[(prompt_of % HELD_OUT != HELD_OUT - 1) & (prompt_of % DEV != 0)])
+    listed = shortlist(model, train, SHORTLIST, sorted(loaded.tokenizer.eos_ids))
+    head = model.head.choose(mx.array(listed))
     fitted: dict[int, Any] = {}
     for at, layer in enumerate(chosen):
         progress("Fitting", at, len(chosen))
@@ -76,7 +76,10 @@ def calibrate(
                 ),
             )
             fitted[layer] = found["weight"].astype(np.float16), found["offset"].astype(np.float16)
-    outcomes = {layer: judge(model, head, listed, held, at, fitted[layer]) for at, layer in enumerate(chosen)}
+    of_text = {int(number): prompts[number % len(prompts)] for number in numbers}
+    outcomes = {
+        layer: judge(model, listed, held, of_text, at, fitted[layer]) for at, layer in enumerate(chosen)
+    }
     exits = {
         layer: Exit(layer, curve(outcome, held.texts % len(prompts)), (), *(fitted[layer] or (None, None)))
         for layer, outcome in outcomes.items()

@@ -6,7 +6,7 @@ Letters: N samples, E model dim, V vocabulary, C tokens of the shortlist.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ from tempo_mlx.model._mlx import mx, optimizers
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.transformer import Transformer
 
-RIDGE = 1e-2  # of the mean variance of the inputs
-EPOCHS = 6
+RIDGE = 0.1  # of the inputs' variance
+HOPELESS = 0.4  # agreement, after the regression, from which no fitting makes an exit that pays
+EPOCHS = 4
 BATCH = 256
+LOOKED_AT = 4  # every so-many-th sample says which tokens are probable
 LEARNING_RATE = 1e-3
 CONFIDENCE = 0.95
 LEAST = 30  # samples without which nothing is promised
@@ -30,11 +32,14 @@ Float32s = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
-def shortlist(samples: Samples, size: int, always: Sequence[int]) -> NDArray[np.int32]:
-    """The tokens that had most of the model's probability, ascending; `always` among them, and every choice seen."""
-    rank = samples.mass.copy()
-    rank[samples.choices] += len(samples.choices)
+def shortlist(model: Transformer, train: Samples, size: int, always: Sequence[int]) -> NDArray[np.int32]:
+    """Tokens (size,), ascending: `always`, every choice seen, and those with most of the model's probability."""
+    rank = np.bincount(train.choices, minlength=model.architecture.vocab_size).astype(np.float64)
+    rank[rank > 0] += len(train.choices)
     rank[list(always)] = np.inf
+    for start in range(0, len(train.choices), LOOKED_AT * BATCH):
+        rows = train.hidden[-1, start : start + LOOKED_AT * BATCH : LOOKED_AT].astype(np.float32)
+        rank += np.array(mx.softmax(model.logits(mx.array(rows).astype(model.dtype)), axis=-1).sum(axis=0))
     size = min(size, len(rank))
     chosen: NDArray[np.int32] = np.sort(np.argpartition(-rank, size - 1)[:size]).astype(np.int32)
     return chosen
@@ -45,20 +50,17 @@ def fit_translator(
 ) -> tuple[Float32s, Float32s]:
     """Weight (E, E) and offset (E,) that take hidden[at] to where the last layer would, for the head's purposes.
 
-    A ridge regression on the last hidden states, then the divergence from the model's own distribution over the
+    A ridge regression of what the layers between add, then the divergence from the model's own distribution over the
     shortlist, by Adam; of the epochs the one with the most agreement on `dev`.
     """
     x, y = train.hidden[at].astype(np.float32), train.hidden[-1].astype(np.float32)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    z = (x - mean) / scale  # (N, E)
-    gram = z.T @ z / len(z)
-    weight = np.linalg.solve(
-        gram + RIDGE * np.eye(len(gram), dtype=np.float32), z.T @ (y - y.mean(axis=0)) / len(z)
-    )
+    z, added = (x - mean) / scale, (y - x).mean(axis=0)  # (N, E)
+    gram = z.T @ z / len(z) + RIDGE * np.eye(x.shape[1], dtype=np.float32)
+    weight = np.diag(scale) + np.linalg.solve(gram, z.T @ (y - x - added) / len(z))
     parameters: dict[str, Any] = {
-        "weight": mx.array(weight.astype(np.float32)),
-        "offset": mx.array(y.mean(axis=0)),
-    }
+        "weight": mx.array(weight.astype(np.float32)), "offset": mx.array(mean + added),
+    }  # fmt: skip
     inputs, targets = mx.array(z), mx.array(y)
     dev_inputs = mx.array((dev.hidden[at].astype(np.float32) - mean) / scale)
     dev_choices = np.array(model.logits(mx.array(dev.hidden[-1].astype(np.float32)), head).argmax(axis=-1))
@@ -81,7 +83,7 @@ def fit_translator(
     )
     adam = optimizers.Adam(learning_rate=schedule)
     random = np.random.default_rng(0)
-    for _ in range(EPOCHS if batches else 0):
+    for _ in range(EPOCHS if batches and best[0] > HOPELESS else 0):
         order = random.permutation(len(z))
         for batch in np.split(order[: batches * BATCH], batches):
             index = mx.array(batch)
@@ -104,22 +106,32 @@ class Outcome:
 
 def judge(
     model: Transformer,
-    head: Linear,
-    tokens: NDArray[np.int32],
+    shortlist: NDArray[np.int32],
     samples: Samples,
+    prompts: Mapping[int, Sequence[int]],
     at: int,
     translator: tuple[Float32s, Float32s] | None,
 ) -> Outcome:
-    """An exit's choices on samples, among the tokens of the shortlist (C,) whose head is `head`."""
+    """An exit's choices on samples, among the shortlist (C,) and the tokens each text held by then.
+
+    prompts: of each text.
+    """
     margins, right = [], []
-    for start in range(0, len(samples.choices), 512):
-        x = mx.array(samples.hidden[at, start : start + 512].astype(np.float32))
+    for text in np.unique(samples.texts):
+        here = np.flatnonzero(samples.texts == text)
+        x = mx.array(samples.hidden[at, here].astype(np.float32))
         if translator is not None:
             x = x @ mx.array(translator[0]) + mx.array(translator[1])
-        logits = np.array(model.logits(x.astype(model.dtype), head))
+        own = samples.tokens[here]
+        tokens = np.union1d(np.union1d(shortlist, own), prompts[int(text)])
+        first = np.zeros(len(tokens), np.int64)  # the sample from which on a token may be chosen
+        later = np.setdiff1d(own, np.union1d(shortlist, prompts[int(text)]))
+        first[np.searchsorted(tokens, later)] = [int(np.argmax(own == token)) for token in later]
+        logits = np.array(model.logits(x.astype(model.dtype), model.head.choose(mx.array(tokens))))
+        logits[np.arange(len(here))[:, None] < first] = -np.inf
         top = np.sort(np.partition(logits, -2, axis=1)[:, -2:], axis=1)
         margins.append(top[:, 1] - top[:, 0])
-        right.append(tokens[logits.argmax(axis=1)] == samples.choices[start : start + 512])
+        right.append(tokens[logits.argmax(axis=1)] == samples.choices[here])
     return Outcome(np.concatenate(margins), np.concatenate(right))
 
 

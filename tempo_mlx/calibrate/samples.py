@@ -24,30 +24,32 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """N positions of many texts. hidden (layers, N, E) float16: what each layer of interest gave; choices (N,): the
-    token the whole model would take; texts (N,): which text, its positions in order; mass (V,): the sum of the model's
-    distributions.
+    """N positions of many texts. hidden (layers, N, E) float16: what each layer of interest gave; tokens (N,): the
+    newest token there; choices (N,): the one that the whole model would take next; texts (N,): which text. Those of a
+    text stand together, in order.
     """
 
     hidden: NDArray[np.float16]
+    tokens: Ints
     choices: Ints
     texts: Ints
-    mass: NDArray[np.float64]
 
     @classmethod
     def join(cls, parts: Sequence[Samples]) -> Samples:
-        """Texts get new numbers; those of one text stay together, in order."""
+        """All of them; texts get new numbers."""
         first = np.cumsum([0, *(part.texts.max() + 1 for part in parts)])
         texts = np.concatenate([part.texts + start for part, start in zip(parts, first, strict=False)])
         order = np.argsort(texts, kind="stable")
         hidden = np.concatenate([part.hidden for part in parts], axis=1)[:, order]
-        choices = np.concatenate([part.choices for part in parts])[order]
-        return cls(hidden, choices, texts[order], np.sum([part.mass for part in parts], axis=0))
+        tokens, choices = (
+            np.concatenate([getattr(p, name) for p in parts])[order] for name in ("tokens", "choices")
+        )
+        return cls(hidden, tokens, choices, texts[order])
 
     def of(self, texts: Ints) -> Samples:
         """Those of some texts."""
         here = np.isin(self.texts, texts)
-        return Samples(self.hidden[:, here], self.choices[here], self.texts[here], self.mass)
+        return Samples(self.hidden[:, here], self.tokens[here], self.choices[here], self.texts[here])
 
 
 def read_prompts(loaded: LoadedModel, files: Sequence[Path] = ()) -> list[list[int]]:
@@ -91,8 +93,7 @@ def sample_texts(
     new, new_owners = np.concatenate([np.asarray(p, np.int64) for p in prompts]), np.repeat(texts, lengths)
     positions = np.concatenate([np.arange(length) for length in lengths])
     newest = np.cumsum(lengths) - 1  # the rows whose logits are wanted
-    hidden, choices, of_text = [], [], []
-    mass = np.zeros(model.architecture.vocab_size)
+    hidden, newest_tokens, choices, of_text = [], [], [], []
     for done in range(tokens):
         owners = np.concatenate([owners, new_owners])
         own = np.arange(len(owners) - len(new), len(owners))
@@ -107,10 +108,8 @@ def sample_texts(
         logits = np.array(model.logits(kept[-1]))
         states = np.array(mx.stack(kept).astype(mx.float32))
         hidden.append(np.clip(states, -LARGEST, LARGEST).astype(np.float16))
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        mass += probabilities.sum(axis=0)
         best = logits.argmax(axis=1)
+        newest_tokens.append(new[newest])
         choices.append(best)
         of_text.append(texts)
         drawn = best if temperature == 0 else draw(logits, temperature, random)
@@ -120,9 +119,8 @@ def sample_texts(
         note(done + 1)
         if not len(texts):
             break
-    joined, numbers = np.concatenate(hidden, axis=1), np.concatenate(of_text)
-    order = np.argsort(numbers, kind="stable")
-    return Samples(joined[:, order], np.concatenate(choices)[order], numbers[order], mass)
+    parts = Samples(np.concatenate(hidden, axis=1), *map(np.concatenate, (newest_tokens, choices, of_text)))
+    return Samples.join([parts])
 
 
 def draw(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> Ints:

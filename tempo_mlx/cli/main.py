@@ -17,6 +17,7 @@ from tempo_mlx._version import __version__
 from tempo_mlx.cli import models
 from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.bench import bench
+from tempo_mlx.cli.calibrate import calibrate
 from tempo_mlx.cli.chat import chat
 from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.convert import convert
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, batch, show, verify, convert, doctor, bench, serve):
+for command in (generate, chat, score, batch, show, verify, convert, calibrate, doctor, bench, serve):
     app.command()(command)
 app.add_typer(models.app, name="models")
 
