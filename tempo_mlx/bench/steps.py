@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from tempo_mlx import blas
 from tempo_mlx.bench.contenders import Field
 from tempo_mlx.bench.results import Result, Row
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
@@ -42,9 +43,21 @@ class Budget:
 def decode(field: Field, budget: Budget) -> Result:
     """One row on a short prompt: the step of ordinary decoding."""
     result = Result("decode", f"One row on top of {PROMPT} slots: the step of ordinary decoding.")
-    timings = _one_row(field, tokens(field, PROMPT), budget.rounds(12))
+    model = field.loaded.model
+    alone = {"products": partial(stopwatch, Products(model, 1))} if isinstance(model, Transformer) else {}
+    timings = _one_row(field, tokens(field, PROMPT), budget.rounds(12), alone)
+    products = timings.pop("products", None)
     _add(result, "1 row", timings)
     _floor(result, field, budget)
+    whole = timings[field.ours.name].quartile * 1e3
+    if products is not None and result.floor is not None and whole > 1.5 * result.floor:
+        inside = products.quartile * 1e3
+        speed = weight_bytes(model) / inside / 1e6
+        result.notes.append(
+            f"Above the floor: the matrix products alone take {inside:.1f} ms, since {blas.ensure().name} reads the "
+            f"weights of one row at {speed:.1f} GB/s; the operations between them take the other "
+            f"{whole - inside:.1f} ms. The other suites' steps are made of the same two parts."
+        )
     result.goal("one row, times mlx-lm's step", _ratio(timings, field.ours.name, MLX_LM), 0.95)
     result.goal(
         "one row, times the floor", timings[field.ours.name].quartile * 1e3 / (result.floor or 1), 1.5
@@ -191,9 +204,14 @@ def tokens(field: Field, count: int) -> list[int]:
     ]
 
 
-def _one_row(field: Field, ids: Sequence[int], rounds: int) -> dict[str, Timing]:
-    """Every contender's step of one row on top of these ids."""
-    cases: dict[str, Callable[[], float]] = {}
+def _one_row(
+    field: Field,
+    ids: Sequence[int],
+    rounds: int,
+    others: Mapping[str, Callable[[], float]] = {},
+) -> dict[str, Timing]:
+    """Every contender's step of one row on top of these ids, and other cases in turns with them."""
+    cases = dict(others)
     for each in field.contenders:
         cases[each.name] = partial(stopwatch, partial(each.rows, each.start(ids)[0], tokens(field, 1)))
     return interleaved(cases, rounds, repeats=3)
