@@ -21,7 +21,7 @@ from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.decode.width import with_measured_width
-from tempo_mlx.errors import ConfigError
+from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.model.load import LoadedModel, load_model
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
@@ -54,11 +54,17 @@ def load(model: str | None = None, **settings: Any) -> LoadedModel:
 
 
 def generate(loaded: LoadedModel, prompt: Prompt, **settings: Any) -> Run:
-    """Decode to the end. The same as draining `stream(...)` and taking its `run()`."""
+    """Decode to the end. The same as draining `stream(...)` and taking its `run()`.
+
+    Raises what `stream` does, and RankLostError (under mlx.launch); a stream's `run()` then still has what there was.
+    """
     decoding = stream(loaded, prompt, **settings)
     for _ in decoding:
         pass
-    return decoding.run()
+    run = decoding.run()
+    if decoding.failure is not None:
+        raise decoding.failure
+    return run
 
 
 def stream(
@@ -90,7 +96,7 @@ class Stream(Iterator[Step]):
     """A decoding under way: iterate for steps; `run()` gives what there is so far, at any time.
 
     `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked
-    for.
+    for. `failure`: the loss of a rank that ended it (finish_reason "cancelled").
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class Stream(Iterator[Step]):
         self.prompt = encode_prompt(loaded, prompt, config)
         self.exits = open_exits(loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
+        self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
         self.started = time.perf_counter()
         self.prefilled = self.ended = self.started
@@ -141,6 +148,9 @@ class Stream(Iterator[Step]):
         except Interrupted as stop:
             self.finish_reason = str(stop)
             raise StopIteration from None
+        except RankLostError as lost:
+            self.finish_reason, self.failure = "cancelled", lost
+            raise StopIteration from None
         finally:
             self.ended = time.perf_counter()
         return step
@@ -149,8 +159,12 @@ class Stream(Iterator[Step]):
         """The run so far, complete in itself; a run that has not ended counts as cancelled."""
         if self.decoder is not None:
             self.decoder.note_evidence()
+        try:
             self._settle()
-        readings = self.readings()
+            readings = self.readings()
+        except RankLostError as lost:
+            self.failure = lost
+            readings = self.readings()
         run = build_run(
             self.steps,
             prompt=self.prompt,
@@ -176,7 +190,7 @@ class Stream(Iterator[Step]):
         decoder = self.decoder
         if isinstance(decoder, Tree | Mcts):
             return decoder.readings()
-        if decoder is None or not self.steps or not self.config.paths:
+        if decoder is None or not self.steps or not self.config.paths or self.failure is not None:
             return []
         cache = decoder.cache if self.exits is None else self.exits.inside(decoder.cache)
         return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
@@ -203,7 +217,8 @@ class Stream(Iterator[Step]):
     def _settle(self) -> None:
         """Catch up what left the model early, which is part of what the run takes."""
         if (
-            self.exits is not None
+            self.failure is None
+            and self.exits is not None
             and self.decoder is not None
             and not self.exits.finished(self.decoder.cache)
         ):

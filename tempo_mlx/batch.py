@@ -2,7 +2,8 @@
 
 Input lines are JSON: `"a prompt"`, or `{"prompt": "...", "seed": 3, ...}` with settings of its own. Each gives one
 line of output: a run file, or `{"format": "tempo-mlx/error", "index", "prompt", "error"}`. The time a run took is
-left out, so that a batch that was killed and resumed has exactly the lines of an undisturbed one.
+left out, so that a batch that was killed and resumed has exactly the lines of an undisturbed one. The same holds for a
+batch that is spread over the ranks of mlx.launch.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tempo_mlx.api import stream
-from tempo_mlx.config import GenerateConfig, as_dict
-from tempo_mlx.errors import OutputError, PromptError, TempoError
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
+from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, TempoError
+from tempo_mlx.model import ranks
+from tempo_mlx.model.load import LoadedModel, check_same, load_model
+from tempo_mlx.weights import Progress, open_checkpoint
 
 ERROR_FORMAT = "tempo-mlx/error"
 
@@ -54,58 +57,112 @@ def _read_item(where: str, line: str) -> Item:
     return Item(prompt, settings)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A line to be made of the output. config: or why there is none."""
+
+    index: int
+    prompt: str
+    config: GenerateConfig | str
+
+
+Line = tuple[str | None, str | None]  # the line, None when it was interrupted; and the error that it tells of
+Interrupted = Callable[[], str | None]
+MakeLines = Callable[[Sequence[Job], Interrupted], Iterator[Line]]
+
+
+def make_lines(loaded: LoadedModel, jobs: Sequence[Job], interrupted: Interrupted) -> Iterator[Line]:
+    """One after the other. interrupted: see api.stream."""
+    for job in jobs:
+        yield make_line(loaded, job, interrupted)
+
+
 def run_batch(
-    loaded: LoadedModel,
+    make: MakeLines,
     items: Sequence[Item],
     configure: Callable[[Mapping[str, Any]], GenerateConfig],
     out: Path,
-    interrupted: Callable[[], str | None] = lambda: None,
+    interrupted: Interrupted = lambda: None,
 ) -> Iterator[tuple[int, str | None]]:
     """Write a line for every item that `out` has none of yet; yields how many there are, and the line's error.
 
-    configure: from a line's own settings to its configuration. interrupted: see api.stream; the line it cuts short
-    is not written, and the batch ends. Raises OutputError when `out` holds something else or cannot be written.
+    make: `make_lines` with a model, or a `Spread`. configure: from a line's own settings to its configuration.
+    interrupted: the line it cuts short is not written, and the batch ends. Raises OutputError when `out` holds
+    something else or cannot be written, RankLostError.
     """
     done = _resume(out, items, configure)
+    jobs = [_job(index, items[index], configure) for index in range(done, len(items))]
     try:
         with out.open("a", encoding="utf-8") as file:
-            for index in range(done, len(items)):
-                error = None
-                try:
-                    line = _run_line(loaded, items[index], configure, interrupted)
-                except TempoError as problem:
-                    error = str(problem)
-                    line = json.dumps(
-                        {
-                            "format": ERROR_FORMAT,
-                            "index": index,
-                            "prompt": items[index].prompt,
-                            "error": error,
-                        },
-                        ensure_ascii=False,
-                    )
+            for job, (line, error) in zip(jobs, make(jobs, interrupted), strict=False):
                 if line is None:
                     return
                 file.write(line + "\n")
                 file.flush()
-                yield index + 1, error
+                yield job.index + 1, error
     except OSError as problem:
         raise OutputError(
             f"Cannot write {out}: {problem.strerror or problem}; the lines before are whole, run it again to go on."
         ) from problem
 
 
-def _run_line(
-    loaded: LoadedModel,
-    item: Item,
-    configure: Callable[[Mapping[str, Any]], GenerateConfig],
-    interrupted: Callable[[], str | None],
-) -> str | None:
-    decoding = stream(loaded, item.prompt, configure(item.settings), interrupted=interrupted)
-    for _ in decoding:
-        pass
-    run = decoding.run()
-    return None if run.finish_reason == "cancelled" else replace(run, timing={}).to_json()
+def _job(index: int, item: Item, configure: Callable[[Mapping[str, Any]], GenerateConfig]) -> Job:
+    try:
+        return Job(index, item.prompt, configure(item.settings))
+    except TempoError as problem:
+        return Job(index, item.prompt, str(problem))
+
+
+def make_line(loaded: LoadedModel, job: Job, interrupted: Interrupted) -> Line:
+    """Raises RankLostError: whose loss is not this line's."""
+    if isinstance(job.config, str):
+        return _error_line(job, job.config)
+    try:
+        decoding = stream(loaded, job.prompt, job.config, interrupted=interrupted)
+        for _ in decoding:
+            pass
+        run = decoding.run()
+    except RankLostError:
+        raise
+    except TempoError as problem:
+        return _error_line(job, str(problem))
+    if decoding.failure is not None:
+        raise decoding.failure
+    return None if run.finish_reason == "cancelled" else replace(run, timing={}).to_json(), None
+
+
+def _error_line(job: Job, error: str) -> Line:
+    line = {"format": ERROR_FORMAT, "index": job.index, "prompt": job.prompt, "error": error}
+    return json.dumps(line, ensure_ascii=False), error
+
+
+class Spread:
+    """Makes lines on all ranks of mlx.launch, each with a whole model of its own; called as `make_lines` is."""
+
+    def __init__(self, config: LoadConfig, progress: Progress | None = None) -> None:
+        """Raises what `load_model` does, and ConfigError where there are no ranks."""
+        if ranks.rank() is None:
+            raise ConfigError(
+                "--data-parallel spreads prompts over ranks, and there is only this process; start it with "
+                "`mlx.launch -n 2 -- tempo-mlx batch ...`, or leave it out."
+            )
+        self.leader = ranks.lead()
+        self.leader.set_timeout(config.rank_timeout)
+        open_checkpoint(config.model, progress=progress)  # fetched once, before all ask for it
+        self.number = self.leader.number()
+        check_same(self.leader.run_all(_load, self.number, config), config)
+
+    def __call__(self, jobs: Sequence[Job], interrupted: Interrupted) -> Iterator[Line]:
+        return self.leader.spread(_make_line, [(self.number, job) for job in jobs], interrupted)
+
+
+def _load(local: ranks.Local, number: int, config: LoadConfig) -> dict[str, Any]:
+    local.objects[number] = loaded = load_model(config, alone=True)
+    return loaded.model.info
+
+
+def _make_line(local: ranks.Local, number: int, job: Job) -> Line:
+    return make_line(local.objects[number], job, lambda: "cancelled" if local.stopping.is_set() else None)
 
 
 def _resume(

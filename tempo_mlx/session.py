@@ -29,7 +29,10 @@ class Session:
         decoding = self.stream(prompt, **settings)
         for _ in decoding:
             pass
-        return decoding.run()
+        run = decoding.run()
+        if decoding.failure is not None:
+            raise decoding.failure
+        return run
 
     def stream(
         self,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempo_mlx.cli.console import Interrupts, make_consoles
+from tempo_mlx.cli.console import Interrupts, make_consoles, progress_bar
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.config import GenerateConfig, LoadConfig, Shortcuts
 from tempo_mlx.sources import load_settings
+
+if TYPE_CHECKING:
+    from tempo_mlx.batch import MakeLines
 
 
 @with_settings(LoadConfig, GenerateConfig, Shortcuts)
@@ -25,6 +29,10 @@ def batch(
     out: Annotated[
         Path, typer.Option("--out", metavar="RUNS.jsonl", help="One run a line; continued if it exists.")
     ],
+    data_parallel: Annotated[
+        bool,
+        typer.Option(help="Under mlx.launch: a whole model on every rank, and the prompts spread over them."),
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Run every prompt of a file, in order. The same command again goes on where the last one stopped.
@@ -33,7 +41,7 @@ def batch(
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from tempo_mlx.batch import read_items, run_batch
+    from tempo_mlx.batch import Spread, make_lines, read_items, run_batch
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
 
     given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
@@ -44,14 +52,20 @@ def batch(
 
     _, err = make_consoles()
     items = read_items(prompts)
-    loaded = load_with_progress(given.make(LoadConfig), err, quiet=False)
+    load = given.make(LoadConfig)
+    make: MakeLines
+    if data_parallel:
+        with progress_bar(err, f"Fetching {load.model}") as progress:
+            make = Spread(load, progress)
+    else:
+        make = partial(make_lines, load_with_progress(load, err, quiet=False))
     failed = 0
     bar = Progress(
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=err
     )
     with Interrupts() as interrupts, bar:
         task = bar.add_task("Prompts", total=len(items))
-        for done, error in run_batch(loaded, items, configure, out, interrupts.reason):
+        for done, error in run_batch(make, items, configure, out, interrupts.reason):
             bar.update(task, completed=done)
             if error is not None:
                 failed += 1

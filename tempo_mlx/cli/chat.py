@@ -98,5 +98,7 @@ class Conversation:
                 printer.stop()
             run = decoding.run()
             printer.finish(run)
+            if decoding.failure is not None:
+                raise decoding.failure
         self.messages.append({"role": "assistant", "content": run.final_text})
         return run

@@ -102,6 +102,8 @@ def decode(
                 err.print(f"Saved {file}", soft_wrap=True)
         if closed is not None:
             raise closed
+        if decoding.failure is not None:
+            raise decoding.failure
         return run, interrupts.exit_code
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import BackendError, ConfigError
+from tempo_mlx.errors import BackendError, ConfigError, ModelError
 from tempo_mlx.model import ranks
 from tempo_mlx.model.forward import Model
 from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
@@ -71,6 +73,16 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
 
         model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
     return LoadedModel(model, checkpoint.tokenizer(), config, leader)
+
+
+def check_same(infos: Sequence[dict[str, Any]], config: LoadConfig) -> None:
+    """Raises ModelError unless every rank has the same model, and computes alike."""
+    for rank, info in enumerate(infos):
+        if info != infos[0]:
+            raise ModelError(
+                f"Rank {rank} has another model under the name {config.model!r}, or computes otherwise: {info}, where "
+                f"rank 0 has {infos[0]}."
+            )
 
 
 def _loaded_as(config: LoadConfig, checkpoint: Checkpoint) -> str | None:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import ModelError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.config import Architecture
 from tempo_mlx.model.forward import Attention, Forward, Logits
+from tempo_mlx.model.load import check_same
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.model.ranks import Leader, Local
 from tempo_mlx.model.sharding import ShardReader, plan
@@ -117,12 +117,7 @@ def load_shards(leader: Leader, config: LoadConfig, checkpoint: Checkpoint) -> P
     plan(checkpoint.architecture, leader.size)  # before anything is read
     number = leader.number()
     infos = leader.run_all(_load, number, config)
-    for rank, info in enumerate(infos):
-        if info != infos[0]:
-            raise ModelError(
-                f"Rank {rank} has another model under the name {config.model!r}, or computes otherwise: {info}, where "
-                f"rank 0 has {infos[0]}."
-            )
+    check_same(infos, config)
     return ParallelModel(leader, number, checkpoint.architecture, infos[0])
 
 

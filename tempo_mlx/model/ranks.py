@@ -44,6 +44,7 @@ from tempo_mlx.model.link import (
     tell,
 )
 
+ASK_SECONDS = 0.1  # between two looks at whether work is still wanted
 REASON_SECONDS = 2.0  # how long a failed computation waits for news of a lost rank, which would explain it
 
 
@@ -59,9 +60,13 @@ def rank() -> int | None:
 
 @dataclass
 class Local:
-    """What a rank keeps for the functions that are called on it: MLX's group, and objects by number."""
+    """What a rank keeps for the functions that are called on it: MLX's group, and objects by number.
+
+    stopping: what this rank does is no longer wanted.
+    """
 
     group: Any
+    stopping: threading.Event = field(default_factory=threading.Event)
     objects: dict[int, Any] = field(default_factory=dict)
 
 
@@ -109,6 +114,7 @@ class Leader:
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()  # rank, what it says
         self._numbers = iter(range(1, sys.maxsize))
+        self._stopping = threading.Event()
         self._closing = False
         self._failing = threading.Lock()
         secret = secrets.token_hex(16)
@@ -147,8 +153,16 @@ class Leader:
         self._send(call)
         self._calls.put(call)
 
-    def spread(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """function(local, *job) of every job, in order; each is done by one rank, by whoever is free."""
+    def spread(
+        self,
+        function: Callable[..., Any],
+        jobs: Sequence[tuple[Any, ...]],
+        interrupted: Callable[[], str | None] = lambda: None,
+    ) -> Iterator[Any]:
+        """function(local, *job) of every job, in order; each is done by one rank, by whoever is free.
+
+        Ends early once `interrupted()`, when this rank, told by `local.stopping`, has broken off.
+        """
         waiting = iter(enumerate(jobs))
         working: dict[int, int] = {}  # rank -> index of its job
         done: dict[int, Any] = {}
@@ -163,9 +177,15 @@ class Leader:
             give(rank)
         for index in range(len(jobs)):
             while index not in done:
-                rank, value = self._take()
-                done[working.pop(rank)] = value
-                give(rank)
+                if interrupted():
+                    self._stopping.set()
+                    while 0 in working:
+                        working.pop(self._take()[0])
+                    return
+                with contextlib.suppress(queue.Empty):
+                    rank, value = self._take(ASK_SECONDS)
+                    done[working.pop(rank)] = value
+                    give(rank)
             yield done.pop(index)
 
     def check(self) -> None:
@@ -202,10 +222,10 @@ class Leader:
                     self._lost(rank, "has ended", False)
         self.check()
 
-    def _take(self) -> tuple[int, Any]:
-        """The next reply, and whose it is."""
+    def _take(self, patience: float | None = None) -> tuple[int, Any]:
+        """The next reply, and whose it is. Raises queue.Empty after `patience` seconds."""
         self.check()
-        rank, value = self._inbox.get()
+        rank, value = self._inbox.get(timeout=patience)
         if isinstance(value, Exception):
             if not isinstance(value, TempoError):  # a lost rank may be why
                 deadline = time.monotonic() + REASON_SECONDS
@@ -218,7 +238,7 @@ class Leader:
     def _work(self, note: dict[str, Any]) -> None:
         """Thread: everything that MLX does on this rank."""
         try:
-            local = Local(join())
+            local = Local(join(), self._stopping)
             tell(local.group, note)
         except BackendError as error:
             self._inbox.put((0, error))

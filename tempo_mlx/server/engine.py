@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from tempo_mlx.config import LoadConfig
+from tempo_mlx.model import ranks
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.protocol import (
@@ -177,6 +178,8 @@ class Engine:
         elif isinstance(message, Failed):
             self.failure, self.state = message, "failed"
             log.error(message.message)
+            for ticket in [*self._running.values(), *self._waiting]:
+                self._finish(ticket, ApiError(503, "model_failed", message.message))
             self.on_failure()
         elif message.id in self._running:
             ticket = self._running[message.id]
@@ -194,6 +197,10 @@ class Engine:
     def _died(self, generation: int) -> None:
         """The worker is gone: tell those it was working for, and start another."""
         if generation != self.generation or self.state in ("failed", "stopping"):
+            return
+        if ranks.rank() is not None:
+            self._receive(Failed("The process of rank 0 that runs the model died, and with it the other ranks; "
+                                 "start all ranks again.", 1), generation)  # fmt: skip
             return
         assert self._process is not None
         self._process.join(1.0)

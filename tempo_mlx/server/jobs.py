@@ -37,6 +37,11 @@ class Jobs:
         """One real forward pass of one row."""
         self.loaded.model.forward([0], [0], None, self.loaded.model.new_cache(), logits="last")
 
+    def check_ranks(self) -> None:
+        """Raises RankLostError if the model has lost a part."""
+        if self.loaded.leader is not None:
+            self.loaded.leader.check()
+
     def cache_slots(self) -> int:
         return sum(self._slots.values()) + self.sessions.cache_slots()
 

@@ -49,7 +49,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """Worker -> server: the model cannot be loaded, and trying again will not help."""
+    """Worker -> server: the model cannot be loaded, or is lost, and trying again will not help."""
 
     message: str
     exit_code: int

@@ -74,7 +74,7 @@ def serve(
 
 
 class Failure(ModelError):
-    """The model could not be loaded; carries the worker's exit code."""
+    """The model could not be loaded, or was lost; carries the worker's exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import ConfigError, MemoryLimitError, ModelError, PromptError, RunFileError, TempoError
+from tempo_mlx.errors import (
+    ConfigError,
+    MemoryLimitError,
+    ModelError,
+    PromptError,
+    RankLostError,
+    RunFileError,
+    TempoError,
+)
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure
@@ -64,6 +72,8 @@ def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None
     try:
         connection.send(jobs.ready())
         Worker(connection, jobs).run()
+    except RankLostError as error:  # without it the model is not whole, and cannot be again
+        connection.send(Failed(str(error), error.exit_code))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the server is gone: nobody is left to work for
 
@@ -94,6 +104,7 @@ class Worker:
             for job in list(self.jobs.values()):
                 self.turn(job)
                 self.receive(0.0)
+            self.work.check_ranks()
             self.work.sessions.expire()
             self.beat()
 
