@@ -52,7 +52,13 @@ class Comparison:
 
 def arms_of(config: GenerateConfig) -> dict[str, GenerateConfig]:
     """Full decoding, and the early exit that `config` asks for, once lossy and once lossless."""
-    off = {"early_exit": False, "lossless": False, "exit_layers": (), "confidence_thresholds": (), "raw_confidence": False}
+    off = {
+        "early_exit": False,
+        "lossless": False,
+        "exit_layers": (),
+        "confidence_thresholds": (),
+        "raw_confidence": False,
+    }
     full = replace(config, **off, exit_kv="exact", exit_target_agreement=0.95)
     return {
         FULL: full,
@@ -130,5 +136,13 @@ def cells(item: Comparison) -> list[str]:
 
 def settings_of_arm(config: GenerateConfig) -> dict[str, Any]:
     """What a JSON line says of an arm."""
-    names = ("early_exit", "exit_target_agreement", "lossless", "exit_kv", "decoder", "temperature", "max_tokens")
+    names = (
+        "early_exit",
+        "exit_target_agreement",
+        "lossless",
+        "exit_kv",
+        "decoder",
+        "temperature",
+        "max_tokens",
+    )
     return {name: value for name, value in as_dict(config).items() if name in names}

@@ -135,11 +135,9 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
     Raises ModelError (no calibration, or of another model), ConfigError (layers; not the MLX backend).
     """
     if not isinstance(model, Transformer):
-        torch = model.info.get("backend") == "torch"
         raise ConfigError(
-            "early_exit has no effect with the torch backend; leave it out, or choose --backend mlx."
-            if torch
-            else "early_exit does not combine with log-probabilities, which are the whole model's; leave one out."
+            "early_exit works on the MLX backend in one process, and not beside log-probabilities, which are the whole "
+            "model's; leave it out."
         )
     a = model.architecture
     asked = candidates(a.num_hidden_layers, config.exit_layers)

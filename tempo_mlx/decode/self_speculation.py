@@ -114,7 +114,7 @@ class Payoff:
     @property
     def full(self) -> float:
         """Seconds of a full step."""
-        return float(np.median(self._full))
+        return float(np.median(self._full)) if self._full else 0.0
 
     def took(self, seconds: float, drafted: bool) -> None:
         """A pass took so long; it gave one step, whatever else it gives."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -305,6 +305,15 @@ def render_run(run: Run, label: Label | None = None) -> Text:
     return result
 
 
+def early_exit(section: Mapping[str, Any]) -> str:
+    """What the audit of a run says, in a few words."""
+    if section.get("lossless"):
+        return "early exit, lossless"
+    agreement, layers = section.get("agreement"), section.get("mean_layers")
+    agreed = "nothing left early" if agreement is None else f"{agreement:.1%} of early choices agreed"
+    return f"{agreed}, {layers:.1f} layers a step" if layers is not None else agreed
+
+
 def summary(run: Run) -> str:
     """One line for stderr: how long, how fast, how wide, and why it stopped."""
     steps = len(run.steps)
@@ -317,5 +326,7 @@ def summary(run: Run) -> str:
     parts.append(f"mean set width {members / steps:.2f}" if steps else "nothing generated")
     if removed:
         parts.append(f"{removed} of {members} members removed")
+    if run.early_exit is not None:
+        parts.append(early_exit(run.early_exit))
     parts.append(f"stopped by {run.finish_reason}")
     return " | ".join(parts)

@@ -147,6 +147,10 @@ class Sessions:
             raise ApiError(
                 422, "invalid_value", f"Sessions need decoder {kinds}, not {config.decoder}.", "decoder"
             )
+        if config.early_exit:
+            raise ApiError(
+                422, "invalid_value", "Sessions go through the whole model; leave out early_exit.", "early_exit"
+            )
         guide = None
         if config.thinking_budget is not None:
             opened = thinking.is_open(prompt.text)

@@ -153,8 +153,9 @@ export class App {
     view.name = nameOf({ prompt: { text: this.prompt } })
     const retry = () => void this.generate()
     await this.work(view, retry, async (id, signal) => {
-      // A session has no end, so it reads no paths off; a finished run can still be opened as one.
-      const plain = Number(form.values.paths ?? 0) > 0
+      // A session has no end, so it reads no paths off, and it goes through the whole model; a finished run can
+      // still be opened as one.
+      const plain = Number(form.values.paths ?? 0) > 0 || form.values.early_exit === true
       if (plain || !table.session_decoders.includes(String(form.values.decoder))) {
         await this.watch(view, api.stream('generate/stream', body, id, signal))
         return

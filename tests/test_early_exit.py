@@ -1,0 +1,273 @@
+"""Early exit: what leaves is caught up exactly, what is lossless is full decoding, and the audit tells the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from tempo_mlx.api import Stream, stream
+from tempo_mlx.config import resolve
+from tempo_mlx.decode import exit_plan
+from tempo_mlx.decode.branches import Branches
+from tempo_mlx.decode.early_exit import EarlyExit
+from tempo_mlx.decode.exit_plan import at_most, make_plan
+from tempo_mlx.decode.self_speculation import LEARNING, Payoff
+from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.tree import Tree
+from tempo_mlx.model.exit_cache import MOST_WAITING
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.verify import verify
+from tests.exits import ALWAYS, loaded_with_exits
+
+PROMPT = "The and in then the"
+MARGINS = {1: 0.15, 2: 0.1, 3: 0.5}
+DECODERS: dict[str, dict[str, Any]] = {
+    "plain": {"decoder": "plain", "temperature": 0},
+    "superposed": {"threshold": 0.02},
+    "compacted": {"threshold": 0.02, "use_retroactive_pruning": True, "posterior_threshold": 0.3},
+    "branches": {"branches": 4},
+    "sampled": {"decoder": "plain", "temperature": 1.0},
+    "best": {"threshold": 0.02, "attend": "best"},
+}
+
+
+def decoded(loaded: Any, tokens: int = 40, **settings: Any) -> Stream:
+    decoding = stream(loaded, PROMPT, max_tokens=tokens, **{"min_steps": tokens, **settings})
+    for _ in decoding:
+        pass
+    return decoding
+
+
+def sets(decoding: Stream) -> list[list[int]]:
+    return [[token.id for token in step.tokens] for step in decoding.steps]
+
+
+@pytest.fixture
+def never_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exits of a random model keep no promise; here they stay open all the same."""
+    monkeypatch.setattr(exit_plan, "SURE", 0.0)
+
+
+# Exact catch-up
+
+
+class Mirrored:
+    """A cache of an early-exit model beside one of the full model that is told the same."""
+
+    def __init__(self, early: Any, full: Any) -> None:
+        self.early, self.full = early, full
+
+    def __len__(self) -> int:
+        return len(self.early)
+
+    def keep(self, indices: Any) -> None:
+        self.early.keep(indices)
+        self.full.keep(indices)
+
+    def truncate(self, length: int) -> None:
+        self.early.truncate(length)
+        self.full.truncate(length)
+
+
+class Mirror:
+    """An early-exit model that runs every pass through the full model too, for its cache."""
+
+    def __init__(self, exits: EarlyExit) -> None:
+        self.exits, self.architecture, self.info = exits, exits.architecture, exits.info
+        self.most_waiting = 0
+
+    def new_cache(self) -> Mirrored:
+        return Mirrored(self.exits.new_cache(), self.exits.model.new_cache())
+
+    def forward(self, tokens: Any, positions: Any, bias: Any, cache: Mirrored, **rest: Any) -> Any:
+        self.exits.model.forward(tokens, positions, bias, cache.full, logits="none")
+        found = self.exits.forward(tokens, positions, bias, cache.early, **rest)
+        self.most_waiting = max(self.most_waiting, len(cache.early.waiting))
+        assert len(cache.early) == len(cache.full)
+        return found
+
+
+def contents(cache: Any) -> np.ndarray:
+    """(2, layers, K, S, D)."""
+    buffers = (cache._keys, cache._values)
+    return np.array([[np.array(layer[0][:, : len(cache)]) for layer in buffer] for buffer in buffers])
+
+
+def mirrored(loaded: Any, decoder: str, steps: int = 40, **settings: Any) -> tuple[Any, Mirror]:
+    config = resolve({**DECODERS[decoder], **settings, "early_exit": True})
+    ids = loaded.tokenizer.encode(PROMPT)
+    mirror = Mirror(EarlyExit(*make_plan(loaded.model, config), ids))
+    run: Any = (
+        Tree(mirror, ids, config, Branches(config)) if decoder == "branches" else Tempo(mirror, ids, config)
+    )
+    for _ in range(steps):
+        run.advance()
+    return run, mirror
+
+
+@pytest.mark.usefixtures("never_closing")
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("decoder", ["plain", "superposed", "compacted", "branches"])
+def test_after_catching_up_every_layers_cache_is_the_full_models(
+    name: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits(name, MARGINS, tmp_path, monkeypatch)
+    run, mirror = mirrored(loaded, decoder)
+    assert sum(item.left for item in mirror.exits.plan.exits if item.layer < 3) > 5, "too little left to test"
+    assert 1 < mirror.most_waiting <= MOST_WAITING + 1
+    mirror.exits.finish(run.cache.early)
+    assert np.abs(contents(run.cache.early.inner) - contents(run.cache.full)).max() < 1e-4
+
+
+@pytest.mark.usefixtures("never_closing")
+def test_slots_may_go_while_rows_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a slot that waiting rows see, of one they do not, and of waiting rows themselves."""
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    config = resolve({"early_exit": True})
+    mirror = Mirror(EarlyExit(*make_plan(loaded.model, config)))
+    cache = mirror.new_cache()
+
+    def run(rows: int, hidden: tuple[int, ...] = ()) -> None:
+        bias = np.zeros((rows, len(cache) + rows), np.float32)
+        bias[:, len(cache) :] = np.where(np.eye(rows), 0, -np.inf)
+        bias[:, list(hidden)] = -np.inf
+        mirror.forward(range(10, 10 + rows), [len(cache)] * rows, bias, cache)
+
+    mirror.forward(range(8), range(8), None, cache, logits="last")
+    run(1, hidden=(3,))
+    run(2, hidden=(3, 5))
+    cache.keep(np.array([0, 1, 2, 4, 5, 6, 7, 8, 9, 10]))
+    assert [len(rows.positions) for rows in cache.early.waiting] == [1, 2]  # none saw slot 3
+    run(3)
+    cache.truncate(len(cache) - 3)
+    assert len(cache.early.waiting) == 2
+    cache.truncate(len(cache) - 1)  # half of a set
+    assert not cache.early.waiting
+    run(1)
+    run(1, hidden=(2,))
+    cache.keep(np.delete(np.arange(len(cache)), 2))  # the first of them saw it
+    assert not cache.early.waiting
+    run(2)
+    mirror.exits.finish(cache.early)
+    assert not cache.early.waiting
+    assert np.abs(contents(cache.early.inner) - contents(cache.full)).max() < 1e-4
+
+
+@pytest.mark.usefixtures("never_closing")
+def test_propagated_keys_are_those_of_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers below the exit are exact, those above are not, and nothing waits."""
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    run, mirror = mirrored(loaded, "superposed", exit_kv="propagate")
+    assert mirror.most_waiting == 0
+    first = len(loaded.tokenizer.encode(PROMPT))
+    difference = np.abs(contents(run.cache.early.inner) - contents(run.cache.full))
+    assert difference[:, :1].max() < 1e-4  # the first layer sees tokens alone
+    assert difference[:, 2:, :, first:].max() > 1e-2
+
+
+# Lossless
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_lossless_is_full_decoding(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Payoff, "drafts", lambda self: True)
+    loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
+    full = decoded(loaded, **DECODERS[decoder])
+    ours = decoded(loaded, early_exit=True, lossless=True, **DECODERS[decoder])
+    assert sets(ours) == sets(full)
+    for step, wanted in zip(ours.steps, full.steps, strict=True):
+        for token, other in zip(step.tokens, wanted.tokens, strict=True):
+            assert token.probability == pytest.approx(other.probability, abs=1e-5)
+        assert step.exit_layer is None and step.removed == wanted.removed
+    if decoder in ("plain", "sampled"):
+        timing = ours.run().timing
+        assert (
+            timing["early_exit_drafted"] > timing["early_exit_accepted"] > 0
+        )  # some were right, some dropped
+
+
+def test_a_text_may_end_inside_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Payoff, "drafts", lambda self: True)
+    loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
+    for stop_at in range(2, 12):
+        full = decoded(loaded, decoder="plain", temperature=0)
+        last = full.steps[stop_at].tokens[0].id
+        monkeypatch.setattr(loaded.tokenizer, "eos_ids", frozenset({last}))
+        settings = {"decoder": "plain", "temperature": 0, "min_steps": 0}
+        ours = decoded(loaded, early_exit=True, lossless=True, **settings)
+        assert sets(ours) == sets(decoded(loaded, **settings))
+        assert ours.run().finish_reason == "stop"
+        monkeypatch.setattr(loaded.tokenizer, "eos_ids", frozenset())
+
+
+def test_drafting_that_does_not_pay_stops_after_a_steps_worth_of_loss() -> None:
+    payoff = Payoff()
+    drafted = 0
+    for _ in range(100):
+        drafts = payoff.drafts()
+        drafted += drafts
+        payoff.took(1.3 if drafts else 1.0, drafts)
+    assert payoff.stopped and drafted == 4  # 4 x 0.3 is more than the one step that may be lost
+    payoff = Payoff()
+    for _ in range(100):
+        drafts = payoff.drafts()
+        payoff.took(1.3 if drafts else 1.0, drafts)
+        if drafts:
+            payoff.yielded()
+    assert not payoff.stopped
+    assert LEARNING >= 3
+
+
+# The audit
+
+
+def test_an_exit_that_breaks_its_promise_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    run = decoded(loaded, tokens=120, early_exit=True, **DECODERS["plain"]).run()
+    assert run.early_exit is not None
+    (item,) = run.early_exit["exits"]
+    assert item["closed"] and item["left"] < 60 and item["agreed"] < 0.95 * item["audited"]
+    assert all(step.exit_layer is None for step in run.steps[-40:])
+
+
+@pytest.mark.usefixtures("never_closing")
+def test_the_audit_is_what_the_full_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agreement, counted anew from the texts by a model that knows nothing of exits."""
+    loaded = loaded_with_exits("llama", MARGINS, tmp_path, monkeypatch)
+    run = decoded(loaded, early_exit=True, **DECODERS["plain"]).run()
+    ids = [*run.prompt.token_ids, *(step.tokens[0].id for step in run.steps)]
+    logits = loaded.model.forward(ids[:-1], range(len(ids) - 1), None, loaded.model.new_cache()).logits
+    best = logits[run.prompt_length - 1 :].argmax(axis=1)
+    early = [n for n, step in enumerate(run.steps) if step.exit_layer is not None]
+    agreed = sum(int(best[n] == run.steps[n].tokens[0].id) for n in early)
+    assert run.early_exit is not None
+    assert sum(item["audited"] for item in run.early_exit["exits"]) == len(early) > 10
+    assert run.early_exit["agreement"] == pytest.approx(agreed / len(early))
+    assert Run.from_json(run.to_json()) == run
+    found = verify(run, loaded.model)
+    assert found.lossy and found.agreement < 1
+
+
+def test_a_binomial_tail() -> None:
+    assert at_most(3, 3, 0.5) == pytest.approx(1.0)
+    assert at_most(0, 4, 0.5) == pytest.approx(1 / 16)
+    assert at_most(17, 20, 0.95) == pytest.approx(0.0755, abs=1e-4)  # scipy.stats.binom.cdf(17, 20, 0.95)
+
+
+def test_what_is_not_on_the_shortlist_can_be_chosen_if_the_text_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch, shortlist=range(5))
+    prompt = loaded.tokenizer.encode(PROMPT)
+    steps = decoded(loaded, tokens=60, early_exit=True, **DECODERS["plain"]).steps
+    seen = {*range(5), *prompt}
+    for step in steps:
+        if step.exit_layer is not None:
+            assert step.tokens[0].id in seen
+        seen.add(step.tokens[0].id)
+    assert any(step.exit_layer is not None and step.tokens[0].id not in range(5) for step in steps)
