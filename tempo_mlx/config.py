@@ -258,6 +258,10 @@ class GenerateConfig(Checked):
         maximum=256, default_text="off (5 under --decoder tree)",
     )
     branch_choice: Literal["best", "sample"] = _search("best", "Which child a branch keeps.", "tree")
+    branch_diversity: float = _search(
+        0.0, "Penalty, in nats, for a child that follows the same token in another branch.", "tree", minimum=0,
+        maximum=1e6,
+    )
     merge_length: int = _search(
         3, "Branches whose last so many tokens agree are merged; 0: never.", "tree", minimum=0,
         maximum=1_000_000,

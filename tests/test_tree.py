@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tempo_mlx.api import generate, stream
+from tempo_mlx.config import resolve
+from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.score import score_sequences
+from tempo_mlx.decode.tree import Frontier, Node
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests.trees import decode, loaded, prompt, removals, teacher
@@ -20,6 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"branch_choice": "sample", "merge_length": 2},
     {"branch_choice": "sample", "temperature": 1.4, "threshold": 0.01},
     {"merge_length": 0, "min_steps": 9},
+    {"branch_diversity": 2.0},
 ]
 
 
@@ -55,12 +60,52 @@ def test_families_with_windows_and_norms_of_their_own(name: str) -> None:
         )
 
 
-def test_one_branch_is_greedy_decoding() -> None:
+@pytest.mark.parametrize("diversity", [0.0, 3.0])  # there is no other branch to differ from
+def test_one_branch_is_greedy_decoding(diversity: float) -> None:
     for seed in range(4):
         plain = generate(loaded(often=True), prompt(seed), decoder="plain", temperature=0, max_tokens=20)
-        run = generate(loaded(often=True), prompt(seed), branches=1, max_tokens=20)
+        run = generate(
+            loaded(often=True), prompt(seed), branches=1, max_tokens=20, branch_diversity=diversity
+        )
         assert run.paths[0].token_ids == tuple(step.tokens[0].id for step in plain.steps)
         assert (run.finish_reason, run.final_text) == (plain.finish_reason, plain.final_text)
+
+
+@pytest.mark.parametrize(
+    ("taken", "threshold", "kept"),
+    [
+        (set(), 0.1, 0),
+        ({(7, 0)}, 0.1, 1),  # another text goes on from 7 with 0
+        ({(7, 0), (7, 1)}, 0.1, 0),  # and with 1: the penalty falls on both
+        ({(7, 0)}, 0.45, 0),  # 1 is under the threshold
+        ({(6, 0), (7, 2)}, 0.1, 0),
+        ({(7, 0), (3, 7)}, 0.1, 1),
+    ],
+)
+def test_a_branch_avoids_pairs_of_other_texts(
+    taken: set[tuple[int, int]], threshold: float, kept: int
+) -> None:
+    rule = Branches(resolve({"branches": 2, "branch_diversity": 1.0, "threshold": threshold}))
+    rule.pairs = taken
+    node = Node(-1, 0.0, 0, 0)
+    for length, token in enumerate((7, 3, 7), 1):
+        node = Node(token, -float(length), length, 0, node)
+    log_probs = np.log(np.array([[0.5, 0.4, 0.1]], np.float32))
+    frontier = Frontier(log_probs, log_probs, [node], [False], [], lambda node, token: False)
+    assert rule.own(frontier) == [kept]
+    rule.pairs = {(7, 0), (7, 3)}
+    node = Node(0, -4.0, 4, 0, node)  # 7, 3, 7, 0, 7: the text itself went on from 7 with 0
+    node = Node(7, -5.0, 5, 0, node)
+    assert rule.own(Frontier(log_probs, log_probs, [node], [False], [], frontier.ends)) == [0]
+
+
+def test_diversity_makes_texts_share_less() -> None:
+    def pairs(strength: float) -> int:
+        settings: dict[str, Any] = {"branches": 5, "max_tokens": 20, "threshold": 0.02}
+        runs = [decode(loaded(), prompt(seed), branch_diversity=strength, **settings) for seed in range(4)]
+        return sum(len({pair for path in run.paths for pair in pairwise(path.token_ids)}) for run in runs)
+
+    assert pairs(3.0) > pairs(0.0)
 
 
 def test_results_are_distinct_and_ordered_by_mean_log_probability() -> None:

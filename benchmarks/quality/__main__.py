@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("test", "divergence", "tuning", "prices", "judge", "report")
 TOKENS = {"test": 32, "tuning": 40, "divergence": 24}
 PROMPTS = {"test": None, "tuning": 12, "divergence": 8}
-QUICK = {"tokens": 10, "prompts": 2}
+QUICK = {"tokens": 6, "prompts": 2}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--judge", help="a second model that rates the texts")
-    parser.add_argument("--quick", action="store_true", help="2 prompts, 10 tokens: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="2 prompts, 6 tokens: does everything work?")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms")
     parser.add_argument("--prompts", type=int, help="at most so many prompts of a split, for now")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop decoding after so long")

@@ -60,6 +60,7 @@ BEAM = Arm("beam", {"decoder": "beam"}, label="beam 5")
 NUCLEUS = _sample("nucleus", "nucleus 0.9", None, top_p=0.9)
 BRANCHES = _branches("branches", "branches", None)
 SAMPLED = _branches("branches-sample", "branches, sampled", None, branch_choice="sample")
+DIVERSE = _branches("branches-diversity-1", "branches, diversity 1", None, branch_diversity=1.0)
 LINEAGE = Arm("lineage", {}, (*LATTICE, "thinned: posterior", "thinned: probability"))
 
 # What the claims are about comes first and is run on every prompt of the test split.
@@ -70,9 +71,10 @@ MAIN = (
     NUCLEUS,
     BRANCHES,
     SAMPLED,
+    DIVERSE,
     LINEAGE,
     _diverse(0.5),
-    _diverse(2.0),
+    _branches("branches-diversity-0.5", "branches, diversity 0.5", branch_diversity=0.5),
     _sample("nucleus-cool", "nucleus 0.9, T 0.7", top_p=0.9, temperature=0.7),
     _sample("threshold", "sampling at p >= 0.1"),
     _sample("min-p", "min-p 0.1", min_p=0.1),
@@ -99,17 +101,16 @@ TUNING = (
     GREEDY,
     BEAM,
     NUCLEUS,
-    *(_diverse(strength) for strength in (0.5, 1.0, 2.0)),
+    *(_diverse(strength) for strength in (0.5, 1.0)),
     BRANCHES,
     SAMPLED,
-    *(_branches(f"branches-threshold-{v}", f"branches, threshold {v}", threshold=v) for v in (0.03, 0.2)),
-    *(_branches(f"branches-merge-{n}", f"branches, merge {n}", merge_length=n) for n in (2, 5)),
+    *(
+        _branches(f"branches-diversity-{v}", f"branches, diversity {v}", branch_diversity=v)
+        for v in (0.5, 1.0)
+    ),
     *(
         _branches(f"sample-T-{t}", f"branches, sampled, T {t}", branch_choice="sample", temperature=t)
         for t in (0.5, 0.7)
-    ),
-    _branches(
-        "sample-threshold-0.2", "branches, sampled, threshold 0.2", branch_choice="sample", threshold=0.2
     ),
     Arm("best-5-of-8", {"branches": 8, "branch_choice": "sample"}, label="branches, sampled, best 5 of 8"),
 )

@@ -5,15 +5,13 @@ not.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.step import Rejected, Removal
 from tempo_mlx.decode.tree import Child, Choice, Frontier, best_children
-
-Float32s = NDArray[np.float32]
 
 
 class Branches:
@@ -22,6 +20,10 @@ class Branches:
     The child kept is the best one, or one drawn from those with P(child | row) at or above the threshold.
     Texts whose last `merge_length` tokens agree are merged: the more probable one goes on. A free place goes
     to the child that makes the most probable text, among those at or above the threshold.
+
+    With `branch_diversity` a child counts as less probable, by a factor of exp(-branch_diversity), for the text
+    that keeps it if it would follow its token in another text too, anywhere: the Hamming penalty of diverse beam
+    search (arXiv 1610.02424) on pairs of tokens instead of places, among the children above the threshold only.
     """
 
     def __init__(self, config: GenerateConfig) -> None:
@@ -29,11 +31,13 @@ class Branches:
         self.threshold: float | None = config.threshold
         self.floor = float(np.log(max(config.threshold, np.finfo(np.float32).tiny)))
         self.merge_length = config.merge_length
+        self.diversity = config.branch_diversity
+        self.pairs: set[tuple[int, int]] = set()  # neighbours in any text so far
         self.random = np.random.default_rng(config.seed)
         self.sampled = config.branch_choice == "sample" and config.temperature > 0
 
     def __call__(self, frontier: Frontier) -> Choice:
-        own = [frontier.child(row, token) for row, token in enumerate(self.own(frontier.tempered))]
+        own = [frontier.child(row, token) for row, token in enumerate(self.own(frontier))]
         own.sort(key=lambda child: -child.log_prob)
         children: list[Child] = []
         rejected: list[Rejected] = []
@@ -59,22 +63,40 @@ class Branches:
             free -= not child.ends
             if not free:
                 break
+        self.pairs.update((frontier.nodes[child.row].token, child.token) for child in children)
         ended = len(frontier.ended) + sum(child.ends for child in children)
         return Choice(children, rejected, lost, done=ended >= self.width)
 
-    def own(self, tempered: Float32s) -> list[int]:
-        """The child each row keeps."""
-        best: list[int] = tempered.argmax(axis=1).tolist()
-        if not self.sampled:
-            return best
-        return [self.draw(row, token) for row, token in zip(tempered, best, strict=True)]
+    def own(self, frontier: Frontier) -> list[int]:
+        """The child each row keeps; the most probable text chooses first."""
+        tokens: list[int] = frontier.tempered.argmax(axis=1).tolist()
+        if not self.sampled and not self.diversity:
+            return tokens
+        taken = set(self.pairs)
+        places = self.random.random(len(tokens)).tolist() if self.sampled else [0.0] * len(tokens)
+        for row in reversed(range(len(tokens))):
+            tokens[row] = self.pick(frontier, row, tokens[row], taken, places[row])
+            taken.add((frontier.nodes[row].token, tokens[row]))
+        return tokens
 
-    def draw(self, log_probs: Float32s, best: int) -> int:
-        """One of the children (V,) at or above the threshold, by their probabilities; the best if there is none."""
-        tokens = np.flatnonzero(log_probs >= self.floor)
-        mass = np.cumsum(np.exp(log_probs[tokens], dtype=np.float64))
-        place = self.random.random()
-        return int(tokens[np.searchsorted(mass, place * mass[-1], side="right")]) if len(tokens) else best
+    def pick(self, frontier: Frontier, row: int, best: int, taken: set[tuple[int, int]], place: float) -> int:
+        """The best child at or above the threshold, or (sampled) that at `place`, 0..1, of their probabilities;
+        `best` if there is none. taken: pairs of neighbours to turn away from.
+        """
+        tokens = np.flatnonzero(frontier.tempered[row] >= self.floor)
+        if not len(tokens):
+            return best
+        scores = frontier.tempered[row, tokens].astype(np.float64)
+        if self.diversity:
+            node = frontier.nodes[row]
+            elsewhere = taken - {(a.token, b.token) for a, b in pairwise(node.tail())}
+            scores -= self.diversity * np.array(
+                [(node.token, token) in elsewhere for token in tokens.tolist()]
+            )
+        if not self.sampled:
+            return int(tokens[scores.argmax()])
+        mass = np.cumsum(np.exp(scores))
+        return int(tokens[np.searchsorted(mass, place * mass[-1], side="right")])
 
     def others(self, frontier: Frontier, taken: set[tuple[int, int]]) -> Iterator[Child]:
         """Children at or above the threshold besides those taken, the most probable text first."""
