@@ -1,0 +1,88 @@
+"""Several ranks on this machine, in processes of their own: MLX's ring over loopback, as mlx.launch sets it up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+TEMPO = ("-m", "tempo_mlx")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
+@contextlib.contextmanager
+def ranks(count: int, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """`python *arguments` on so many ranks; none is left in the end, and none may have to be killed then."""
+    with tempfile.TemporaryDirectory() as empty:
+        hosts = Path(empty, "hosts.json")
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+        shared = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(hosts)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=empty,
+                env={**shared, "MLX_RANK": str(rank)},
+            )
+            for rank in range(count)
+        ]
+        left = []
+        try:
+            yield processes
+            for rank, process in enumerate(processes):
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    left.append(rank)
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+        assert not left, f"ranks {left} would have stayed"
+
+
+def run_cases(count: int, cases: Sequence[Any], home: Path) -> dict[str, Any]:
+    """What `answer` says, of so many ranks."""
+    questions, answers = home / f"cases-{count}.json", home / f"answers-{count}.json"
+    questions.write_text(json.dumps(cases))
+    code = "import sys; from tests.ranked import answer; answer(*sys.argv[1:])"
+    with ranks(count, "-c", code, str(questions), str(answers)) as processes:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert answers.exists(), "\n".join(errors)
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(errors)
+    found: dict[str, Any] = json.loads(answers.read_text())
+    return found
+
+
+def answer(questions: str, answers: str) -> None:
+    """Rank 0 writes the runs of all cases [model, prompt, settings], and what each model's ranks held in memory."""
+    import tempo_mlx
+    from tempo_mlx.model.parallel import ParallelModel
+
+    runs: list[Any] = []
+    memory: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for model, prompt, settings in json.loads(Path(questions).read_text()):
+        if model not in models:
+            models[model] = tempo_mlx.load(model, device="cpu")  # where ranks other than 0 stay
+        loaded = models[model]
+        runs.append(tempo_mlx.generate(loaded, prompt, **settings).to_dict())
+        assert isinstance(loaded.model, ParallelModel)
+        memory[model] = loaded.model.memory()
+    Path(answers).write_text(json.dumps({"runs": runs, "memory": memory}))
