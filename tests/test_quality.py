@@ -77,7 +77,7 @@ def made(label: str, values: list[float]) -> summary.Entry:
 
 
 def test_a_claim_is_sure_only_when_its_interval_is() -> None:
-    from benchmarks.quality.page import Claim
+    from benchmarks.quality.answers import Claim
 
     at_least = [
         Claim("", summary.Value(2.5, low, 3.0), bound, True).verdict

@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import arms as table
 from benchmarks.quality import plots
+from benchmarks.quality.answers import (
+    Entries,
+    answers,
+    claims,
+    distinct_2,
+    markdown,
+    section,
+    verdict,
+)
 from benchmarks.quality.arms import LATTICE, TEXTS
 from benchmarks.quality.prompts import KINDS, read_prompts
 from benchmarks.quality.running import QUARTERS, THINNED, read_records
 from benchmarks.quality.summary import (
-    Entry,
-    Statistic,
     Value,
     mean,
     measured,
     perplexity,
+    quarter,
     ratio,
     read_divergence,
     read_entries,
     read_prices,
 )
 
-Entries = Mapping[str, Entry]
 DIVERSE = "diverse-beam-1"
-distinct_2 = mean("distinct_2")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What was to be reached: the measured value is to be at most (or at least) the bound."""
-
-    what: str
-    value: Value
-    bound: float
-    at_least: bool = False
-
-    @property
-    def verdict(self) -> str:
-        side = 1 if self.at_least else -1
-        if side * (self.value.value - self.bound) < 0:
-            return "**no**"
-        sure = self.value.low if self.at_least else self.value.high
-        return "yes" if side * (sure - self.bound) >= 0 else "yes, but the interval reaches beyond"
-
-    @property
-    def cells(self) -> list[str]:
-        sign = ">=" if self.at_least else "<="
-        return [self.what, str(self.value), f"{sign} {self.bound:g}", self.verdict]
 
 
 def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
@@ -68,6 +50,7 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
         "# Quality",
         "Written by `python -m benchmarks.quality`; not edited. Figures in brackets are 95% intervals.",
         *conditions(folder, tests),
+        *answers(tests, fives),
         *claims(tests),
         *verdict(fives),
     ]
@@ -90,15 +73,6 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
     page.write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def section(title: str, text: str, *tables: str) -> list[str]:
-    return [f"## {title}", text, *tables]
-
-
 # What was measured, and what it says
 
 
@@ -116,56 +90,6 @@ def conditions(folder: Path, tests: Entries) -> list[str]:
         "paired. n: prompts.",
         markdown(("what", "value"), [(key, str(value)) for key, value in about.items() if value is not None]),
     ]
-
-
-def claims(tests: Entries) -> list[str]:
-    def of(one: str, other: str, statistic: Statistic) -> Value | None:
-        return ratio(tests[one], tests[other], statistic) if one in tests and other in tests else None
-
-    best = "lineage: best"
-    wanted = [
-        ("branches: distinct-2, times beam's", of("branches", "beam", distinct_2), 2.2, True),
-        ("branches: perplexity, times greedy's", of("branches", "greedy", perplexity), 1.1, False),
-        ("branches, sampled: distinct-2, times beam's", of("branches-sample", "beam", distinct_2), 2.8, True),
-        ("branches, sampled: perplexity, times nucleus'", of("branches-sample", "nucleus", perplexity), 0.6, False),
-        ("lattice, best path: perplexity, times greedy's", of(best, "greedy", perplexity), 1.05, False),
-        ("lattice: rows a step", measured(tests[best], mean("width")) if best in tests else None, 2.5, False),
-        (
-            f"random paths, {THINNED:.0%} removed: perplexity by posterior, times by probability",
-            of("lineage: thinned: posterior", "lineage: thinned: probability", perplexity), 0.5, False,
-        ),
-    ]  # fmt: skip
-    rows = [Claim(what, value, bound, up).cells for what, value, bound, up in wanted if value is not None]
-    return section("Targets", "Set before anything was measured here.",
-                   markdown(("what", "measured", "target", "reached"), rows))  # fmt: skip
-
-
-def verdict(fives: Entries) -> list[str]:
-    """Is "2 to 3 times more diverse than beam search at no worse perplexity than nucleus sampling" true?"""
-    if not {"beam", "nucleus"} <= set(fives):
-        return []
-    rows = []
-    for name, entry in fives.items():
-        if name in ("beam", "nucleus"):
-            continue
-        more = Claim("", ratio(entry, fives["beam"], distinct_2), 2.0, at_least=True)
-        worse = Claim("", ratio(entry, fives["nucleus"], perplexity), 1.0)
-        both = {more.verdict, worse.verdict}
-        true = (
-            "**no**"
-            if "**no**" in both
-            else "yes"
-            if both == {"yes"}
-            else "yes, but an interval reaches beyond"
-        )
-        rows.append([entry.label, str(more.value), str(worse.value), true])
-    return section(
-        '"2 to 3 times more diverse than beam search at no worse perplexity than nucleus sampling"',
-        "The original's claim, put to every decoder with five texts: distinct-2 at least twice beam's, perplexity "
-        "at most that of nucleus 0.9. What passes is no proof of merit: sampling that is held back passes too; the "
-        "picture shows who gives more diversity at the same perplexity.",
-        markdown(("decoder", "distinct-2, times beam's", "perplexity, times nucleus'", "true"), rows),
-    )
 
 
 COLUMNS = {
@@ -369,13 +293,6 @@ def lengths(tests: Entries) -> list[str]:
         "By length",
         "Perplexity of each quarter of the texts, from the first to the last.",
         markdown(("decoder", *(f"quarter {part + 1}" for part in range(QUARTERS))), rows),
-    )
-
-
-def quarter(entry: Entry, part: int) -> Entry:
-    chosen = slice(part, part + 1)
-    return Entry(
-        entry.label, entry.prompts, entry.texts, entry.nats[:, chosen], entry.tokens[:, chosen], entry.numbers
     )
 
 

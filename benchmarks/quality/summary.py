@@ -131,6 +131,14 @@ def paired(one: Entry, other: Entry) -> tuple[Entry, Entry]:
     return one.take(first), other.take(second)
 
 
+def quarter(entry: Entry, part: int) -> Entry:
+    """One quarter of the texts only, as far as perplexity goes."""
+    chosen = slice(part, part + 1)
+    return Entry(
+        entry.label, entry.prompts, entry.texts, entry.nats[:, chosen], entry.tokens[:, chosen], entry.numbers
+    )
+
+
 def read_divergence(path: Path) -> dict[tuple[str, int], dict[str, Floats]]:
     """By rule and cap: `row` and `mixture` (prompts, steps), `width` (prompts,)."""
     by: dict[tuple[str, int], list[Record]] = {}

@@ -1,0 +1,183 @@
+"""What the page says before its tables: the questions answered in figures, the targets, the original's claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.quality.prompts import KINDS
+from benchmarks.quality.running import QUARTERS, THINNED
+from benchmarks.quality.summary import Entry, Statistic, Value, mean, measured, perplexity, quarter, ratio
+
+Entries = Mapping[str, Entry]
+distinct_2 = mean("distinct_2")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def section(title: str, text: str, *tables: str) -> list[str]:
+    return [f"## {title}", text, *tables]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was to be reached: the measured value is to be at most (or at least) the bound."""
+
+    what: str
+    value: Value
+    bound: float
+    at_least: bool = False
+
+    @property
+    def verdict(self) -> str:
+        side = 1 if self.at_least else -1
+        if side * (self.value.value - self.bound) < 0:
+            return "**no**"
+        sure = self.value.low if self.at_least else self.value.high
+        return "yes" if side * (sure - self.bound) >= 0 else "yes, but the interval reaches beyond"
+
+    @property
+    def cells(self) -> list[str]:
+        sign = ">=" if self.at_least else "<="
+        return [self.what, str(self.value), f"{sign} {self.bound:g}", self.verdict]
+
+
+def answers(tests: Entries, fives: Entries) -> list[str]:
+    """The questions the page is there for, each answered in a line of figures; those without results are left out."""
+    lines: list[str] = []
+    if {"beam", "nucleus"} <= set(fives):
+        true = [entry.label for entry in fives.values() if is_claimed(entry, fives) != "**no**"]
+        lines.append(
+            '"2 to 3 times more diverse than beam search at no worse perplexity than nucleus sampling" holds for '
+            f"{listed(true)}, and for no other decoder here."
+        )
+    base = tests.get("lineage: best")
+    if base is not None:
+        rules = [(rule, tests.get(f"attend-{rule}: best")) for rule in ("best", "weighted", "all")]
+        lines.append(
+            "What a row should see of earlier sets: perplexity of the best path, times that under lineage: "
+            + listed(
+                [f"{rule} {ratio(entry, base, perplexity)}" for rule, entry in rules if entry is not None]
+            )
+            + "."
+        )
+        cuts = [(name, tests.get(f"{name}: best")) for name in STEPS]
+        lines.append(
+            "Widths and thresholds: the same, times that of the defaults (threshold 0.1, at most 8), and the members "
+            "a step: "
+            + listed(
+                [
+                    f"{entry.label.partition(':')[0]} {ratio(entry, base, perplexity)} at {of_width(entry):.2f}"
+                    for _, entry in cuts
+                    if entry is not None
+                ]
+            )
+            + f"; the defaults have {of_width(base):.2f}."
+        )
+    thinned = [tests.get(f"lineage: thinned: {signal}") for signal in ("posterior", "probability")]
+    if thinned[0] is not None and thinned[1] is not None:
+        lines.append(
+            "Which pruning signal: at equal width, random paths have under posterior "
+            f"{ratio(thinned[0], thinned[1], perplexity)} times the perplexity they have under probability."
+        )
+    if base is not None and "greedy" in tests:
+        lines.append(
+            breaks(
+                "the best path of a lattice, perplexity times greedy's",
+                base,
+                tests["greedy"],
+                perplexity,
+                max,
+            )
+        )
+    if {"branches", "beam"} <= set(tests):
+        lines.append(
+            breaks("branches, distinct-2 times beam's", tests["branches"], tests["beam"], distinct_2, min)
+        )
+    return ["## In short", "\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+STEPS = ("threshold-0.2", "threshold-0.05", "width-2", "width-4")
+
+
+def of_width(entry: Entry) -> float:
+    return mean("width")(entry, slice(None))
+
+
+def breaks(what: str, one: Entry, other: Entry, statistic: Statistic, worst: Any) -> str:
+    """The worst kind of prompt, and for perplexity the last quarter of the text beside the first."""
+    by_kind = {
+        kind: ratio(one.of_kind(kind), other.of_kind(kind), statistic)
+        for kind in KINDS
+        if len(one.of_kind(kind)) and len(other.of_kind(kind))
+    }
+    kind = worst(by_kind, key=lambda kind: by_kind[kind].value)
+    text = f"Where it breaks: {what}, is worst on {kind} prompts, {by_kind[kind]}"
+    if statistic is perplexity:
+        ends = [ratio(quarter(one, part), quarter(other, part), perplexity) for part in (0, QUARTERS - 1)]
+        text += f"; in the first quarter of the text it is {ends[0]}, in the last {ends[1]}"
+    return text + "."
+
+
+def listed(items: Sequence[str]) -> str:
+    """a, b and c; "none" of nothing."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items) or "none"
+
+
+def claims(tests: Entries) -> list[str]:
+    def of(one: str, other: str, statistic: Statistic) -> Value | None:
+        return ratio(tests[one], tests[other], statistic) if one in tests and other in tests else None
+
+    best = "lineage: best"
+    wanted = [
+        ("branches: distinct-2, times beam's", of("branches", "beam", distinct_2), 2.2, True),
+        ("branches: perplexity, times greedy's", of("branches", "greedy", perplexity), 1.1, False),
+        ("branches, sampled: distinct-2, times beam's", of("branches-sample", "beam", distinct_2), 2.8, True),
+        ("branches, sampled: perplexity, times nucleus'", of("branches-sample", "nucleus", perplexity), 0.6, False),
+        ("lattice, best path: perplexity, times greedy's", of(best, "greedy", perplexity), 1.05, False),
+        ("lattice: rows a step", measured(tests[best], mean("width")) if best in tests else None, 2.5, False),
+        (
+            f"random paths, {THINNED:.0%} removed: perplexity by posterior, times by probability",
+            of("lineage: thinned: posterior", "lineage: thinned: probability", perplexity), 0.5, False,
+        ),
+    ]  # fmt: skip
+    rows = [Claim(what, value, bound, up).cells for what, value, bound, up in wanted if value is not None]
+    return section("Targets", "Set before anything was measured here.",
+                   markdown(("what", "measured", "target", "reached"), rows))  # fmt: skip
+
+
+def verdict(fives: Entries) -> list[str]:
+    """Is "2 to 3 times more diverse than beam search at no worse perplexity than nucleus sampling" true?"""
+    if not {"beam", "nucleus"} <= set(fives):
+        return []
+    rows = [
+        [
+            entry.label,
+            str(ratio(entry, fives["beam"], distinct_2)),
+            str(ratio(entry, fives["nucleus"], perplexity)),
+            is_claimed(entry, fives),
+        ]
+        for name, entry in fives.items()
+        if name not in ("beam", "nucleus")
+    ]
+    return section(
+        '"2 to 3 times more diverse than beam search at no worse perplexity than nucleus sampling"',
+        "The original's claim, put to every decoder with five texts: distinct-2 at least twice beam's, perplexity "
+        "at most that of nucleus 0.9. What passes is no proof of merit: sampling that is held back passes too; the "
+        "picture shows who gives more diversity at the same perplexity.",
+        markdown(("decoder", "distinct-2, times beam's", "perplexity, times nucleus'", "true"), rows),
+    )
+
+
+def is_claimed(entry: Entry, fives: Entries) -> str:
+    """Whether the claim is true of a decoder, and surely so."""
+    more = Claim("", ratio(entry, fives["beam"], distinct_2), 2.0, at_least=True)
+    worse = Claim("", ratio(entry, fives["nucleus"], perplexity), 1.0)
+    verdicts = {more.verdict, worse.verdict}
+    if entry.label in (fives["beam"].label, fives["nucleus"].label) or "**no**" in verdicts:
+        return "**no**"
+    return "yes" if verdicts == {"yes"} else "yes, but an interval reaches beyond"
