@@ -19,7 +19,7 @@ ALWAYS = -1.0  # a margin that every choice has
 
 def curve(margin: float, agreement: float = 0.999) -> np.ndarray:
     """A curve that promises so much at one margin."""
-    return np.array([[margin, agreement, 0.5]])
+    return np.array([[margin, agreement, 10_000]])
 
 
 def loaded_with_exits(
@@ -34,7 +34,9 @@ def loaded_with_exits(
     monkeypatch.setattr(calibration, "cache_directory", lambda: folder)
     loaded = tempo_mlx.load(str(twins.twin(name)), **load)
     key = key_of(loaded.model.info)
-    exits = {layer: Exit(layer, curve(margin), pays=calibration.TARGETS) for layer, margin in margins.items()}
     tokens = np.array(shortlist, np.int32)
+    exits = tuple(
+        Exit(layer, len(tokens), curve(margin), pays=calibration.TARGETS) for layer, margin in margins.items()
+    )
     Calibration(key, exits, tokens, {"translators": False}).save(place_of(key))
     return loaded

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from tempo_mlx.api import Stream, stream
 from tempo_mlx.config import resolve
-from tempo_mlx.decode import exit_plan
+from tempo_mlx.decode import early_exit, exit_plan
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.early_exit import EarlyExit
 from tempo_mlx.decode.exit_plan import at_most, make_plan
@@ -238,6 +238,7 @@ def test_an_exit_that_breaks_its_promise_is_closed(tmp_path: Path, monkeypatch: 
 @pytest.mark.usefixtures("never_closing")
 def test_the_audit_is_what_the_full_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its agreement, counted anew from the texts by a model that knows nothing of exits."""
+    monkeypatch.setattr(early_exit, "AUDITED_EVERY", 1)
     loaded = loaded_with_exits("llama", MARGINS, tmp_path, monkeypatch)
     run = decoded(loaded, early_exit=True, **DECODERS["plain"]).run()
     ids = [*run.prompt.token_ids, *(step.tokens[0].id for step in run.steps)]

@@ -52,14 +52,10 @@ class Comparison:
 
 def arms_of(config: GenerateConfig) -> dict[str, GenerateConfig]:
     """Full decoding, and the early exit that `config` asks for, once lossy and once lossless."""
-    off = {
-        "early_exit": False,
-        "lossless": False,
-        "exit_layers": (),
-        "confidence_thresholds": (),
-        "raw_confidence": False,
-    }
-    full = replace(config, **off, exit_kv="exact", exit_target_agreement=0.95)
+    full = replace(
+        config, early_exit=False, lossless=False, exit_layers=(), confidence_thresholds=(), raw_confidence=False,
+        exit_kv="exact", exit_target_agreement=0.95,
+    )  # fmt: skip
     return {
         FULL: full,
         "lossy": replace(config, early_exit=True, lossless=False),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 from tempo_mlx._version import __version__
 from tempo_mlx.calibrate.fit import Outcome, curve, fit_translator, judge, shortlist
 from tempo_mlx.calibrate.samples import TOGETHER, Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, choose, measure_costs
+from tempo_mlx.calibrate.schedule import Costs, Place, choose, measure_costs
 from tempo_mlx.errors import BackendError, OutputError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
 from tempo_mlx.model.load import LoadedModel
 from tempo_mlx.model.transformer import Transformer
 
-SHORTLIST = 4096
+WIDTHS = (2048, 4096, 8192)  # how many tokens of the shortlist an exit may choose among, each judged
+LAST_WIDTHS = (4096, 8192, 16384)  # at the last layer, where everything else is exact
+FITTED_WIDTH = 4096  # with which translators are fitted
 TEMPERATURES = (0.0, 0.7)  # every prompt is continued once with each
 HELD_OUT = 3  # every third prompt judges, the others fit
 DEV = 12  # of the others, every so-many-th stops the fitting
@@ -62,8 +65,8 @@ def calibrate(
     held = samples.of(numbers[prompt_of % HELD_OUT == HELD_OUT - 1])
     dev = samples.of(numbers[(prompt_of % HELD_OUT != HELD_OUT - 1) & (prompt_of % DEV == 0)])
     train = samples.of(numbers[(prompt_of % HELD_OUT != HELD_OUT - 1) & (prompt_of % DEV != 0)])
-    listed = shortlist(model, train, SHORTLIST, sorted(loaded.tokenizer.eos_ids))
-    head = model.head.choose(mx.array(listed))
+    listed = shortlist(model, train, max(LAST_WIDTHS), sorted(loaded.tokenizer.eos_ids))
+    head = model.head.choose(mx.array(listed[:FITTED_WIDTH]))
     fitted: dict[int, Any] = {}
     for at, layer in enumerate(chosen):
         progress("Fitting", at, len(chosen))
@@ -77,41 +80,53 @@ def calibrate(
             )
             fitted[layer] = found["weight"].astype(np.float16), found["offset"].astype(np.float16)
     of_text = {int(number): prompts[number % len(prompts)] for number in numbers}
-    outcomes = {
-        layer: judge(model, listed, held, of_text, at, fitted[layer]) for at, layer in enumerate(chosen)
-    }
-    exits = {
-        layer: Exit(layer, curve(outcome, held.texts % len(prompts)), (), *(fitted[layer] or (None, None)))
-        for layer, outcome in outcomes.items()
-    }
-    progress("Fitting", len(chosen), len(chosen))
+    outcomes: dict[Place, Outcome] = {}
+    for at, layer in enumerate(chosen):
+        progress("Judging", at, len(chosen))
+        for width in LAST_WIDTHS if layer == chosen[-1] else WIDTHS:
+            outcomes[layer, width] = judge(model, listed[:width], held, of_text, at, fitted[layer])
+    progress("Judging", len(chosen), len(chosen))
+    curves = {place: curve(outcome, held.texts % len(prompts)) for place, outcome in outcomes.items()}
     made = {
         "version": __version__, "prompts": len(prompts), "tokens": len(samples.choices),
-        "held_out_tokens": len(held.choices), "translators": translators, "shortlist": len(listed),
+        "held_out_tokens": len(held.choices), "translators": translators,
     }  # fmt: skip
-    result = Calibration(key, with_schedule(exits, outcomes, held, measure_costs(model, head)), listed, made)
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    return result
+    exits = with_schedule(
+        curves, outcomes, fitted, held, measure_costs(model, listed, sorted({*WIDTHS, *LAST_WIDTHS}))
+    )
+    return Calibration(key, tuple(exits), listed, made)
+
+
+def forget_samples(key: str) -> None:
+    """Delete what an interrupted calibration would have gone on from."""
+    shutil.rmtree(place_of(key).with_suffix(""), ignore_errors=True)
 
 
 def with_schedule(
-    exits: Mapping[int, Exit], outcomes: Mapping[int, Outcome], held: Samples, costs: Costs
-) -> dict[int, Exit]:
-    """Note for each exit the targets for which it pays; those that pay for none keep no translator."""
-    pays: dict[int, list[float]] = {layer: [] for layer in exits}
+    curves: Mapping[Place, Any],
+    outcomes: Mapping[Place, Outcome],
+    fitted: Mapping[int, Any],
+    held: Samples,
+    costs: Costs,
+) -> list[Exit]:
+    """The exits, each with the targets for which it pays. Of a layer that pays for none only the widest is kept, to say
+    so, and no translator.
+    """
+    plain = {place: Exit(*place, curve) for place, curve in curves.items()}
+    pays: dict[Place, list[float]] = {place: [] for place in plain}
     for target in TARGETS:
-        thresholds = {layer: item.margin(target) for layer, item in exits.items()}
-        for layer in choose(thresholds, outcomes, held.texts, costs):
-            pays[layer].append(target)
-    return {
-        layer: Exit(
-            layer,
-            item.curve,
-            tuple(pays[layer]),
-            *((item.weight, item.offset) if pays[layer] else (None, None)),
-        )
-        for layer, item in exits.items()
-    }
+        thresholds = {place: item.margin(target) for place, item in plain.items()}
+        for place in choose(thresholds, outcomes, held.texts, costs):
+            pays[place].append(target)
+    paying = {layer for (layer, _), targets in pays.items() if targets}
+    result = []
+    for (layer, width), item in plain.items():
+        if pays[layer, width]:
+            weight, offset = fitted[layer] or (None, None)
+            result.append(replace(item, pays=tuple(pays[layer, width]), weight=weight, offset=offset))
+        elif layer not in paying and width == max(w for other, w in plain if other == layer):
+            result.append(item)
+    return result
 
 
 def collect(

@@ -33,15 +33,14 @@ Floats = NDArray[np.float64]
 
 
 def shortlist(model: Transformer, train: Samples, size: int, always: Sequence[int]) -> NDArray[np.int32]:
-    """Tokens (size,), ascending: `always`, every choice seen, and those with most of the model's probability."""
+    """Tokens (size,), the likeliest first: `always`, every choice seen, then by the probability the model gave them."""
     rank = np.bincount(train.choices, minlength=model.architecture.vocab_size).astype(np.float64)
     rank[rank > 0] += len(train.choices)
     rank[list(always)] = np.inf
     for start in range(0, len(train.choices), LOOKED_AT * BATCH):
         rows = train.hidden[-1, start : start + LOOKED_AT * BATCH : LOOKED_AT].astype(np.float32)
         rank += np.array(mx.softmax(model.logits(mx.array(rows).astype(model.dtype)), axis=-1).sum(axis=0))
-    size = min(size, len(rank))
-    chosen: NDArray[np.int32] = np.sort(np.argpartition(-rank, size - 1)[:size]).astype(np.int32)
+    chosen: NDArray[np.int32] = np.argsort(-rank, kind="stable")[:size].astype(np.int32)
     return chosen
 
 
@@ -136,20 +135,20 @@ def judge(
 
 
 def curve(outcome: Outcome, texts: Ints) -> Floats:
-    """(n, 3): margins falling, a lower bound of the agreement of the choices with so much, and their share.
+    """(n, 3): margins falling, a lower bound of the agreement of the choices with so much, and their number.
 
     The bound is Clopper and Pearson's, one-sided at CONFIDENCE, of as many independent choices as those of whole texts
     are worth: choices of one text stand and fall together.
     """
     order = np.argsort(-outcome.margins, kind="stable")
-    places = np.unique(np.linspace(LEAST, len(order), POINTS).astype(int)) if len(order) >= LEAST else []
+    places = np.unique(np.linspace(min(LEAST, len(order)), len(order), POINTS).astype(int))
     points = []
-    for place in places:
+    for place in places[places >= LEAST].tolist():
         chosen = order[:place]
         right = outcome.right[chosen]
         worth = place / design_effect(right, texts[chosen])
         bound = lower_bound(right.mean() * worth, worth)
-        points.append((float(outcome.margins[order[place - 1]]), bound, place / len(order)))
+        points.append((float(outcome.margins[order[place - 1]]), bound, place))
     return np.array(points).reshape(-1, 3)
 
 

@@ -49,6 +49,7 @@ def calibrate(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tempo_mlx.calibrate import calibrate as learn
+    from tempo_mlx.calibrate import forget_samples
     from tempo_mlx.model.calibration import place_of
 
     _, err = make_consoles()
@@ -59,7 +60,7 @@ def calibrate(
     load = LoadConfig(model=model, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked there
     loaded = load_with_progress(load, err, quiet=False)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=err) as bars:
-        tasks = {stage: bars.add_task(stage, total=None) for stage in ("Sampling", "Fitting")}
+        tasks = {stage: bars.add_task(stage, total=None) for stage in ("Sampling", "Fitting", "Judging")}
 
         def note(stage: str, done: int, total: int) -> None:
             bars.update(tasks[stage], completed=done, total=total)
@@ -69,6 +70,7 @@ def calibrate(
         )
     place = output or place_of(found.key)
     found.save(place)
+    forget_samples(found.key)
     out, _ = make_consoles()
     out.print(table(found), soft_wrap=True)
     err.print(f"Saved {place}", soft_wrap=True)
@@ -78,14 +80,14 @@ def table(found: Calibration) -> str:
     """The exits, and what was found of them at each target."""
     from tempo_mlx.model.calibration import TARGETS
 
-    lines = [f"{'layer':>5}  " + "  ".join(f"{f'at {target:.0%}':>18}" for target in TARGETS)]
-    for layer, item in found.exits.items():
+    lines = [f"{'layer':>5} {'tokens':>7}  " + "  ".join(f"{f'at {target:.0%}':>18}" for target in TARGETS)]
+    for item in found.exits:
         cells = []
         for target in TARGETS:
             least = item.margin(target)
             said = "never" if least is None else f"{item.share(target):.0%}, margin {least:.1f}"
             cells.append(f"{said + (' *' if target in item.pays else '  '):>18}")
-        lines.append(f"{layer:>5}  " + "  ".join(cells))
+        lines.append(f"{item.layer:>5} {item.width:>7}  " + "  ".join(cells))
     return "\n".join(
         [*lines, "Shares of tokens that may leave there, judged by prompts left out; * where it pays."]
     )

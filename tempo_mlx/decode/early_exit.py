@@ -22,12 +22,13 @@ from tempo_mlx.decode.exit_account import Account
 from tempo_mlx.decode.exit_plan import OpenExit, Plan
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.exit_cache import MOST_WAITING, ExitCache, WaitingRows
+from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING, ExitCache, WaitingRows
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.transformer import Transformer
 
 MOST_ROWS = 16  # more are a prompt, whose layers are matrix products: nothing is saved there
 AUDITED_TOGETHER = 16
+AUDITED_FIRST = 16  # passes that leave, all of them audited; later ones, every AUDITED_EVERY-th
 FLOOR = 10.0  # logits that tokens outside the shortlist have below the least one inside
 
 Ints = NDArray[np.int64]
@@ -138,7 +139,9 @@ class EarlyExit:
         self, cache: ExitCache, rows: WaitingRows, item: OpenExit, choices: Ints, logits: Float32s
     ) -> Forward:
         """Let the newest rows wait where they are, or write at once what later rows would see of them."""
-        rows.left = (item, choices)
+        if self.account.left < AUDITED_FIRST or self.account.left % AUDITED_EVERY == 0:
+            rows.left = (item, choices)
+        self.account.left += 1
         self.account.passed(item.layer + 1)
         item.left += len(choices)
         if rows.level == self.layers:

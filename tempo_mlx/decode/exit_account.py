@@ -16,6 +16,7 @@ class Account:
         self.passes = self.depth = (
             0  # passes of a step, and the layers that they went through before the answer
         )
+        self.left = 0  # passes that left early
         self.layer_seconds = self.head_seconds = self.look_seconds = self.audit_seconds = 0.0
         self._alone = (0, 0.0)  # layers that ran one pass's rows alone, and their seconds
         self._heads = 0

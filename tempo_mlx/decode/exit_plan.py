@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,16 +117,17 @@ def at_most(hits: int, trials: int, probability: float) -> float:
 class Plan:
     """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly."""
 
-    def __init__(self, exits: Sequence[OpenExit], head: Head, propagate: bool = False) -> None:
+    def __init__(self, exits: Sequence[OpenExit], heads: Iterable[Head], propagate: bool = False) -> None:
         self.exits, self.propagate = list(exits), propagate
-        self._head = head
+        self._heads = list(heads)
 
     @property
     def open(self) -> list[OpenExit]:
         return [item for item in self.exits if not item.closed]
 
     def widen(self, tokens: Sequence[int] | Ints) -> None:
-        self._head.widen(tokens)
+        for head in self._heads:
+            head.widen(tokens)
 
 
 def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
@@ -154,16 +155,17 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
         sure = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
         pairs = sorted(zip(layers, sure, strict=True))
         return model, Plan(
-            [OpenExit(layer, least, None, head, None) for layer, least in pairs], head, propagate
+            [OpenExit(layer, least, None, head, None) for layer, least in pairs], [head], propagate
         )
     calibration = find_calibration(model.info)
-    head = Head(model, calibration.shortlist)
-    exits = [
-        OpenExit(item.layer, margin, target, head, _translator(item, model))
-        for item, target in _chosen(calibration, config)
-        if (margin := item.margin(target)) is not None
-    ]
-    return model, Plan(exits, head, propagate)
+    heads: dict[int, Head] = {}
+    exits = []
+    for item, target in _chosen(calibration, config):
+        least = item.margin(target)
+        if least is not None:
+            head = heads.setdefault(item.width, Head(model, calibration.shortlist[: item.width]))
+            exits.append(OpenExit(item.layer, least, target, head, _translator(item, model)))
+    return model, Plan(exits, heads.values(), propagate)
 
 
 def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float]]:
@@ -171,35 +173,32 @@ def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit
     target = config.exit_target_agreement
     if not config.exit_layers:
         nearest = min(TARGETS, key=lambda each: abs(each - target))
-        return [(item, target) for item in calibration.exits.values() if nearest in item.pays]
+        return [(item, target) for item in calibration.exits if nearest in item.pays]
     targets = config.confidence_thresholds or (target,) * len(config.exit_layers)
-    chosen, off = [], []
+    chosen: list[tuple[Exit, float]] = []
+    off: list[str] = []
     for layer, wanted in sorted(zip(config.exit_layers, targets, strict=True)):
-        if layer not in calibration.exits:
-            known = ", ".join(map(str, calibration.exits))
+        there = [item for item in calibration.exits if item.layer == layer]
+        if not there:
+            known = ", ".join(map(str, sorted({item.layer for item in calibration.exits})))
             raise ConfigError(
                 f"Exit layer {layer} was not calibrated (layers {known} were); choose among them, or run `tempo-mlx "
                 f"calibrate --layers {','.join(map(str, config.exit_layers))}`."
             )
-        item = calibration.exits[layer]
-        usable = item.margin(wanted) is not None and (
-            item.weight is not None or not _translated(calibration, item)
-        )
-        (chosen if usable else off).append((item, wanted))
+        usable = [item for item in there if item.pays and item.margin(wanted) is not None]
+        if usable:
+            chosen.append((min(usable, key=lambda item: item.width), wanted))
+        else:
+            off.append(f"{layer} (at {wanted:g})")
     if off:
-        listed = ", ".join(f"{item.layer} (at {wanted:g})" for item, wanted in off)
         log.warning(
-            "These exits cannot promise their agreement, or never pay, and stay shut: layer %s.", listed
+            "These exit layers cannot promise their agreement, or never pay, and stay shut: %s.",
+            ", ".join(off),
         )
     return chosen
 
 
-def _translated(calibration: Calibration, item: Exit) -> bool:
-    """Whether choices at this exit were judged through a translator."""
-    return bool(calibration.made["translators"]) and item.layer != max(calibration.exits)
-
-
 def _translator(item: Exit, model: Transformer) -> tuple[Any, Any] | None:
-    if item.weight is None:
+    if item.weight is None or item.offset is None:
         return None
     return mx.array(item.weight).astype(model.dtype), mx.array(item.offset).astype(model.dtype)

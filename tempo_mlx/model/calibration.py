@@ -25,6 +25,7 @@ FORMAT = "tempo-mlx/exits"
 VERSION = 1
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
 SHIPPED = Path(__file__).parent / "exits"
+ALLOWED = 20  # errors, by the target, among the choices that are tested first
 NAME_LENGTH = 24  # of the key, in a file name
 
 Floats = NDArray[np.float64]
@@ -32,42 +33,47 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Exit:
-    """One layer (zero-based) that rows may leave after.
+    """One layer (zero-based) that rows may leave after, choosing among the first `width` tokens of the shortlist.
 
     curve (n, 3), margins falling: a margin, the lower bound of the agreement of choices with at least so much, and
-    their share of all. pays: the targets for which leaving here saved time when the exits were chosen. weight (E, E)
-    and offset (E,), float16: of the translator; None: there is none, and what the layer gives is read as it is.
+    how many those were; the last row counts all. pays: the targets for which leaving here saved time when the exits
+    were chosen. weight (E, E) and offset (E,), float16: of the translator; None: there is none, and what the layer
+    gives is read as it is.
     """
 
     layer: int
+    width: int
     curve: Floats
     pays: tuple[float, ...] = ()
     weight: NDArray[np.float16] | None = None
     offset: NDArray[np.float16] | None = None
 
     def margin(self, target: float) -> float | None:
-        """The least margin at which choices agree at least so often; None: none was found to.
-
-        Read from the largest margin down, as long as the bound holds (fixed-sequence testing, Learn then Test,
-        arXiv 2110.01052).
-        """
-        fails = np.flatnonzero(self.curve[:, 1] < target)
-        last = int(fails[0]) if len(fails) else len(self.curve)
-        return float(self.curve[last - 1, 0]) if last else None
+        """The least margin at which choices agree at least so often; None: none was found to."""
+        point = self._point(target)
+        return None if point is None else float(self.curve[point, 0])
 
     def share(self, target: float) -> float:
         """Of the choices, how many have that margin."""
-        fails = np.flatnonzero(self.curve[:, 1] < target)
-        last = int(fails[0]) if len(fails) else len(self.curve)
-        return float(self.curve[last - 1, 2]) if last else 0.0
+        point = self._point(target)
+        return 0.0 if point is None else float(self.curve[point, 2] / self.curve[-1, 2])
+
+    def _point(self, target: float) -> int | None:
+        """From so many choices on that the target allows ALLOWED errors, the bound holds up to here (fixed-sequence
+        testing, Learn then Test, arXiv 2110.01052).
+        """
+        start = int(np.searchsorted(self.curve[:, 2], ALLOWED / (1 - target)))
+        fails = np.flatnonzero(self.curve[start:, 1] < target)
+        stop = start + int(fails[0]) if len(fails) else len(self.curve)
+        return stop - 1 if stop > start else None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """All exits of a model, by layer, and the tokens (n,) that a choice is made from there."""
+    """All exits of a model, by layer and width, and the tokens (n,) that choices are made from, the likeliest first."""
 
     key: str
-    exits: Mapping[int, Exit]
+    exits: tuple[Exit, ...]
     shortlist: NDArray[np.int32]
     made: Mapping[str, Any] = field(default_factory=dict)  # from how many prompts and tokens, with what
 
@@ -76,13 +82,13 @@ class Calibration:
         from safetensors.numpy import save_file
 
         arrays: dict[str, Any] = {"shortlist": self.shortlist}
-        for layer, item in self.exits.items():
-            arrays[f"{layer}.curve"] = item.curve.astype(np.float32)
+        for item in self.exits:
+            arrays[f"{item.layer}.{item.width}.curve"] = item.curve.astype(np.float32)
             if item.weight is not None and item.offset is not None:
-                arrays[f"{layer}.weight"], arrays[f"{layer}.offset"] = item.weight, item.offset
+                arrays[f"{item.layer}.weight"], arrays[f"{item.layer}.offset"] = item.weight, item.offset
         about = {
             "format": FORMAT, "version": VERSION, "key": self.key, "made": dict(self.made),
-            "pays": {str(layer): list(item.pays) for layer, item in self.exits.items()},
+            "exits": [[item.layer, item.width, list(item.pays)] for item in self.exits],
         }  # fmt: skip
         draft = path.with_suffix(".part")
         try:
@@ -145,15 +151,15 @@ def read_calibration(path: Path, key: str) -> Calibration:
             f"The calibration in {path} is of other weights ({about['key'][:12]}, not {key[:12]}); make one for this "
             "model with `tempo-mlx calibrate`."
         )
-    exits = {}
-    for text, pays in about["pays"].items():
+    exits = []
+    for layer, width, pays in about["exits"]:
         weight, offset = (
-            file.array(f"{text}.{part}") if f"{text}.{part}" in file.arrays else None
+            file.array(f"{layer}.{part}") if pays and f"{layer}.{part}" in file.arrays else None
             for part in ("weight", "offset")
         )
-        curve = file.array(f"{text}.curve").astype(np.float64)
-        exits[int(text)] = Exit(int(text), curve, tuple(pays), weight, offset)
-    return Calibration(key, dict(sorted(exits.items())), file.array("shortlist"), about["made"])
+        curve = file.array(f"{layer}.{width}.curve").astype(np.float64)
+        exits.append(Exit(layer, width, curve, tuple(pays), weight, offset))
+    return Calibration(key, tuple(exits), file.array("shortlist"), about["made"])
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def _about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(text)
         known = about["format"] == FORMAT and about["version"] == VERSION
-        complete = isinstance(about["key"], str) and {"pays", "made"} <= set(about)
+        complete = isinstance(about["key"], str) and {"exits", "made"} <= set(about)
     except (ValueError, TypeError, KeyError):
         known = complete = False
     if not (known and complete):

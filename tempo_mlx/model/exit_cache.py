@@ -14,6 +14,7 @@ from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.visibility import causal_bias
 
 MOST_WAITING = 4  # passes whose rows may be behind at a time
+AUDITED_EVERY = 4  # so-many-th pass that leaves, after the first ones, since an audit costs the head
 
 Ints = NDArray[np.int64]
 Float32s = NDArray[np.float32]
@@ -22,7 +23,7 @@ Float32s = NDArray[np.float32]
 @dataclass
 class WaitingRows:
     """The rows of one pass. x (L, E): what layer `level` is to be given; positions (L,); bias (L, S), with S as it was
-    at the pass. left: where they left and what was chosen there, if they did.
+    at the pass. left: where they left and what was chosen there, if that is to be audited.
     """
 
     x: Any

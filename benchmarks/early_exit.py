@@ -1,0 +1,207 @@
+"""What early exit gains and what it costs: full decoding beside lossy exits at three targets, and lossless.
+
+    python -m benchmarks.early_exit [--prompts 76] [--timed 24] [--tokens 64] [--rounds 1]
+
+First every prompt (none of them the calibration's) is decoded with every arm, for what does not depend on the machine:
+audited agreement and its bootstrap over prompts, the beginning shared with full decoding, perplexity under the whole
+model, repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing
+else run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table, one JSON line an arm, and writes both
+and a plot of speed against agreement to benchmarks/results/early-exit/. Energy is read from RAPL where that may be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
+from benchmarks.studies import prompts, shards, versions
+from tempo_mlx import load
+from tempo_mlx.api import generate
+from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
+from tempo_mlx.bench.machine import load_average
+from tempo_mlx.bench.results import text_table
+from tempo_mlx.config import GenerateConfig, resolve
+
+MODEL = "smollm2-135m"
+RESULTS = Path(__file__).with_name("results") / "early-exit"
+TARGETS = (0.90, 0.95, 0.98)
+RESAMPLES = 10_000
+
+
+def arms(tokens: int) -> dict[str, GenerateConfig]:
+    base: dict[str, Any] = {"decoder": "plain", "temperature": 0, "max_tokens": tokens, "min_steps": tokens}
+    lossy = {
+        f"lossy {target:.2f}": {**base, "early_exit": True, "exit_target_agreement": target}
+        for target in TARGETS
+    }
+    chosen = {FULL: base, **lossy, "lossless": {**base, "early_exit": True, "lossless": True}}
+    return {name: resolve(settings) for name, settings in chosen.items()}
+
+
+def judged(loaded: Any, prompt: str, configs: Mapping[str, GenerateConfig]) -> dict[str, Any]:
+    """What one prompt says of every arm, apart from time."""
+    runs = {name: generate(loaded, prompt, config=config) for name, config in configs.items()}
+    found = {}
+    for name, run in runs.items():
+        early = run.early_exit or {}
+        found[name] = {
+            "audited": sum(item["audited"] for item in early.get("exits", ()) if "audited" in item),
+            "agreed": sum(item["agreed"] for item in early.get("exits", ()) if "agreed" in item),
+            "exits": early.get("exits", []),
+            "layers": early.get("mean_layers") or loaded.model.architecture.num_hidden_layers,
+            "same": same_beginning(runs[FULL], run) / len(runs[FULL].steps),
+            "perplexity": perplexity(loaded, run),
+            "repetition": repetition(ids_of(run)),
+        }
+    return found
+
+
+def timed(
+    loaded: Any, texts: Iterable[str], configs: Mapping[str, GenerateConfig], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Decoding seconds, joules and shares saved of every arm, by prompt and round; the arms take turns."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"seconds": [], "joules": [], "layers": [], "head": []} for name in configs
+    }
+    for text in texts:
+        for _ in range(rounds):
+            for name, config in configs.items():
+                before = joules()
+                timing = generate(loaded, text, config=config).timing
+                after = joules()
+                found[name]["seconds"].append(timing["decode_seconds"])
+                found[name]["layers"].append(timing.get("early_exit_saved_by_layers", 0.0))
+                found[name]["head"].append(timing.get("early_exit_saved_by_head", 0.0))
+                if before is not None and after is not None:
+                    found[name]["joules"].append(after - before)
+    return found
+
+
+def joules() -> float | None:
+    """What the processor packages have used so far, where the kernel lets one read it (RAPL)."""
+    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+    try:
+        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
+    except OSError:
+        return None
+
+
+def summary(
+    name: str, about: list[dict[str, Any]], taken: Mapping[str, Mapping[str, list[float]]], tokens: int
+) -> dict[str, Any]:
+    """One arm's row."""
+    audited, agreed = (np.array([item[name][key] for item in about]) for key in ("audited", "agreed"))
+    row: dict[str, Any] = {
+        "arm": name,
+        "prompts": len(about),
+        "tokens": tokens,
+        "agreement": float(agreed.sum() / audited.sum()) if audited.sum() else None,
+        "left_early": float(audited.sum() / (len(about) * (tokens - 1))),
+        "same_start": float(np.mean([item[name]["same"] for item in about])),
+        "same_throughout": sum(item[name]["same"] == 1 for item in about),
+        "perplexity": float(np.exp(np.mean(np.log([item[name]["perplexity"] for item in about])))),
+        "repetition": float(np.mean([item[name]["repetition"] for item in about])),
+        "layers": float(np.mean([item[name]["layers"] for item in about])),
+    }
+    if name.startswith("lossy") and audited.sum():
+        target = float(name.split()[1])
+        drawn = np.random.default_rng(0).integers(0, len(about), (RESAMPLES, len(about)))
+        shares = agreed[drawn].sum(axis=1) / audited[drawn].sum(axis=1)
+        row |= {"target": target, "resamples_at_target": float((shares >= target).mean())}
+        row["agreement_interval"] = np.percentile(shares, [2.5, 97.5]).tolist()
+    if taken:
+        ratios = np.array(taken[FULL]["seconds"]) / np.array(taken[name]["seconds"])
+        row |= {
+            "speedup": float(sum(taken[FULL]["seconds"]) / sum(taken[name]["seconds"])),
+            "speedup_quartiles": np.percentile(ratios, [25, 50, 75]).tolist(),
+            "tokens_per_second": tokens * len(ratios) / sum(taken[name]["seconds"]),
+            "saved_by_layers": float(np.mean(taken[name]["layers"])),
+            "saved_by_head": float(np.mean(taken[name]["head"])),
+            "joules_per_token": sum(taken[name]["joules"]) / (tokens * len(ratios))
+            if taken[name]["joules"]
+            else None,
+        }
+    return row
+
+
+COLUMNS = (
+    ("arm", "arm", "{}"), ("x full", "speedup", "{:.2f}"), ("tokens/s", "tokens_per_second", "{:.1f}"),
+    ("agreement", "agreement", "{:.1%}"), ("resamples at target", "resamples_at_target", "{:.1%}"),
+    ("left early", "left_early", "{:.0%}"), ("same start", "same_start", "{:.0%}"),
+    ("perplexity", "perplexity", "{:.2f}"), ("repetition", "repetition", "{:.0%}"), ("layers", "layers", "{:.1f}"),
+    ("by layers", "saved_by_layers", "{:.1%}"), ("by head", "saved_by_head", "{:.1%}"),
+)  # fmt: skip
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    return ["" if row.get(key) is None else form.format(row[key]) for _, key, form in COLUMNS]
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Speed against agreement."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tempo-mlx"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    for row in rows:
+        exact = row["agreement"] is None
+        x = 100.0 if exact else 100 * row["agreement"]
+        axes.plot(x, row["speedup"], "o", color="#c1554d" if exact else "#0b6e4f")
+        axes.annotate(row["arm"], (x, row["speedup"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axes.axhline(1.0, color="#555555", linewidth=1, linestyle=":")
+    axes.set(xlabel="agreement of choices made early, %", ylabel="speed, x full decoding")
+    axes.margins(0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=76)
+    parser.add_argument("--timed", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    loaded, configs = load(MODEL), arms(options.tokens)
+    texts = prompts(options.prompts)
+    about = shards(
+        RESULTS / f"prompts-{options.tokens}", map(str, range(len(texts))),
+        lambda key: judged(loaded, texts[int(key)], configs),
+    )  # fmt: skip
+    taken = {}
+    busy = load_average()
+    if options.timed:
+        timed(loaded, texts[:1], configs, 1)  # warms up
+        taken = timed(loaded, texts[: options.timed], configs, options.rounds)
+    rows = [summary(name, about, taken, options.tokens) for name in configs]
+    print(text_table([heading for heading, _, _ in COLUMNS], [cells(row) for row in rows]))
+    facts = {**versions(loaded.model.info), "load": [busy, load_average()], "cores": os.cpu_count()}
+    lines = [
+        json.dumps(
+            {"benchmark": "early-exit", **row, "settings": settings_of_arm(configs[row["arm"]]), **facts}
+        )
+        for row in rows
+    ]
+    print("\n".join(lines))
+    if taken:
+        (RESULTS / "early-exit.jsonl").write_text("\n".join(lines) + "\n")
+        draw(rows, RESULTS / "early-exit.svg")
+
+
+if __name__ == "__main__":
+    main()
