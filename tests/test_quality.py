@@ -53,6 +53,15 @@ def test_measures_of_texts_that_are_all_alike_and_all_apart() -> None:
     assert metrics.repetition([[1, 2, 3, 1, 2, 3], [1, 2, 3, 4, 5, 6]]) == pytest.approx(1 / 8)
 
 
+def test_texts_that_are_missing_count_as_repeated() -> None:
+    few, many = (
+        metrics.diversity(texts, ["a b c", "d e f"], 5)
+        for texts in (APART[:2], [*APART[:2], *[APART[0]] * 3])
+    )
+    assert few["distinct_2"] == many["distinct_2"] == pytest.approx(2 / 5)
+    assert few["unique"] == 2 and few["vendi"] == pytest.approx(many["vendi"]) and few["self_bleu"] > 50
+
+
 def test_the_vendi_score_of_two_pairs_is_two() -> None:
     assert metrics.vendi([[1, 2, 3], [1, 2, 3], [7, 8, 9], [7, 8, 9]]) == pytest.approx(2.0)
 

@@ -65,10 +65,15 @@ def vendi(texts: Texts) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def diversity(texts: Texts, words: Sequence[str]) -> dict[str, float]:
-    """All of them for the texts of one prompt; `words`: the same texts, readable."""
+def diversity(texts: Texts, words: Sequence[str], wanted: int) -> dict[str, float]:
+    """All of them for the texts of one prompt; `words`: the same texts, readable.
+
+    A decoder that gave fewer texts than `wanted` is taken to have given its first one again.
+    """
     length = min(map(len, texts))
-    cut = [text[:length] for text in texts]
+    missing = wanted - len(texts)
+    cut = [text[:length] for text in [*texts, *texts[:1] * missing]]
+    words = [*words, *words[:1] * missing]
     return {
         **{f"distinct_{n}": distinct(cut, n) for n in (1, 2, 3)},
         "self_bleu": self_bleu(words),

@@ -17,23 +17,16 @@ FAMILIES = {"ours": "#0b6e4f", "search": "#c1554d", "sampling": "#d9a441"}
 
 def front(entries: Mapping[str, Entry], path: Path, title: str) -> None:
     """Diversity against perplexity with intervals: up is more different, left is better liked by the model."""
-    figure, axes = _figure((7.2, 4.8))
+    figure, axes = _figure((8.4, 4.8))
+    points = {}
     for name, entry in entries.items():
         across, up = measured(entry, perplexity), measured(entry, mean("distinct_2"))
-        color = FAMILIES[family(name)]
+        points[entry.label] = (across.value, up.value, FAMILIES[family(name)])
         axes.errorbar(
-            across.value, up.value, marker="o", color=color, capsize=2, elinewidth=1,
+            across.value, up.value, marker="o", markersize=4, color=FAMILIES[family(name)], elinewidth=0.7, alpha=0.85,
             xerr=[[across.value - across.low], [across.high - across.value]],
             yerr=[[up.value - up.low], [up.high - up.value]],
         )  # fmt: skip
-        axes.annotate(
-            entry.label,
-            (across.value, up.value),
-            xytext=(5, -9),
-            textcoords="offset points",
-            fontsize=7,
-            color=color,
-        )
     axes.set(xscale="log", xlabel="perplexity under the model (log scale)", ylabel="distinct-2 of five texts")
     ticks = [
         t for t in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20) if axes.get_xlim()[0] < t < axes.get_xlim()[1]
@@ -41,7 +34,20 @@ def front(entries: Mapping[str, Entry], path: Path, title: str) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_title(title, fontsize=9)
+    _labels(axes, points)
     _save(figure, path)
+
+
+def _labels(axes: Any, points: Mapping[str, tuple[float, float, str]]) -> None:
+    """Names in a column beside the plot, in the order of their points and joined to them, none over another."""
+    low, high = axes.get_ylim()
+    place = high
+    for label, (x, y, color) in sorted(points.items(), key=lambda item: -item[1][1]):
+        place = min(y, place - 0.045 * (high - low))
+        axes.annotate(
+            label, (x, y), xytext=(1.02, place), textcoords=axes.get_yaxis_transform(), fontsize=7.5, va="center",
+            color=color, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "alpha": 0.6},
+        )  # fmt: skip
 
 
 def family(name: str) -> str:

@@ -79,6 +79,7 @@ def make_entry(
     label: str, records: Sequence[Record], reading: str, tokenizer: Any, prices: dict[str, float]
 ) -> Entry:
     texts = [record["readings"][reading] for record in records]
+    wanted = max(map(len, texts))
     lengths = [len(part) for part in np.array_split(np.arange(records[0]["tokens"]), QUARTERS)]
     rows = [{int(k): n for k, n in record["passes"].items()} for record in records]
     numbers = {
@@ -92,12 +93,13 @@ def make_entry(
         measured = []
         for each in texts:
             ids = [text["ids"] for text in each]
-            measured.append(diversity(ids, [tokenizer.decode(text, continues=True) for text in ids]))
+            words = [tokenizer.decode(text, continues=True) for text in ids]
+            measured.append(diversity(ids, words, wanted))
         numbers |= {name: [each[name] for each in measured] for name in measured[0]}
     return Entry(
         label,
         tuple(record["prompt"] for record in records),
-        len(texts[0]),
+        wanted,
         np.array([np.sum([text["nats"] for text in each], axis=0) for each in texts]),
         np.array([[len(each) * length for length in lengths] for each in texts], float),
         {name: np.array(values, float) for name, values in numbers.items()},
