@@ -16,6 +16,7 @@ from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import INLINE, RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ def generate(
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
     ] = None,
     config: ConfigFile = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Show full decoding beside early exit, lossy and lossless.",
+            rich_help_panel="Early exit",
+        ),
+    ] = False,
 ) -> None:
     """Continue a prompt and show what the model held possible.
 
@@ -43,6 +52,8 @@ def generate(
     given = load_settings(config, os.environ, flags, elsewhere=other_tables)
     output, load, settings = given.make(OutputConfig), given.make(LoadConfig), given.generation()
     prompt = read_prompt(text, output.prompt, output.prompt_file)
+    if compare and not settings.early_exit:
+        raise ConfigError("--compare shows what early exit changes; add --early-exit, or leave it out.")
     check_writable(output)
     out, err = make_consoles(output.color)
     log_to_stderr(output.verbose, output.debug_mode)
@@ -51,6 +62,9 @@ def generate(
     seconds = {"load_seconds": time.perf_counter() - started}
     log.info("model %s", json.dumps(dict(loaded.model.info), default=str))
     log.info("settings %s", settings)
+    if compare:
+        side_by_side(loaded, prompt, settings, out)
+        return
     run, code = decode(loaded, prompt, settings, output, out, err)
     seconds |= {name: value for name, value in run.timing.items() if name.endswith("_seconds")}
     seconds["total_seconds"] = time.perf_counter() - started
@@ -114,6 +128,18 @@ def _drain(decoding: Stream, printer: RunPrinter) -> None:
             printer.add(step)
     finally:
         printer.stop()
+
+
+def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out: Console) -> None:
+    """Decode in full, and with early exit, lossy and lossless, and show texts and figures."""
+    from tempo_mlx.bench.exits import HEADINGS, arms_of, cells, decode_all
+    from tempo_mlx.bench.exits import compare as hold_together
+    from tempo_mlx.bench.results import text_table
+
+    found = hold_together(loaded, decode_all(loaded, prompt, arms_of(settings), rounds=2))
+    for item in found:
+        out.print(f"{item.name}: {item.text}", soft_wrap=True)
+    out.print(text_table(HEADINGS, [cells(item) for item in found]), soft_wrap=True)
 
 
 def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console) -> None:
