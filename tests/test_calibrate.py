@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,32 @@ def test_exits_that_cost_more_than_they_save_stay_shut() -> None:
     assert price([(5, 1)], half, texts, costs) == pytest.approx(
         (6 + 0.2 + 0.1 / 4 + 10 + 4 * 0.1 + 0.2 + 3) / 2
     )
+
+
+def test_a_model_trained_to_be_left_early_is_read_as_it_is(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LayerSkip checkpoint is an ordinary Llama whose upper layers change little of what the head would say."""
+    model = copy.deepcopy(twins.reference("llama"))
+    for layer in model.model.layers[2:]:
+        layer.self_attn.o_proj.weight.data *= 0.01
+        layer.mlp.down_proj.weight.data *= 0.01
+    path = tmp_path / "layerskip"
+    model.save_pretrained(path)
+    twins.write_tokenizer(path)
+    for name in ("WIDTHS", "LAST_WIDTHS"):
+        monkeypatch.setattr(calibrating, name, (320,))
+    costs = Costs(layers=4, layer=1.0, head=1.0, more_layer=0.1, more_head=0.1, look={320: 0.1})
+    monkeypatch.setattr(calibrating, "measure_costs", lambda *_: costs)
+    loaded = tempo_mlx.load(str(path))
+    found = calibrate(loaded, layers=[0, 1], tokens=12, translators=False)
+    found.save(place_of(found.key))
+    assert all(item.weight is None for item in found.exits)
+    assert {item.layer: 0.95 in item.pays for item in found.exits}[1]
+    settings = {"decoder": "plain", "temperature": 0, "max_tokens": 40, "min_steps": 40}
+    run = tempo_mlx.generate(loaded, "The", early_exit=True, **settings)
+    assert run.early_exit is not None and run.early_exit["mean_layers"] < 3
+    assert run.early_exit["agreement"] > 0.95
+    full = tempo_mlx.generate(loaded, "The", **settings)
+    lossless = tempo_mlx.generate(loaded, "The", early_exit=True, lossless=True, **settings)
+    assert lossless.final_text == full.final_text
