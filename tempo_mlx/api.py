@@ -15,6 +15,7 @@ from tempo_mlx.decode.exit_plan import make_plan
 from tempo_mlx.decode.mcts import Mcts, Value
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
+from tempo_mlx.decode.ranked_exits import RankedExits
 from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.self_speculation import SelfSpeculation
 from tempo_mlx.decode.step import Step
@@ -23,6 +24,7 @@ from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.model.load import LoadedModel, load_model
+from tempo_mlx.model.parallel import ParallelModel
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
@@ -280,13 +282,15 @@ class Stream(Iterator[Step]):
         return cut_at_stop(text, self.config.stop) != text
 
 
-def open_exits(model: Any, config: GenerateConfig, context: Sequence[int]) -> EarlyExit | None:
+def open_exits(model: Any, config: GenerateConfig, context: Sequence[int]) -> EarlyExit | RankedExits | None:
     """The model with its exits, where the settings want them; context: the tokens of the prompt.
 
     Raises ConfigError, ModelError: nothing may leave this model, or nothing is known of where.
     """
     if not config.early_exit:
         return None
+    if isinstance(model, ParallelModel):
+        return RankedExits(model, config, context)
     kind = SelfSpeculation if config.lossless else EarlyExit
     return kind(*make_plan(model, config), context)
 

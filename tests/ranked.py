@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tempo_mlx.model.ranks import Local
 
 ROOT = Path(__file__).parent.parent
 TEMPO = ("-m", "tempo_mlx")
@@ -57,12 +61,12 @@ def ranks(count: int, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
         assert not left, f"ranks {left} would have stayed"
 
 
-def run_cases(count: int, cases: Sequence[Any], home: Path) -> dict[str, Any]:
-    """What `answer` says, of so many ranks."""
+def run_cases(count: int, cases: Sequence[Any], packed: Sequence[str], home: Path) -> dict[str, Any]:
+    """What `answer` says, of so many ranks; calibrations of early exit lie in `home`."""
     questions, answers = home / f"cases-{count}.json", home / f"answers-{count}.json"
-    questions.write_text(json.dumps(cases))
+    questions.write_text(json.dumps([cases, packed]))
     code = "import sys; from tests.ranked import answer; answer(*sys.argv[1:])"
-    with ranks(count, "-c", code, str(questions), str(answers)) as processes:
+    with ranks(count, "-c", code, str(questions), str(answers), str(home)) as processes:
         errors = [process.communicate(timeout=120)[1] for process in processes]
     assert answers.exists(), "\n".join(errors)
     assert [process.returncode for process in processes] == [0] * count, "\n".join(errors)
@@ -70,19 +74,38 @@ def run_cases(count: int, cases: Sequence[Any], home: Path) -> dict[str, Any]:
     return found
 
 
-def answer(questions: str, answers: str) -> None:
-    """Rank 0 writes the runs of all cases [model, prompt, settings], and what each model's ranks held in memory."""
+def answer(questions: str, answers: str, calibrations: str) -> None:
+    """Rank 0 writes the runs of all cases [model, prompt, settings], what each model's ranks held in memory, and the
+    logits of models whose weights stay packed."""
     import tempo_mlx
+    from tempo_mlx.model import calibration
     from tempo_mlx.model.parallel import ParallelModel
 
+    calibration.cache_directory = lambda: Path(calibrations)
     runs: list[Any] = []
     memory: dict[str, Any] = {}
     models: dict[str, Any] = {}
-    for model, prompt, settings in json.loads(Path(questions).read_text()):
+    cases, packed = json.loads(Path(questions).read_text())
+    for model, prompt, settings in cases:
         if model not in models:
             models[model] = tempo_mlx.load(model, device="cpu")  # where ranks other than 0 stay
         loaded = models[model]
         runs.append(tempo_mlx.generate(loaded, prompt, **settings).to_dict())
         assert isinstance(loaded.model, ParallelModel)
         memory[model] = loaded.model.memory()
-    Path(answers).write_text(json.dumps({"runs": runs, "memory": memory}))
+    logits = [loaded.leader.run(packed_logits, model) for model in packed]
+    Path(answers).write_text(json.dumps({"runs": runs, "memory": memory, "logits": logits}))
+
+
+def packed_logits(local: Local | None, model: str) -> list[list[float]]:
+    """Of ten tokens, by this rank and the others, or by one process."""
+    from tempo_mlx.model.mlx_backend import build
+    from tempo_mlx.model.sharding import ShardReader
+    from tempo_mlx.weights import open_checkpoint
+
+    reader = None if local is None else partial(ShardReader, group=local.group)
+    transformer = build(open_checkpoint(model), "cpu", "float32", packed=True, make_reader=reader)
+    assert transformer.info["quantization"] is not None
+    forward = transformer.forward(range(10), range(10), None, transformer.new_cache())
+    assert forward.logits is not None
+    return forward.logits.tolist()

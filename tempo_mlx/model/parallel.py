@@ -23,7 +23,6 @@ from tempo_mlx.model.load import check_same
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.model.ranks import Leader, Local
 from tempo_mlx.model.sharding import ShardReader, plan
-from tempo_mlx.model.transformer import Transformer
 from tempo_mlx.weights import Checkpoint, open_checkpoint
 
 Ints = NDArray[np.int64]
@@ -35,11 +34,10 @@ class ParallelModel:
     def __init__(self, leader: Leader, number: int, architecture: Architecture, info: dict[str, Any]) -> None:
         self.leader, self.number = leader, number
         self.architecture, self.info = architecture, info
-        self._dropped: list[int] = []  # caches that nobody has any more, until the others are told
 
     def new_cache(self) -> RankedCache:
-        cache = RankedCache(self, np.empty(0, np.int64))
-        self.tell(_new_cache, self.number, cache.number)
+        cache = RankedCache(self.leader, np.empty(0, np.int64))
+        self.leader.tell(_new_cache, self.number, cache.number)
         return cache
 
     def forward(
@@ -53,7 +51,6 @@ class ParallelModel:
         attention: Attention = False,
     ) -> Forward:
         tokens, positions = np.asarray(tokens, np.int64), np.asarray(positions, np.int64)
-        self._drop()
         out: Forward = self.leader.run(
             _forward, self.number, cache.number, tokens, positions, bias, logits, attention
         )
@@ -68,26 +65,14 @@ class ParallelModel:
         """Bytes that MLX holds on each rank: now, and the most it ever did."""
         return self.leader.run_all(_memory)
 
-    def tell(self, function: Any, *arguments: Any) -> None:
-        self._drop()
-        self.leader.tell(function, *arguments)
-
-    def forget(self, number: int) -> None:
-        self._dropped.append(number)  # told later: a finaliser may run in the midst of another call
-
-    def _drop(self) -> None:
-        if self._dropped:
-            gone, self._dropped = self._dropped, []
-            self.leader.tell(_forget, gone)
-
 
 class RankedCache:
     """The caches of all ranks, each of its own heads; here are only the positions."""
 
-    def __init__(self, model: ParallelModel, positions: Ints) -> None:
-        self.model, self.positions = model, positions
-        self.number = model.leader.number()
-        weakref.finalize(self, model.forget, self.number).atexit = False
+    def __init__(self, leader: Leader, positions: Ints) -> None:
+        self.leader, self.positions = leader, positions
+        self.number = leader.number()
+        weakref.finalize(self, leader.forget, self.number).atexit = False
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -95,20 +80,20 @@ class RankedCache:
     @property
     def nbytes(self) -> int:
         """On this rank."""
-        return int(self.model.leader.run(_nbytes, self.number))
+        return int(self.leader.run(_nbytes, self.number))
 
     def keep(self, indices: Ints) -> None:
         indices = np.asarray(indices, np.int64)
-        self.model.tell(_keep, self.number, indices)
+        self.leader.tell(_keep, self.number, indices)
         self.positions = self.positions[indices]
 
     def truncate(self, length: int) -> None:
-        self.model.tell(_truncate, self.number, length)
+        self.leader.tell(_truncate, self.number, length)
         self.positions = self.positions[:length]
 
     def copy(self) -> RankedCache:
-        other = RankedCache(self.model, self.positions.copy())
-        self.model.tell(_copy, self.number, other.number)
+        other = RankedCache(self.leader, self.positions.copy())
+        self.leader.tell(_copy, self.number, other.number)
         return other
 
 
@@ -125,10 +110,11 @@ def load_shards(leader: Leader, config: LoadConfig, checkpoint: Checkpoint) -> P
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A rank's shard, and its share of the heads, which weighs what it says about attention."""
+class Part:
+    """A rank's shard, or what runs it (early exit), and its share of the heads, which weighs what it says about
+    attention."""
 
-    transformer: Transformer
+    transformer: Any
     share: float
 
 
@@ -137,7 +123,7 @@ def _load(local: Local, number: int, config: LoadConfig) -> dict[str, Any]:
     reader = partial(ShardReader, group=local.group)
     transformer = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits, make_reader=reader)
     heads = transformer.architecture.num_attention_heads
-    local.objects[number] = _Part(transformer, heads / checkpoint.architecture.num_attention_heads)
+    local.objects[number] = Part(transformer, heads / checkpoint.architecture.num_attention_heads)
     return transformer.info
 
 
@@ -151,8 +137,8 @@ def _forward(
     logits: Logits,
     attention: Attention,
 ) -> Forward:
-    part: _Part = local.objects[model]
-    out = part.transformer.forward(
+    part: Part = local.objects[model]
+    out: Forward = part.transformer.forward(
         tokens, positions, bias, local.objects[cache], logits=logits, attention=attention
     )
     if out.attention_mass is None:
@@ -162,8 +148,9 @@ def _forward(
 
 
 def _embeddings(local: Local, model: int, tokens: list[int]) -> NDArray[np.float32]:
-    part: _Part = local.objects[model]
-    return part.transformer.embeddings(tokens)
+    part: Part = local.objects[model]
+    rows: NDArray[np.float32] = part.transformer.embeddings(tokens)
+    return rows
 
 
 def _memory(local: Local) -> tuple[int, int]:
@@ -188,8 +175,3 @@ def _truncate(local: Local, number: int, length: int) -> None:
 
 def _copy(local: Local, number: int, other: int) -> None:
     local.objects[other] = local.objects[number].copy()
-
-
-def _forget(local: Local, numbers: list[int]) -> None:
-    for number in numbers:
-        del local.objects[number]

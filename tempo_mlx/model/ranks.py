@@ -115,6 +115,7 @@ class Leader:
         self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()  # rank, what it says
         self._numbers = iter(range(1, sys.maxsize))
         self._stopping = threading.Event()
+        self._dropped: list[int] = []
         self._closing = False
         self._failing = threading.Lock()
         secret = secrets.token_hex(16)
@@ -135,7 +136,12 @@ class Leader:
 
         Raises RankLostError, from then on always, and whatever the function raises here.
         """
+        self._drop()
         self._send(Call(function, arguments, reply=False))
+        return self.run_here(function, *arguments)
+
+    def run_here(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call it on this rank alone: nothing in it may wait for the others."""
         self._calls.put(Call(function, arguments, reply=True))
         return self._take()[1]
 
@@ -149,6 +155,7 @@ class Leader:
 
     def tell(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call it on every rank, in the order of all calls, and do not wait."""
+        self._drop()
         call = Call(function, arguments, reply=False)
         self._send(call)
         self._calls.put(call)
@@ -187,6 +194,15 @@ class Leader:
                     done[working.pop(rank)] = value
                     give(rank)
             yield done.pop(index)
+
+    def forget(self, number: int) -> None:
+        """The object is no longer needed. For finalisers, which may run in the midst of a call: told with the next."""
+        self._dropped.append(number)
+
+    def _drop(self) -> None:
+        if self._dropped:
+            gone, self._dropped = self._dropped, []
+            self.tell(_forget, gone)
 
     def check(self) -> None:
         """Raises RankLostError if a rank was lost."""
@@ -253,6 +269,7 @@ class Leader:
             else:
                 if call.reply:
                     self._inbox.put((0, value))
+                del value  # which may be large, and the next call may be long in coming
 
     def _accept(self, server: socket.socket, secret: str) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -303,6 +320,11 @@ class Leader:
             link.close()
 
 
+def _forget(local: Local, numbers: list[int]) -> None:
+    for number in numbers:
+        del local.objects[number]
+
+
 def follow() -> NoReturn:
     """The life of every rank but 0: do what rank 0 says, until it says to leave or is gone. Raises BackendError."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a wait inside MLX would not let Python answer
@@ -336,6 +358,7 @@ def follow() -> NoReturn:
             value = call.function(local, *call.arguments)
             if call.reply:
                 link.send(value)
+            del value  # as above
         except Exception as error:  # rank 0 says what it was, and ends this rank too
             link.send(Failed(f"{type(error).__name__}: {error}"))
             time.sleep(TIMEOUT)

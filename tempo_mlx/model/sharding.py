@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.config import Architecture
@@ -143,6 +145,28 @@ class Gathered(Linear):
         y = mx.pad(y, [(0, 0), (0, width - y.shape[1])])
         parts = mx.distributed.all_gather(y[None], group=self.group)  # (ranks, L, width)
         return parts.transpose(1, 0, 2).reshape(x.shape[0], -1)[:, : self.vocabulary]
+
+    def arrays(self) -> list[Any]:
+        return self.linear.arrays()
+
+    def choose(self, index: Any) -> Linear:
+        """Some of the vocabulary, ascending: added up, since ranks have unequal parts of it."""
+        width = math.ceil(self.vocabulary / self.group.size())
+        first = self.group.rank() * width
+        tokens = np.array(index)
+        start, stop = np.searchsorted(tokens, [first, first + width]).tolist()
+        part = self.linear.choose(mx.array(tokens[start:stop] - first))
+        return Summed(Padded(part, start, len(tokens) - stop), None, self.group)
+
+
+class Padded(Linear):
+    """A linear whose outputs stand between zeros."""
+
+    def __init__(self, linear: Linear, before: int, after: int) -> None:
+        self.linear, self.before, self.after = linear, before, after
+
+    def __call__(self, x: Any) -> Any:
+        return mx.pad(self.linear(x), [(0, 0), (self.before, self.after)])
 
     def arrays(self) -> list[Any]:
         return self.linear.arrays()
