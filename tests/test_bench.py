@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000
     assert "original TEMPO is left out: name a checkout" in page_text
     assert str(tmp_path) not in page_text and str(twins.twin("llama")) not in page_text
-    for fact in ("share outside the products", "attention mass on / off", "Floor:", "GB/s"):
+    for fact in ("share outside the products", "attention mass on / off", "sets of 4", "Floor:", "GB/s"):
         assert fact in out and fact in page_text
     assert main(["bench", "--suite", "speed", *options]) == 2
 
