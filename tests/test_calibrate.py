@@ -243,7 +243,7 @@ def test_a_model_trained_to_be_left_early_is_read_as_it_is(
     for name in ("WIDTHS", "LAST_WIDTHS"):
         monkeypatch.setattr(calibrating, name, (320,))
     costs = Costs(layers=4, layer=1.0, head=1.0, more_layer=0.1, more_head=0.1, look={320: 0.1})
-    monkeypatch.setattr(calibrating, "measure_costs", lambda *_: costs)
+    monkeypatch.setattr(calibrating, "costs_of", lambda *_: costs)
     loaded = tempo_mlx.load(str(path))
     found = calibrate(loaded, layers=[0, 1], tokens=12, translators=False)
     found.save(place_of(found.key))

@@ -18,7 +18,7 @@ import numpy as np
 from tempo_mlx._version import __version__
 from tempo_mlx.calibrate.fit import Outcome, curve, fit_translator, judge, shortlist
 from tempo_mlx.calibrate.samples import TOGETHER, Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, Place, choose, measure_costs
+from tempo_mlx.calibrate.schedule import Costs, Place, choose, costs_of
 from tempo_mlx.errors import BackendError, OutputError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
@@ -91,9 +91,7 @@ def calibrate(
         "version": __version__, "prompts": len(prompts), "tokens": len(samples.choices),
         "held_out_tokens": len(held.choices), "translators": translators,
     }  # fmt: skip
-    exits = with_schedule(
-        curves, outcomes, fitted, held, measure_costs(model, listed, sorted({*WIDTHS, *LAST_WIDTHS}))
-    )
+    exits = with_schedule(curves, outcomes, fitted, held, costs_of(model, (*WIDTHS, *LAST_WIDTHS)))
     return Calibration(key, tuple(exits), listed, made)
 
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tempo_mlx.calibrate.fit import Outcome
 from tempo_mlx.calibrate.samples import Ints
-from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING
 from tempo_mlx.model.transformer import Transformer
 
 MOST_EXITS = 3
-LEAST_GAIN = 0.005  # of the time of a token, that one more exit must bring
+LEAST_GAIN = 0.005  # of the cost of a token, that one more exit must bring
 PLAYED = 4000  # samples
-ROUNDS = 15
+MORE = 0.2  # of what the first row takes, each further row of a pass takes; measured on a CPU of two cores
 Place = tuple[int, int]  # layer and width of an exit
-
-CONTEXT = 64  # slots below the rows, when costs are measured
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one row: a layer, the head, a look at an exit by width; of each further row: more_layer, more_head."""
+    """Of one row: a layer, the head, a look at an exit by width; of each further row: more_layer, more_head."""
 
     layers: int
     layer: float
@@ -41,43 +34,20 @@ class Costs:
         return self.layers * self.layer + self.head
 
 
-def measure_costs(model: Transformer, shortlist: NDArray[np.int32], widths: Sequence[int]) -> Costs:
-    """Measured here and now: lower quartiles of interleaved rounds."""
-    size, layers = model.architecture.hidden_size, model.architecture.num_hidden_layers
-    cache = model.new_cache()
-    model.forward([0] * CONTEXT, range(CONTEXT), None, cache, logits="none")
-    square = mx.random.normal((size, size)).astype(model.dtype)
-    states = {rows: mx.random.normal((rows, size)).astype(model.dtype) for rows in (1, 4)}
-
-    def through(rows: int) -> Any:
-        cache.reserve(np.arange(CONTEXT, CONTEXT + rows))
-        out, _ = model.run_layers(states[rows], model.rows(cache.positions[CONTEXT:], None, cache), cache)
-        cache.truncate(CONTEXT)
-        return out
-
-    cases: dict[str, Callable[[], Any]] = {
-        "layers": lambda: through(1),
-        "layers of 4": lambda: through(4),
-        "head": lambda: model.logits(states[1]),
-        "head of 4": lambda: model.logits(states[4]),
-    }
-    for width in widths:
-        part = model.head.choose(mx.array(shortlist[:width]))
-        cases[f"look {width}"] = lambda part=part: model.logits(states[1] @ square, part)  # type: ignore[misc]
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(ROUNDS):
-        for name, run in cases.items():
-            start = time.perf_counter()
-            mx.eval(run())
-            taken[name].append(time.perf_counter() - start)
-    seconds = {name: float(np.quantile(all[1:], 0.25)) for name, all in taken.items()}  # the first warms up
+def costs_of(model: Transformer, widths: Sequence[int]) -> Costs:
+    """By the weights that are read, which is what a pass of few rows takes its time for, on any device."""
+    a = model.architecture
+    parts = [(block.qkv, block.output, block.gate_up, block.down) for block in model.blocks]
+    layer = sum(array.nbytes for block in parts for part in block for array in part.arrays()) / len(parts)
+    head = sum(array.nbytes for array in model.head.arrays())
+    translator = a.hidden_size**2 * model.dtype.size
     return Costs(
-        layers=layers,
-        layer=seconds["layers"] / layers,
-        head=seconds["head"],
-        more_layer=max(0.0, seconds["layers of 4"] - seconds["layers"]) / 3 / layers,
-        more_head=max(0.0, seconds["head of 4"] - seconds["head"]) / 3,
-        look={width: seconds[f"look {width}"] for width in widths},
+        layers=a.num_hidden_layers,
+        layer=layer,
+        head=head,
+        more_layer=MORE * layer,
+        more_head=MORE * head,
+        look={width: translator + head * min(1.0, width / a.vocab_size) for width in widths},
     )
 
 
@@ -98,16 +68,18 @@ def choose(
         }
         if not prices:
             break
-        place = min(prices, key=lambda each: prices[each])
-        if prices[place] > best - LEAST_GAIN * costs.full:
+        least = min(prices.values())
+        if least > best - LEAST_GAIN * costs.full:
             break
+        near = [place for place in prices if prices[place] <= least + LEAST_GAIN * costs.full]
+        place = max(near, key=lambda each: each[1])  # of equals the widest, which misses least
         best = prices[place]
         chosen.append(place)
     return sorted(chosen)
 
 
 def price(chosen: Sequence[Place], passes: Mapping[Place, Any], texts: Ints, costs: Costs) -> float:
-    """Seconds a token, when rows leave as `passes` says and are caught up exactly (see decode/early_exit.py)."""
+    """What a token costs when rows leave as `passes` says and are caught up exactly (see decode/early_exit.py)."""
     last = costs.layers - 1
     total = 0.0
     waiting: list[int] = []  # levels of rows that left, none below the one after it
