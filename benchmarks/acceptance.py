@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -26,7 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from benchmarks.studies import prompts, versions
-from tempo_mlx import generate, load
+from tempo_mlx import generate, load, stream
+from tempo_mlx.bench.exits import same_beginning
+from tempo_mlx.calibrate.samples import PROMPTS
+from tempo_mlx.decode.self_speculation import Payoff
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.weights.checkpoint import open_checkpoint
@@ -193,10 +197,56 @@ def exactness(bench: Bench, tokens: int = 40) -> Iterator[Row]:
             yield Row(f"replay: {name} (by {backend})", counted, size, 1e-4, f"{removed} members removed")
 
 
+class Eager(Payoff):
+    """Always drafts, whether it pays or not."""
+
+    def drafts(self) -> bool:
+        return True
+
+
+LOSSLESS: dict[str, tuple[int, dict[str, Any]]] = {  # prompts, settings
+    "greedy": (100, {"decoder": "plain", "temperature": 0.0}),
+    "superposed, posterior removals": (20, {"use_retroactive_pruning": True}),
+    "5 branches": (10, {"branches": 5}),
+}
+
+
+def lossless(bench: Bench, tokens: int = 64) -> Iterator[Row]:
+    """Lossless early exit against full decoding, a draft wherever one is possible; texts may end inside one.
+
+    A step at which the two best logits of the full model nearly tie ends the comparison of that prompt.
+    """
+    for name, (count, settings) in LOSSLESS.items():
+        different, ties, drafted, accepted = 0, 0, 0, 0
+        texts = (prompts() + PROMPTS.read_text("utf-8").splitlines())[
+            : count if len(bench.prompts) >= 20 else 3
+        ]
+        for text in texts:
+            full = generate(bench.mlx, text, max_tokens=tokens, **settings)
+            decoding = stream(bench.mlx, text, max_tokens=tokens, early_exit=True, lossless=True, **settings)
+            decoding.exits.payoff = Eager()
+            for _ in decoding:
+                pass
+            run = decoding.run()
+            drafted, accepted = drafted + decoding.exits.drafted, accepted + decoding.exits.accepted
+            same = same_beginning(full, run)
+            if same < len(full.steps) or len(run.steps) != len(full.steps):
+                both = [[token.probability for token in r.steps[same].tokens] for r in (full, run)]
+                chosen = {r.steps[same].tokens[0].id for r in (full, run)}
+                near = len(chosen) > 1 and abs(math.log(both[0][0] / both[1][0])) < NEAR_TIE
+                ties, different = ties + near, different + (not near)
+        note = f"{ties} near-ties; {accepted} of {drafted} drafted rows were right"
+        counted = f"{len(texts)} prompts x {tokens} tokens"
+        yield Row(
+            f"lossless early exit, {name}: runs that differ from full decoding", counted, different, 0, note
+        )
+
+
 CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "parity": parity,
     "greedy": greedy,
     "exactness": exactness,
+    "lossless": lossless,
 }
 
 
