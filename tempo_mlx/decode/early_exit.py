@@ -166,6 +166,8 @@ class EarlyExit:
         """Hold the choices made at exits against the whole model's, and close exits that fell short."""
         if not self._to_audit:
             return
+        if not self.account.heads:
+            self.head(self._to_audit[0][0][:1])  # or it would be unknown what the others saved
         start = time.perf_counter()
         best = np.array(self.model.logits(mx.concatenate([x for x, _, _ in self._to_audit])).argmax(axis=-1))
         at = 0

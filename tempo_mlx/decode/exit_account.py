@@ -19,7 +19,7 @@ class Account:
         self.left = 0  # passes that left early
         self.layer_seconds = self.head_seconds = self.look_seconds = self.audit_seconds = 0.0
         self._alone = (0, 0.0)  # layers that ran one pass's rows alone, and their seconds
-        self._heads = 0
+        self.heads = 0  # times that the full head was run for a pass
 
     def ran(self, layers: int, alone: bool, seconds: float) -> None:
         self.layer_seconds += seconds
@@ -27,7 +27,7 @@ class Account:
             self._alone = self._alone[0] + layers, self._alone[1] + seconds
 
     def headed(self, seconds: float) -> None:
-        self._heads += 1
+        self.heads += 1
         self.head_seconds += seconds
 
     def looked(self, seconds: float) -> None:
@@ -44,10 +44,10 @@ class Account:
         """Shares of the time of going all the way with every pass, as far as it can be told from this run: saved by
         layers (catching up taken off), saved by the vocabulary head (looks and audits taken off).
         """
-        if not (self.passes and self._heads and self._alone[0]):
+        if not (self.passes and self.heads and self._alone[0]):
             return {}
         layers = self.passes * self.layers * self._alone[1] / self._alone[0]
-        heads = self.passes * self.head_seconds / self._heads
+        heads = self.passes * self.head_seconds / self.heads
         return {
             "early_exit_saved_by_layers": (layers - self.layer_seconds) / (layers + heads),
             "early_exit_saved_by_head": (heads - self.head_seconds - self.look_seconds - self.audit_seconds)

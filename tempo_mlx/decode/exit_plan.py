@@ -137,8 +137,8 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
     """
     if not isinstance(model, Transformer):
         raise ConfigError(
-            "early_exit works on the MLX backend in one process, and not beside log-probabilities, which are the whole "
-            "model's; leave it out."
+            "early_exit works on the MLX backend alone, and not beside log-probabilities, which are the whole model's; "
+            "leave it out."
         )
     a = model.architecture
     asked = candidates(a.num_hidden_layers, config.exit_layers)
