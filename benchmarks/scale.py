@@ -8,7 +8,8 @@ collectives alone, of the sizes that such a pass has; `order` is a call on all r
 
     pass(n) = pass(1) x the largest shard's part of the weights + sums x sum + gather + order
 
-`--predict` evaluates it for links and memory given by hand, in place of measuring.
+where on one machine, whose memory and cores ranks share, pass(1) is that of n whole models beside each other. What it
+leaves out is the wait for the slower rank at every sum. `--predict` evaluates it for links that others measured.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from benchmarks.studies import versions
 
-CONTEXT, ROWS, REPEATS = 64, (1, 8), 15
+CONTEXT, ROWS, REPEATS = 64, (1, 8), 25
 
 
 def collectives(local: Any, rows: int, hidden: int, vocabulary: int) -> tuple[float, float]:
@@ -107,35 +108,37 @@ def caches(model: Any, cache: Any) -> list[int]:
 
 
 def predicted(row: dict[str, Any], one: dict[str, Any], rows: int) -> float:
-    """Seconds of a pass, from one process's and the links."""
+    """Seconds of a pass, from that of whole models and the links."""
     share = max(row["weights_mb"]) / one["weights_mb"][0]
-    alone: float = one["passes"][rows] * share
-    return (
-        alone
-        if row["ranks"] == 1
-        else alone + row["sums"] * row["sum"][rows] + row["gather"][rows] + row["order"]
-    )
+    reading: float = row["beside"][rows] * share
+    return reading + row["sums"] * row["sum"][rows] + row["gather"][rows] + row["order"]
 
 
-def local_rows(model: str, ranks: list[int]) -> list[dict[str, Any]]:
+def local_rows(model: str, counts: list[int]) -> list[dict[str, Any]]:
+    """Ranks on this machine. `beside`: a pass of one process while as many others as there are ranks run theirs."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--model", model, "--here"]
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "--backend", "ring", "-n"]
     rows = []
-    for count in ranks:
-        command = [sys.executable, "-m", "benchmarks.scale", "--model", model, "--here"]
-        if count > 1:
-            launcher = [
-                str(Path(sys.executable).parent / "mlx.launch"),
-                "-n",
-                str(count),
-                "--backend",
-                "ring",
-                "--",
-            ]
-            command = [*launcher, *command]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-        if done.returncode or not done.stdout.strip():
-            sys.exit(done.stderr)
-        rows.append(json.loads(done.stdout.splitlines()[-1], object_hook=_numbered))
+    for count in counts:
+        whole = [_start(command) for _ in range(count)]
+        beside = [_result(process)["passes"] for process in whole]
+        row = _result(_start(command if count == 1 else [*launcher, str(count), "--", *command]))
+        row["beside"] = {number: float(np.median([each[number] for each in beside])) for number in ROWS}
+        rows.append(row)
     return rows
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def _result(process: subprocess.Popen[str]) -> dict[Any, Any]:
+    out, err = process.communicate()
+    if process.returncode or not out.strip():
+        sys.exit(err)
+    found: dict[Any, Any] = json.loads(out.splitlines()[-1], object_hook=_numbered)
+    return found
 
 
 def _numbered(table: dict[str, Any]) -> dict[Any, Any]:
@@ -144,56 +147,57 @@ def _numbered(table: dict[str, Any]) -> dict[Any, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    one = rows[0]
+    """The first row is of one process, or the only one."""
+    whole = rows[0]["weights_mb"][0] if rows[0]["ranks"] == 1 else None
     lines = [
-        "| ranks | weights, largest shard | peak, largest | rows | sum | gather | order | pass, measured | the model |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| ranks | weights, largest shard | peak, largest | rows | n whole models | sum | gather | order | the model "
+        "| pass |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        weights, peak = max(row["weights_mb"]), max(row["peak_mb"])
-        held = f"{weights:.0f} MB ({weights / one['weights_mb'][0]:.1%})"
-        most = f"{peak:.0f} MB ({peak / one['weights_mb'][0]:.1%})"
         for number in ROWS:
-            links = [
-                f"{1e3 * row[name][number]:.2f} ms" if row[name] else "" for name in ("sum", "gather")
-            ] + [f"{1e3 * row['order']:.2f} ms" if row["order"] else ""]
-            model = (
-                f"{1e3 * predicted(row, one, number):.1f} ms"
-                if row["ranks"] > 1 and one["ranks"] == 1
-                else ""
-            )
-            cells = [row["ranks"], held, most, number, *links, f"{1e3 * row['passes'][number]:.1f} ms", model]
+            cells = [
+                row["ranks"],
+                *(_share(max(row[name]), whole) for name in ("weights_mb", "peak_mb")),
+                number,
+            ]
+            times = [row.get("beside", {}).get(number)]
+            times += [row["sum"].get(number), row["gather"].get(number), row["order"] or None]
+            times.append(predicted(row, rows[0], number) if whole and row["ranks"] > 1 else None)
+            cells += [
+                "" if each is None else f"{1e3 * each:.2f} ms" for each in (*times, row["passes"][number])
+            ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def predict(gigabytes: float, bandwidth: float, layers: int, hidden: int, message: float, link: float) -> str:
-    """Milliseconds of a pass of 8 rows on 1, 2 and 4 machines. bandwidth, link: GB/s; message: microseconds."""
-    cells = []
-    for ranks in (1, 2, 4):
-        messages = (2 * layers + 1) * 2 * (ranks - 1) + ranks - 1
-        octets = (2 * layers + 1) * 2 * (ranks - 1) / ranks * 8 * hidden * 2
-        seconds = gigabytes / bandwidth / ranks + messages * message * 1e-6 + octets / link / 1e9
-        cells.append(f"{1e3 * seconds:.1f} ms")
-    return " | ".join(cells)
+def _share(megabytes: float, whole: float | None) -> str:
+    return f"{megabytes:.0f} MB" + (f" ({megabytes / whole:.1%})" if whole else "")
 
 
-MACHINE = 400.0  # GB/s that a Max chip reads memory at, as Apple says
-MODELS = [("8B, 4 bits", 4.5, 32, 4096), ("70B, 4 bits", 40.0, 80, 8192)]
+# What others measured, docs/scale.md says who: microseconds a message, GB/s, messages one after another in a sum.
 LINKS = [
-    ("10 Gbit Ethernet, 150 us", 150.0, 1.1),
-    ("Thunderbolt, TCP, 60 us", 60.0, 4.0),
-    ("Thunderbolt 5, RDMA, 10 us", 10.0, 6.0),
+    ("TCP ring, 10 Gbit Ethernet", 150.0, 1.1, lambda ranks: 2 * (ranks - 1)),
+    ("TCP ring, Thunderbolt", 190.0, 4.0, lambda ranks: 2 * (ranks - 1)),
+    ("JACCL, Thunderbolt 5", 13.0, 6.7, lambda ranks: 2),
 ]
+MEMORY = 400.0  # GB/s, of a Max chip
+MODELS = [("8B, 4 bits", 4.5, 32, 4096), ("70B, 4 bits", 40.0, 80, 8192)]
 
 
-def predictions() -> str:
-    lines = ["| model | link, assumed | 1 machine | 2 | 4 |", "|---|---|---|---|---|"]
-    for name, gigabytes, layers, hidden in MODELS:
-        for link, message, speed in LINKS:
-            lines.append(
-                f"| {name} | {link} | {predict(gigabytes, MACHINE, layers, hidden, message, speed)} |"
-            )
+def predictions(rows: int = 8) -> str:
+    """A pass on 1, 2 and 4 machines, whose time is that of reading the weights and of the sums."""
+    lines = ["| model | link | 1 machine | 2 | 4 |", "|---|---|---|---|---|"]
+    for model, gigabytes, layers, hidden in MODELS:
+        for link, microseconds, speed, messages in LINKS:
+            cells = [model, link]
+            for ranks in (1, 2, 4):
+                sums = (2 * layers + 1) * (ranks > 1)
+                octets = sums * 2 * (ranks - 1) / ranks * rows * hidden * 2  # half precision
+                reading = gigabytes / MEMORY / ranks
+                seconds = reading + sums * messages(ranks) * microseconds * 1e-6 + octets / speed / 1e9
+                cells.append(f"{1e3 * seconds:.1f} ms")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
