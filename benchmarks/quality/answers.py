@@ -116,7 +116,9 @@ def breaks(what: str, one: Entry, other: Entry, statistic: Statistic, worst: Any
         if len(one.of_kind(kind)) and len(other.of_kind(kind))
     }
     kind = worst(by_kind, key=lambda kind: by_kind[kind].value)
-    text = f"Where it breaks: {what}, is worst on {kind} prompts, {by_kind[kind]}"
+    text = (
+        f"Where it breaks: {what}, is worst on {kind} prompts, {by_kind[kind]} (n {len(one.of_kind(kind))})"
+    )
     if statistic is perplexity:
         ends = [ratio(quarter(one, part), quarter(other, part), perplexity) for part in (0, QUARTERS - 1)]
         text += f"; in the first quarter of the text it is {ends[0]}, in the last {ends[1]}"

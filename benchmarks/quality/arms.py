@@ -104,10 +104,9 @@ TUNING = (
     *(_diverse(strength) for strength in (0.5, 1.0)),
     BRANCHES,
     SAMPLED,
-    *(
-        _branches(f"branches-diversity-{v}", f"branches, diversity {v}", branch_diversity=v)
-        for v in (0.5, 1.0)
-    ),
+    _branches("branches-diversity-0.5", "branches, diversity 0.5", branch_diversity=0.5),
+    DIVERSE,
+    _branches("branches-diversity-2", "branches, diversity 2", branch_diversity=2.0),
     *(
         _branches(f"sample-T-{t}", f"branches, sampled, T {t}", branch_choice="sample", temperature=t)
         for t in (0.5, 0.7)
