@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in stages:
         if stage == "prices":
             prices = measure_prices(loaded.model, 1 if options.quick else 5)
-            (folder / "prices.json").write_text(json.dumps({"seconds": prices, "load": os.getloadavg()}))
+            source = f"measured by the stage `prices` at a load average of {os.getloadavg()[0]:.1f}"
+            (folder / "prices.json").write_text(json.dumps({"seconds": prices, "source": source}) + "\n")
         elif stage == "report":
             page = options.page or (folder / "quality.md" if options.quick else ROOT / "docs" / "quality.md")
             (folder / "about.json").write_text(json.dumps({**about, "id": Path(about["id"]).name}))

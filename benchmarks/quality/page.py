@@ -38,7 +38,7 @@ DIVERSE = "diverse-beam-1"
 
 def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
     """The page, and its pictures in images/ beside it."""
-    prices = read_prices(folder)
+    prices, source = read_prices(folder)
     tests = read_entries(folder / "test", (*table.MAIN, *table.STUDIES), tokenizer, prices)
     tried = read_entries(folder / "tuning", table.TUNING, tokenizer, prices)
     kl = read_divergence(folder / "divergence.jsonl")
@@ -60,7 +60,7 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
     parts += [
         *five_texts(fives),
         *against(fives),
-        *budgets(tests, bool(prices)),
+        *budgets(tests, bool(prices), source),
         *domination(fives, tests),
         *lattices(tests),
         *pruning(tests),
@@ -139,7 +139,7 @@ def against(fives: Entries) -> list[str]:
             markdown(header, rows)]  # fmt: skip
 
 
-def budgets(tests: Entries, priced: bool) -> list[str]:
+def budgets(tests: Entries, priced: bool, source: str) -> list[str]:
     unit = tests.get("branches")
     if unit is None:
         return []
@@ -159,14 +159,10 @@ def budgets(tests: Entries, priced: bool) -> list[str]:
              *(f"{entry.texts * base[name]:.1f}" for name in costs),
              *(f"{grams / cost[name]:.2f}" for name in costs)]
         )  # fmt: skip
-    how = (
-        "the same passes, priced at what a pass of so many rows takes on an idle machine"
-        if priced
-        else "not priced"
-    )
     return section(
         "The same budget",
-        f"Forward passes and rows of a run (prompt left out; re-scoring of paths counted). Seconds: {how}. CPU seconds "
+        "Forward passes and rows of a run (prompt left out; re-scoring of paths counted). Seconds: the passes, each "
+        f"priced by its rows, without neighbours: {source}. CPU seconds "
         "are of the runs themselves, whatever else the machine did. Texts: how many this decoder gives in the passes, "
         "rows or seconds of one run of five branches. Different 2-grams: what a pass, row or second buys.",
         markdown(

@@ -152,6 +152,8 @@ def read_divergence(path: Path) -> dict[tuple[str, int], dict[str, Floats]]:
     }
 
 
-def read_prices(folder: Path) -> dict[str, float]:
+def read_prices(folder: Path) -> tuple[dict[str, float], str]:
+    """Seconds of a pass by its rows, and where they come from; nothing before they were measured."""
     path = folder / "prices.json"
-    return json.loads(path.read_text())["seconds"] if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "source": "not priced"}
+    return found["seconds"], found["source"]
