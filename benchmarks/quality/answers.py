@@ -126,8 +126,8 @@ def breaks(what: str, one: Entry, other: Entry, statistic: Statistic, worst: Any
 
 
 def listed(items: Sequence[str]) -> str:
-    """a, b and c; "none" of nothing."""
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items) or "none"
+    """a; b; c, since names hold commas; "none" of nothing."""
+    return "; ".join(items) or "none"
 
 
 def claims(tests: Entries) -> list[str]:
