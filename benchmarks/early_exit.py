@@ -2,12 +2,12 @@
 
     python -m benchmarks.early_exit [--prompts 24] [--timed 24] [--tokens 64] [--rounds 1]
 
-First, on all prompts (none of them the calibration's): how often choices made early agree, and whether they do as often
-as promised when prompts are drawn again. Then `--prompts` of them are decoded with every arm, for what does not depend
-on the machine: audited agreement, the beginning shared with full decoding, perplexity under the whole model,
-repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing
-else run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table, one JSON line an arm, and writes both
-and a plot of speed against agreement to benchmarks/results/early-exit/. Energy is read from RAPL where that may be read.
+First, on all prompts (none of them the calibration's): how often choices made early agree, and whether they do as
+often as promised when prompts are drawn again. Then `--prompts` of them are decoded with every arm, for what does not
+depend on the machine: audited agreement, the beginning shared with full decoding, perplexity under the whole model,
+repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing else
+run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table, one JSON line an arm, and writes both and a
+plot of speed against agreement to benchmarks/results/early-exit/. Energy is read from RAPL where that may be read.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def held_out(loaded: Any, texts: list[str], tokens: int) -> dict[float, dict[str
                 layers.index(item.layer),
                 translator,
             )
-            leaves = ~left & (outcome.margins >= item.margin(target))
+            leaves = ~left & (outcome.margins >= item.pays[target])
             right |= leaves & outcome.right
             left |= leaves
         by_text = [np.bincount(samples.texts, weights=flags, minlength=len(ids)) for flags in (left, right)]

@@ -36,7 +36,8 @@ def loaded_with_exits(
     key = key_of(loaded.model.info)
     tokens = np.array(shortlist, np.int32)
     exits = tuple(
-        Exit(layer, len(tokens), curve(margin), pays=calibration.TARGETS) for layer, margin in margins.items()
+        Exit(layer, len(tokens), curve(margin), pays=dict.fromkeys(calibration.TARGETS, margin))
+        for layer, margin in margins.items()
     )
     Calibration(key, exits, tokens, {"translators": False}).save(place_of(key))
     return loaded

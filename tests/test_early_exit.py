@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tempo_mlx.api import Stream, stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.config import resolve
 from tempo_mlx.decode import early_exit, exit_plan
 from tempo_mlx.decode.branches import Branches
@@ -22,6 +26,7 @@ from tempo_mlx.decode.tree import Tree
 from tempo_mlx.model.exit_cache import MOST_WAITING
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
+from tests import twins
 from tests.exits import ALWAYS, loaded_with_exits
 
 PROMPT = "The and in then the"
@@ -272,3 +277,43 @@ def test_what_is_not_on_the_shortlist_can_be_chosen_if_the_text_has_it(
             assert step.tokens[0].id in seen
         seen.add(step.tokens[0].id)
     assert any(step.exit_layer is not None and step.tokens[0].id not in range(5) for step in steps)
+
+
+# The command line
+
+
+def test_compare_shows_full_lossy_and_lossless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    model = ["--model", str(twins.twin("llama")), "--max-tokens", "30"]
+    assert (
+        main(
+            ["generate", PROMPT, *model, "--early-exit", "--compare", "--default-mode", "--temperature", "0"]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    texts = {name: re.search(rf"^{name}: (.*)$", out, re.M) for name in ("full", "lossy", "lossless")}
+    assert all(texts.values()), out
+    assert texts["full"][1] == texts["lossless"][1] != texts["lossy"][1]  # type: ignore[index]
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[-3:]}
+    assert rows["lossless"][2] == rows["full"][2] == "100%" != rows["lossy"][2]
+    assert float(rows["lossy"][-1]) < 4 == float(rows["full"][-1])
+    assert main(["generate", PROMPT, *model, "--compare"]) == 2
+    assert "add --early-exit" in capsys.readouterr().err
+
+
+def test_the_originals_demonstration_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded_with_exits("llama", MARGINS, tmp_path, monkeypatch)
+    script = Path(__file__).parent.parent / "scripts" / "early_exit_demo.py"
+    flags = ["--model", str(twins.twin("llama")), "--prompt", PROMPT, "--max-tokens", "8"]
+    originals = ["--exit-layers", "1,2", "--confidence-thresholds", "0.7,0.8"]
+    for more in ([], originals, [*originals, "--raw-confidence"], ["--compare"]):
+        monkeypatch.setattr(sys, "argv", [str(script), *flags, *more])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(script), run_name="__main__")
+        assert end.value.code == 0, capsys.readouterr().err
+    assert "lossless:" in capsys.readouterr().out

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx._version import __version__
-from tempo_mlx.calibrate.fit import Outcome, curve, fit_translator, judge, shortlist
+from tempo_mlx.calibrate.fit import Outcome, Place, curve, fit_translator, judge, shortlist, together
 from tempo_mlx.calibrate.samples import TOGETHER, Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, Place, choose, costs_of
+from tempo_mlx.calibrate.schedule import Costs, choose, costs_of
 from tempo_mlx.errors import BackendError, OutputError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
@@ -30,6 +30,7 @@ LAST_WIDTHS = (4096, 8192, 16384)  # at the last layer, where everything else is
 FITTED_WIDTH = 4096  # with which translators are fitted
 TEMPERATURES = (0.0, 0.7)  # every prompt is continued once with each
 HELD_OUT = 3  # every third prompt judges, the others fit
+STRICTER = 10  # steps in which margins are raised
 DEV = 12  # of the others, every so-many-th stops the fitting
 
 Progress = Callable[[str, int, int], None]
@@ -91,7 +92,9 @@ def calibrate(
         "version": __version__, "prompts": len(prompts), "tokens": len(samples.choices),
         "held_out_tokens": len(held.choices), "translators": translators,
     }  # fmt: skip
-    exits = with_schedule(curves, outcomes, fitted, held, costs_of(model, (*WIDTHS, *LAST_WIDTHS)))
+    exits = with_schedule(
+        curves, outcomes, fitted, held, len(prompts), costs_of(model, (*WIDTHS, *LAST_WIDTHS))
+    )
     return Calibration(key, tuple(exits), listed, made)
 
 
@@ -105,23 +108,33 @@ def with_schedule(
     outcomes: Mapping[Place, Outcome],
     fitted: Mapping[int, Any],
     held: Samples,
+    prompts: int,
     costs: Costs,
 ) -> list[Exit]:
-    """The exits, each with the targets for which it pays. Of a layer that pays for none only the widest is kept, to say
-    so, and no translator.
+    """The exits, each with the targets for which it pays. Of a layer that pays for none only the widest is kept, to
+    say so, and no translator.
+
+    What a later exit is left with is harder than what it was judged on, as the exits before it took the sure choices;
+    so margins are raised until all exits of a target keep it together.
     """
     plain = {place: Exit(*place, curve) for place, curve in curves.items()}
-    pays: dict[Place, list[float]] = {place: [] for place in plain}
+    pays: dict[Place, dict[float, float]] = {place: {} for place in plain}
     for target in TARGETS:
-        thresholds = {place: item.margin(target) for place, item in plain.items()}
-        for place in choose(thresholds, outcomes, held.texts, costs):
-            pays[place].append(target)
+        for step in range(STRICTER):
+            aim = target + (1 - target) * step / STRICTER
+            thresholds = {place: item.margin(aim) for place, item in plain.items()}
+            places = choose(thresholds, outcomes, held.texts, costs)
+            least = {place: margin for place in places if (margin := thresholds[place]) is not None}
+            if together(places, least, outcomes, held.texts % prompts) >= target:
+                for place in places:
+                    pays[place][target] = least[place]
+                break
     paying = {layer for (layer, _), targets in pays.items() if targets}
     result = []
     for (layer, width), item in plain.items():
         if pays[layer, width]:
             weight, offset = fitted[layer] or (None, None)
-            result.append(replace(item, pays=tuple(pays[layer, width]), weight=weight, offset=offset))
+            result.append(replace(item, pays=pays[layer, width], weight=weight, offset=offset))
         elif layer not in paying and width == max(w for other, w in plain if other == layer):
             result.append(item)
     return result

@@ -28,6 +28,7 @@ CONFIDENCE = 0.95
 LEAST = 30  # samples without which nothing is promised
 POINTS = 100  # of a curve
 
+Place = tuple[int, int]  # layer and width of an exit
 Float32s = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
@@ -134,20 +135,36 @@ def judge(
     return Outcome(np.concatenate(margins), np.concatenate(right))
 
 
-def curve(outcome: Outcome, texts: Ints) -> Floats:
-    """(n, 3): margins falling, a lower bound of the agreement of the choices with so much, and their number.
-
-    The bound is Clopper and Pearson's, one-sided at CONFIDENCE, of as many independent choices as those of whole texts
-    are worth: choices of one text stand and fall together.
+def promised(right: NDArray[np.bool_], texts: Ints) -> float:
+    """A lower bound of the agreement that such choices have elsewhere: Clopper and Pearson's, one-sided at CONFIDENCE,
+    of as many independent choices as those of whole texts are worth, which stand and fall together.
     """
+    worth = len(right) / design_effect(right, texts)
+    return lower_bound(right.mean() * worth, worth)
+
+
+def together(
+    places: Sequence[Place], least: Mapping[Place, float], outcomes: Mapping[Place, Outcome], texts: Ints
+) -> float:
+    """The agreement promised of all choices that several exits make, each of what those before it let pass."""
+    open_still = np.ones(len(texts), bool)
+    right = np.zeros(len(texts), bool)
+    for place in places:
+        leaves = open_still & (outcomes[place].margins >= least[place])
+        right |= leaves & outcomes[place].right
+        open_still &= ~leaves
+    left = ~open_still
+    return promised(right[left], texts[left]) if left.any() else 1.0
+
+
+def curve(outcome: Outcome, texts: Ints) -> Floats:
+    """(n, 3): margins falling, the agreement promised of the choices with so much, and their number."""
     order = np.argsort(-outcome.margins, kind="stable")
     places = np.unique(np.linspace(min(LEAST, len(order)), len(order), POINTS).astype(int))
     points = []
     for place in places[places >= LEAST].tolist():
         chosen = order[:place]
-        right = outcome.right[chosen]
-        worth = place / design_effect(right, texts[chosen])
-        bound = lower_bound(right.mean() * worth, worth)
+        bound = promised(outcome.right[chosen], texts[chosen])
         points.append((float(outcome.margins[order[place - 1]]), bound, place))
     return np.array(points).reshape(-1, 3)
 

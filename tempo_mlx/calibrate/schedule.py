@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tempo_mlx.calibrate.fit import Outcome
+from tempo_mlx.calibrate.fit import Outcome, Place
 from tempo_mlx.calibrate.samples import Ints
 from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING
 from tempo_mlx.model.transformer import Transformer
@@ -15,7 +15,6 @@ MOST_EXITS = 3
 LEAST_GAIN = 0.005  # of the cost of a token, that one more exit must bring
 PLAYED = 4000  # samples
 MORE = 0.2  # of what the first row takes, each further row of a pass takes; measured on a CPU of two cores
-Place = tuple[int, int]  # layer and width of an exit
 
 
 @dataclass(frozen=True)

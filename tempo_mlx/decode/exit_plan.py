@@ -160,22 +160,24 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
     calibration = find_calibration(model.info)
     heads: dict[int, Head] = {}
     exits = []
-    for item, target in _chosen(calibration, config):
-        least = item.margin(target)
-        if least is not None:
-            head = heads.setdefault(item.width, Head(model, calibration.shortlist[: item.width]))
-            exits.append(OpenExit(item.layer, least, target, head, _translator(item, model)))
+    for item, target, least in _chosen(calibration, config):
+        head = heads.setdefault(item.width, Head(model, calibration.shortlist[: item.width]))
+        exits.append(OpenExit(item.layer, least, target, head, _translator(item, model)))
     return model, Plan(exits, heads.values(), propagate)
 
 
-def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float]]:
-    """Exits and the agreement each must promise: those named, or those that pay."""
+def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float, float]]:
+    """Exits, the agreement each must promise, and its margin: those named, or those that pay."""
     target = config.exit_target_agreement
     if not config.exit_layers:
-        nearest = min(TARGETS, key=lambda each: abs(each - target))
-        return [(item, target) for item in calibration.exits if nearest in item.pays]
+        judged = min((known for known in TARGETS if known >= target), default=max(TARGETS))
+        return [
+            (item, target, max(item.pays[judged], least))
+            for item in calibration.exits
+            if judged in item.pays and (least := item.margin(target)) is not None
+        ]
     targets = config.confidence_thresholds or (target,) * len(config.exit_layers)
-    chosen: list[tuple[Exit, float]] = []
+    chosen: list[tuple[Exit, float, float]] = []
     off: list[str] = []
     for layer, wanted in sorted(zip(config.exit_layers, targets, strict=True)):
         there = [item for item in calibration.exits if item.layer == layer]
@@ -185,9 +187,10 @@ def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit
                 f"Exit layer {layer} was not calibrated (layers {known} were); choose among them, or run `tempo-mlx "
                 f"calibrate --layers {','.join(map(str, config.exit_layers))}`."
             )
-        usable = [item for item in there if item.pays and item.margin(wanted) is not None]
+        usable = [(item, least) for item in there if item.pays and (least := item.margin(wanted)) is not None]
         if usable:
-            chosen.append((min(usable, key=lambda item: item.width), wanted))
+            item, least = min(usable, key=lambda pair: pair[0].width)
+            chosen.append((item, wanted, least))
         else:
             off.append(f"{layer} (at {wanted:g})")
     if off:

@@ -36,15 +36,15 @@ class Exit:
     """One layer (zero-based) that rows may leave after, choosing among the first `width` tokens of the shortlist.
 
     curve (n, 3), margins falling: a margin, the lower bound of the agreement of choices with at least so much, and
-    how many those were; the last row counts all. pays: the targets for which leaving here saved time when the exits
-    were chosen. weight (E, E) and offset (E,), float16: of the translator; None: there is none, and what the layer
-    gives is read as it is.
+    how many those were; the last row counts all. pays: for which targets leaving here saves time beside the other
+    exits of that target, and from which margin on they keep it together. weight (E, E) and offset (E,), float16: of
+    the translator; None: there is none, and what the layer gives is read as it is.
     """
 
     layer: int
     width: int
     curve: Floats
-    pays: tuple[float, ...] = ()
+    pays: Mapping[float, float] = field(default_factory=dict)
     weight: NDArray[np.float16] | None = None
     offset: NDArray[np.float16] | None = None
 
@@ -88,7 +88,7 @@ class Calibration:
                 arrays[f"{item.layer}.weight"], arrays[f"{item.layer}.offset"] = item.weight, item.offset
         about = {
             "format": FORMAT, "version": VERSION, "key": self.key, "made": dict(self.made),
-            "exits": [[item.layer, item.width, list(item.pays)] for item in self.exits],
+            "exits": [[item.layer, item.width, list(item.pays.items())] for item in self.exits],
         }  # fmt: skip
         draft = path.with_suffix(".part")
         try:
@@ -158,7 +158,7 @@ def read_calibration(path: Path, key: str) -> Calibration:
             for part in ("weight", "offset")
         )
         curve = file.array(f"{layer}.{width}.curve").astype(np.float64)
-        exits.append(Exit(layer, width, curve, tuple(pays), weight, offset))
+        exits.append(Exit(layer, width, curve, dict(pays), weight, offset))
     return Calibration(key, tuple(exits), file.array("shortlist"), about["made"])
 
 
