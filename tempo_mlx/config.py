@@ -50,8 +50,12 @@ def _search(default: object, help: str, *decoders: str, **rest: Any) -> Any:
     return row(default, "Search", help, decoders=decoders, **rest)
 
 
-def _exit(default: object, help: str, needs: Mapping[str, tuple[object, ...]] | None = None, **rest: Any) -> Any:
-    return row(default, "Early exit", help, decoders=EXITING, needs={"early_exit": (), **(needs or {})}, **rest)
+def _exit(
+    default: object, help: str, needs: Mapping[str, tuple[object, ...]] | None = None, **rest: Any
+) -> Any:
+    return row(
+        default, "Early exit", help, decoders=EXITING, needs={"early_exit": (), **(needs or {})}, **rest
+    )
 
 
 def _output(default: object, help: str, **rest: Any) -> Any:

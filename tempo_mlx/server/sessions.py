@@ -149,7 +149,10 @@ class Sessions:
             )
         if config.early_exit:
             raise ApiError(
-                422, "invalid_value", "Sessions go through the whole model; leave out early_exit.", "early_exit"
+                422,
+                "invalid_value",
+                "Sessions go through the whole model; leave out early_exit.",
+                "early_exit",
             )
         guide = None
         if config.thinking_budget is not None:
