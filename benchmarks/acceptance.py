@@ -2,8 +2,9 @@
 
     python -m benchmarks.acceptance [--prompts 20] [--only NAME ...]
 
-Each check prints one line and becomes a row of docs/acceptance.md (written when all were run). A check compares with
-something that shares no code with what it checks: transformers, mlx-lm's model, or one dense pass per run.
+Each check prints one line and becomes a row of docs/acceptance.md. What --only leaves out keeps the rows, and the
+date, of its last run. A check compares with something that shares no code with what it checks: transformers, mlx-lm's
+model, or one dense pass per run.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from tempo_mlx.weights.checkpoint import open_checkpoint
 
 MODEL = "smollm2-135m"
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "acceptance.md"
+KEPT = Path(__file__).resolve().parent / "results" / "acceptance.json"
 NEAR_TIE = 1e-3  # of a logit: two tokens this close may swap
 
 
@@ -177,24 +178,53 @@ EXACTNESS: dict[str, dict[str, Any]] = {
 }
 
 
-def exactness(bench: Bench, tokens: int = 40) -> Iterator[Row]:
+REMOVALS: dict[str, dict[str, Any]] = {
+    f"{signal}, {mode}": {
+        "use_retroactive_pruning": True,
+        "pruning_signal": signal,
+        "complete_removal_mode": mode,
+        **threshold,
+    }
+    for signal, threshold in (
+        ("posterior", {"posterior_threshold": 0.3}),
+        ("attention", {"attention_threshold": 0.02}),
+        ("probability", {"posterior_threshold": 0.3}),
+        ("random", {"posterior_threshold": 0.4}),
+    )
+    for mode in ("keep_token", "keep_unattended", "remove_position")
+}
+
+
+def exactness(bench: Bench) -> Iterator[Row]:
     """Runs recomputed from their file alone: by `verify` on both backends, and by transformers."""
+    for name, settings in EXACTNESS.items():
+        yield from replays(bench, name, settings, bench.prompts)
+
+
+def removals(bench: Bench) -> Iterator[Row]:
+    """The same for every signal and every way to remove, strict enough that whole sets go, on a few prompts each."""
+    for name, settings in REMOVALS.items():
+        yield from replays(bench, name, settings, bench.prompts[:5])
+
+
+def replays(
+    bench: Bench, name: str, settings: dict[str, Any], prompts: list[str], tokens: int = 40
+) -> Iterator[Row]:
     from tests.replay import differences
 
-    for name, settings in EXACTNESS.items():
-        worst = {"MLX": 0.0, "torch": 0.0, "transformers": 0.0}
-        removed = 0
-        for prompt in bench.prompts:
-            run = generate(bench.mlx, prompt, max_tokens=tokens, **settings)
-            run = Run.from_json(run.to_json())
-            removed += sum(t.removed_after is not None for s in run.steps for t in s.tokens)
-            worst["MLX"] = max(worst["MLX"], verify(run, bench.mlx.model).max_difference)
-            worst["torch"] = max(worst["torch"], verify(run, bench.torch.model).max_difference)
-            dense = differences(json.loads(run.to_json()), bench.transformers)
-            worst["transformers"] = max(worst["transformers"], *dense.values())
-        for backend, size in worst.items():
-            counted = f"{len(bench.prompts)} runs x {tokens} steps"
-            yield Row(f"replay: {name} (by {backend})", counted, size, 1e-4, f"{removed} members removed")
+    worst = {"MLX": 0.0, "torch": 0.0, "transformers": 0.0}
+    removed = 0
+    for prompt in prompts:
+        run = generate(bench.mlx, prompt, max_tokens=tokens, **settings)
+        run = Run.from_json(run.to_json())
+        removed += sum(t.removed_after is not None for s in run.steps for t in s.tokens)
+        worst["MLX"] = max(worst["MLX"], verify(run, bench.mlx.model).max_difference)
+        worst["torch"] = max(worst["torch"], verify(run, bench.torch.model).max_difference)
+        dense = differences(json.loads(run.to_json()), bench.transformers)
+        worst["transformers"] = max(worst["transformers"], *dense.values())
+    for backend, size in worst.items():
+        counted = f"{len(prompts)} runs x {tokens} steps"
+        yield Row(f"replay: {name} (by {backend})", counted, size, 1e-4, f"{removed} members removed")
 
 
 class Eager(Payoff):
@@ -246,28 +276,30 @@ CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "parity": parity,
     "greedy": greedy,
     "exactness": exactness,
+    "removals": removals,
     "lossless": lossless,
 }
 
 
-def write_report(rows: list[Row], bench: Bench, seconds: float) -> None:
-    info = versions(bench.mlx.model.info)
-    info["id"] = MODEL
+def write_report(kept: dict[str, Any]) -> None:
+    """kept: by check, in the order of CHECKS."""
+    checks = [(name, kept[name]) for name in CHECKS if name in kept]
+    rows = [(name, Row(**row)) for name, check in checks for row in check["rows"]]
+    dates = "; ".join(f"{name} on {check['date']}" for name, check in checks)
     lines = [
         "# Acceptance report",
         "",
-        f"Written by `make acceptance` on {datetime.date.today()} in {seconds / 60:.0f} minutes. "
-        f"{sum(r.ok for r in rows)} of {len(rows)} hold.",
+        f"Written by `make acceptance`: {dates}. {sum(row.ok for _, row in rows)} of {len(rows)} hold.",
         "",
         "| check | over | worst | bound | holds | note |",
         "|---|---|---|---|---|---|",
         *(
             f"| {r.check} | {r.counted} | {r.worst:.3g} | {r.bound:.3g} | {'yes' if r.ok else '**no**'} | {r.note} |"
-            for r in rows
+            for _, r in rows
         ),
         "",
         "```json",
-        json.dumps({**info, "processor": platform.machine()}),
+        *dict.fromkeys(json.dumps(check["versions"]) for _, check in checks),
         "```",
         "",
     ]
@@ -281,18 +313,28 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     options = parser.parse_args()
-    bench, rows, started = Bench(options.prompts), [], time.perf_counter()
+    bench, good = Bench(options.prompts), True
     for name in options.only:
+        rows = []
         for row in CHECKS[name](bench):
             rows.append(row)
+            good &= row.ok
             verdict = "ok  " if row.ok else "FAIL"
             print(
                 f"{verdict} {row.worst:9.2e} <= {row.bound:.0e}  {row.check}  ({row.counted}) {row.note}",
                 flush=True,
             )
-    if options.only == list(CHECKS) and options.prompts >= 20:
-        write_report(rows, bench, time.perf_counter() - started)
-    return 0 if all(row.ok for row in rows) else 1
+        if options.prompts >= 20:
+            kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+            kept[name] = {
+                "date": str(datetime.date.today()),
+                "versions": {**versions(bench.mlx.model.info), "id": MODEL, "processor": platform.machine()},
+                "rows": [asdict(each) for each in rows],
+            }
+            KEPT.parent.mkdir(exist_ok=True)
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+            write_report(kept)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
