@@ -150,7 +150,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "--output",
         str(tmp_path / "out"),
         "--page",
-        str(tmp_path / "p.md"),
+        str(tmp_path / "docs" / "p.md"),
     ]
     assert main(["bench", "--quick", "--suite", IN_PROCESS, *options]) == 0
     out = capsys.readouterr().out
@@ -161,9 +161,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "out" / "speed.jsonl").read_text().splitlines() == [
         line for line in out.splitlines() if line.startswith("{")
     ]
-    page_text = (tmp_path / "p.md").read_text()
+    page_text = (tmp_path / "docs" / "p.md").read_text()
     for name in IN_PROCESS.split(","):
-        assert f"\n## {name}\n" in page_text and f"](out/{name}.svg)" in page_text
+        assert f"\n## {name}\n" in page_text and f"](../out/{name}.svg)" in page_text
         assert (tmp_path / "out" / f"{name}.svg").read_text().count("<path") > 5
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000
     assert "original TEMPO is left out: name a checkout" in page_text

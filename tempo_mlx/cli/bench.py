@@ -67,8 +67,9 @@ def bench(
             f"Note: the load average is {before:.1f}; with other work on the machine times mean little."
         )
     config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
-    output.mkdir(parents=True, exist_ok=True)
     place, lines, store = page or output / "speed.md", output / "speed.jsonl", output / "speed.json"
+    for file in (place, store):
+        file.parent.mkdir(parents=True, exist_ok=True)
     with line_up(config, contender or NAMES, err.print) as field:
         equal = check_equal(field, tokens(field, 24))
         facts = environment(dict(field.loaded.model.info))
