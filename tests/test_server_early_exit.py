@@ -46,9 +46,9 @@ def test_a_run_leaves_early_and_says_so(server: Served) -> None:
 def test_what_does_not_go_together_is_refused(server: Served) -> None:
     session = server.post("/sessions", {**BODY, "steps": 2})
     assert session.status_code == 422 and "leave out early_exit" in session.text
-    scored = server.post(
-        "/v1/completions", {"model": "x", "prompt": "a", "logprobs": 2, "max_tokens": 4, "early_exit": True}
-    )
+    model = server.get("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "prompt": "a", "logprobs": 2, "max_tokens": 4, "tempo": {"early_exit": True}}
+    scored = server.post("/v1/completions", body)
     assert scored.status_code == 400 and "log-probabilities" in scored.text
     layers = server.post("/generate", {**BODY, "exit_layers": [9]})
     assert layers.status_code == 422 and "0 to 3" in layers.text
