@@ -263,6 +263,106 @@ test('branches are cards with their log-probabilities and what differs from the 
   await closePage(page)
 })
 
+test('early exit, by its preset: streams, tells how deep it went and what agreed, and offers nothing that it cannot do', async () => {
+  const page = await openPage(browser, link({ max_tokens: 16 }))
+  const worked = []
+  page.on('request', (request) => request.url().includes('/sessions') && worked.push(request.url()))
+  const post = () => page.waitForRequest((request) => request.method() === 'POST')
+  const expected = { prompt: 'The capital of France is', early_exit: true, max_tokens: 16 }
+  const preset = page.getByRole('radio', { name: 'Early exit' })
+  await preset.click()
+  await page.getByText('1 changed', { exact: true }).first().waitFor()
+  await page.evaluate(() => {
+    globalThis.counts = new Set()
+    const look = () => globalThis.counts.add(parseInt(document.querySelector('.facts')?.textContent ?? '0', 10))
+    new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true })
+  })
+  const [request] = await Promise.all([post(), button(page, 'Generate').click()])
+  assert.deepEqual(request.postDataJSON(), expected)
+  await page.getByText(/^(ended by itself|reached its length)$/).waitFor()
+  await idle(page)
+  const counts = await page.evaluate(() => globalThis.counts.size)
+  assert.ok(counts > 5, `tokens came in ${counts} portions`)
+
+  await button(page, 'Export ▾').click()
+  const [file] = await Promise.all([
+    page.waitForEvent('download'),
+    page.getByRole('menuitem', { name: 'Run file' }).click(),
+  ])
+  await file.saveAs(`${folder}/early.json`)
+  const run = JSON.parse(readFileSync(`${folder}/early.json`))
+  const layers = run.steps.map((step) => step.exit_layer)
+  const { mean_layers, agreement, exits } = run.early_exit
+  const facts = await page.locator('.facts').innerText()
+  assert.ok(
+    agreement > 0 && facts.includes(`${Number((100 * agreement).toPrecision(3))}% of early choices agreed`),
+    facts,
+  )
+  assert.ok(facts.includes(`${Number(mean_layers.toPrecision(3))} layers a step`), facts)
+
+  const chart = page.getByRole('figure').filter({ hasText: 'Exit layer' })
+  const drawn = await chart.locator('path.line').getAttribute('d')
+  assert.equal(drawn.match(/[ML]/g).length, layers.filter((layer) => layer !== null).length)
+  await page.getByRole('application').focus()
+  await page.keyboard.press('Home')
+  await chart.getByText('step 0: the whole model').waitFor()
+  const left = layers.findIndex((layer) => layer !== null)
+  for (let step = 0; step < left; step++) await page.keyboard.press('ArrowRight')
+  await chart.getByText(`step ${left}: ${layers[left]}`).waitFor()
+  await inspector(page).getByText(`left after layer ${layers[left]}`).waitFor()
+
+  await inspector(page)
+    .getByText('Branching, pinning and removing need every layer, so a run without early exit.')
+    .waitFor()
+  for (const name of [/^Branch/, /^Pin/, /^Remove/, /^Open this run/, /^Continue/, /^Undo/]) {
+    assert.equal(await page.getByRole('button', { name }).count(), 0, `${name} is offered`)
+  }
+  for (const key of 'bpxcu') await page.keyboard.press(key)
+  await idle(page)
+  assert.deepEqual(worked, [])
+  assert.equal(await page.getByRole('alert').count(), 0)
+  await assertAccessible(page, 'early exit, inspecting')
+
+  await page.setViewportSize({ width: 380, height: 760 })
+  await page.emulateMedia({ colorScheme: 'dark' })
+  await page.getByRole('tab', { name: 'Run' }).click()
+  const exit = exits.find((exit) => exit.left > 0)
+  await page.getByText(`${exit.left} left, ${exit.agreed} of ${exit.audited} agreed`).first().waitFor()
+  for (const tab of ['Run', 'Charts']) {
+    await page.getByRole('tab', { name: tab }).click()
+    await assertFits(page, `early exit, 380 px, ${tab}`)
+    await assertAccessible(page, `early exit, 380 px, dark, ${tab}`)
+  }
+  await page.setViewportSize({ width: 1280, height: 900 })
+  await button(page, 'Close').click()
+
+  const address = page.url()
+  assert.match(address, /early_exit=true/)
+  await page.goto('about:blank')
+  await page.goto(address)
+  await page.locator('[role=radio][aria-checked=true]', { hasText: 'Early exit' }).waitFor()
+  const [again] = await Promise.all([post(), button(page, 'Generate').click()])
+  assert.deepEqual(again.postDataJSON(), expected)
+  await page.getByText(/^(ended by itself|reached its length)$/).waitFor()
+  await idle(page)
+
+  await page.getByRole('radio', { name: 'Lineage' }).click()
+  await page.waitForFunction(() => !location.hash.includes('early_exit'))
+  await button(page, 'Generate').click()
+  await page.getByText('can go on', { exact: true }).waitFor()
+  await idle(page)
+  await page.locator('.set .t').nth(1).click()
+  await inspector(page).getByText('What it would say next').waitFor()
+  await button(page, 'Pin').click()
+  await button(page, 'Unpin').waitFor()
+  await idle(page)
+  await page.getByLabel('beside').selectOption({ index: 1 })
+  const differences = page.getByRole('region', { name: 'Differences' })
+  assert.match(await differences.innerText(), /layers a step\s+–\s+\d[^]*early_exit\s+false\s+true/)
+  assert.equal(await page.getByLabel('Find tokens').count(), 0)
+  await closePage(page)
+})
+
 test('an invalid value is named at its field, by the page or by the server', async () => {
   const page = await openPage(browser, server.url, { expected: [/422/] })
   const field = page.getByLabel('threshold', { exact: true })

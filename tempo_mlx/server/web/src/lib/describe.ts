@@ -1,7 +1,7 @@
 /** What there is to say about a member, in words. */
 
 import type { Member } from './lattice'
-import { endsText, isShown, type Rejected, type Step } from './run'
+import { endsText, isShown, numberOf, type Rejected, type Step, type Values } from './run'
 import { visible } from './text'
 
 export type Status = 'kept' | 'pruned' | 'unattended' | 'end'
@@ -40,6 +40,33 @@ export function describe(member: Member, step: Step): string {
 
 export function describeRejected(item: Rejected): string {
   return `${visible(item.text)}, ${short(item.probability)}: ${item.why}`
+}
+
+/** What the audit of an early-exit run comes to, in a few words; report/terminal.py has the same. */
+export function earlyExit(audit: Values): string[] {
+  if (audit.lossless === true) return ['early exit, lossless']
+  const facts: string[] = []
+  const layers = numberOf(audit, 'mean_layers')
+  if (layers !== null) facts.push(`${short(layers)} layers a step`)
+  const agreement = numberOf(audit, 'agreement')
+  if (agreement !== null) facts.push(`${short(100 * agreement)}% of early choices agreed`)
+  else facts.push(exitsOf(audit).some((exit) => exit.left !== 0) ? 'early choices not audited' : 'nothing left early')
+  return facts
+}
+
+/** The audit as a table: one line for each exit, after what concerns all of them. */
+export function auditTable(audit: Values): Values {
+  const { exits: _, ...whole } = audit
+  const lines = exitsOf(audit).map(({ layer, left, audited, agreed, closed }) => [
+    `layer ${String(layer)}`,
+    `${String(left)} left, ${String(agreed)} of ${String(audited)} agreed${closed === true ? ', closed' : ''}`,
+  ])
+  return { ...whole, ...(Object.fromEntries(lines) as Values) }
+}
+
+function exitsOf({ exits }: Values): Values[] {
+  if (!Array.isArray(exits)) return []
+  return exits.filter((exit): exit is Values => typeof exit === 'object' && exit !== null && !Array.isArray(exit))
 }
 
 /** Three significant digits. */

@@ -70,6 +70,8 @@ export interface Run {
   paths: Path[]
   finish_reason: string
   timing: Values
+  /** the audit, of a run that could leave the model early */
+  early_exit?: Values
 }
 
 /** A file that is not a run; the message is a sentence for the reader. */
@@ -97,6 +99,7 @@ export function checkRun(value: unknown): Run {
   need(isObject(prompt) && typeof prompt.text === 'string' && Array.isArray(prompt.token_ids), 'prompt')
   for (const name of ['model', 'versions', 'config', 'timing']) need(isObject(value[name]), name)
   for (const name of ['decoder', 'text', 'final_text', 'finish_reason']) need(typeof value[name] === 'string', name)
+  need(value.early_exit === undefined || isObject(value.early_exit), 'early_exit')
   need(value.reasoning === null || typeof value.reasoning === 'string', 'reasoning')
   need(Array.isArray(value.steps), 'steps')
   ;(value.steps as unknown[]).forEach(checkStep)

@@ -1,6 +1,17 @@
 import { describe, expect, it } from 'vitest'
 import { table } from '../testing/table'
-import { chooseRecipe, fill, parseSetting, readLink, recipeOf, recipes, writeLink, writeSetting } from './settings'
+import {
+  changesIn,
+  chooseRecipe,
+  fill,
+  parseSetting,
+  readLink,
+  recipeOf,
+  recipes,
+  unchanged,
+  writeLink,
+  writeSetting,
+} from './settings'
 
 const setting = (name: string) => table.settings.find((s) => s.name === name)!
 
@@ -70,15 +81,29 @@ describe('a form', () => {
 
 describe('recipes', () => {
   it('are those the server can serve', () => {
-    expect(recipes(table).map((r) => r.name)).toEqual(['lineage', 'original', 'plain'])
+    expect(recipes(table).map((r) => r.name)).toEqual(['lineage', 'original', 'plain', 'early-exit'])
   })
 
   it('are recognised and chosen', () => {
-    expect(recipeOf(table, { max_tokens: '5' })).toBe('lineage')
-    expect(recipeOf(table, { preset: 'plain', temperature: '0' })).toBe('plain')
+    expect(recipeOf(table, { max_tokens: '5' })?.name).toBe('lineage')
+    expect(recipeOf(table, { preset: 'plain', temperature: '0' })?.name).toBe('plain')
+    expect(recipeOf(table, { preset: 'plain', temperature: '0.7' })).toBeUndefined()
+    expect(recipeOf(table, { early_exit: 'true', max_tokens: '5' })?.name).toBe('early-exit')
     const original = recipes(table)[1]!
     const chosen = chooseRecipe(table, { preset: 'plain', temperature: '0', max_tokens: '5', attend: 'best' }, original)
     expect(chosen).toEqual({ preset: 'original', max_tokens: '5' })
+    expect(chooseRecipe(table, { early_exit: 'true', max_tokens: '5' }, recipes(table)[0]!)).toEqual({
+      max_tokens: '5',
+    })
+  })
+
+  it.each([
+    [{ preset: 'plain', temperature: '0' }, [], { preset: 'plain', temperature: '0' }],
+    [{ early_exit: 'true', max_tokens: '5', threshold: '2' }, ['max_tokens', 'threshold'], { early_exit: 'true' }],
+    [{ preset: 'plain', temperature: '0.7' }, ['temperature'], { preset: 'plain' }],
+  ])('%j changes %j', (chosen, changed, back) => {
+    expect([...changesIn(table, chosen, fill(table, chosen))]).toEqual(changed)
+    expect(unchanged(table, chosen)).toEqual(back)
   })
 })
 

@@ -210,13 +210,27 @@ export function recipes(table: SettingsTable): Recipe[] {
   )
 }
 
-/** Which recipe the choices amount to: the one with all its choices made, most specific first. */
-export function recipeOf(table: SettingsTable, chosen: Chosen): string {
-  const matching = recipes(table).filter((recipe) =>
-    Object.entries(recipe.chosen).every(([name, value]) => chosen[name] === value),
+/** Which recipe the choices amount to: one of their preset, with all its choices made, the most specific. */
+export function recipeOf(table: SettingsTable, chosen: Chosen): Recipe | undefined {
+  const preset = (choices: Chosen) => choices[PRESET] ?? 'lineage'
+  const matching = recipes(table).filter(
+    (recipe) =>
+      preset(recipe.chosen) === preset(chosen) &&
+      Object.entries(recipe.chosen).every(([name, value]) => chosen[name] === value),
   )
-  matching.sort((a, b) => Object.keys(b.chosen).length - Object.keys(a.chosen).length)
-  return matching[0]?.name ?? ''
+  return matching.sort((a, b) => Object.keys(b.chosen).length - Object.keys(a.chosen).length)[0]
+}
+
+/** What is left of the choices when all changes are taken back: the recipe's, or the bare preset. */
+export function unchanged(table: SettingsTable, chosen: Chosen): Chosen {
+  return recipeOf(table, chosen)?.chosen ?? { [PRESET]: chosen[PRESET]! }
+}
+
+/** Names of the choices that count and that the recipe did not make. */
+export function changesIn(table: SettingsTable, chosen: Chosen, { explicit, errors }: Form): Set<string> {
+  const own = unchanged(table, chosen)
+  const count = Object.keys({ ...explicit, ...errors })
+  return new Set(count.filter((name) => name !== PRESET && chosen[name] !== own[name]))
 }
 
 /** Choose a recipe: what other recipes set goes, and so does what the new preset decides. */

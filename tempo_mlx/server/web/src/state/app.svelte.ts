@@ -61,9 +61,18 @@ export class App {
     const busy = health !== null && health !== 'unreachable' && health.waiting > 0
     return busy ? 'Waiting for other requests' : 'Reading the prompt'
   })
-  readonly interactive: boolean = $derived(
-    !this.standalone && this.table !== null && this.table.session_decoders.includes(this.view?.run.decoder ?? ''),
-  )
+  /** why the run can only be looked at, in a sentence; null where the server can open it as a session */
+  readonly fixed: string | null = $derived.by(() => {
+    const { table, view } = this
+    if (!table || !view) return null
+    const needed = 'Branching, pinning and removing'
+    const decoders = table.session_decoders
+    if (decoders.length === 0) return `${needed} need sessions, which this server does not keep.`
+    if (!decoders.includes(view.run.decoder)) return `${needed} need a run with decoder ${decoders.join(' or ')}.`
+    if (view.run.config.early_exit === true) return `${needed} need every layer, so a run without early exit.`
+    return null
+  })
+  readonly interactive: boolean = $derived(!this.standalone && !!this.table && !!this.view && this.fixed === null)
 
   // --- settings and links ---
 
@@ -153,8 +162,8 @@ export class App {
     view.name = nameOf({ prompt: { text: this.prompt } })
     const retry = () => void this.generate()
     await this.work(view, retry, async (id, signal) => {
-      // A session has no end, so it reads no paths off, and it goes through the whole model; a finished run can
-      // still be opened as one.
+      // A session has no end, so it reads no paths off (the finished run can still be opened as one), and it goes
+      // through the whole model.
       const plain = Number(form.values.paths ?? 0) > 0 || form.values.early_exit === true
       if (plain || !table.session_decoders.includes(String(form.values.decoder))) {
         await this.watch(view, api.stream('generate/stream', body, id, signal))

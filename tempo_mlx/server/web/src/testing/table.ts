@@ -35,7 +35,7 @@ export const table: SettingsTable = {
   },
   decoders: ['superposed', 'tree', 'plain'],
   session_decoders: ['superposed', 'plain'],
-  groups: ['Input', 'Lengths', 'Selection', 'Retroactive pruning', 'Search'],
+  groups: ['Input', 'Lengths', 'Selection', 'Retroactive pruning', 'Search', 'Early exit'],
   settings: [
     setting('chat', 'boolean', false, { group: 'Input' }),
     setting('system', 'string', null, { group: 'Input', optional: true, needs: { chat: [] } }),
@@ -58,6 +58,7 @@ export const table: SettingsTable = {
       needs: { use_retroactive_pruning: [], pruning_signal: ['posterior'] },
     }),
     setting('decoder', 'string', 'superposed', { group: 'Search', choices: ['superposed', 'tree', 'plain'] }),
+    setting('early_exit', 'boolean', false, { group: 'Early exit' }),
     setting('exit_layers', 'integer', null, { many: true, optional: true, minimum: 0 }),
     setting('min_p', 'number', 0.1, { above: 0, below: 1 }),
   ],
