@@ -323,9 +323,13 @@ test('early exit, by its preset: streams, tells how deep it went and what agreed
   assert.equal(await page.getByRole('alert').count(), 0)
   await assertAccessible(page, 'early exit, inspecting')
 
+  await page.getByRole('tab', { name: 'Members' }).click()
+  await page.getByRole('region', { name: 'Members' }).evaluate((box) => {
+    box.scrollTop = 100 // the event comes when the table has gone
+    document.getElementById('tab-details').click()
+  })
   await page.setViewportSize({ width: 380, height: 760 })
   await page.emulateMedia({ colorScheme: 'dark' })
-  await page.getByRole('tab', { name: 'Run' }).click()
   const exit = exits.find((exit) => exit.left > 0)
   await page.getByText(`${exit.left} left, ${exit.agreed} of ${exit.audited} agreed`).first().waitFor()
   for (const tab of ['Run', 'Charts']) {
@@ -360,6 +364,17 @@ test('early exit, by its preset: streams, tells how deep it went and what agreed
   const differences = page.getByRole('region', { name: 'Differences' })
   assert.match(await differences.innerText(), /layers a step\s+–\s+\d[^]*early_exit\s+false\s+true/)
   assert.equal(await page.getByLabel('Find tokens').count(), 0)
+  await page.getByLabel('Steps to continue').fill('1')
+  await button(page, 'Continue').click()
+  await page.getByText('17 steps', { exact: true }).waitFor()
+  await idle(page)
+  await button(page, 'Export ▾').click()
+  const [picture] = await Promise.all([
+    page.waitForEvent('download'),
+    page.getByRole('menuitem', { name: 'Lattice SVG' }).click(),
+  ])
+  await picture.saveAs(`${folder}/compared.svg`)
+  assert.match(readFileSync(`${folder}/compared.svg`, 'utf8'), />16</)
   await closePage(page)
 })
 
