@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
@@ -28,6 +29,7 @@ from tempo_mlx.model.parallel import ParallelModel
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
+from tempo_mlx.weights import Tokenizer
 
 LATTICE_DECODERS = ("superposed", "plain")
 
@@ -120,13 +122,12 @@ class Stream(Iterator[Step]):
         self.finish_reason: str | None = None
         self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
-        self.started = time.perf_counter()
+        self.interruption = Interruption(config.timeout, interrupted)
+        self.started = self.interruption.started
         self.prefilled = self.ended = self.started
         self._prune = prune
         self._value = value
         self._cache = cache
-        self._outside = interrupted
-        self._cancelled = False
 
     @property
     def steps(self) -> list[Step]:
@@ -134,7 +135,7 @@ class Stream(Iterator[Step]):
 
     def cancel(self) -> None:
         """End the run at the next step or chunk of the prompt; what was generated is kept."""
-        self._cancelled = True
+        self.interruption.cancelled = True
 
     def __next__(self) -> Step:
         if self.finish_reason is None:
@@ -235,13 +236,13 @@ class Stream(Iterator[Step]):
             cache = self.exits.cache_around(cache)
         ids: Any = self.prompt.token_ids
         common: dict[str, Any] = {
-            "eos_ids": tokenizer.eos_ids, "cache": cache, "interrupted": self._interruption,
+            "eos_ids": tokenizer.eos_ids, "cache": cache, "interrupted": self.interruption,
         }  # fmt: skip
         if config.thinking_budget is not None:
             common["guide"] = thinking.Budget(tokenizer, config.thinking_budget, self._opened)
         if config.decoder in LATTICE_DECODERS:
             return Tempo(model, ids, config, prune=self._prune, **common)
-        common["stops"] = self._holds_stop if config.stop else None
+        common["stops"] = partial(holds_stop, tokenizer, config.stop) if config.stop else None
         if config.decoder == "mcts":
             return Mcts(model, ids, config, value=self._value, **common)
         return Tree(model, ids, config, make_rule(config, len(tokenizer.eos_ids)), **common)
@@ -249,13 +250,6 @@ class Stream(Iterator[Step]):
     @property
     def _opened(self) -> bool:
         return thinking.is_open(self.prompt.text)
-
-    def _interruption(self) -> str | None:
-        if self._cancelled:
-            return "cancelled"
-        if self.config.timeout is not None and time.perf_counter() - self.started > self.config.timeout:
-            return "timeout"
-        return self._outside() if self._outside is not None else None
 
     def _reason_to_stop(self) -> str | None:
         """Why no further step follows, if so."""
@@ -268,18 +262,40 @@ class Stream(Iterator[Step]):
                 return "length"
             if limit is not None and len(self.decoder.cache) + len(self.steps[-1].tokens) > limit:
                 return "memory"
-        return self._interruption()
+        return self.interruption()
 
     def _stop_text(self) -> bool:
         """Whether the most probable reading of a lattice holds a stop string; texts of a tree end on their own."""
         if not self.config.stop or self.config.decoder not in LATTICE_DECODERS:
             return False
         reading = best_path([with_texts(step, self.loaded.tokenizer) for step in self.steps])
-        return self._holds_stop([token.id for token in reading])
+        return holds_stop(self.loaded.tokenizer, self.config.stop, [token.id for token in reading])
 
-    def _holds_stop(self, token_ids: Sequence[int]) -> bool:
-        text = self.loaded.tokenizer.decode(token_ids, continues=True)
-        return cut_at_stop(text, self.config.stop) != text
+
+class Interruption:
+    """Why a run ends early, if so: asked by the decoder, between its chunks and steps.
+
+    It knows neither the run nor its decoder, which know it: so their memory is free as soon as nobody holds them.
+    """
+
+    def __init__(self, timeout: float | None, outside: Callable[[], str | None] | None) -> None:
+        """timeout: seconds from now. outside: the caller's own reasons."""
+        self.started = time.perf_counter()
+        self.cancelled = False
+        self._timeout, self._outside = timeout, outside
+
+    def __call__(self) -> str | None:
+        if self.cancelled:
+            return "cancelled"
+        if self._timeout is not None and time.perf_counter() - self.started > self._timeout:
+            return "timeout"
+        return self._outside() if self._outside is not None else None
+
+
+def holds_stop(tokenizer: Tokenizer, stop: Sequence[str], token_ids: Sequence[int]) -> bool:
+    """Whether the text of these tokens holds one of the strings."""
+    text = tokenizer.decode(token_ids, continues=True)
+    return cut_at_stop(text, stop) != text
 
 
 def open_exits(model: Any, config: GenerateConfig, context: Sequence[int]) -> EarlyExit | RankedExits | None:

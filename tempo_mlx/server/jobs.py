@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig
@@ -47,15 +47,18 @@ class Jobs:
 
     def start(
         self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
-    ) -> Iterator[Output | None]:
-        """The request's outputs; what it computes, it computes when the next one is asked for."""
+    ) -> Generator[Output | None, None, None]:
+        """The request's outputs; what it computes, it computes when the next one is asked for.
+
+        Close it when no more is wanted: what it holds is let go then.
+        """
         if kind == "session":
             return self.sessions.perform(payload, id, interrupted)
         return self._decode(kind, payload, id, interrupted)
 
     def _decode(
         self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
-    ) -> Iterator[Output]:
+    ) -> Generator[Output, None, None]:
         config: GenerateConfig = with_measured_width(payload["config"], self.loaded.model)
         prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)
         run = generate if kind == "generate" else complete

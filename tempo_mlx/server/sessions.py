@@ -45,7 +45,9 @@ class Sessions:
         for session in [s for s in self.kept.values() if s.used < oldest and not s.busy]:
             self._drop(session)
 
-    def perform(self, payload: dict[str, Any], id: str, interrupted: Interrupted) -> Iterator[Output | None]:
+    def perform(
+        self, payload: dict[str, Any], id: str, interrupted: Interrupted
+    ) -> Generator[Output | None, None, None]:
         """One action. The last output is the session's new state, or what was asked for."""
         action, owner = payload["action"], payload["owner"]
         if action == "create":

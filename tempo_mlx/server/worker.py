@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class Job:
 
     id: str
     size: int  # of its prompt, for the order of prefills
-    outputs: Iterator[Output | None]
+    outputs: Generator[Output | None, None, None] = field(init=False)
     started: bool = False  # its prompt has been run
     busy: bool = False  # an outer frame of the stack is advancing it
     reason: str | None = None  # why it shall end
@@ -116,7 +116,7 @@ class Worker:
 
     def handle(self, message: FromServer) -> None:
         if isinstance(message, Submit):
-            job = Job(message.id, prompt_size(message.payload), iter(()))
+            job = Job(message.id, prompt_size(message.payload))
             job.outputs = self.work.start(
                 message.kind, message.payload, message.id, lambda: self.interrupted(job)
             )
@@ -165,6 +165,7 @@ class Worker:
         self.send(message)
         if isinstance(message, Problem) or message.last:
             del self.jobs[job.id]
+            job.outputs.close()  # it knows this job through `interrupted`: a circle, with the run's cache in it
 
     def interrupted(self, job: Job) -> str | None:
         """Asked by a decoder between two chunks of a prompt and between two steps."""
