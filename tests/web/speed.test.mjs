@@ -12,8 +12,9 @@ let browser
 before(async () => (browser = await launch()))
 after(() => browser.close())
 
-test('a streamed step costs at most 8 ms of scripting', async () => {
+test('a streamed step costs at most 8 ms of scripting', async (t) => {
   const served = await serveCanned(large(STEPS, 8), 20)
+  t.after(served.close)
   const page = await openPage(browser, served.url)
   const client = await page.context().newCDPSession(page)
   await client.send('Performance.enable')
@@ -33,5 +34,4 @@ test('a streamed step costs at most 8 ms of scripting', async () => {
   console.log(`# ${scripting.toFixed(2)} ms of scripting a step, ${all.toFixed(2)} ms of all work of the main thread`)
   assert.ok(scripting <= 8, `${scripting} ms`)
   await closePage(page)
-  served.close()
 })
