@@ -230,7 +230,7 @@ def replays(
 class Eager(Payoff):
     """Always drafts, whether it pays or not."""
 
-    def drafts(self) -> bool:
+    def allows(self, source: str) -> bool:
         return True
 
 
@@ -258,7 +258,8 @@ def lossless(bench: Bench, tokens: int = 64) -> Iterator[Row]:
             for _ in decoding:
                 pass
             run = decoding.run()
-            drafted, accepted = drafted + decoding.exits.drafted, accepted + decoding.exits.accepted
+            drafted += decoding.exits.account.drafted
+            accepted += decoding.exits.account.accepted
             same = same_beginning(full, run)
             if same < len(full.steps) or len(run.steps) != len(full.steps):
                 both = [[token.probability for token in r.steps[same].tokens] for r in (full, run)]

@@ -2,8 +2,9 @@
 
     python -m benchmarks.early_exit [--prompts 24] [--timed 24] [--tokens 64] [--rounds 1]
 
-First, on all prompts (none of them the calibration's): how often choices made early agree, and whether they do as
-often as promised when prompts are drawn again. Then `--prompts` of them are decoded with every arm, for what does not
+The prompts are those of benchmarks/quality, six kinds, none of them the calibration's. First, on all of them: how often
+choices made early agree, and whether they do as often as promised when prompts are drawn again. Then `--prompts` of
+them are decoded with every arm, for what does not
 depend on the machine: audited agreement, the beginning shared with full decoding, perplexity under the whole model,
 repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing else
 run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table, one JSON line an arm, and writes both and a
@@ -23,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from benchmarks.studies import prompts, shards, versions
+from benchmarks.quality.prompts import read_prompts
+from benchmarks.studies import shards, versions
 from tempo_mlx import load
 from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
@@ -38,6 +40,7 @@ MODEL = "smollm2-135m"
 RESULTS = Path(__file__).with_name("results") / "early-exit"
 TARGETS = (0.90, 0.95, 0.98)
 RESAMPLES = 10_000
+SAVED = ("layers", "head", "lookup")
 
 
 def arms(tokens: int) -> dict[str, GenerateConfig]:
@@ -46,7 +49,14 @@ def arms(tokens: int) -> dict[str, GenerateConfig]:
         f"lossy {target:.2f}": {**base, "early_exit": True, "exit_target_agreement": target}
         for target in TARGETS
     }
-    chosen = {FULL: base, **lossy, "lossless": {**base, "early_exit": True, "lossless": True}}
+    lossy["lossy 0.95, no lookup"] = {**lossy["lossy 0.95"], "exit_lookup": False}
+    lossless = {**base, "early_exit": True, "lossless": True}
+    chosen = {
+        FULL: base,
+        **lossy,
+        "lossless": lossless,
+        "lossless, no lookup": {**lossless, "exit_lookup": False},
+    }
     return {name: resolve(settings) for name, settings in chosen.items()}
 
 
@@ -60,6 +70,7 @@ def judged(loaded: Any, prompt: str, configs: Mapping[str, GenerateConfig]) -> d
             "audited": sum(item["audited"] for item in early.get("exits", ()) if "audited" in item),
             "agreed": sum(item["agreed"] for item in early.get("exits", ()) if "agreed" in item),
             "exits": early.get("exits", []),
+            "accepted": early.get("accepted", run.timing.get("early_exit_accepted", 0)),
             "layers": early.get("mean_layers") or loaded.model.architecture.num_hidden_layers,
             "same": same_beginning(runs[FULL], run) / len(runs[FULL].steps),
             "perplexity": perplexity(loaded, run),
@@ -124,7 +135,7 @@ def timed(
 ) -> dict[str, dict[str, list[float]]]:
     """Decoding seconds, joules and shares saved of every arm, by prompt and round; the arms take turns."""
     found: dict[str, dict[str, list[float]]] = {
-        name: {"seconds": [], "joules": [], "layers": [], "head": []} for name in configs
+        name: {"seconds": [], "joules": [], **{part: [] for part in SAVED}} for name in configs
     }
     for text in texts:
         for _ in range(rounds):
@@ -133,8 +144,8 @@ def timed(
                 timing = generate(loaded, text, config=config).timing
                 after = joules()
                 found[name]["seconds"].append(timing["decode_seconds"])
-                found[name]["layers"].append(timing.get("early_exit_saved_by_layers", 0.0))
-                found[name]["head"].append(timing.get("early_exit_saved_by_head", 0.0))
+                for part in SAVED:
+                    found[name][part].append(timing.get(f"early_exit_saved_by_{part}", 0.0))
                 if before is not None and after is not None:
                     found[name]["joules"].append(after - before)
     return found
@@ -159,7 +170,11 @@ def summary(
         "prompts": len(about),
         "tokens": tokens,
         "agreement": float(agreed.sum() / audited.sum()) if audited.sum() else None,
-        "left_early": float(audited.sum() / (len(about) * (tokens - 1))),
+        "left_early": float(
+            np.mean([sum(e["left"] for e in item[name]["exits"] if "left" in e) for item in about])
+        )
+        / (tokens - 1),
+        "run_ahead": float(np.mean([item[name]["accepted"] for item in about])) / (tokens - 1),
         "same_start": float(np.mean([item[name]["same"] for item in about])),
         "same_throughout": sum(item[name]["same"] == 1 for item in about),
         "perplexity": float(np.exp(np.mean(np.log([item[name]["perplexity"] for item in about])))),
@@ -172,8 +187,7 @@ def summary(
             "speedup": float(sum(taken[FULL]["seconds"]) / sum(taken[name]["seconds"])),
             "speedup_quartiles": np.percentile(ratios, [25, 50, 75]).tolist(),
             "tokens_per_second": tokens * len(ratios) / sum(taken[name]["seconds"]),
-            "saved_by_layers": float(np.mean(taken[name]["layers"])),
-            "saved_by_head": float(np.mean(taken[name]["head"])),
+            **{f"saved_by_{part}": float(np.mean(taken[name][part])) for part in SAVED},
             "joules_per_token": sum(taken[name]["joules"]) / (tokens * len(ratios))
             if taken[name]["joules"]
             else None,
@@ -184,9 +198,10 @@ def summary(
 COLUMNS = (
     ("arm", "arm", "{}"), ("x full", "speedup", "{:.2f}"), ("tokens/s", "tokens_per_second", "{:.1f}"),
     ("agreement", "agreement", "{:.1%}"),
-    ("left early", "left_early", "{:.0%}"), ("same start", "same_start", "{:.0%}"),
+    ("left early", "left_early", "{:.0%}"), ("run ahead", "run_ahead", "{:.0%}"),
+    ("same start", "same_start", "{:.0%}"),
     ("perplexity", "perplexity", "{:.2f}"), ("repetition", "repetition", "{:.0%}"), ("layers", "layers", "{:.1f}"),
-    ("by layers", "saved_by_layers", "{:.1%}"), ("by head", "saved_by_head", "{:.1%}"),
+    *((f"by {part}", f"saved_by_{part}", "{:.1%}") for part in SAVED),
 )  # fmt: skip
 
 
@@ -227,12 +242,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     loaded, configs = load(MODEL), arms(options.tokens)
+    texts = [prompt.text for prompt in read_prompts()]
     (held,) = shards(
-        RESULTS / "held-out", ["all"], lambda _: list(held_out(loaded, prompts(), options.tokens).items())
+        RESULTS / "held-out", ["all"], lambda _: list(held_out(loaded, texts, options.tokens).items())
     )
     for target, share in held:
         print(f"held-out prompts, target {target}: {json.dumps(share)}", flush=True)
-    texts = prompts(options.prompts)
+    texts = texts[: options.prompts]
     about = shards(
         RESULTS / f"prompts-{options.tokens}", map(str, range(len(texts))),
         lambda key: judged(loaded, texts[int(key)], configs),

@@ -266,6 +266,10 @@ class GenerateConfig(Checked):
         0.0, "Penalty, in nats, for a child that follows the same token in another branch.", "tree", minimum=0,
         maximum=1e6,
     )
+    best_of: int = _search(
+        0, "Follow so many branches, and give those that are probable and say what no other does (a pair of tokens is "
+        "worth branch_diversity).", "tree", minimum=0, maximum=256, default_text="as many as branches",
+    )
     merge_length: int = _search(
         3, "Branches whose last so many tokens agree are merged; 0: never.", "tree", minimum=0,
         maximum=1_000_000,
@@ -301,6 +305,9 @@ class GenerateConfig(Checked):
         "exact", "What later rows see of a pass that left: what they would have (it is caught up), or its last state.",
         needs={"lossless": (False,)},
     )
+    exit_lookup: bool = _exit(
+        True, "Run passes ahead where the text reads as it did before, with what followed then; it is used if right.",
+    )
     lossless: bool = _exit(
         False, "Draft with the exits and check with the whole model: the output of full decoding, whatever it takes.",
     )
@@ -312,6 +319,10 @@ class GenerateConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if 0 < self.best_of < self.branches:
+            raise ConfigError(
+                f"best_of is {self.best_of}, fewer than the {self.branches} branches wanted; ask for at least as many."
+            )
         layers, thresholds = self.exit_layers, self.confidence_thresholds
         if layers and thresholds and len(layers) != len(thresholds):
             raise ConfigError(

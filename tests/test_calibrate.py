@@ -16,7 +16,7 @@ from tempo_mlx import calibrate as calibrating
 from tempo_mlx.calibrate import calibrate, forget_samples
 from tempo_mlx.calibrate.fit import Outcome, curve, design_effect, lower_bound
 from tempo_mlx.calibrate.samples import read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, choose, price
+from tempo_mlx.calibrate.schedule import Costs, choose, choose_draft, drafting_price, price
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError, ModelError
 from tempo_mlx.model import calibration
@@ -229,6 +229,28 @@ def test_exits_that_cost_more_than_they_save_stay_shut() -> None:
     )
 
 
+def test_the_exit_that_drafts_is_the_one_that_saves_most_or_none() -> None:
+    costs = Costs(layers=10, layer=1.0, head=3.0, more_layer=0.1, more_head=0.3, look={1: 0.2})
+    texts = np.zeros(120, np.int64)
+    every = np.ones(120, bool)
+    # six rows through 6 layers, five looks among them; then 4 layers and the head once for all; six tokens
+    assert drafting_price((5, 1), every, every, texts, costs) == pytest.approx(
+        (6 * 6 + 5 * 0.2 + 4 * (1 + 5 * 0.1) + 3 + 5 * 0.3) / 6
+    )
+    # a wrong draft costs its row, and gives nothing
+    assert drafting_price((5, 1), every, ~every, texts, costs) == pytest.approx(
+        (2 * 6 + 0.2 + 4 * 1.1 + 3.3), rel=0.01
+    )
+    # nothing is sure: a look each
+    assert drafting_price((5, 1), ~every, every, texts, costs) == pytest.approx(13.2)
+    sure = np.ones(120, np.float32)
+    outcomes = {(place, 1): Outcome(sure, every) for place in (2, 5)}
+    assert choose_draft({(2, 1): 0.5, (5, 1): 0.5}, outcomes, texts, costs) == (2, 1)
+    assert choose_draft({(2, 1): 1.5, (5, 1): 0.5}, outcomes, texts, costs) == (5, 1)
+    assert choose_draft({(2, 1): 1.5}, outcomes, texts, costs) is None
+    assert choose_draft({}, outcomes, texts, costs) is None
+
+
 def test_a_model_trained_to_be_left_early_is_read_as_it_is(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,3 +278,4 @@ def test_a_model_trained_to_be_left_early_is_read_as_it_is(
     full = tempo_mlx.generate(loaded, "The", **settings)
     lossless = tempo_mlx.generate(loaded, "The", early_exit=True, lossless=True, **settings)
     assert lossless.final_text == full.final_text
+    assert any(0.95 in item.drafts for item in found.exits)

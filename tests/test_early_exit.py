@@ -20,14 +20,15 @@ from tempo_mlx.decode import early_exit, exit_plan
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.early_exit import EarlyExit
 from tempo_mlx.decode.exit_plan import at_most, make_plan
-from tempo_mlx.decode.self_speculation import LEARNING, Payoff
+from tempo_mlx.decode.lookup import Lookup
+from tempo_mlx.decode.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Tree
 from tempo_mlx.model.exit_cache import MOST_WAITING
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests import twins
-from tests.exits import ALWAYS, loaded_with_exits
+from tests.exits import ALWAYS, foresee, loaded_with_exits
 
 PROMPT = "The and in then the"
 MARGINS = {1: 0.15, 2: 0.1, 3: 0.5}
@@ -103,12 +104,12 @@ def contents(cache: Any) -> np.ndarray:
     return np.array([[np.array(layer[0][:, : len(cache)]) for layer in buffer] for buffer in buffers])
 
 
-def mirrored(loaded: Any, decoder: str, steps: int = 40, **settings: Any) -> tuple[Any, Mirror]:
-    config = resolve({**DECODERS[decoder], **settings, "early_exit": True})
+def mirrored(loaded: Any, settings: dict[str, Any], steps: int = 40) -> tuple[Any, Mirror]:
+    config = resolve({**settings, "early_exit": True})
     ids = loaded.tokenizer.encode(PROMPT)
     mirror = Mirror(EarlyExit(*make_plan(loaded.model, config), ids))
     run: Any = (
-        Tree(mirror, ids, config, Branches(config)) if decoder == "branches" else Tempo(mirror, ids, config)
+        Tree(mirror, ids, config, Branches(config)) if "branches" in settings else Tempo(mirror, ids, config)
     )
     for _ in range(steps):
         run.advance()
@@ -122,7 +123,7 @@ def test_after_catching_up_every_layers_cache_is_the_full_models(
     name: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = loaded_with_exits(name, MARGINS, tmp_path, monkeypatch)
-    run, mirror = mirrored(loaded, decoder)
+    run, mirror = mirrored(loaded, {**DECODERS[decoder], "exit_lookup": False})
     assert sum(item.left for item in mirror.exits.plan.exits if item.layer < 3) > 5, "too little left to test"
     assert 1 < mirror.most_waiting <= MOST_WAITING + 1
     mirror.exits.finish(run.cache.early)
@@ -167,7 +168,7 @@ def test_slots_may_go_while_rows_wait(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_propagated_keys_are_those_of_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers below the exit are exact, those above are not, and nothing waits."""
     loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
-    run, mirror = mirrored(loaded, "superposed", exit_kv="propagate")
+    run, mirror = mirrored(loaded, {**DECODERS["superposed"], "exit_kv": "propagate"})
     assert mirror.most_waiting == 0
     first = len(loaded.tokenizer.encode(PROMPT))
     difference = np.abs(contents(run.cache.early.inner) - contents(run.cache.full))
@@ -180,7 +181,7 @@ def test_propagated_keys_are_those_of_the_last_state(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_lossless_is_full_decoding(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Payoff, "drafts", lambda self: True)
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: True)
     loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
     full = decoded(loaded, **DECODERS[decoder])
     ours = decoded(loaded, early_exit=True, lossless=True, **DECODERS[decoder])
@@ -197,7 +198,7 @@ def test_lossless_is_full_decoding(decoder: str, tmp_path: Path, monkeypatch: py
 
 
 def test_a_text_may_end_inside_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Payoff, "drafts", lambda self: True)
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: True)
     loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
     for stop_at in range(2, 12):
         full = decoded(loaded, decoder="plain", temperature=0)
@@ -210,22 +211,103 @@ def test_a_text_may_end_inside_a_draft(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(loaded.tokenizer, "eos_ids", frozenset())
 
 
-def test_drafting_that_does_not_pay_stops_after_a_steps_worth_of_loss() -> None:
-    payoff = Payoff()
-    drafted = 0
-    for _ in range(100):
-        drafts = payoff.drafts()
-        drafted += drafts
-        payoff.took(1.3 if drafts else 1.0, drafts)
-    assert payoff.stopped and drafted == 4  # 4 x 0.3 is more than the one step that may be lost
-    payoff = Payoff()
-    for _ in range(100):
-        drafts = payoff.drafts()
-        payoff.took(1.3 if drafts else 1.0, drafts)
-        if drafts:
-            payoff.yielded()
-    assert not payoff.stopped
-    assert LEARNING >= 3
+def test_running_ahead_that_does_not_pay_pauses_after_a_steps_worth_of_loss() -> None:
+    payoff, ahead = Payoff(), []
+    for step in range(LEARNING + 4 + PAUSE + 1):
+        payoff.step()
+        source = LOOKUP if payoff.allows(LOOKUP) else None
+        ahead += [step] if source else []
+        payoff.took(1.3 if source else 1.0, source)
+    # 4 x 0.3 is more than the one step that may be lost
+    assert ahead == [*range(LEARNING, LEARNING + 4), LEARNING + 4 + PAUSE]
+
+
+def test_running_ahead_that_pays_goes_on_and_steps_are_timed_anew() -> None:
+    payoff, in_full = Payoff(), []
+    for step in range(100):
+        payoff.step()
+        source = EXIT if payoff.allows(EXIT) else None
+        in_full += [] if source else [step]
+        payoff.took(1.3 if source else 1.0, source)
+        payoff.yielded(source)
+    assert in_full == [*range(LEARNING), *range(LEARNING - 1 + RELEARNING, 100, RELEARNING)]
+    payoff.step()
+    payoff.took(9.0, LOOKUP)
+    payoff.step()
+    assert payoff.allows(EXIT) and not payoff.allows(LOOKUP), "each is held to its own account"
+
+
+# Guesses from the text itself
+
+
+def test_as_many_tokens_are_guessed_as_read_alike() -> None:
+    assert Lookup([1, 2, 3, 4]).guess() == []
+    assert Lookup([1, 2, 3, 4, 1, 2]).guess() == [3, 4]
+    assert Lookup([9, 1, 2, 3, 4, 5, 8, 1, 2, 6, 7, 1, 2]).guess() == [6, 7], "of equals the latest"
+    assert Lookup([9, 1, 2, 3, 4, 5, 8, 1, 2, 6, 7, 9, 1, 2]).guess() == [3, 4, 5], (
+        "the longest before the latest"
+    )
+    text = Lookup([*range(20), 30])
+    text.add(range(19))
+    assert text.guess() == [19, 30, 0, 1, 2, 3, 4]
+    assert Lookup([5] * 4).guess() == [5]
+
+
+def narrow(decoder: str) -> dict[str, Any]:
+    """A decoder's settings with sets of one member mostly, after which guesses are possible."""
+    return {**DECODERS[decoder], **({"threshold": 0.05} if "threshold" in DECODERS[decoder] else {})}
+
+
+@pytest.mark.usefixtures("never_closing")
+@pytest.mark.parametrize("layer", [None, 3])
+@pytest.mark.parametrize("decoder", ["plain", "superposed", "compacted", "best"])
+def test_what_is_run_ahead_changes_nothing(
+    decoder: str, layer: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices are the full model's, with no exit and with one at the last layer that knows the whole vocabulary."""
+    loaded = loaded_with_exits("llama", {layer: ALWAYS} if layer else {}, tmp_path, monkeypatch)
+    settings = narrow(decoder)
+    full = decoded(loaded, **settings)
+    foresee(monkeypatch, loaded.model)
+    ours = decoded(loaded, early_exit=True, **settings)
+    assert sets(ours) == sets(full)
+    run = ours.run()
+    assert run.early_exit is not None
+    assert run.early_exit["drafted"] > run.early_exit["accepted"] > 5
+    assert run.early_exit["passes"] == len(run.steps) - 1
+    assert [step.exit_layer for step in run.steps[1:]] == [layer] * (len(run.steps) - 1)
+    without = decoded(loaded, early_exit=True, exit_lookup=False, **settings).run()
+    assert without.early_exit is not None and without.early_exit["drafted"] == 0
+
+
+@pytest.mark.usefixtures("never_closing")
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])
+def test_the_cache_is_exact_after_running_ahead_while_rows_wait(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits(name, MARGINS, tmp_path, monkeypatch)
+    foresee(monkeypatch, loaded.model, of=3)
+    run, mirror = mirrored(loaded, DECODERS["plain"])
+    account = mirror.exits.account
+    assert account.drafted > account.accepted > 5 and mirror.most_waiting > 1
+    mirror.exits.finish(run.cache.early)
+    assert np.abs(contents(run.cache.early.inner) - contents(run.cache.full)).max() < 1e-4
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_lossless_is_full_decoding_whoever_runs_ahead(
+    decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses from the text, and with what the exit drafts where there is none."""
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: True)
+    loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
+    settings = narrow(decoder)
+    full = decoded(loaded, **settings)
+    foresee(monkeypatch, loaded.model, of=3)
+    ours = decoded(loaded, early_exit=True, lossless=True, **settings)
+    assert sets(ours) == sets(full)
+    if decoder != "branches":
+        assert ours.run().timing["early_exit_accepted"] > 1
 
 
 # The audit

@@ -166,6 +166,7 @@ def test_every_setting_of_a_request_is_checked_like_the_command_lines(server: Se
         ({"threshold": 1.5}, "threshold"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"branches": 200}, "branches"),
+        ({"branches": 2, "best_of": 200}, "best_of"),
         ({"decoder": "nope"}, "decoder"),
         ({"threshold": "0.1"}, "threshold"),
         ({"typo": 1}, "typo"),

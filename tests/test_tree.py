@@ -13,7 +13,8 @@ from tempo_mlx.api import generate, stream
 from tempo_mlx.config import resolve
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.score import score_sequences
-from tempo_mlx.decode.tree import Frontier, Node
+from tempo_mlx.decode.tree import Frontier, Node, most_different
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests.trees import decode, loaded, prompt, removals, teacher
@@ -25,6 +26,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"branch_choice": "sample", "temperature": 1.4, "threshold": 0.01},
     {"merge_length": 0, "min_steps": 9},
     {"branch_diversity": 2.0},
+    {"branch_diversity": 1.0, "best_of": 9},
 ]
 
 
@@ -106,6 +108,38 @@ def test_diversity_makes_texts_share_less() -> None:
         return sum(len({pair for path in run.paths for pair in pairwise(path.token_ids)}) for run in runs)
 
     assert pairs(3.0) > pairs(0.0)
+
+
+def text_of(log_prob: float, *tokens: int) -> Node:
+    node = Node(-1, 0.0, 0, 0)
+    for length, token in enumerate(tokens, 1):
+        node = Node(token, log_prob * length / len(tokens), length, 0, node)
+    return node
+
+
+def test_the_most_different_of_probable_texts_are_kept() -> None:
+    texts = [
+        text_of(-4, 1, 2, 3, 4),
+        text_of(-5, 1, 2, 3, 5),
+        text_of(-6, 6, 7, 8, 9),
+        text_of(-9, 9, 8, 7, 6),
+    ]
+    assert most_different(texts, 2, 0.0) == texts[:2]
+    assert most_different(texts, 2, 0.4) == texts[:2]  # 3 new pairs of 0.4 against 1, and 1 nat
+    assert most_different(texts, 2, 0.6) == [texts[0], texts[2]]
+    assert most_different(texts, 3, 3.0) == [texts[0], texts[2], texts[3]]
+    assert most_different(texts, 9, 3.0) == texts
+    long = text_of(-6, *range(20, 32))  # its log-probability is that of twelve tokens
+    assert most_different([texts[0], texts[1], long], 2, 0.1) == [texts[0], long]
+
+
+def test_some_of_more_branches_are_given() -> None:
+    settings: dict[str, Any] = {"max_tokens": 14, "threshold": 0.02, "branch_diversity": 1.0}
+    all_ = [path.token_ids for path in decode(loaded(), prompt(2), branches=7, **settings).paths]
+    some = [path.token_ids for path in decode(loaded(), prompt(2), branches=3, best_of=7, **settings).paths]
+    assert len(some) == 3 and some == [text for text in all_ if text in some] != all_[:3]
+    with pytest.raises(ConfigError, match="fewer than the 3 branches"):
+        resolve({"branches": 3, "best_of": 2})
 
 
 def test_results_are_distinct_and_ordered_by_mean_log_probability() -> None:

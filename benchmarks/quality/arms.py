@@ -61,6 +61,9 @@ NUCLEUS = _sample("nucleus", "nucleus 0.9", None, top_p=0.9)
 BRANCHES = _branches("branches", "branches", None)
 SAMPLED = _branches("branches-sample", "branches, sampled", None, branch_choice="sample")
 DIVERSE = _branches("branches-diversity-1", "branches, diversity 1", None, branch_diversity=1.0)
+FIVE_OF_EIGHT = _branches(
+    "branches-5-of-8", "branches, diversity 1, best of 8", None, branch_diversity=1.0, best_of=8
+)
 LINEAGE = Arm("lineage", {}, (*LATTICE, "thinned: posterior", "thinned: probability"))
 
 # What the claims are about comes first and is run on every prompt of the test split.
@@ -72,6 +75,7 @@ MAIN = (
     BRANCHES,
     SAMPLED,
     DIVERSE,
+    FIVE_OF_EIGHT,
     LINEAGE,
     _diverse(0.5),
     _branches("branches-diversity-0.5", "branches, diversity 0.5", branch_diversity=0.5),
@@ -111,5 +115,11 @@ TUNING = (
         _branches(f"sample-T-{t}", f"branches, sampled, T {t}", branch_choice="sample", temperature=t)
         for t in (0.5, 0.7)
     ),
-    Arm("best-5-of-8", {"branches": 8, "branch_choice": "sample"}, label="branches, sampled, best 5 of 8"),
+    _branches("sample-5-of-8", "branches, sampled, best of 8", branch_choice="sample", best_of=8),
+    *(
+        _branches(
+            f"diversity-{d:g}-5-of-8", f"branches, diversity {d:g}, best of 8", branch_diversity=d, best_of=8
+        )
+        for d in (0.5, 1.0)
+    ),
 )

@@ -54,7 +54,7 @@ def arms_of(config: GenerateConfig) -> dict[str, GenerateConfig]:
     """Full decoding, and the early exit that `config` asks for, once lossy and once lossless."""
     full = replace(
         config, early_exit=False, lossless=False, exit_layers=(), confidence_thresholds=(), raw_confidence=False,
-        exit_kv="exact", exit_target_agreement=0.95,
+        exit_kv="exact", exit_lookup=True, exit_target_agreement=0.95,
     )  # fmt: skip
     return {
         FULL: full,
@@ -137,6 +137,7 @@ def settings_of_arm(config: GenerateConfig) -> dict[str, Any]:
         "exit_target_agreement",
         "lossless",
         "exit_kv",
+        "exit_lookup",
         "decoder",
         "temperature",
         "max_tokens",

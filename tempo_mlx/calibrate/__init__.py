@@ -18,7 +18,7 @@ import numpy as np
 from tempo_mlx._version import __version__
 from tempo_mlx.calibrate.fit import Outcome, Place, curve, fit_translator, judge, shortlist, together
 from tempo_mlx.calibrate.samples import TOGETHER, Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, choose, costs_of
+from tempo_mlx.calibrate.schedule import Costs, choose, choose_draft, costs_of
 from tempo_mlx.errors import BackendError, OutputError
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
@@ -111,15 +111,20 @@ def with_schedule(
     prompts: int,
     costs: Costs,
 ) -> list[Exit]:
-    """The exits, each with the targets for which it pays. Of a layer that pays for none only the widest is kept, to
-    say so, and no translator.
+    """The exits, each with the targets for which it pays, or pays to draft with. Of a layer that never does only the
+    widest is kept, to say so, and no translator.
 
     What a later exit is left with is harder than what it was judged on, as the exits before it took the sure choices;
     so margins are raised until all exits of a target keep it together.
     """
     plain = {place: Exit(*place, curve) for place, curve in curves.items()}
     pays: dict[Place, dict[float, float]] = {place: {} for place in plain}
+    drafts: dict[Place, dict[float, float]] = {place: {} for place in plain}
     for target in TARGETS:
+        known = {place: item.margin(target) for place, item in plain.items()}
+        margins = {place: margin for place, margin in known.items() if margin is not None}
+        if (best := choose_draft(margins, outcomes, held.texts, costs)) is not None:
+            drafts[best][target] = margins[best]
         for step in range(STRICTER):
             aim = target + (1 - target) * step / STRICTER
             thresholds = {place: item.margin(aim) for place, item in plain.items()}
@@ -129,12 +134,13 @@ def with_schedule(
                 for place in places:
                     pays[place][target] = least[place]
                 break
-    paying = {layer for (layer, _), targets in pays.items() if targets}
+    paying = {layer for layer, width in plain if pays[layer, width] or drafts[layer, width]}
     result = []
     for (layer, width), item in plain.items():
-        if pays[layer, width]:
+        place = layer, width
+        if pays[place] or drafts[place]:
             weight, offset = fitted[layer] or (None, None)
-            result.append(replace(item, pays=pays[layer, width], weight=weight, offset=offset))
+            result.append(replace(item, pays=pays[place], drafts=drafts[place], weight=weight, offset=offset))
         elif layer not in paying and width == max(w for other, w in plain if other == layer):
             result.append(item)
     return result

@@ -27,7 +27,7 @@ class Branches:
     """
 
     def __init__(self, config: GenerateConfig) -> None:
-        self.width = config.branches
+        self.width = max(config.branches, config.best_of)
         self.threshold: float | None = config.threshold
         self.floor = float(np.log(max(config.threshold, np.finfo(np.float32).tiny)))
         self.merge_length = config.merge_length

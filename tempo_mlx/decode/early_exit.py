@@ -6,6 +6,10 @@ takes them along through the layers they have not seen, so that weights are read
 cache ends up what it would have been (EE-LLM, arXiv 2312.04916, catches up alike). What the whole model would have
 chosen for them is then known: the audit, by which an exit that does not keep its word is closed.
 
+A row that stands alone is run together with those that would follow if the text went on as it did before (`Lookup`):
+weights are read once for all of them, and what the decoder then asks for is there already. Such rows go through every
+layer; at the last one they may be spared the vocabulary like any others.
+
 A set's rows leave together. L rows of a pass, S slots, E model dim, V vocabulary, C tokens an exit chooses among.
 """
 
@@ -19,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.decode.exit_account import Account
-from tempo_mlx.decode.exit_plan import OpenExit, Plan
+from tempo_mlx.decode.exit_plan import Found, OpenExit, Plan
+from tempo_mlx.decode.lookup import Lookup
 from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING, ExitCache, WaitingRows
+from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCache, WaitingRows
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.transformer import Transformer
 
@@ -39,12 +44,13 @@ class EarlyExit:
     """A Transformer with exits. One for each run: it knows the run's tokens, and counts."""
 
     def __init__(self, model: Transformer, plan: Plan, context: Sequence[int] = ()) -> None:
-        """context: tokens of the text so far, which an exit may always choose."""
+        """context: tokens of the text so far, which an exit may always choose, and which may come again."""
         self.model, self.plan = model, plan
         self.architecture, self.info = model.architecture, model.info
         self.layers = model.architecture.num_hidden_layers
         self.account = Account(self.layers)
-        self._to_audit: list[tuple[Any, Ints, OpenExit]] = []
+        self.lookup = Lookup(context)
+        self._to_audit: list[WaitingRows] = []
         plan.widen(context)
 
     def new_cache(self) -> ExitCache:
@@ -74,6 +80,8 @@ class EarlyExit:
     ) -> Forward:
         """See `model.forward`. Prompts, and passes whose attention is asked for, go through every layer."""
         self.plan.widen(tokens)
+        if logits == "all":
+            self.lookup.add(tokens[:1])  # the likeliest of a set
         if logits != "all" or attention or len(tokens) > MOST_ROWS:
             cache.forget()
             self.catch_up(cache)
@@ -90,24 +98,54 @@ class EarlyExit:
         cache: ExitCache,
     ) -> Forward:
         """A pass that may leave."""
+        if cache.drafted and cache.drafted[0].is_of(tokens, positions, bias):
+            return self.hand_out(cache.drafted.pop(0))
+        cache.forget()
         rows = self.enter(tokens, positions, bias, cache)
+        if self.plan.lookup and len(tokens) == 1 and (guessed := self.lookup.guess()):
+            return self.step_ahead(rows, guessed, cache)
         behind = len(cache.waiting) - 1
         for item in self.plan.open:
             if behind >= MOST_WAITING and item.layer < self.layers - 1:
                 continue
             self.deepen(cache, item.layer + 1)
-            start = time.perf_counter()
-            found = item.read(rows.x)
-            self.account.looked(time.perf_counter() - start)
+            found, choices = self.look(item, rows.x)
             if (found.confidence >= item.least).all():
-                return self.leave(
-                    cache, rows, item, found.tokens[found.logits.argmax(axis=1)], self.spread(found)
-                )
+                return self.leave(cache, rows, item, choices, self.spread(found))
         self.deepen(cache, self.layers)
-        full = self.head(rows.x)
-        self.settle(cache)
-        self.account.passed(self.layers)
-        return Forward(np.array(full, copy=False))
+        return self.answer(cache, [rows], (), np.array(self.head(rows.x), copy=False))
+
+    def step_ahead(self, first: WaitingRows, guessed: Sequence[int], cache: ExitCache) -> Forward:
+        """A pass of one row, and of those that would follow if the next tokens were those guessed.
+
+        All go through every layer. An exit at the last one answers if it is sure of every row up to the first that
+        chooses otherwise than guessed; those after it are dropped.
+        """
+        before = self.account.spent
+        rows = [first]
+        for token in guessed:
+            rows.append(self.follow(rows[-1], token, cache))
+        self.deepen(cache, self.layers)
+        x, logits = joined(rows), None
+        for item in self.plan.open:
+            if item.layer == self.layers - 1:
+                found, choices = self.look(item, x)
+                asked = 1 + agreeing(choices, guessed)
+                if (found.confidence[:asked] >= item.least).all():
+                    logits = self.spread(found)[:asked]
+                    for each, choice in zip(rows, choices[:asked, None], strict=False):
+                        each.left = (item, choice)
+        if logits is None:
+            logits = np.array(self.head(x), copy=False)
+        self.account.ran_ahead(before)
+        return self.answer(cache, rows, guessed, logits)
+
+    def look(self, item: OpenExit, x: Any) -> tuple[Found, Ints]:
+        """What an exit says of rows x (L, E), and the tokens (L,) it would choose."""
+        start = time.perf_counter()
+        found = item.read(x)
+        self.account.looked(time.perf_counter() - start)
+        return found, found.tokens[found.logits.argmax(axis=1)]
 
     def enter(
         self,
@@ -119,47 +157,83 @@ class EarlyExit:
         """Append rows that have run no layer yet."""
         return cache.enter(self.model.embedded(tokens), np.asarray(positions, np.int64), bias)
 
+    def follow(self, rows: WaitingRows, token: int, cache: ExitCache) -> WaitingRows:
+        """Append the row that comes after one that stands alone, if `token` does."""
+        seen = np.pad(rows.bias, ((0, 0), (0, 1)))
+        return self.enter([token], rows.positions + 1, seen, cache)
+
     def deepen(self, cache: ExitCache, stop: int) -> None:
         """Run the newest rows through every layer before `stop`, and with them all that wait on the way."""
         while cache.waiting and (low := cache.waiting[-1].level) < stop:
-            joined = [rows for rows in cache.waiting if rows.level == low]
+            alike = [rows for rows in cache.waiting if rows.level == low]
             upto = min([stop, *(rows.level for rows in cache.waiting if rows.level > low)])
             start = time.perf_counter()
-            x = mx.concatenate([rows.x for rows in joined]) if len(joined) > 1 else joined[0].x
             x, _ = self.model.run_layers(
-                x, self.model.rows(*cache.seen_by(joined), cache.inner), cache.inner, low, upto
+                joined(alike), self.model.rows(*cache.seen_by(alike), cache.inner), cache.inner, low, upto
             )
             mx.eval(x)
-            self.account.ran(upto - low, len(joined) == 1, time.perf_counter() - start)
-            parts = mx.split(x, np.cumsum([len(rows.positions) for rows in joined])[:-1].tolist())
-            for rows, part in zip(joined, parts, strict=True):
+            self.account.ran(upto - low, len(alike) == 1, time.perf_counter() - start)
+            parts = mx.split(x, np.cumsum([len(rows.positions) for rows in alike])[:-1].tolist())
+            for rows, part in zip(alike, parts, strict=True):
                 rows.x, rows.level = part, upto
 
     def leave(
         self, cache: ExitCache, rows: WaitingRows, item: OpenExit, choices: Ints, logits: Float32s
     ) -> Forward:
         """Let the newest rows wait where they are, or write at once what later rows would see of them."""
-        if self.account.left < AUDITED_FIRST or self.account.left % AUDITED_EVERY == 0:
-            rows.left = (item, choices)
-        self.account.left += 1
-        self.account.passed(item.layer + 1)
-        item.left += len(choices)
+        rows.left = (item, choices)
         if rows.level == self.layers:
-            self.settle(cache)
-        elif self.plan.propagate:
+            return self.answer(cache, [rows], (), logits)
+        if self.plan.propagate:
             self.model.remember(
                 rows.x, self.model.rows(*cache.seen_by([rows]), cache.inner), cache.inner, rows.level
             )
             cache.waiting.remove(rows)
+        return self.count(rows, logits)
+
+    def answer(
+        self, cache: ExitCache, rows: list[WaitingRows], guessed: Sequence[int], logits: Float32s
+    ) -> Forward:
+        """The first rows' logits. Those of guessed ones are kept, as far as there are any; all have run every layer."""
+        first = len(rows[0].positions)
+        drafted = [
+            Drafted(token, each, logits[at : at + 1])
+            for at, token, each in zip(range(first, len(logits)), guessed, rows[1:], strict=False)
+        ]
+        self.account.drafted += len(guessed)
+        cache.hold(drafted, len(guessed) - len(drafted))
+        found = self.count(rows[0], logits[:first])
+        self.settle(cache)
+        return found
+
+    def hand_out(self, drafted: Drafted) -> Forward:
+        """The answer to a pass that was run ahead."""
+        self.account.accepted += 1
+        found = self.count(drafted.rows, drafted.logits)
+        self.await_audit([drafted.rows])
+        return found
+
+    def count(self, rows: WaitingRows, logits: Float32s) -> Forward:
+        """The answer to a pass, which counts from now on, and may have to be audited."""
+        if rows.left is None:
+            self.account.passed(self.layers)
+            return Forward(logits)
+        item, choices = rows.left
+        if self.account.left >= AUDITED_FIRST and self.account.left % AUDITED_EVERY:
+            rows.left = None
+        self.account.left += 1
+        self.account.passed(item.layer + 1)
+        item.left += len(choices)
         return Forward(logits, None, np.full(len(choices), item.layer))
 
     def settle(self, cache: ExitCache) -> None:
         """All waiting rows have run every layer: they are ordinary rows now, and those that left are to be audited."""
-        self._to_audit += [
-            (rows.x, rows.left[1], rows.left[0]) for rows in cache.waiting if rows.left is not None
-        ]
+        self.await_audit(cache.waiting)
         cache.waiting = []
-        if sum(len(choices) for _, choices, _ in self._to_audit) >= AUDITED_TOGETHER:
+
+    def await_audit(self, rows: Sequence[WaitingRows]) -> None:
+        self._to_audit += [each for each in rows if each.left is not None]
+        if sum(len(each.positions) for each in self._to_audit) >= AUDITED_TOGETHER:
             self.audit()
 
     def audit(self) -> None:
@@ -167,11 +241,12 @@ class EarlyExit:
         if not self._to_audit:
             return
         if not self.account.heads:
-            self.head(self._to_audit[0][0][:1])  # or it would be unknown what the others saved
+            self.head(self._to_audit[0].x[:1])  # or it would be unknown what the others saved
         start = time.perf_counter()
-        best = np.array(self.model.logits(mx.concatenate([x for x, _, _ in self._to_audit])).argmax(axis=-1))
+        best = np.array(self.model.logits(joined(self._to_audit)).argmax(axis=-1))
         at = 0
-        for _, choices, item in self._to_audit:
+        for rows in self._to_audit:
+            item, choices = rows.left
             item.note(best[at : at + len(choices)] == choices)
             at += len(choices)
         self._to_audit = []
@@ -216,3 +291,14 @@ class EarlyExit:
         logits = np.repeat(least, self.architecture.vocab_size, axis=1)
         logits[:, found.tokens] = found.logits
         return logits
+
+
+def joined(rows: Sequence[WaitingRows]) -> Any:
+    """The states (L, E) of several passes' rows."""
+    return mx.concatenate([each.x for each in rows]) if len(rows) > 1 else rows[0].x
+
+
+def agreeing(choices: Ints, guessed: Sequence[int]) -> int:
+    """How many guesses, from the first on, are what the row before them chose."""
+    pairs = list(zip(choices.tolist(), guessed, strict=False))
+    return next((at for at, (choice, guess) in enumerate(pairs) if choice != guess), len(pairs))

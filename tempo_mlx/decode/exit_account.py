@@ -17,6 +17,8 @@ class Account:
             0  # passes of a step, and the layers that they went through before the answer
         )
         self.left = 0  # passes that left early
+        self.drafted = self.accepted = 0  # rows run ahead, and those that were asked for
+        self.ahead, self.ahead_seconds = 0, 0.0  # passes that guesses were run with, and what they took
         self.layer_seconds = self.head_seconds = self.look_seconds = self.audit_seconds = 0.0
         self._alone = (0, 0.0)  # layers that ran one pass's rows alone, and their seconds
         self.heads = 0  # times that the full head was run for a pass
@@ -40,19 +42,32 @@ class Account:
         self.passes += 1
         self.depth += depth
 
+    @property
+    def spent(self) -> tuple[float, float, float, int]:
+        """Seconds of layers, head and looks, and how often the head was run."""
+        return self.layer_seconds, self.head_seconds, self.look_seconds, self.heads
+
+    def ran_ahead(self, before: tuple[float, float, float, int]) -> None:
+        """What was spent since `before` was for a pass and for guesses at those after it."""
+        self.ahead += 1
+        self.ahead_seconds += sum(self.spent[:3]) - sum(before[:3])
+        self.layer_seconds, self.head_seconds, self.look_seconds, self.heads = before
+
     def timing(self) -> dict[str, float]:
         """Shares of the time of going all the way with every pass, as far as it can be told from this run: saved by
-        layers (catching up taken off), saved by the vocabulary head (looks and audits taken off).
+        layers (catching up taken off), by the vocabulary head (looks and audits taken off), and by running ahead.
         """
         if not (self.passes and self.heads and self._alone[0]):
             return {}
-        layers = self.passes * self.layers * self._alone[1] / self._alone[0]
-        heads = self.passes * self.head_seconds / self.heads
-        return {
-            "early_exit_saved_by_layers": (layers - self.layer_seconds) / (layers + heads),
-            "early_exit_saved_by_head": (heads - self.head_seconds - self.look_seconds - self.audit_seconds)
-            / (layers + heads),
+        layers, head = self.layers * self._alone[1] / self._alone[0], self.head_seconds / self.heads
+        alone = self.passes - self.accepted - self.ahead  # passes that had nothing to do with guesses
+        saved = {
+            "layers": alone * layers - self.layer_seconds,
+            "head": alone * head - self.head_seconds - self.look_seconds - self.audit_seconds,
+            "lookup": (self.accepted + self.ahead) * (layers + head) - self.ahead_seconds,
         }
+        full = self.passes * (layers + head)
+        return {f"early_exit_saved_by_{name}": seconds / full for name, seconds in saved.items()}
 
     def report(self, exits: Sequence[OpenExit], **policy: Any) -> dict[str, Any]:
         """The `early_exit` section of a run: what happened, without times."""
@@ -61,6 +76,8 @@ class Account:
             **policy,
             "passes": self.passes,
             "mean_layers": self.depth / self.passes if self.passes else None,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
             "agreement": agreed / audited if audited else None,
             "exits": [
                 {

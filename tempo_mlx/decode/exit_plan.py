@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +115,22 @@ def at_most(hits: int, trials: int, probability: float) -> float:
 
 
 class Plan:
-    """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly."""
+    """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly.
 
-    def __init__(self, exits: Sequence[OpenExit], heads: Iterable[Head], propagate: bool = False) -> None:
-        self.exits, self.propagate = list(exits), propagate
+    drafts: the exit that drafts for lossless decoding, if that pays. lookup: whether what the text said before is
+    guessed to come again.
+    """
+
+    def __init__(
+        self,
+        exits: Sequence[OpenExit],
+        heads: Iterable[Head],
+        *,
+        drafts: OpenExit | None = None,
+        propagate: bool = False,
+        lookup: bool = True,
+    ) -> None:
+        self.exits, self.drafts, self.propagate, self.lookup = list(exits), drafts, propagate, lookup
         self._heads = list(heads)
 
     @property
@@ -147,36 +159,49 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
             "This model's positions depend on the length of the text, so rows cannot be caught up; leave out "
             "--early-exit."
         )
-    propagate = config.exit_kv == "propagate"
+    policy: dict[str, Any] = {"propagate": config.exit_kv == "propagate", "lookup": config.exit_lookup}
     if config.raw_confidence:
         log.warning("Raw confidence is not calibrated: nothing is promised about how often an exit agrees.")
         head = Head(model, None)
         layers = config.exit_layers or asked[:-1]
         sure = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
-        pairs = sorted(zip(layers, sure, strict=True))
-        return model, Plan(
-            [OpenExit(layer, least, None, head, None) for layer, least in pairs], [head], propagate
-        )
+        exits = [
+            OpenExit(layer, least, None, head, None)
+            for layer, least in sorted(zip(layers, sure, strict=True))
+        ]
+        return model, Plan(exits, [head], drafts=exits[-1], **policy)
     calibration = find_calibration(model.info)
     heads: dict[int, Head] = {}
-    exits = []
-    for item, target, least in _chosen(calibration, config):
+
+    def opened(item: Exit, target: float, least: float) -> OpenExit:
         head = heads.setdefault(item.width, Head(model, calibration.shortlist[: item.width]))
-        exits.append(OpenExit(item.layer, least, target, head, _translator(item, model)))
-    return model, Plan(exits, heads.values(), propagate)
+        return OpenExit(item.layer, least, target, head, _translator(item, model))
+
+    exits = [opened(*chosen) for chosen in _chosen(calibration, config)]
+    if config.exit_layers:
+        drafts = exits[-1] if exits else None
+    else:
+        drafting = _judged(calibration, config, lambda item: item.drafts)
+        drafts = next((opened(*chosen) for chosen in drafting), None)
+    return model, Plan(exits, heads.values(), drafts=drafts, **policy)
+
+
+def _judged(
+    calibration: Calibration, config: GenerateConfig, margins: Callable[[Exit], Mapping[float, float]]
+) -> Iterator[tuple[Exit, float, float]]:
+    """The exits with such margins by target, the agreement each must promise, and the margin."""
+    target = config.exit_target_agreement
+    known = min((known for known in TARGETS if known >= target), default=max(TARGETS))
+    for item in calibration.exits:
+        if known in margins(item) and (least := item.margin(target)) is not None:
+            yield item, target, max(margins(item)[known], least)
 
 
 def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float, float]]:
     """Exits, the agreement each must promise, and its margin: those named, or those that pay."""
-    target = config.exit_target_agreement
     if not config.exit_layers:
-        judged = min((known for known in TARGETS if known >= target), default=max(TARGETS))
-        return [
-            (item, target, max(item.pays[judged], least))
-            for item in calibration.exits
-            if judged in item.pays and (least := item.margin(target)) is not None
-        ]
-    targets = config.confidence_thresholds or (target,) * len(config.exit_layers)
+        return list(_judged(calibration, config, lambda item: item.pays))
+    targets = config.confidence_thresholds or (config.exit_target_agreement,) * len(config.exit_layers)
     chosen: list[tuple[Exit, float, float]] = []
     off: list[str] = []
     for layer, wanted in sorted(zip(config.exit_layers, targets, strict=True)):
@@ -187,7 +212,11 @@ def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit
                 f"Exit layer {layer} was not calibrated (layers {known} were); choose among them, or run `tempo-mlx "
                 f"calibrate --layers {','.join(map(str, config.exit_layers))}`."
             )
-        usable = [(item, least) for item in there if item.pays and (least := item.margin(wanted)) is not None]
+        usable = [
+            (item, least)
+            for item in there
+            if (item.pays or item.drafts) and (least := item.margin(wanted)) is not None
+        ]
         if usable:
             item, least = min(usable, key=lambda pair: pair[0].width)
             chosen.append((item, wanted, least))

@@ -1,33 +1,33 @@
-"""Lossless early exit: the exits draft, the whole model decides (self-speculative decoding, as LayerSkip does it).
+"""Lossless early exit: rows are run ahead, the whole model decides (self-speculative decoding, as LayerSkip does it).
 
-A pass of one row that is sure at its exit is followed, inside the same call, by the pass that would come next if the
-choice made there were taken: its token, the next position, seeing what the row before saw. So on, until an exit is
-unsure; then all of them go through the upper layers together, for one reading of the weights. The first row's logits
-are the answer. The others' are kept: when the decoder asks for just that pass, its logits are there, exact, and when
-it asks for another, they are dropped and the model is run. So no decoder knows of it, and none can be led astray:
-neither by the end of a text, nor by a removal, nor by chance.
+A pass of one row is followed, inside the same call, by the passes that would come next: those that the text itself
+suggests (`Lookup`), or else, where that pays, those that an exit chooses as long as it is sure: the token chosen, the
+next position, seeing what the row before saw. All of them go through the upper layers together, for one reading of
+the weights. The first row's logits are the answer. The others' are kept: when the decoder asks for just that pass,
+its logits are there, exact, and when it asks for another, they are dropped and the model is run. So no decoder knows
+of it, and none can be led astray: neither by the end of a text, nor by a removal, nor by chance.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tempo_mlx.decode.early_exit import EarlyExit, Float32s, Ints
-from tempo_mlx.decode.exit_plan import OpenExit, Plan
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.exit_cache import Drafted, ExitCache
+from tempo_mlx.decode.early_exit import EarlyExit, Float32s, Ints, joined
+from tempo_mlx.decode.exit_plan import Plan
+from tempo_mlx.model.exit_cache import MOST_DRAFTED, ExitCache, WaitingRows
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.model.transformer import Transformer
 
-MOST_DRAFTED = 6  # rows that go through the upper layers together
-LEARNING = 4  # steps of one row that run in full first, to know what they take
-RELEARNING = 16  # every so-many-th after that
+LOOKUP, EXIT = "lookup", "exit"  # who runs ahead
+LEARNING = 3  # steps of one row that run in full first, to know what they take
+RELEARNING = 24  # steps after which one runs in full again
 REMEMBERED = 7  # full steps, of which the median counts
+PAUSE = 64  # steps that nobody runs ahead who has lost a full step's time
 
 
 class SelfSpeculation(EarlyExit):
@@ -36,14 +36,7 @@ class SelfSpeculation(EarlyExit):
     def __init__(self, model: Transformer, plan: Plan, context: Sequence[int] = ()) -> None:
         super().__init__(model, plan, context)
         self.payoff = Payoff()
-        self.drafted = self.accepted = 0
-
-    @property
-    def drafting(self) -> OpenExit | None:
-        """The exit that drafts: the deepest before the last layer."""
-        return max(
-            (e for e in self.plan.exits if e.layer < self.layers - 1), key=lambda e: e.layer, default=None
-        )
+        self._source: str | None = None  # of the rows that are run ahead
 
     def step(
         self,
@@ -53,76 +46,90 @@ class SelfSpeculation(EarlyExit):
         cache: ExitCache,
     ) -> Forward:
         if cache.drafted and cache.drafted[0].is_of(tokens, positions, bias):
-            self.accepted += 1
-            self.payoff.yielded()
-            return Forward(cache.drafted.pop(0).logits)
+            self.payoff.yielded(self._source)
+            return self.hand_out(cache.drafted.pop(0))
         cache.forget()
-        item = self.drafting
-        drafts = item is not None and len(tokens) == 1 and self.payoff.drafts()
         start = time.perf_counter()
         rows = [self.enter(tokens, positions, bias, cache)]
-        chosen: list[int] = []
-        while drafts and item is not None and len(rows) < MOST_DRAFTED:
-            self.deepen(cache, item.layer + 1)
-            found = item.read(rows[-1].x)
-            if found.confidence[0] < item.least:
-                break
-            chosen.append(int(found.tokens[found.logits[0].argmax()]))
-            seen = np.pad(rows[-1].bias, ((0, 0), (0, 1)))
-            rows.append(self.enter(chosen[-1:], rows[-1].positions + 1, seen, cache))
+        guessed = self.run_ahead(rows, cache) if len(tokens) == 1 else []
         self.deepen(cache, self.layers)
-        logits = np.array(self.head(mx.concatenate([each.x for each in rows])), copy=False)
-        cache.waiting = []
-        first = len(rows[0].positions)
-        cache.drafted = [
-            Drafted(token, int(each.positions[0]), each.bias, logits[first + at : first + at + 1])
-            for at, (token, each) in enumerate(zip(chosen, rows[1:], strict=True))
-        ]
-        self.drafted += len(chosen)
+        found = self.answer(cache, rows, guessed, np.array(self.head(joined(rows)), copy=False))
         if len(tokens) == 1:
-            self.payoff.took(time.perf_counter() - start, drafts)
-        return Forward(logits[:first])
+            self.payoff.took(time.perf_counter() - start, self._source)
+        return found
+
+    def run_ahead(self, rows: list[WaitingRows], cache: ExitCache) -> list[int]:
+        """The tokens of rows that may come next, which are appended to `rows` and to the cache."""
+        self._source = None
+        self.payoff.step()
+        if self.plan.lookup and self.payoff.allows(LOOKUP) and (guessed := self.lookup.guess()):
+            self._source = LOOKUP
+            for token in guessed:
+                rows.append(self.follow(rows[-1], token, cache))
+            return guessed
+        chosen: list[int] = []
+        if self.plan.drafts is not None and self.payoff.allows(EXIT):
+            self._source = EXIT
+            while len(rows) < MOST_DRAFTED:
+                self.deepen(cache, self.plan.drafts.layer + 1)
+                found = self.plan.drafts.read(rows[-1].x)
+                if found.confidence[0] < self.plan.drafts.least:
+                    break
+                chosen.append(int(found.tokens[found.logits[0].argmax()]))
+                rows.append(self.follow(rows[-1], chosen[-1], cache))
+        return chosen
 
     def timing(self) -> dict[str, float]:
         """How many rows were run ahead, and how many of them the decoder asked for: it depends on what pays."""
-        return {"early_exit_drafted": self.drafted, "early_exit_accepted": self.accepted}
+        return {
+            "early_exit_drafted": self.account.drafted,
+            "early_exit_accepted": self.account.accepted,
+        }
 
     def report(self) -> dict[str, Any]:
-        item = self.drafting
-        return {"lossless": True, "layer": item and item.layer, "target": item and item.target}
+        item = self.plan.drafts
+        return {
+            "lossless": True,
+            "lookup": self.plan.lookup,
+            "layer": item and item.layer,
+            "target": item and item.target,
+        }
 
 
 class Payoff:
-    """Whether drafting is worth it: what it took, against what the steps it gave would have taken in full.
-
-    It stops for good once it has lost more than one full step.
-    """
+    """Whether running ahead is worth it: what it took, against what the steps it gave would have taken in full."""
 
     def __init__(self) -> None:
         self._full: deque[float] = deque(maxlen=REMEMBERED)
-        self._steps = 0
-        self._balance = 0.0  # seconds won
-        self.stopped = False
+        self._steps = self._full_at = 0
+        self._won: defaultdict[str | None, float] = defaultdict(float)  # seconds, by who ran ahead
+        self._paused_until: defaultdict[str, int] = defaultdict(int)
 
-    def drafts(self) -> bool:
-        """Whether the next pass of one row is to draft."""
+    def step(self) -> None:
+        """A step of one row begins."""
         self._steps += 1
-        if self._full and self._balance < -self.full:
-            self.stopped = True
-        return not self.stopped and self._steps > LEARNING and self._steps % RELEARNING != 0
+
+    def allows(self, source: str) -> bool:
+        """Whether `source` may run ahead in this step."""
+        known = len(self._full) >= LEARNING and self._steps - self._full_at < RELEARNING
+        if known and self._won[source] < -self.full:
+            self._won[source] = 0
+            self._paused_until[source] = self._steps + PAUSE
+        return known and self._steps >= self._paused_until[source]
 
     @property
     def full(self) -> float:
         """Seconds of a full step."""
         return float(np.median(self._full)) if self._full else 0.0
 
-    def took(self, seconds: float, drafted: bool) -> None:
+    def took(self, seconds: float, source: str | None) -> None:
         """A pass took so long; it gave one step, whatever else it gives."""
-        if drafted:
-            self._balance += self.full - seconds
-        else:
+        if source is None:
             self._full.append(seconds)
+            self._full_at = self._steps
+        else:
+            self._won[source] += self.full - seconds
 
-    def yielded(self) -> None:
-        """A drafted row was asked for: one more full step that need not be run."""
-        self._balance += self.full
+    def yielded(self, source: str | None) -> None:
+        """A row that was run ahead was asked for: one more full step that need not be run."""
+        self._won[source] += self.full

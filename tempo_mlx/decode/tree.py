@@ -186,10 +186,14 @@ class Tree:
         return step
 
     def readings(self) -> list[Reading]:
-        """The texts so far, ended or not, by falling mean log-probability per token; at most the rule's width."""
+        """The texts so far, ended or not, by falling mean log-probability per token; at most the rule's width, and
+        under `best_of` the `branches` that are probable and say what no other does.
+        """
         texts = self.ended if self.done else [*self.ended, *(node for node in self.nodes if node.length)]
-        ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)
-        return [Reading.of(node) for node in ranked[: self.rule.width]]
+        ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)[: self.rule.width]
+        if self.config.best_of:
+            ranked = most_different(ranked, self.config.branches, self.config.branch_diversity)
+        return [Reading.of(node) for node in ranked]
 
     def note_evidence(self) -> None:
         """Nothing is learnt later about a row that only its descendants see."""
@@ -306,3 +310,22 @@ def best_children(scores: Float32s, count: int) -> tuple[Ints, Ints]:
     count = min(count, vocabulary)
     tokens = np.argpartition(scores, vocabulary - count, axis=1)[:, vocabulary - count :]
     return np.repeat(np.arange(k), count), tokens.ravel()
+
+
+def most_different(texts: Sequence[Node], count: int, worth: float) -> list[Node]:
+    """`count` of the texts, in their order: one by one that which adds most, its log-probability and `worth` nats for
+    each pair of neighbours that none chosen before has, per token (maximal marginal relevance, Carbonell and Goldstein
+    1998).
+    """
+    pairs = [set(pairwise(node.token_ids())) for node in texts]
+    left, chosen = list(range(len(texts))), list[int]()
+    said: set[tuple[int, int]] = set()
+
+    def adds(at: int) -> float:
+        return (texts[at].log_prob + worth * len(pairs[at] - said)) / texts[at].length
+
+    while left and len(chosen) < count:
+        chosen.append(max(left, key=adds))
+        left.remove(chosen[-1])
+        said |= pairs[chosen[-1]]
+    return [texts[at] for at in sorted(chosen)]

@@ -22,7 +22,7 @@ from tempo_mlx.weights.registry import cache_directory
 from tempo_mlx.weights.safetensors_file import read_safetensors
 
 FORMAT = "tempo-mlx/exits"
-VERSION = 1
+VERSION = 2
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
 SHIPPED = Path(__file__).parent / "exits"
 ALLOWED = 20  # errors, by the target, among the choices that are tested first
@@ -37,14 +37,16 @@ class Exit:
 
     curve (n, 3), margins falling: a margin, the lower bound of the agreement of choices with at least so much, and
     how many those were; the last row counts all. pays: for which targets leaving here saves time beside the other
-    exits of that target, and from which margin on they keep it together. weight (E, E) and offset (E,), float16: of
-    the translator; None: there is none, and what the layer gives is read as it is.
+    exits of that target, and from which margin on they keep it together. drafts: for which targets, and from which
+    margin on, it is the one to draft with for lossless decoding, where that saves time. weight (E, E) and offset
+    (E,), float16: of the translator; None: there is none, and what the layer gives is read as it is.
     """
 
     layer: int
     width: int
     curve: Floats
     pays: Mapping[float, float] = field(default_factory=dict)
+    drafts: Mapping[float, float] = field(default_factory=dict)
     weight: NDArray[np.float16] | None = None
     offset: NDArray[np.float16] | None = None
 
@@ -88,7 +90,9 @@ class Calibration:
                 arrays[f"{item.layer}.weight"], arrays[f"{item.layer}.offset"] = item.weight, item.offset
         about = {
             "format": FORMAT, "version": VERSION, "key": self.key, "made": dict(self.made),
-            "exits": [[item.layer, item.width, list(item.pays.items())] for item in self.exits],
+            "exits": [
+                [item.layer, item.width, list(item.pays.items()), list(item.drafts.items())] for item in self.exits
+            ],
         }  # fmt: skip
         draft = path.with_suffix(".part")
         try:
@@ -152,13 +156,13 @@ def read_calibration(path: Path, key: str) -> Calibration:
             "model with `tempo-mlx calibrate`."
         )
     exits = []
-    for layer, width, pays in about["exits"]:
+    for layer, width, pays, drafts in about["exits"]:
         weight, offset = (
-            file.array(f"{layer}.{part}") if pays and f"{layer}.{part}" in file.arrays else None
+            file.array(f"{layer}.{part}") if (pays or drafts) and f"{layer}.{part}" in file.arrays else None
             for part in ("weight", "offset")
         )
         curve = file.array(f"{layer}.{width}.curve").astype(np.float64)
-        exits.append(Exit(layer, width, curve, dict(pays), weight, offset))
+        exits.append(Exit(layer, width, curve, dict(pays), dict(drafts), weight, offset))
     return Calibration(key, tuple(exits), file.array("shortlist"), about["made"])
 
 

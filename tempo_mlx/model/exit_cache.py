@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.visibility import causal_bias
 
+MOST_DRAFTED = 6  # rows that an exit drafts, the first one included, before all go through the upper layers
 MOST_WAITING = 4  # passes whose rows may be behind at a time
 AUDITED_EVERY = 4  # so-many-th pass that leaves, after the first ones, since an audit costs the head
 
@@ -35,22 +36,22 @@ class WaitingRows:
 
 @dataclass(frozen=True)
 class Drafted:
-    """A row run ahead of being asked for: token and position, its bias (1, S), and its logits (1, V)."""
+    """A row run through every layer ahead of being asked for, and its logits (1, V)."""
 
     token: int
-    position: int
-    bias: Float32s
+    rows: WaitingRows
     logits: Float32s
 
     def is_of(
         self, tokens: Sequence[int] | Ints, positions: Sequence[int] | Ints, bias: Float32s | None
     ) -> bool:
         """Whether it is the pass asked for. Biases may differ by what rounding does to a lineage."""
-        if len(tokens) != 1 or (tokens[0], positions[0]) != (self.token, self.position):
+        if len(tokens) != 1 or (tokens[0], positions[0]) != (self.token, self.rows.positions[0]):
             return False
+        own = self.rows.bias
         if bias is None:
-            return not self.bias.any()
-        return bias.shape == self.bias.shape and np.allclose(bias, self.bias, rtol=0.0, atol=1e-6)
+            return not own.any()
+        return bias.shape == own.shape and np.allclose(bias, own, rtol=0.0, atol=1e-6)
 
 
 class ExitCache:
@@ -96,6 +97,12 @@ class ExitCache:
             at += count
         return positions, bias
 
+    def hold(self, drafted: Sequence[Drafted], dropped: int) -> None:
+        """Keep rows that were run ahead, the last to wait, until they are asked for; forget the `dropped` last ones."""
+        self.inner.truncate(len(self.inner) - dropped)
+        self.waiting = self.waiting[: len(self.waiting) - len(drafted) - dropped]
+        self.drafted = list(drafted)
+
     def keep(self, indices: Ints) -> None:
         """Drop every slot not in `indices` (ascending)."""
         self.forget()
@@ -129,5 +136,5 @@ class ExitCache:
     def copy(self) -> ExitCache:
         other = ExitCache(self.inner.copy(), self._catch_up)
         other.waiting = [copy.copy(rows) for rows in self.waiting]
-        other.drafted = list(self.drafted)
+        other.drafted = [replace(each, rows=copy.copy(each.rows)) for each in self.drafted]
         return other

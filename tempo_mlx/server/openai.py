@@ -286,7 +286,9 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 async def completions(body: CompletionBody, request: Request) -> Response:
     c = context(request)
     if body.best_of is not None and body.best_of != (body.n or 1):
-        raise refused("best_of is supported only equal to n.", "best_of")
+        raise refused(
+            "best_of is supported only equal to n; tempo.best_of keeps the best branches.", "best_of"
+        )
     prompts = (
         body.prompt
         if isinstance(body.prompt, list) and isinstance(body.prompt[0], (str, list))

@@ -17,6 +17,7 @@ MESSAGES = "A conversation, instead of a prompt; implies chat."
 WIDE = (
     "max_parallel_tokens",
     "branches",
+    "best_of",
     "beam_width",
     "paths",
     "mcts_simulations",
