@@ -13,7 +13,7 @@ from tempo_mlx.api import generate, stream
 from tempo_mlx.config import resolve
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.score import score_sequences
-from tempo_mlx.decode.tree import Frontier, Node, most_different
+from tempo_mlx.decode.tree import Frontier, Node, Reading, most_different
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
@@ -110,11 +110,8 @@ def test_diversity_makes_texts_share_less() -> None:
     assert pairs(3.0) > pairs(0.0)
 
 
-def text_of(log_prob: float, *tokens: int) -> Node:
-    node = Node(-1, 0.0, 0, 0)
-    for length, token in enumerate(tokens, 1):
-        node = Node(token, log_prob * length / len(tokens), length, 0, node)
-    return node
+def text_of(log_prob: float, *tokens: int) -> Reading:
+    return Reading(tokens, (log_prob / len(tokens),) * len(tokens), False, 0)
 
 
 def test_the_most_different_of_probable_texts_are_kept() -> None:

@@ -21,13 +21,16 @@ LATTICE = ("best", "drawn", "random")
 
 @dataclass(frozen=True)
 class Arm:
-    """`prompts`: how many prompts of the split at most (None: all); studies of one factor take fewer."""
+    """`prompts`: how many prompts of the split at most (None: all); studies of one factor take fewer. `worth`: of more
+    than five texts five are kept as `best_of` keeps branches, a new pair of tokens being worth so many nats.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     readings: tuple[str, ...] = ("texts",)
     prompts: int | None = None
     label: str = ""
+    worth: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
@@ -61,6 +64,12 @@ NUCLEUS = _sample("nucleus", "nucleus 0.9", None, top_p=0.9)
 BRANCHES = _branches("branches", "branches", None)
 SAMPLED = _branches("branches-sample", "branches, sampled", None, branch_choice="sample")
 DIVERSE = _branches("branches-diversity-1", "branches, diversity 1", None, branch_diversity=1.0)
+DIVERSE_BEAM_OF_EIGHT = Arm(
+    "diverse-beam-5-of-8",
+    {"decoder": "diverse-beam", "diversity_strength": 1.0, "beam_width": 8},
+    label="diverse beam 1, best of 8",
+    worth=1.0,
+)
 FIVE_OF_EIGHT = _branches(
     "branches-5-of-8", "branches, diversity 1, best of 8", None, branch_diversity=1.0, best_of=8
 )
@@ -76,6 +85,7 @@ MAIN = (
     SAMPLED,
     DIVERSE,
     FIVE_OF_EIGHT,
+    DIVERSE_BEAM_OF_EIGHT,
     LINEAGE,
     _diverse(0.5),
     _branches("branches-diversity-0.5", "branches, diversity 0.5", branch_diversity=0.5),

@@ -18,6 +18,7 @@ from benchmarks.quality.prompts import Prompt
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, sample_paths, token_ids
 from tempo_mlx.decode.score import score_sequences
 from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.tree import most_different
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.report.run import Run
 
@@ -75,7 +76,8 @@ def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int
     decoding = tempo_mlx.stream(tempo_mlx.LoadedModel(model, loaded.tokenizer), prompt.text, **settings)
     for _ in decoding:
         pass
-    texts = decoding.readings()[:TEXTS]  # with their exact log-probabilities
+    texts = decoding.readings()  # with their exact log-probabilities
+    texts = texts[:TEXTS] if arm.worth is None else most_different(texts, TEXTS, arm.worth)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     readings: dict[str, list[tuple[Sequence[int], Any]]] = {}
     if texts:

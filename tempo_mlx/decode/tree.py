@@ -191,9 +191,10 @@ class Tree:
         """
         texts = self.ended if self.done else [*self.ended, *(node for node in self.nodes if node.length)]
         ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)[: self.rule.width]
-        if self.config.best_of:
-            ranked = most_different(ranked, self.config.branches, self.config.branch_diversity)
-        return [Reading.of(node) for node in ranked]
+        readings = [Reading.of(node) for node in ranked]
+        if not self.config.best_of:
+            return readings
+        return most_different(readings, self.config.branches, self.config.branch_diversity)
 
     def note_evidence(self) -> None:
         """Nothing is learnt later about a row that only its descendants see."""
@@ -312,17 +313,17 @@ def best_children(scores: Float32s, count: int) -> tuple[Ints, Ints]:
     return np.repeat(np.arange(k), count), tokens.ravel()
 
 
-def most_different(texts: Sequence[Node], count: int, worth: float) -> list[Node]:
+def most_different(texts: Sequence[Reading], count: int, worth: float) -> list[Reading]:
     """`count` of the texts, in their order: one by one that which adds most, its log-probability and `worth` nats for
     each pair of neighbours that none chosen before has, per token (maximal marginal relevance, Carbonell and Goldstein
     1998).
     """
-    pairs = [set(pairwise(node.token_ids())) for node in texts]
+    pairs = [set(pairwise(text.token_ids)) for text in texts]
     left, chosen = list(range(len(texts))), list[int]()
     said: set[tuple[int, int]] = set()
 
     def adds(at: int) -> float:
-        return (texts[at].log_prob + worth * len(pairs[at] - said)) / texts[at].length
+        return (texts[at].log_prob + worth * len(pairs[at] - said)) / len(texts[at].token_ids)
 
     while left and len(chosen) < count:
         chosen.append(max(left, key=adds))
