@@ -37,7 +37,7 @@ from benchmarks.studies import versions
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("test", "divergence", "tuning", "prices", "judge", "report")
 TOKENS = {"test": 32, "tuning": 40, "divergence": 24}
-PROMPTS = {"test": None, "tuning": 12, "divergence": 8}
+PROMPTS = {"test": None, "tuning": None, "divergence": 8}
 QUICK = {"tokens": 6, "prompts": 2}
 
 

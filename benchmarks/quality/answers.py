@@ -147,6 +147,13 @@ def claims(tests: Entries) -> list[str]:
             of("lineage: thinned: posterior", "lineage: thinned: probability", perplexity), 0.5, False,
         ),
     ]  # fmt: skip
+    dominating, dominated = "branches-5-of-8", "diverse-beam-1"
+    wanted += [
+        ("branches, diversity 1, best of 8: distinct-2, times diverse beam's", of(dominating, dominated, distinct_2),
+         1.0, True),
+        ("branches, diversity 1, best of 8: perplexity, times diverse beam's", of(dominating, dominated, perplexity),
+         1.0, False),
+    ]  # fmt: skip
     rows = [Claim(what, value, bound, up).cells for what, value, bound, up in wanted if value is not None]
     return section("Targets", "Set before anything was measured here.",
                    markdown(("what", "measured", "target", "reached"), rows))  # fmt: skip

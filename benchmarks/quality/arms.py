@@ -125,6 +125,14 @@ TUNING = (
         _branches(f"sample-T-{t}", f"branches, sampled, T {t}", branch_choice="sample", temperature=t)
         for t in (0.5, 0.7)
     ),
+    *(_branches(f"branches-merge-{n}", f"branches, merge {n}", merge_length=n) for n in (0, 5)),
+    *(
+        Arm(f"paths-{name}", {"paths": TEXTS, **settings}, prompts=COSTLY, label=f"lattice, 5 paths{label}")
+        for name, label, settings in (
+            ("full", "", {}),
+            ("pruned", ", pruned by posterior", {"use_retroactive_pruning": True}),
+        )
+    ),
     _branches("sample-5-of-8", "branches, sampled, best of 8", branch_choice="sample", best_of=8),
     *(
         _branches(
