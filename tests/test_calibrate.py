@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ pytest.importorskip("torch")
 
 import tempo_mlx
 from tempo_mlx import calibrate as calibrating
-from tempo_mlx.calibrate import calibrate, forget_samples
-from tempo_mlx.calibrate.fit import Outcome, curve, design_effect, lower_bound
-from tempo_mlx.calibrate.samples import read_prompts, sample_texts
+from tempo_mlx.calibrate import calibrate, forget_samples, with_schedule
+from tempo_mlx.calibrate.fit import Outcome, Place, curve, design_effect, lower_bound, together
+from tempo_mlx.calibrate.samples import Samples, read_prompts, sample_texts
 from tempo_mlx.calibrate.schedule import Costs, choose, choose_draft, drafting_price, price
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError, ModelError
 from tempo_mlx.model import calibration
-from tempo_mlx.model.calibration import Exit, candidates, find_calibration, place_of
+from tempo_mlx.model.calibration import (
+    Calibration,
+    Exit,
+    candidates,
+    find_calibration,
+    place_of,
+    read_calibration,
+)
 from tests import twins
 from tests.exits import loaded_with_exits
 
@@ -119,6 +127,18 @@ def test_a_damaged_calibration_is_refused(home: Path, monkeypatch: pytest.Monkey
     place.write_bytes(place.read_bytes()[:-5])
     with pytest.raises(ModelError, match="not a usable safetensors file"):
         tempo_mlx.stream(loaded, "The", early_exit=True)
+
+
+def test_an_exit_that_only_drafts_is_kept_whole(tmp_path: Path) -> None:
+    weight, offset = np.eye(4, dtype=np.float16) * 2, np.arange(4, dtype=np.float16)
+    points = np.array([[0.5, 0.99, 1000.0]])
+    drafting = Exit(1, 3, points, drafts={0.95: 0.5}, weight=weight, offset=offset)
+    leaving = Exit(3, 2, points, pays={0.9: 0.25})
+    Calibration("k", (drafting, leaving), np.arange(3, dtype=np.int32)).save(tmp_path / "k.safetensors")
+    first, second = read_calibration(tmp_path / "k.safetensors", "k").exits
+    assert (first.pays, first.drafts, second.pays, second.drafts) == ({}, {0.95: 0.5}, {0.9: 0.25}, {})
+    assert np.array_equal(first.weight, weight) and np.array_equal(first.offset, offset)  # type: ignore[arg-type]
+    assert second.weight is None
 
 
 @pytest.mark.parametrize(
@@ -243,12 +263,72 @@ def test_the_exit_that_drafts_is_the_one_that_saves_most_or_none() -> None:
     )
     # nothing is sure: a look each
     assert drafting_price((5, 1), ~every, every, texts, costs) == pytest.approx(13.2)
+    # every other is sure, or right: two tokens at a time
+    odd = np.arange(120) % 2 == 0
+    upper, look = 4 * 1.0 + 3, 0.2
+    two = 2 * 6 + 2 * look + upper + 0.7
+    assert drafting_price((5, 1), odd, every, texts, costs) == pytest.approx(two / 2)
+    assert drafting_price((5, 1), every, odd, texts, costs) == pytest.approx((two + 6 + 0.7) / 2, rel=0.01)
+    # nothing is drafted beyond the end of a text
+    three = 3 * 6 + 3 * look + upper + 2 * 0.7
+    assert drafting_price((5, 1), every, every, np.arange(120) // 3, costs) == pytest.approx(three / 3)
+    half = {
+        (9, 1): Outcome(odd.astype(np.float32), every)
+    }  # a token costs 11.85 of 13, which is too little gain
+    assert choose_draft({(9, 1): 0.5}, half, texts, costs) is None
     sure = np.ones(120, np.float32)
     outcomes = {(place, 1): Outcome(sure, every) for place in (2, 5)}
     assert choose_draft({(2, 1): 0.5, (5, 1): 0.5}, outcomes, texts, costs) == (2, 1)
     assert choose_draft({(2, 1): 1.5, (5, 1): 0.5}, outcomes, texts, costs) == (5, 1)
     assert choose_draft({(2, 1): 1.5}, outcomes, texts, costs) is None
     assert choose_draft({}, outcomes, texts, costs) is None
+
+
+def scheduled(
+    outcomes: Mapping[Place, Outcome], fitted: Mapping[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> dict[Place, Exit]:
+    """The exits of outcomes on texts of ten samples each, for one target."""
+    monkeypatch.setattr(calibrating, "TARGETS", (0.95,))
+    nothing = np.zeros((1, len(TEXTS), 1), np.float16)
+    held = Samples(nothing, TEXTS, TEXTS, TEXTS)
+    costs = Costs(layers=10, layer=1.0, head=3.0, more_layer=0.1, more_head=0.1, look={1: 0.2, 2: 0.21})
+    curves = {place: curve(outcome, TEXTS) for place, outcome in outcomes.items()}
+    exits = with_schedule(curves, outcomes, fitted, held, len(TEXTS), costs)
+    return {(item.layer, item.width): item for item in exits}
+
+
+TEXTS = np.arange(6000) // 10
+
+
+def test_margins_are_raised_until_the_exits_keep_the_target_together_and_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the first exit is sure of is what is easy for the last one too."""
+    random = np.random.default_rng(0)
+    first, last = random.random((2, len(TEXTS))).astype(np.float32)
+    chance = random.random(len(TEXTS))
+    outcomes = {
+        (5, 1): Outcome(first, chance > 0.2 * (1 - first)),
+        (9, 2): Outcome(last, chance > 0.16 * (1 - last) * (first < 0.5)),
+    }
+    found = scheduled(outcomes, {5: None, 9: None}, monkeypatch)
+    least = {place: item.pays[0.95] for place, item in found.items()}
+    assert list(least) == [(5, 1), (9, 2)]
+    assert 0.95 <= together(list(least), least, outcomes, TEXTS) < 0.96
+    alone = {place: item.margin(0.95) for place, item in found.items()}
+    assert together(list(alone), alone, outcomes, TEXTS) < 0.95  # type: ignore[arg-type]
+
+
+def test_an_exit_that_only_drafts_is_scheduled_with_its_translator(monkeypatch: pytest.MonkeyPatch) -> None:
+    sure = np.linspace(2, 1, len(TEXTS), dtype=np.float32)
+    perfect = Outcome(sure, np.ones(len(TEXTS), bool))
+    translator = np.ones((2, 2), np.float16), np.ones(2, np.float16)
+    found = scheduled({(2, 1): perfect, (2, 2): perfect}, {2: translator}, monkeypatch)
+    drafting, leaving = found[2, 1], found[2, 2]  # of equals leaving takes the wider, drafting the cheaper
+    assert (set(drafting.pays), set(drafting.drafts)) == (set(), {0.95})
+    assert drafting.drafts[0.95] == drafting.margin(0.95) == 1.0
+    assert (set(leaving.pays), set(leaving.drafts)) == ({0.95}, set())
+    assert drafting.weight is translator[0] and leaving.offset is translator[1]
 
 
 def test_a_model_trained_to_be_left_early_is_read_as_it_is(

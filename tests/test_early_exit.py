@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from tempo_mlx.config import resolve
 from tempo_mlx.decode import early_exit, exit_plan
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.early_exit import EarlyExit
-from tempo_mlx.decode.exit_plan import at_most, make_plan
+from tempo_mlx.decode.exit_account import Account
+from tempo_mlx.decode.exit_plan import OpenExit, Plan, at_most, make_plan
 from tempo_mlx.decode.lookup import Lookup
 from tempo_mlx.decode.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Tree
-from tempo_mlx.model.exit_cache import MOST_WAITING
+from tempo_mlx.model._mlx import mx
+from tempo_mlx.model.calibration import Calibration, Exit, key_of, place_of
+from tempo_mlx.model.exit_cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests import twins
@@ -57,6 +61,49 @@ def sets(decoding: Stream) -> list[list[int]]:
 def never_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exits of a random model keep no promise; here they stay open all the same."""
     monkeypatch.setattr(exit_plan, "SURE", 0.0)
+
+
+# The plan
+
+
+def planned(loaded: Any, exits: Sequence[Exit], **settings: Any) -> Plan:
+    key = key_of(loaded.model.info)
+    Calibration(key, tuple(exits), np.arange(9, dtype=np.int32)).save(place_of(key))
+    return make_plan(loaded.model, resolve({"early_exit": True, **settings}))[1]
+
+
+def test_exits_open_where_they_pay_at_the_margin_that_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits("llama", {}, tmp_path, monkeypatch)
+    points = np.array([[0.875, 0.996, 100_000], [0.5, 0.991, 200_000]])
+    exits = [
+        Exit(1, 4, points, pays={0.95: 0.7, 0.99: 0.5}),
+        Exit(2, 4, points, drafts={0.95: 0.6}),
+        Exit(2, 8, points, pays={0.98: 0.8}),
+        Exit(3, 4, points),
+    ]
+
+    def opened(**settings: Any) -> tuple[list[tuple[int, float, int]], OpenExit | None]:
+        plan = planned(loaded, exits, **settings)
+        x = mx.zeros((1, 64))
+        return [(item.layer, item.least, len(item.read(x).tokens)) for item in plan.exits], plan.drafts
+
+    found, drafts = opened()
+    assert found == [(1, 0.7, 4)], "raised, for all exits to keep it together"
+    assert drafts is not None and (drafts.layer, drafts.least, drafts.target) == (2, 0.6, 0.95)
+    assert opened(exit_target_agreement=0.96) == ([(2, 0.8, 8)], None), "the next stricter one that is known"
+    assert opened(exit_target_agreement=0.995) == ([(1, 0.875, 4)], None), (
+        "stricter than any: by its own curve"
+    )
+    found, drafts = opened(exit_layers=(1, 2, 3))
+    assert found == [(1, 0.5, 4), (2, 0.5, 4)], (
+        "of two widths the narrower one; one that never pays stays shut"
+    )
+    assert drafts is not None and drafts.layer == 2
+    plan = planned(loaded, exits, raw_confidence=True, exit_layers=(2, 1), confidence_thresholds=(0.8, 0.7))
+    assert [(item.layer, item.least) for item in plan.exits] == [(1, 0.7), (2, 0.8)]
+    assert plan.drafts is plan.exits[1]
 
 
 # Exact catch-up
@@ -164,6 +211,48 @@ def test_slots_may_go_while_rows_wait(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.abs(contents(cache.early.inner) - contents(cache.full)).max() < 1e-4
 
 
+def test_what_was_run_ahead_goes_when_something_else_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits("llama", {}, tmp_path, monkeypatch)
+    monkeypatch.setattr(Lookup, "guess", lambda self: [7, 8])
+    mirror = Mirror(EarlyExit(*make_plan(loaded.model, resolve({"early_exit": True}))))
+    cache = mirror.new_cache()
+
+    def run(tokens: Sequence[int], logits: str = "all") -> None:
+        bias = None if logits == "none" else np.zeros((len(tokens), len(cache) + len(tokens)), np.float32)
+        mirror.forward(tokens, range(len(cache), len(cache) + len(tokens)), bias, cache, logits=logits)
+
+    run(range(10, 18), logits="none")
+    for other in (
+        lambda: cache.truncate(len(cache) - 1),
+        lambda: cache.keep(np.arange(1, len(cache))),
+        lambda: run([3, 4], logits="none"),
+        lambda: run([9, 9]),
+        lambda: mirror.exits.finish(cache.early),
+    ):
+        run([5])
+        assert len(cache.early.drafted) == 2 and len(cache.early) == len(cache.full)
+        other()
+        assert not cache.early.drafted
+        assert len(cache.early.inner) == len(cache.early) == len(cache.full)
+    assert np.abs(contents(cache.early.inner) - contents(cache.full)).max() < 1e-4
+
+
+def test_a_row_run_ahead_answers_to_no_other_pass() -> None:
+    bias = np.array([[0.0, -np.inf, 0.0]], np.float32)
+    drafted = Drafted(7, WaitingRows(None, np.array([2]), bias), np.zeros((1, 9), np.float32))
+    assert drafted.is_of([7], [2], bias) and drafted.is_of([7], [2], bias + np.float32(1e-7))
+    assert not drafted.is_of([8], [2], bias)
+    assert not drafted.is_of([7], [3], bias)
+    assert not drafted.is_of([7, 7], [2, 2], np.repeat(bias, 2, axis=0))
+    assert not drafted.is_of([7], [2], bias[:, :2])
+    assert not drafted.is_of([7], [2], bias - np.float32(0.1))
+    assert not drafted.is_of([7], [2], None)
+    everything = Drafted(7, WaitingRows(None, np.array([2]), 0 * bias[:, ::2]), drafted.logits)
+    assert everything.is_of([7], [2], None)
+
+
 @pytest.mark.usefixtures("never_closing")
 def test_propagated_keys_are_those_of_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers below the exit are exact, those above are not, and nothing waits."""
@@ -258,6 +347,36 @@ def narrow(decoder: str) -> dict[str, Any]:
     return {**DECODERS[decoder], **({"threshold": 0.05} if "threshold" in DECODERS[decoder] else {})}
 
 
+def test_guesses_come_from_the_likeliest_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = loaded_with_exits("llama", {3: ALWAYS}, tmp_path, monkeypatch)
+    heard: list[int] = []
+
+    class Hearing(Lookup):
+        def add(self, tokens: Any) -> None:
+            heard.extend(tokens)
+
+    monkeypatch.setattr(early_exit, "Lookup", Hearing)
+    run = decoded(loaded, early_exit=True, **DECODERS["superposed"]).run()
+    assert any(len(step.tokens) > 1 for step in run.steps)
+    assert heard == [*run.prompt.token_ids, *(step.tokens[0].id for step in run.steps[:-1])]
+
+
+@pytest.mark.usefixtures("never_closing")
+def test_what_an_exit_is_not_sure_of_it_does_not_answer_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits("llama", {3: 0.05}, tmp_path, monkeypatch)
+    foresee(monkeypatch, loaded.model)
+    run = decoded(loaded, early_exit=True, **DECODERS["plain"]).run()
+    ids = [*run.prompt.token_ids, *(step.tokens[0].id for step in run.steps[:-1])]
+    logits = loaded.model.forward(ids, range(len(ids)), None, loaded.model.new_cache()).logits
+    best = np.sort(logits[run.prompt_length :], axis=1)
+    sure = best[:, -1] - best[:, -2] >= 0.05 - 1e-4
+    left = np.array([step.exit_layer == 3 for step in run.steps[1:]])
+    assert run.early_exit is not None and run.early_exit["accepted"] > 5
+    assert left.any() and not sure.all() and not (left & ~sure).any()
+
+
 @pytest.mark.usefixtures("never_closing")
 @pytest.mark.parametrize("layer", [None, 3])
 @pytest.mark.parametrize("decoder", ["plain", "superposed", "compacted", "best"])
@@ -265,6 +384,7 @@ def test_what_is_run_ahead_changes_nothing(
     decoder: str, layer: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Choices are the full model's, with no exit and with one at the last layer that knows the whole vocabulary."""
+    monkeypatch.setattr(early_exit, "AUDITED_EVERY", 1)
     loaded = loaded_with_exits("llama", {layer: ALWAYS} if layer else {}, tmp_path, monkeypatch)
     settings = narrow(decoder)
     full = decoded(loaded, **settings)
@@ -276,6 +396,9 @@ def test_what_is_run_ahead_changes_nothing(
     assert run.early_exit["drafted"] > run.early_exit["accepted"] > 5
     assert run.early_exit["passes"] == len(run.steps) - 1
     assert [step.exit_layer for step in run.steps[1:]] == [layer] * (len(run.steps) - 1)
+    rows = sum(len(step.tokens) for step in run.steps[:-1])
+    for item in run.early_exit["exits"]:
+        assert item["left"] == item["audited"] == item["agreed"] == rows, "handed out or not"
     without = decoded(loaded, early_exit=True, exit_lookup=False, **settings).run()
     assert without.early_exit is not None and without.early_exit["drafted"] == 0
 
@@ -310,6 +433,35 @@ def test_lossless_is_full_decoding_whoever_runs_ahead(
         assert ours.run().timing["early_exit_accepted"] > 1
 
 
+@pytest.mark.parametrize("allowed", [(), (LOOKUP,), (EXIT,), (LOOKUP, EXIT)])
+@pytest.mark.parametrize("decoder", ["plain", "superposed"])
+def test_only_who_pays_runs_ahead_and_each_is_told_what_it_took_and_gave(
+    decoder: str, allowed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[str | None] = []
+    gave: list[str | None] = []
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: source in allowed)
+    monkeypatch.setattr(Payoff, "took", lambda self, seconds, source: took.append(source))
+    monkeypatch.setattr(Payoff, "yielded", lambda self, source: gave.append(source))
+    loaded = loaded_with_exits("llama", {2: ALWAYS}, tmp_path, monkeypatch)
+    foresee(monkeypatch, loaded.model, of=3)
+    run = decoded(loaded, early_exit=True, lossless=True, **narrow(decoder)).run()
+    alone = sum(len(step.tokens) == 1 for step in run.steps[:-1])
+    assert len(took) + len(gave) == alone and len(gave) == run.timing["early_exit_accepted"]
+    assert set(took) == ({None} if EXIT not in allowed else set()) | set(allowed)
+    assert set(gave) == set(allowed)
+    if LOOKUP in allowed:
+        assert took != sorted(took, key=str), "whoever ran ahead, not whoever did so last"
+
+
+def test_an_exit_drafts_from_its_own_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last layer drafts is what is then chosen."""
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: source == EXIT)
+    loaded = loaded_with_exits("llama", {3: ALWAYS}, tmp_path, monkeypatch)
+    timing = decoded(loaded, early_exit=True, lossless=True, **DECODERS["plain"]).run().timing
+    assert timing["early_exit_drafted"] - timing["early_exit_accepted"] < MOST_DRAFTED
+
+
 # The audit
 
 
@@ -335,10 +487,55 @@ def test_the_audit_is_what_the_full_model_says(tmp_path: Path, monkeypatch: pyte
     agreed = sum(int(best[n] == run.steps[n].tokens[0].id) for n in early)
     assert run.early_exit is not None
     assert sum(item["audited"] for item in run.early_exit["exits"]) == len(early) > 10
+    assert sum(item["left"] for item in run.early_exit["exits"]) == len(early)
     assert run.early_exit["agreement"] == pytest.approx(agreed / len(early))
+    depths = [4 if step.exit_layer is None else step.exit_layer + 1 for step in run.steps[1:]]
+    assert run.early_exit["mean_layers"] == pytest.approx(np.mean(depths))
+    assert set(run.timing) >= {f"early_exit_saved_by_{part}" for part in ("layers", "head", "lookup")}
     assert Run.from_json(run.to_json()) == run
     found = verify(run, loaded.model)
     assert found.lossy and found.agreement < 1
+
+
+@pytest.mark.usefixtures("never_closing")
+def test_the_first_16_that_leave_are_audited_and_then_every_fourth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with_exits("llama", {3: ALWAYS}, tmp_path, monkeypatch)
+    for tokens, audited in ((15, 14), (17, 16), (18, 17), (21, 17), (22, 18)):
+        run = decoded(loaded, tokens=tokens, early_exit=True, exit_lookup=False, **DECODERS["plain"]).run()
+        assert run.early_exit is not None
+        (item,) = run.early_exit["exits"]
+        assert (item["left"], item["audited"]) == (tokens - 1, audited)
+
+
+def test_what_was_saved_is_told_from_what_the_parts_took() -> None:
+    account = Account(10)
+    assert account.timing() == {}
+    account.ran(6, True, 6.0)  # leaves
+    account.looked(0.5)
+    account.passed(6)
+    account.ran(6, True, 6.0)  # goes on, with the one before
+    account.ran(4, False, 5.0)
+    account.headed(3.0)
+    account.audited(0.25)
+    account.passed(10)
+    saved = account.timing()
+    assert saved["early_exit_saved_by_layers"] == pytest.approx((20 - 17) / 26)
+    assert saved["early_exit_saved_by_head"] == pytest.approx((6 - 3 - 0.75) / 26)
+    assert saved["early_exit_saved_by_lookup"] == 0
+    before = account.spent
+    account.ran(10, False, 12.0)
+    account.looked(1.0)
+    account.headed(4.0)
+    account.ran_ahead(before)
+    account.passed(10)
+    account.passed(10)
+    account.accepted += 1
+    again = account.timing()
+    assert again["early_exit_saved_by_lookup"] == pytest.approx((26 - 17) / 52)
+    for part in ("layers", "head"):  # seconds as before, of twice the time
+        assert again[f"early_exit_saved_by_{part}"] == pytest.approx(saved[f"early_exit_saved_by_{part}"] / 2)
 
 
 def test_a_binomial_tail() -> None:
@@ -384,6 +581,18 @@ def test_compare_shows_full_lossy_and_lossless(
     assert float(rows["lossy"][-1]) < 4 == float(rows["full"][-1])
     assert main(["generate", PROMPT, *model, "--compare"]) == 2
     assert "add --early-exit" in capsys.readouterr().err
+
+
+def test_verify_holds_a_run_that_left_early_to_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    file = tmp_path / "run.json"
+    for lossless, verdict in ((False, "Left early, where agreement is promised"), (True, "Exact")):
+        decoded(loaded, early_exit=True, lossless=lossless, **DECODERS["plain"]).run().save(file)
+        assert main(["verify", str(file), "--model", str(twins.twin("llama"))]) == 0
+        assert re.search(rf"^{verdict}.*% of the best tokens agree", capsys.readouterr().out, re.M)
+        assert main(["verify", str(file), "--model", str(twins.twin("llama")), "--rerun"]) == 0
 
 
 def test_the_originals_demonstration_runs(

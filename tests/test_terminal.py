@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -297,3 +298,33 @@ def test_the_summary_names_what_happened() -> None:
     assert summary(sky_run()) == (
         "4 steps | 10.0 tokens/s | mean set width 2.00 | 1 of 8 members removed | stopped by length"
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "timing", "words"),
+    [
+        (
+            {"mean_layers": 28.25, "agreement": 0.875, "accepted": 3, "exits": [{"left": 9}]},
+            {},
+            "87.5% of audited early choices agreed, 28.2 layers a step, 3 steps run ahead",
+        ),
+        (
+            {"mean_layers": 12.0, "agreement": None, "accepted": 0, "exits": [{"left": 0}, {"left": 9}]},
+            {},
+            "early choices not audited, 12.0 layers a step",
+        ),
+        (
+            {"mean_layers": 30.0, "agreement": None, "exits": [{"left": 0}]},
+            {},
+            "nothing left early, 30.0 layers a step",
+        ),
+        ({"mean_layers": None, "agreement": None, "exits": []}, {}, "nothing left early"),
+        ({"lossless": True}, {"early_exit_accepted": 7}, "early exit, lossless, 7 steps run ahead"),
+        ({"lossless": True}, {"early_exit_accepted": 0}, "early exit, lossless"),
+    ],
+)
+def test_the_summary_of_a_run_that_could_leave_early(
+    section: dict[str, Any], timing: dict[str, Any], words: str
+) -> None:
+    run = replace(sky_run(), early_exit=section, timing=timing)
+    assert words in summary(run).split(" | ")

@@ -81,7 +81,7 @@ class EarlyExit:
         """See `model.forward`. Prompts, and passes whose attention is asked for, go through every layer."""
         self.plan.widen(tokens)
         if logits == "all":
-            self.lookup.add(tokens[:1])  # the likeliest of a set
+            self.lookup.add(tokens[-1:])  # the likeliest of a set
         if logits != "all" or attention or len(tokens) > MOST_ROWS:
             cache.forget()
             self.catch_up(cache)

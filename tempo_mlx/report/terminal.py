@@ -305,13 +305,22 @@ def render_run(run: Run, label: Label | None = None) -> Text:
     return result
 
 
-def early_exit(section: Mapping[str, Any]) -> str:
-    """What the audit of a run says, in a few words."""
-    if section.get("lossless"):
-        return "early exit, lossless"
+def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+    """What the audit of a run says, and how many steps were run ahead, in a few words."""
     agreement, layers = section.get("agreement"), section.get("mean_layers")
-    agreed = "nothing left early" if agreement is None else f"{agreement:.1%} of early choices agreed"
-    return f"{agreed}, {layers:.1f} layers a step" if layers is not None else agreed
+    if section.get("lossless"):
+        said = ["early exit, lossless"]
+    elif agreement is not None:
+        said = [f"{agreement:.1%} of audited early choices agreed"]
+    elif any(item["left"] for item in section.get("exits", ())):
+        said = ["early choices not audited"]
+    else:
+        said = ["nothing left early"]
+    if layers is not None:
+        said.append(f"{layers:.1f} layers a step")
+    if ahead := section.get("accepted") or timing.get("early_exit_accepted"):
+        said.append(f"{ahead} steps run ahead")
+    return ", ".join(said)
 
 
 def summary(run: Run) -> str:
@@ -327,6 +336,6 @@ def summary(run: Run) -> str:
     if removed:
         parts.append(f"{removed} of {members} members removed")
     if run.early_exit is not None:
-        parts.append(early_exit(run.early_exit))
+        parts.append(early_exit(run.early_exit, run.timing))
     parts.append(f"stopped by {run.finish_reason}")
     return " | ".join(parts)
