@@ -106,6 +106,18 @@ def test_exits_open_where_they_pay_at_the_margin_that_they_need(
     assert plan.drafts is plan.exits[1]
 
 
+def test_an_exit_may_choose_what_the_text_said_before_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a prompt whose beginning is in the cache only the rest is run."""
+    loaded = loaded_with_exits("llama", {}, tmp_path, monkeypatch)
+    plan = planned(loaded, [Exit(1, 4, np.array([[0.5, 0.999, 10_000]]), pays={0.95: 0.5})])
+    exits = EarlyExit(loaded.model, plan, context=[200])
+    assert plan.exits[0].read(mx.zeros((1, 64))).tokens.tolist() == [0, 1, 2, 3, 200]
+    exits.forward([100, 101], [0, 1], None, exits.new_cache(), logits="last")
+    assert plan.exits[0].read(mx.zeros((1, 64))).tokens.tolist() == [0, 1, 2, 3, 100, 101, 200]
+
+
 # Exact catch-up
 
 

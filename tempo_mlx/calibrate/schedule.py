@@ -13,9 +13,7 @@ from tempo_mlx.model.transformer import Transformer
 
 MOST_EXITS = 3
 LEAST_GAIN = 0.005  # of the cost of a token, that one more exit must bring
-LEAST_DRAFT_GAIN = (
-    0.12  # that drafting must bring; what was predicted to bring .09 cost a quarter of texts 5%
-)
+LEAST_DRAFT_GAIN = 0.12  # that drafting must bring; where .09 was predicted, a quarter of texts lost 5%
 PLAYED = 4000  # samples
 MORE = 0.06  # of what the first row takes, each further row of a pass takes; measured on a CPU of two cores
 

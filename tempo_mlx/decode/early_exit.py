@@ -113,7 +113,7 @@ class EarlyExit:
             if (found.confidence >= item.least).all():
                 return self.leave(cache, rows, item, choices, self.spread(found))
         self.deepen(cache, self.layers)
-        return self.answer(cache, [rows], (), np.array(self.head(rows.x), copy=False))
+        return self.answer(cache, [rows], (), self.head(rows.x))
 
     def step_ahead(self, first: WaitingRows, guessed: Sequence[int], cache: ExitCache) -> Forward:
         """A pass of one row, and of those that would follow if the next tokens were those guessed.
@@ -136,7 +136,7 @@ class EarlyExit:
                     for each, choice in zip(rows, choices[:asked, None], strict=False):
                         each.left = (item, choice)
         if logits is None:
-            logits = np.array(self.head(x), copy=False)
+            logits = self.head(x)
         self.account.ran_ahead(before)
         return self.answer(cache, rows, guessed, logits)
 
@@ -252,11 +252,10 @@ class EarlyExit:
         self._to_audit = []
         self.account.audited(time.perf_counter() - start)
 
-    def head(self, x: Any) -> Any:
-        """The logits of all the vocabulary."""
+    def head(self, x: Any) -> Float32s:
+        """The logits (L, V) of all the vocabulary."""
         start = time.perf_counter()
-        logits = self.model.logits(x)
-        mx.eval(logits)
+        logits = np.array(self.model.logits(x), copy=False)
         self.account.headed(time.perf_counter() - start)
         return logits
 
@@ -282,13 +281,12 @@ class EarlyExit:
         """A run's section `early_exit`."""
         return self.account.report(self.plan.exits, kv="propagate" if self.plan.propagate else "exact")
 
-    def spread(self, found: Any) -> Float32s:
+    def spread(self, found: Found) -> Float32s:
         """Logits (L, C) of an exit as logits (L, V)."""
         if len(found.tokens) == self.architecture.vocab_size:
-            logits: Float32s = found.logits
-            return logits
+            return found.logits
         least = found.logits.min(axis=1, keepdims=True) - np.float32(FLOOR)
-        logits = np.repeat(least, self.architecture.vocab_size, axis=1)
+        logits: Float32s = np.repeat(least, self.architecture.vocab_size, axis=1)
         logits[:, found.tokens] = found.logits
         return logits
 

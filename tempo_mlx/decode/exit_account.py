@@ -13,9 +13,8 @@ class Account:
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
-        self.passes = self.depth = (
-            0  # passes of a step, and the layers that they went through before the answer
-        )
+        self.passes = 0  # of a step
+        self.depth = 0  # layers that those went through before the answer
         self.left = 0  # passes that left early
         self.drafted = self.accepted = 0  # rows run ahead, and those that were asked for
         self.ahead, self.ahead_seconds = 0, 0.0  # passes that guesses were run with, and what they took

@@ -53,7 +53,7 @@ class SelfSpeculation(EarlyExit):
         rows = [self.enter(tokens, positions, bias, cache)]
         guessed = self.run_ahead(rows, cache) if len(tokens) == 1 else []
         self.deepen(cache, self.layers)
-        found = self.answer(cache, rows, guessed, np.array(self.head(joined(rows)), copy=False))
+        found = self.answer(cache, rows, guessed, self.head(joined(rows)))
         if len(tokens) == 1:
             self.payoff.took(time.perf_counter() - start, self._source)
         return found

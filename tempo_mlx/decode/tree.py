@@ -319,7 +319,8 @@ def most_different(texts: Sequence[Reading], count: int, worth: float) -> list[R
     1998).
     """
     pairs = [set(pairwise(text.token_ids)) for text in texts]
-    left, chosen = list(range(len(texts))), list[int]()
+    left = list(range(len(texts)))
+    chosen: list[int] = []
     said: set[tuple[int, int]] = set()
 
     def adds(at: int) -> float:

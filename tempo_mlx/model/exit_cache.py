@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,9 +131,3 @@ class ExitCache:
         """Drop what was run ahead."""
         self.inner.truncate(len(self))
         self.drafted = []
-
-    def copy(self) -> ExitCache:
-        other = ExitCache(self.inner.copy(), self._catch_up)
-        other.waiting = [copy.copy(rows) for rows in self.waiting]
-        other.drafted = [replace(each, rows=copy.copy(each.rows)) for each in self.drafted]
-        return other
