@@ -19,6 +19,8 @@ from tempo_mlx.bench.timing import interleaved
 from tempo_mlx.config import resolve
 from tempo_mlx.decode import width
 from tempo_mlx.decode.prefill import never, prefill
+from tempo_mlx.model import linear
+from tempo_mlx.model._mlx import mx
 from tests import twins
 
 CHEAP = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.5, 16: 1.9}
@@ -133,3 +135,25 @@ def test_where_sets_have_one_token_nothing_is_measured(store: Path, monkeypatch:
     loaded = tempo_mlx.load(str(twins.twin("llama")))
     config = resolve({"decoder": "plain"}, {"max_parallel_tokens": "auto"})
     assert width.with_measured_width(config, loaded.model) == config
+
+
+@pytest.mark.parametrize("rows", range(1, 40))
+def test_rows_that_fill_no_tile_are_filled_up(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is sooner; the product is the same."""
+    random = np.random.default_rng(rows)
+    x, weight = random.normal(size=(rows, 24)), random.normal(size=(11, 24))
+    filled = []
+    pad = linear.mx.pad
+    monkeypatch.setattr(linear.mx, "pad", lambda *args: filled.append(rows) or pad(*args))
+    monkeypatch.setattr(blas, "ensure", lambda: blas.BlasInfo("OpenBLAS"))
+    monkeypatch.setattr(linear.platform, "machine", lambda: "x86_64")
+    layer = linear.Linear(mx.array(weight.astype(np.float32)))
+    product = np.array(layer(mx.array(x.astype(np.float32))))
+    assert product.shape == (rows, 11) and np.allclose(product, x @ weight.T, atol=1e-5)
+    on_cpu = mx.default_device().type == mx.cpu
+    assert bool(filled) == (on_cpu and rows in (5, 6, 7, 13, 14, 15, 21, 22, 23, 29, 30, 31))
+    filled.clear()
+    layer(mx.array(x.astype(np.float16)))
+    monkeypatch.setattr(blas, "ensure", lambda: blas.BlasInfo(blas.NETLIB))
+    layer(mx.array(x.astype(np.float32)))
+    assert not filled
