@@ -279,7 +279,7 @@ def test_the_exit_that_drafts_is_the_one_that_saves_most_or_none() -> None:
     sure = np.ones(120, np.float32)
     outcomes = {(place, 1): Outcome(sure, every) for place in (2, 5)}
     assert choose_draft({(2, 1): 0.5, (5, 1): 0.5}, outcomes, texts, costs) == (2, 1)
-    assert choose_draft({(2, 1): 1.5, (5, 1): 0.5}, outcomes, texts, costs) == (5, 1)
+    assert choose_draft({(2, 1): 1.5, (5, 1): 1.0}, outcomes, texts, costs) == (5, 1)
     assert choose_draft({(2, 1): 1.5}, outcomes, texts, costs) is None
     assert choose_draft({}, outcomes, texts, costs) is None
 

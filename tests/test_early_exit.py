@@ -262,7 +262,7 @@ def test_a_row_run_ahead_answers_to_no_other_pass() -> None:
     assert not drafted.is_of([7], [2], bias - np.float32(0.1))
     assert not drafted.is_of([7], [2], None)
     everything = Drafted(7, WaitingRows(None, np.array([2]), 0 * bias[:, ::2]), drafted.logits)
-    assert everything.is_of([7], [2], None)
+    assert everything.is_of([7], [2], None) and not everything.is_of([7, 7], [2, 2], None)
 
 
 @pytest.mark.usefixtures("never_closing")
@@ -405,7 +405,9 @@ def test_what_is_run_ahead_changes_nothing(
     assert sets(ours) == sets(full)
     run = ours.run()
     assert run.early_exit is not None
-    assert run.early_exit["drafted"] > run.early_exit["accepted"] > 5
+    account: Any = ours.exits.account  # type: ignore[union-attr]
+    assert run.early_exit["drafted"] == 3 * account.ahead > run.early_exit["accepted"] > 5
+    assert account.ahead_seconds > 0
     assert run.early_exit["passes"] == len(run.steps) - 1
     assert [step.exit_layer for step in run.steps[1:]] == [layer] * (len(run.steps) - 1)
     rows = sum(len(step.tokens) for step in run.steps[:-1])
@@ -519,6 +521,7 @@ def test_the_first_16_that_leave_are_audited_and_then_every_fourth(
         assert run.early_exit is not None
         (item,) = run.early_exit["exits"]
         assert (item["left"], item["audited"]) == (tokens - 1, audited)
+        assert "early_exit_saved_by_head" in run.timing, "what the whole head takes is known from the audit"
 
 
 def test_what_was_saved_is_told_from_what_the_parts_took() -> None:
