@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.arms import Arm
+from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.metrics import diversity
 from benchmarks.quality.prices import price
 from benchmarks.quality.running import QUARTERS, Record, read_records
@@ -79,7 +79,7 @@ def make_entry(
     label: str, records: Sequence[Record], reading: str, tokenizer: Any, prices: dict[str, float]
 ) -> Entry:
     texts = [record["readings"][reading] for record in records]
-    wanted = max(map(len, texts))
+    wanted = TEXTS if max(map(len, texts)) > 1 else 1  # what a decoder of several lacks counts as repeated
     lengths = [len(part) for part in np.array_split(np.arange(records[0]["tokens"]), QUARTERS)]
     rows = [{int(k): n for k, n in record["passes"].items()} for record in records]
     numbers = {
