@@ -155,11 +155,11 @@ def combined(rows: list[torch.Tensor], weights: list[float], rule: str) -> torch
     if rule == "last":
         return rows[-1].exp()
     if rule == "mix":
-        return sum(weight * row.exp() for weight, row in zip(weights, rows, strict=True))  # type: ignore[return-value]
+        return torch.tensor(weights, dtype=torch.float64) @ torch.stack(rows).exp()
     if rule == "mean":
-        return sum(row.exp() for row in rows) / len(rows)  # type: ignore[return-value]
+        return torch.stack(rows).exp().mean(dim=0)
     if rule == "product":
-        return torch.softmax(sum(rows) / len(rows), dim=-1)  # type: ignore[arg-type]
+        return torch.softmax(torch.stack(rows).mean(dim=0), dim=-1)
     if rule == "max":
         largest = torch.stack(rows).exp().max(dim=0).values
         return largest / largest.sum()

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tempo_mlx.model._mlx import mx, nn
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import convert as convert_module
 from tempo_mlx.weights import open_checkpoint
-from tempo_mlx.weights.convert import convert
+from tempo_mlx.weights.convert import Dtype, convert
 from tempo_mlx.weights.tensor import float32_to_bfloat16
 from tests.ggufs import gguf_twin
 from tests.twins import TWINS, reference, twin
@@ -112,8 +112,8 @@ def test_quantised_text_is_mlx_lms_own(tmp_path: Path) -> None:
 
 def test_a_type_alone_makes_everything_dense(tmp_path: Path) -> None:
     quantised = convert(str(twin("llama")), tmp_path / "q", bits=8, group_size=32)
-    for dtype in ("float16", "bfloat16", "float32"):
-        path = convert(str(quantised), tmp_path / dtype, dtype=dtype)  # type: ignore[arg-type]
+    for dtype in get_args(Dtype):
+        path = convert(str(quantised), tmp_path / dtype, dtype=dtype)
         checkpoint, source = open_checkpoint(str(path)), open_checkpoint(str(quantised))
         assert checkpoint.quantization == dtype
         assert json.loads((path / "config.json").read_text())["torch_dtype"] == dtype

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,7 @@ def calibrate(
         if translators and layer != chosen[-1]:
             found = kept(
                 folder / f"layer-{layer}.npz",
-                lambda at=at: dict(  # type: ignore[misc]
-                    zip(("weight", "offset"), fit_translator(model, head, train, dev, at), strict=True)
-                ),
+                partial(fit_translator, model, head, train, dev, at),
             )
             fitted[layer] = found["weight"].astype(np.float16), found["offset"].astype(np.float16)
     of_text = {int(number): prompts[number % len(prompts)] for number in numbers}

@@ -47,8 +47,8 @@ def shortlist(model: Transformer, train: Samples, size: int, always: Sequence[in
 
 def fit_translator(
     model: Transformer, head: Linear, train: Samples, dev: Samples, at: int
-) -> tuple[Float32s, Float32s]:
-    """Weight (E, E) and offset (E,) that take hidden[at] to where the last layer would, for the head's purposes.
+) -> dict[str, Float32s]:
+    """`weight` (E, E) and `offset` (E,) that take hidden[at] to where the last layer would, for the head's purposes.
 
     A ridge regression of what the layers between add, then the divergence from the model's own distribution over the
     shortlist, by Adam; of the epochs the one with the most agreement on `dev`.
@@ -93,7 +93,7 @@ def fit_translator(
             mx.eval(parameters, adam.state)
         best = max(best, (agreement(parameters), parameters), key=lambda pair: pair[0])
     fitted = np.array(best[1]["weight"]) / scale[:, None]
-    return fitted, np.array(best[1]["offset"]) - mean @ fitted
+    return {"weight": fitted, "offset": np.array(best[1]["offset"]) - mean @ fitted}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Literal
 
 from tempo_mlx.errors import ModelError
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -62,7 +64,7 @@ class Architecture:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    hidden_act: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    hidden_act: Activation = "silu"
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model.config import Architecture, Layer, Rope
+from tempo_mlx.model.config import Activation, Architecture, Layer, Rope
 from tempo_mlx.model.rope_scaling import build_rope
 
 _COMMON = frozenset(
@@ -45,7 +45,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "torchscript": (False,),
     }
 )
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
@@ -242,7 +242,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         layers=layers,
         ropes=ropes,
         rms_norm_eps=values.number("rms_norm_eps"),
-        hidden_act=_activation(values),  # type: ignore[arg-type]
+        hidden_act=_activation(values),
         tie_word_embeddings=values.flag("tie_word_embeddings"),
         **fields,
     )
@@ -261,7 +261,7 @@ def _refuse_unknown_keys(config: Mapping[str, Any], family: Family, name: str) -
         )
 
 
-def _activation(values: Config) -> str:
+def _activation(values: Config) -> Activation:
     key = "hidden_activation" if "hidden_activation" in values.values else "hidden_act"
     name = values.values[key]
     if name is None and key == "hidden_activation":  # early Gemma configs; transformers takes tanh GELU

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tempo_mlx.model.config import Architecture
 from tempo_mlx.model.families import architecture_from_config, text_config
 from tempo_mlx.weights import digest, download, names, tokenizer_files, tokenizer_gguf
 from tempo_mlx.weights.gguf_config import INTERLEAVED_ROPE, config_from_gguf
-from tempo_mlx.weights.gguf_file import read_gguf
+from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
 from tempo_mlx.weights.tensor import AffineTensor, DenseTensor, Tensor
@@ -115,7 +115,7 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
         rows = _unpermute(name, architecture) if interleaved else None
         subtract = architecture.norm_offset if name.endswith("norm.weight") else 0.0
         shapes[name] = info.shape
-        getters[name] = lambda s=stored, r=rows, o=subtract: _gguf_tensor(file.tensor(s), r, o)  # type: ignore[misc]
+        getters[name] = partial(_gguf_tensor, file, stored, rows, subtract)
     types = [info.type_name for stored, info in file.tensors.items() if len(info.shape) == 2]
     quantization = max(sorted(set(types)), key=types.count) if types else "F32"
     tensors = _complete(getters, shapes, architecture, path)
@@ -133,10 +133,15 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
     )
 
 
-def _gguf_tensor(tensor: Tensor, rows: NDArray[np.intp] | None, subtract: float) -> Tensor:
+def _gguf_tensor(file: GGUFFile, name: str, rows: NDArray[np.intp] | None, subtract: float) -> Tensor:
+    tensor = file.tensor(name)
     if subtract and isinstance(tensor, DenseTensor):
         return DenseTensor(tensor.data, subtract)
     return tensor if rows is None else tensor.rows(rows)
+
+
+def _rows_of(whole: Callable[[], Tensor], rows: slice) -> Tensor:
+    return whole().rows(rows)
 
 
 def _unpermute(name: str, a: Architecture) -> NDArray[np.intp] | None:
@@ -167,7 +172,7 @@ def _open_directory(model: str, path: Path, revision: str | None) -> Checkpoint:
             raise ModelError(f"{path} holds the tensor {name!r} under two names; fetch the model again.")
         layout = _layout(raw, file, stored, quantization)
         shapes[name] = _logical_shape(raw, file, stored, layout, path)
-        getters[name] = lambda f=file, r=raw, q=layout: _stored_tensor(r, f, stored, q)  # type: ignore[misc]
+        getters[name] = partial(_stored_tensor, raw, file, stored, layout)
     tensors = _complete(getters, shapes, architecture, path)
     return Checkpoint(
         id=model,
@@ -331,7 +336,7 @@ def _complete(
                 f"The fused tensor {fused!r} in {path} has shape {width}; fetch the model again."
             )
         for part, rows in parts.items():
-            have[part] = lambda w=whole, r=rows: w().rows(r)  # type: ignore[misc]
+            have[part] = partial(_rows_of, whole, rows)
             sizes[part] = (rows.stop - rows.start, *width[1:])
     needed = names.expected_shapes(a)
     if a.tie_word_embeddings:
