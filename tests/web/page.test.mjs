@@ -295,7 +295,7 @@ test('early exit, by its preset: streams, tells how deep it went and what agreed
   const { mean_layers, agreement, exits } = run.early_exit
   const facts = await page.locator('.facts').innerText()
   assert.ok(
-    agreement > 0 && facts.includes(`${Number((100 * agreement).toPrecision(3))}% of early choices agreed`),
+    agreement > 0 && facts.includes(`${Number((100 * agreement).toPrecision(3))}% of audited early choices agreed`),
     facts,
   )
   assert.ok(facts.includes(`${Number(mean_layers.toPrecision(3))} layers a step`), facts)

@@ -6,7 +6,9 @@ const audit = { kv: 'exact', passes: 18, mean_layers: 28.25, agreement: 0.875, e
 
 describe('the audit of an early-exit run', () => {
   it.each([
-    [audit, ['28.3 layers a step', '87.5% of early choices agreed']],
+    [audit, ['28.3 layers a step', '87.5% of audited early choices agreed']],
+    [{ ...audit, accepted: 4 }, ['28.3 layers a step', '87.5% of audited early choices agreed', '4 steps run ahead']],
+    [{ ...audit, accepted: 0 }, ['28.3 layers a step', '87.5% of audited early choices agreed']],
     [{ ...audit, agreement: null }, ['28.3 layers a step', 'early choices not audited']],
     [{ passes: 0, mean_layers: null, agreement: null, exits: [{ ...exit, left: 0 }] }, ['nothing left early']],
     [{ lossless: true, layer: 27, target: 0.95 }, ['early exit, lossless']],

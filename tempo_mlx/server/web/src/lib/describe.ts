@@ -42,15 +42,17 @@ export function describeRejected(item: Rejected): string {
   return `${visible(item.text)}, ${short(item.probability)}: ${item.why}`
 }
 
-/** What the audit of an early-exit run comes to, in a few words; report/terminal.py has the same. */
+/** What the audit of an early-exit run comes to, in a few words, much as report/terminal.py says it. */
 export function earlyExit(audit: Values): string[] {
   if (audit.lossless === true) return ['early exit, lossless']
   const facts: string[] = []
   const layers = numberOf(audit, 'mean_layers')
   if (layers !== null) facts.push(`${short(layers)} layers a step`)
   const agreement = numberOf(audit, 'agreement')
-  if (agreement !== null) facts.push(`${short(100 * agreement)}% of early choices agreed`)
+  if (agreement !== null) facts.push(`${short(100 * agreement)}% of audited early choices agreed`)
   else facts.push(exitsOf(audit).some((exit) => exit.left !== 0) ? 'early choices not audited' : 'nothing left early')
+  const ahead = numberOf(audit, 'accepted')
+  if (ahead) facts.push(`${ahead} steps run ahead`)
   return facts
 }
 
