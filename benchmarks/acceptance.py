@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.studies import prompts, versions
 from tempo_mlx import generate, load, stream
 from tempo_mlx.bench.exits import same_beginning
-from tempo_mlx.calibrate.samples import PROMPTS
-from tempo_mlx.decode.self_speculation import Payoff
+from tempo_mlx.exits.samples import PROMPTS
+from tempo_mlx.exits.self_speculation import Payoff
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.weights.checkpoint import open_checkpoint
@@ -87,7 +87,7 @@ class Bench:
         from mlx.utils import tree_flatten
         from mlx_lm.models.llama import Model, ModelArgs
 
-        from tempo_mlx.model._mlx import mx
+        from tempo_mlx.mlx import mx
 
         config = self.transformers.config
         rope = config.rope_parameters["rope_theta"]
@@ -147,7 +147,7 @@ def greedy(bench: Bench, tokens: int = 64) -> Iterator[Row]:
 
     A step at which their two best logits nearly tie ends the comparison of that prompt, and is reported.
     """
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     def by_mlx_lm(ids: list[int]) -> np.ndarray:
         return np.array(bench.mlx_lm(mx.array([ids])))[0]

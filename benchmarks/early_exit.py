@@ -31,10 +31,10 @@ from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
 from tempo_mlx.bench.machine import load_average
 from tempo_mlx.bench.results import text_table
-from tempo_mlx.calibrate.fit import judge
-from tempo_mlx.calibrate.samples import Samples, sample_texts
 from tempo_mlx.config import GenerateConfig, resolve
-from tempo_mlx.model.calibration import find_calibration
+from tempo_mlx.exits.calibration import find_calibration
+from tempo_mlx.exits.fit import judge
+from tempo_mlx.exits.samples import Samples, sample_texts
 
 MODEL = "smollm2-135m"
 RESULTS = Path(__file__).with_name("results") / "early-exit"

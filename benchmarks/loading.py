@@ -34,9 +34,7 @@ else:
 print(seconds, peak)
 """
 _OURS = _TIMED.format(body="import tempo_mlx\nloaded = tempo_mlx.load(sys.argv[1])")
-_THEIRS = _TIMED.format(
-    body="from tempo_mlx.model import _mlx\nfrom mlx_lm import load\nloaded = load(sys.argv[1])"
-)
+_THEIRS = _TIMED.format(body="from tempo_mlx import mlx\nfrom mlx_lm import load\nloaded = load(sys.argv[1])")
 
 
 def measure(script: str, model: str) -> tuple[float, float]:

@@ -32,7 +32,7 @@ CONTEXT, ROWS, REPEATS = 64, (1, 8), 25
 
 def collectives(local: Any, rows: int, hidden: int, vocabulary: int) -> tuple[float, float]:
     """Seconds of one sum of (rows, hidden) and of one gather of the logits."""
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     x, y = mx.zeros((rows, hidden)), mx.zeros((1, rows, vocabulary // local.group.size()))
 
@@ -62,8 +62,8 @@ def median(work: Callable[[], object], repeats: int = REPEATS) -> float:
 def measure(model: str) -> dict[str, Any]:
     """The row of the ranks that this process is one of; returns on rank 0 only."""
     import tempo_mlx
-    from tempo_mlx.model._mlx import mx
-    from tempo_mlx.model.parallel import ParallelModel
+    from tempo_mlx.mlx import mx
+    from tempo_mlx.ranks.model import ParallelModel
 
     loaded = tempo_mlx.load(model, device="cpu")
     a, leader = loaded.model.architecture, loaded.leader
@@ -101,7 +101,7 @@ def measure(model: str) -> dict[str, Any]:
 
 
 def caches(model: Any, cache: Any) -> list[int]:
-    from tempo_mlx.model.parallel import _nbytes
+    from tempo_mlx.ranks.model import _nbytes
 
     sizes: list[int] = model.leader.run_all(_nbytes, cache.number)
     return sizes
@@ -213,7 +213,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    from tempo_mlx.model.ranks import rank
+    from tempo_mlx.ranks.processes import rank
 
     if options.predict:
         print(predictions())

@@ -11,21 +11,21 @@ from typing import Any, Protocol
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.beam import make_rule
-from tempo_mlx.decode.early_exit import EarlyExit
-from tempo_mlx.decode.exit_plan import make_plan
 from tempo_mlx.decode.mcts import Mcts, Value
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
-from tempo_mlx.decode.ranked_exits import RankedExits
 from tempo_mlx.decode.score import read_paths
-from tempo_mlx.decode.self_speculation import SelfSpeculation
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
-from tempo_mlx.model.load import LoadedModel, load_model
-from tempo_mlx.model.parallel import ParallelModel
+from tempo_mlx.exits.early_exit import EarlyExit
+from tempo_mlx.exits.plan import make_plan
+from tempo_mlx.exits.ranked import RankedExits
+from tempo_mlx.exits.self_speculation import SelfSpeculation
+from tempo_mlx.loading import LoadedModel, load_model
+from tempo_mlx.ranks.model import ParallelModel
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path

@@ -17,8 +17,9 @@ from typing import Any
 from tempo_mlx.api import stream
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
 from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, TempoError
-from tempo_mlx.model import ranks
-from tempo_mlx.model.load import LoadedModel, check_same, load_model
+from tempo_mlx.loading import LoadedModel, load_model
+from tempo_mlx.ranks import processes as ranks
+from tempo_mlx.ranks.model import check_same
 from tempo_mlx.weights import Progress, open_checkpoint
 
 ERROR_FORMAT = "tempo-mlx/error"

@@ -7,7 +7,7 @@ from typing import Any
 
 from tempo_mlx.api import Prompt, Stream, encode_prompt
 from tempo_mlx.config import GenerateConfig, resolve
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.run import Run
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import tempo_mlx
-from tempo_mlx.decode import early_exit
-from tempo_mlx.decode.lookup import Lookup
-from tempo_mlx.model import calibration
-from tempo_mlx.model.calibration import Calibration, Exit, key_of, place_of
+from tempo_mlx.exits import calibration, early_exit
+from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
+from tempo_mlx.exits.lookup import Lookup
 from tests import twins
 
 ALWAYS = -1.0  # a margin that every choice has

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tempo_mlx.model.ranks import Local
+    from tempo_mlx.ranks.processes import Local
 
 ROOT = Path(__file__).parent.parent
 TEMPO = ("-m", "tempo_mlx")
@@ -78,8 +78,8 @@ def answer(questions: str, answers: str, calibrations: str) -> None:
     """Rank 0 writes the runs of all cases [model, prompt, settings], what each model's ranks held in memory, and the
     logits of models whose weights stay packed."""
     import tempo_mlx
-    from tempo_mlx.model import calibration
-    from tempo_mlx.model.parallel import ParallelModel
+    from tempo_mlx.exits import calibration
+    from tempo_mlx.ranks.model import ParallelModel
 
     calibration.cache_directory = lambda: Path(calibrations)
     runs: list[Any] = []
@@ -100,7 +100,7 @@ def answer(questions: str, answers: str, calibrations: str) -> None:
 def packed_logits(local: Local | None, model: str) -> list[list[float]]:
     """Of ten tokens, by this rank and the others, or by one process."""
     from tempo_mlx.model.mlx_backend import build
-    from tempo_mlx.model.sharding import ShardReader
+    from tempo_mlx.ranks.shards import ShardReader
     from tempo_mlx.weights import open_checkpoint
 
     reader = None if local is None else partial(ShardReader, group=local.group)

@@ -211,7 +211,7 @@ def test_a_mac_without_the_extra_still_gets_its_page(
 
 
 def test_packed_weights_are_compared_with_mlx_lm_alone(tmp_path: Path) -> None:
-    from tempo_mlx.model import load as loading
+    from tempo_mlx import loading
     from tempo_mlx.model.mlx_backend import build
     from tempo_mlx.weights import open_checkpoint
     from tempo_mlx.weights.convert import convert

@@ -36,7 +36,7 @@ def test_mlx_resolves_its_products_in_openblas(tmp_path: Path) -> None:
 import ctypes, sys
 from tempo_mlx import blas
 info = blas.ensure()
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 import numpy as np
 address = lambda library: ctypes.cast(library.cblas_sgemm, ctypes.c_void_p).value
 assert address(ctypes.CDLL(None)) == address(ctypes.CDLL(info.path))

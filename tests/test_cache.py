@@ -11,7 +11,7 @@ import pytest
 import tempo_mlx
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError, ModelError
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import STEP, Cache, group_size
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import KV_TOLERANCES, verify

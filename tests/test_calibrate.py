@@ -13,15 +13,12 @@ import pytest
 pytest.importorskip("torch")
 
 import tempo_mlx
-from tempo_mlx import calibrate as calibrating
-from tempo_mlx.calibrate import calibrate, forget_samples, with_schedule
-from tempo_mlx.calibrate.fit import Outcome, Place, curve, design_effect, lower_bound, together
-from tempo_mlx.calibrate.samples import Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, choose, choose_draft, drafting_price, price
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError, ModelError
-from tempo_mlx.model import calibration
-from tempo_mlx.model.calibration import (
+from tempo_mlx.exits import calibrate as calibrating
+from tempo_mlx.exits import calibration
+from tempo_mlx.exits.calibrate import calibrate, forget_samples, with_schedule
+from tempo_mlx.exits.calibration import (
     Calibration,
     Exit,
     candidates,
@@ -29,6 +26,9 @@ from tempo_mlx.model.calibration import (
     place_of,
     read_calibration,
 )
+from tempo_mlx.exits.fit import Outcome, Place, curve, design_effect, lower_bound, together
+from tempo_mlx.exits.samples import Samples, read_prompts, sample_texts
+from tempo_mlx.exits.schedule import Costs, choose, choose_draft, drafting_price, price
 from tests import twins
 from tests.exits import loaded_with_exits
 
@@ -50,7 +50,7 @@ def test_texts_that_grow_together_are_those_that_grow_alone() -> None:
         here = samples.texts == text
         assert samples.choices[here].tolist() == chosen
         assert samples.tokens[here].tolist() == [prompt[-1], *chosen[:-1]]
-    head = np.array(loaded.model.logits(tempo_mlx.model._mlx.mx.array(samples.hidden[-1].astype(np.float32))))
+    head = np.array(loaded.model.logits(tempo_mlx.mlx.mx.array(samples.hidden[-1].astype(np.float32))))
     assert (head.argmax(axis=1) == samples.choices).mean() > 0.95  # float16 states
 
 

@@ -17,18 +17,19 @@ pytest.importorskip("torch")
 from tempo_mlx.api import Stream, stream
 from tempo_mlx.cli.main import main
 from tempo_mlx.config import resolve
-from tempo_mlx.decode import early_exit, exit_plan
 from tempo_mlx.decode.branches import Branches
-from tempo_mlx.decode.early_exit import EarlyExit
-from tempo_mlx.decode.exit_account import Account
-from tempo_mlx.decode.exit_plan import OpenExit, Plan, at_most, make_plan
-from tempo_mlx.decode.lookup import Lookup
-from tempo_mlx.decode.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Tree
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.calibration import Calibration, Exit, key_of, place_of
-from tempo_mlx.model.exit_cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
+from tempo_mlx.exits import early_exit
+from tempo_mlx.exits import plan as exit_plan
+from tempo_mlx.exits.account import Account
+from tempo_mlx.exits.cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
+from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
+from tempo_mlx.exits.early_exit import EarlyExit
+from tempo_mlx.exits.lookup import Lookup
+from tempo_mlx.exits.plan import OpenExit, Plan, at_most, make_plan
+from tempo_mlx.exits.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
+from tempo_mlx.mlx import mx
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests import twins

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tempo_mlx.architecture.families import FAMILIES, architecture_from_config  # noqa: E402
 from tempo_mlx.errors import ModelError  # noqa: E402
-from tempo_mlx.model.families import FAMILIES, architecture_from_config  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tempo_mlx.mlx import mx
 from tempo_mlx.model import kernels
-from tempo_mlx.model._mlx import mx
 from tempo_mlx.model.exponential import exponentials, gated_silu
 from tempo_mlx.model.kernels import (
     CompactBias,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.mlx_backend import BUFFER_CACHE_BYTES, build
 from tempo_mlx.model.rotation import FEW, Rotation
 from tempo_mlx.weights import open_checkpoint

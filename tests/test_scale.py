@@ -25,10 +25,10 @@ import tempo_mlx
 from tempo_mlx.api import stream
 from tempo_mlx.cli.main import main
 from tempo_mlx.config import resolve
-from tempo_mlx.decode.ranked_exits import RankedExits
 from tempo_mlx.errors import ConfigError, MemoryLimitError, RankLostError
-from tempo_mlx.model.load import LoadedModel
-from tempo_mlx.model.sharding import plan
+from tempo_mlx.exits.ranked import RankedExits
+from tempo_mlx.loading import LoadedModel
+from tempo_mlx.ranks.shards import plan
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import convert
 from tempo_mlx.weights.memory import require_memory

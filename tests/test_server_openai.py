@@ -20,7 +20,7 @@ from twins import twin
 
 import tempo_mlx
 from tempo_mlx.decode.combine import log_probabilities
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 
 MODEL = "twin"
 USER = [{"role": "user", "content": "Hello"}]

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from twins import twin
 
 import tempo_mlx
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.server.reading import SettledReading, TextStream
 
 CASES: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from twins import twin
 
 import tempo_mlx
 from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.server.observe import Arena, Watched

@@ -9,7 +9,7 @@ import pytest
 
 import tempo_mlx
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tests import twins
 

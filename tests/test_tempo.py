@@ -15,7 +15,7 @@ from tempo_mlx.config import LoadConfig, resolve
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ConfigError, PromptError
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import open_checkpoint
 

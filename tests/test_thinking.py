@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tempo_mlx.api import generate, stream
 from tempo_mlx.decode.thinking import CLOSE, OPEN, SYSTEM_LINE, Budget, Splitter, is_open, split
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.verify import verify
 from tests.trees import loaded, teacher
 

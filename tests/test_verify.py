@@ -18,7 +18,7 @@ from tempo_mlx.config import as_dict, resolve
 from tempo_mlx.decode.step import Edge, Member, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ModelError, RunFileError
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.model.torch_backend import TorchTransformer
 from tempo_mlx.report.build import build_run

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
-from tempo_mlx.model._mlx import mx, nn
+from tempo_mlx.mlx import mx, nn
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import convert as convert_module
 from tempo_mlx.weights import open_checkpoint

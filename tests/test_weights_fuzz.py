@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tempo_mlx.architecture.families import FAMILIES, architecture_from_config
 from tempo_mlx.errors import ModelError, TempoError
-from tempo_mlx.model.families import FAMILIES, architecture_from_config
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.gguf_file import read_gguf
 from tempo_mlx.weights.safetensors_file import read_safetensors

@@ -194,7 +194,7 @@ def test_the_affine_layout_loses_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_mlx_reads_the_affine_layout(kind: str) -> None:
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     weight = np.random.default_rng(2).normal(size=(8, 64)).astype(np.float32)
     tensor = GGUFTensor(gguf.quantize(weight, gguf.GGMLQuantizationType[kind]), kind, 64)

@@ -12,7 +12,7 @@ import pytest
 from tempo_mlx.cli.main import main
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import MemoryLimitError, ModelError, OutputError
-from tempo_mlx.model.load import load_model
+from tempo_mlx.loading import load_model
 from tempo_mlx.weights import manage, open_checkpoint
 from tempo_mlx.weights.memory import estimate_memory, require_memory
 from tempo_mlx.weights.registry import PACKAGED

@@ -234,7 +234,7 @@ def test_the_identity_changes_with_any_weight(directory: Path) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_every_affine_layout_of_mlx(bits: int, group_size: int) -> None:
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     weight = mx.array(np.random.default_rng(bits).normal(size=(16, 256)).astype(np.float32))
     packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
@@ -247,7 +247,7 @@ def test_every_affine_layout_of_mlx(bits: int, group_size: int) -> None:
 
 def quantised(directory: Path, layouts: dict[str, tuple[int, int] | None], default: tuple[int, int]) -> None:
     """Quantise the twin's matrices as mlx_lm.convert does; `layouts`: exceptions by name, None: left alone."""
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     arrays = load_file(directory / "model.safetensors")
     table: dict[str, Any] = {"bits": default[0], "group_size": default[1]}

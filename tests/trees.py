@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 
 from tempo_mlx.api import load, stream  # noqa: E402
 from tempo_mlx.config import LoadConfig  # noqa: E402
-from tempo_mlx.model.load import LoadedModel  # noqa: E402
+from tempo_mlx.loading import LoadedModel  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
 from tests.twins import reference, twin  # noqa: E402
 

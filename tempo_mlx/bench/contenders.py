@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.prefill import CHUNK, never, prefill
 from tempo_mlx.errors import ConfigError, ModelError
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.loading import LoadedModel, load_model
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Model
-from tempo_mlx.model.load import LoadedModel, load_model
 from tempo_mlx.weights.convert import convert
 
 NAMES = ("tempo-mlx", "tempo-mlx (torch)", "mlx-lm", "transformers")

@@ -10,7 +10,7 @@ from typing import Any
 from tempo_mlx.api import generate
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.score import score_sequences
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 
 FULL = "full"

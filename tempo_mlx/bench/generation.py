@@ -15,7 +15,7 @@ from tempo_mlx.bench.results import Result, Row
 from tempo_mlx.bench.steps import Budget, tokens, weight_bytes
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
 from tempo_mlx.config import LoadConfig, resolve
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 
 PROMPTS = (
     "Once upon a time in a distant galaxy",

@@ -16,7 +16,7 @@ import numpy as np
 
 from tempo_mlx import blas
 from tempo_mlx._version import __version__
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "numpy")
 BUFFER = 1 << 29  # bytes; larger than any cache

@@ -13,7 +13,7 @@ from tempo_mlx import blas
 from tempo_mlx.bench.contenders import Field
 from tempo_mlx.bench.results import Result, Row
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.linear import Concatenated, QuantizedLinear
 from tempo_mlx.model.transformer import Transformer
 

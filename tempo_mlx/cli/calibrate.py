@@ -13,7 +13,7 @@ from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tempo_mlx.model.calibration import Calibration
+    from tempo_mlx.exits.calibration import Calibration
 
 
 def calibrate(
@@ -48,9 +48,9 @@ def calibrate(
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tempo_mlx.calibrate import calibrate as learn
-    from tempo_mlx.calibrate import forget_samples
-    from tempo_mlx.model.calibration import place_of
+    from tempo_mlx.exits.calibrate import calibrate as learn
+    from tempo_mlx.exits.calibrate import forget_samples
+    from tempo_mlx.exits.calibration import place_of
 
     _, err = make_consoles()
     chosen = None if layers is None else whole_numbers(layers)
@@ -78,7 +78,7 @@ def calibrate(
 
 def table(found: Calibration) -> str:
     """The exits, and what was found of them at each target."""
-    from tempo_mlx.model.calibration import TARGETS
+    from tempo_mlx.exits.calibration import TARGETS
 
     lines = [f"{'layer':>5} {'tokens':>7}  " + "  ".join(f"{f'at {target:.0%}':>18}" for target in TARGETS)]
     for item in found.exits:

@@ -48,7 +48,7 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     gpu = "no"
     if mx.metal.is_available() or mx.cuda.is_available():
@@ -103,7 +103,7 @@ def _models() -> dict[str, str]:
 def _rows(model: str) -> dict[str, str]:
     """What a pass of k rows costs beside one row: measured now, and kept for `--max-parallel-tokens auto`."""
     from tempo_mlx.decode.width import affordable, row_costs
-    from tempo_mlx.model.load import load_model
+    from tempo_mlx.loading import load_model
     from tempo_mlx.weights.registry import PACKAGED
 
     if model in PACKAGED and not PACKAGED[model].path.exists():

@@ -21,7 +21,7 @@ from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
     from tempo_mlx.api import Stream
-    from tempo_mlx.model.load import LoadedModel
+    from tempo_mlx.loading import LoadedModel
     from tempo_mlx.report.run import Run
 
 CONFIGS = (LoadConfig, GenerateConfig, Shortcuts, OutputConfig)
@@ -74,7 +74,7 @@ def generate(
 
 def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedModel:
     """Load the model, with a bar while it is fetched and a notice where the BLAS is a slow one."""
-    from tempo_mlx.model.load import load_model
+    from tempo_mlx.loading import load_model
 
     if load.backend == "mlx" and not quiet:
         notice_slow_blas(err)

@@ -28,7 +28,7 @@ from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
 from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
-from tempo_mlx.model import ranks
+from tempo_mlx.ranks import processes as ranks
 
 app = typer.Typer(
     name="tempo-mlx",

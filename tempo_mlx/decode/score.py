@@ -21,8 +21,8 @@ from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tree import Reading
 from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
-from tempo_mlx.model.load import LoadedModel
 
 Floats = NDArray[np.float64]
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 
 STEP = 256
 SLACK = 3 * STEP  # unused slots from which on buffers are cut: seldom, since it moves what is kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 
 E = 2.718281828459045
 

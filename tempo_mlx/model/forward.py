@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model.config import Architecture
+from tempo_mlx.architecture.architecture import Architecture
 
 Logits = Literal["all", "last", "none"]
 Attention = Literal[False, True, "rows"]

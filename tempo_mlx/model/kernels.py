@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.exponential import exponentials
 from tempo_mlx.model.forward import Attention
 from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel

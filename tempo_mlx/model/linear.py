@@ -6,7 +6,7 @@ import platform
 from typing import Any
 
 from tempo_mlx import blas
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 
 TILE = 8  # rows that OpenBLAS's kernels for x86-64 take at once; 5 to 7 take up to half as long again as 8 (measured)
 

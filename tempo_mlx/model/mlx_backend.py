@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.errors import BackendError
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.linear import Concatenated, Embedding, Linear, QuantizedLinear, RMSNorm, fuse
 from tempo_mlx.model.transformer import Block, Transformer

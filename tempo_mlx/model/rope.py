@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model.config import Rope
+from tempo_mlx.architecture.architecture import Rope
 
 
 def angles(rope: Rope, positions: NDArray[np.int64], length: int) -> tuple[NDArray[np.float32], float]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 
 FEW = 16  # rows up to which the CPU turns them by one small product for each, not by operations on every element
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture.architecture import Architecture, Layer, Rope
 from tempo_mlx.errors import BackendError
-from tempo_mlx.model.config import Architecture, Layer, Rope
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.rope import angles
 from tempo_mlx.model.visibility import causal_bias, window_bias

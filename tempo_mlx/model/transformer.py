@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.config import Architecture
 from tempo_mlx.model.exponential import gated_silu
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.kernels import lattice_attention, layer_bias

@@ -14,7 +14,7 @@ from typing import Any
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.build import cut_at_stop
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run

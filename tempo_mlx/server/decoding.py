@@ -7,7 +7,7 @@ from typing import Any
 
 from tempo_mlx.api import Stream
 from tempo_mlx.config import GenerateConfig, as_dict
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.events import Output, StepEvents
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.width import with_measured_width
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.server.completions import complete
 from tempo_mlx.server.decoding import generate
 from tempo_mlx.server.events import Output

@@ -7,7 +7,7 @@ from typing import Any
 
 from tempo_mlx.api import encode_chat, encode_prompt
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.errors import ApiError
 

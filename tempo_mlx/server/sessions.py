@@ -13,7 +13,7 @@ from tempo_mlx.decode.pruning import make_rule
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.width import with_measured_width
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.events import Output, StepEvents
 from tempo_mlx.server.observe import Arena

@@ -58,7 +58,7 @@ def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None
     """Entry of the spawned process: load the model, then serve until told to stop or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the server decides
     configure(config.log_level, config.log_format)
-    from tempo_mlx.model.load import load_model
+    from tempo_mlx.loading import load_model
     from tempo_mlx.server.jobs import Jobs
 
     try:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.architecture.families import architecture_from_config, text_config
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model.config import Architecture
-from tempo_mlx.model.families import architecture_from_config, text_config
 from tempo_mlx.weights import digest, download, names, tokenizer_files, tokenizer_gguf
 from tempo_mlx.weights.gguf_config import INTERLEAVED_ROPE, config_from_gguf
 from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf

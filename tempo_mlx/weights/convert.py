@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.mlx import mx
 from tempo_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from tempo_mlx.weights.download import Progress
 from tempo_mlx.weights.tensor import Array, DenseTensor, Tensor, float32_to_bfloat16

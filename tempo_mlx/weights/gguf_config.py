@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tempo_mlx.architecture.families import FAMILIES
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model.families import FAMILIES
 from tempo_mlx.weights.gguf_file import GGUFFile
 
 # general.architecture -> model_type

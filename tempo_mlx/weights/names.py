@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tempo_mlx.model.config import Architecture
+from tempo_mlx.architecture.architecture import Architecture
 
 # llama.cpp's names (gguf-py, tensor_mapping.py) of the parts of a layer. The norms around attention and MLP
 # depend on where the architecture puts them.

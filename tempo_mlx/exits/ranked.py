@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.early_exit import EarlyExit
-from tempo_mlx.decode.exit_plan import make_plan
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.model.parallel import ParallelModel, Part, RankedCache
-from tempo_mlx.model.ranks import Local
+from tempo_mlx.exits.early_exit import EarlyExit
+from tempo_mlx.exits.plan import make_plan
+from tempo_mlx.ranks.model import ParallelModel, Part, RankedCache
+from tempo_mlx.ranks.processes import Local
 
 
 class RankedExits(ParallelModel):

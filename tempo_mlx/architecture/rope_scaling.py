@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture.architecture import Rope
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model.config import Rope
 
 _KEYS = {
     "default": (),

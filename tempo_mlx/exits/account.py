@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tempo_mlx.decode.exit_plan import OpenExit
+from tempo_mlx.exits.plan import OpenExit
 
 
 class Account:

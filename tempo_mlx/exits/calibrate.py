@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx._version import __version__
-from tempo_mlx.calibrate.fit import Outcome, Place, curve, fit_translator, judge, shortlist, together
-from tempo_mlx.calibrate.samples import TOGETHER, Samples, read_prompts, sample_texts
-from tempo_mlx.calibrate.schedule import Costs, choose, choose_draft, costs_of
 from tempo_mlx.errors import BackendError, OutputError
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.exits.calibration import TARGETS, Calibration, Exit, candidates, key_of, place_of
+from tempo_mlx.exits.fit import Outcome, Place, curve, fit_translator, judge, shortlist, together
+from tempo_mlx.exits.samples import TOGETHER, Samples, read_prompts, sample_texts
+from tempo_mlx.exits.schedule import Costs, choose, choose_draft, costs_of
+from tempo_mlx.loading import LoadedModel
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
 
 WIDTHS = (2048, 4096, 8192)  # how many tokens of the shortlist an exit may choose among, each judged

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from tempo_mlx._version import __version__
 from tempo_mlx.errors import BackendError, RankLostError, TempoError
-from tempo_mlx.model.link import (
+from tempo_mlx.ranks.link import (
     CONNECT_SECONDS,
     NOTE_SIZE,
     TIMEOUT,

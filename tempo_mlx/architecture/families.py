@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from tempo_mlx.architecture.architecture import Activation, Architecture, Layer, Rope
+from tempo_mlx.architecture.rope_scaling import build_rope
 from tempo_mlx.errors import ModelError
-from tempo_mlx.model.config import Activation, Architecture, Layer, Rope
-from tempo_mlx.model.rope_scaling import build_rope
 
 _COMMON = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "  # noqa: SIM905

@@ -1,4 +1,4 @@
-"""What early exit knows of a model: where rows may leave it, and how sure they must be. Made by `tempo_mlx.calibrate`.
+"""What early exit knows of a model: where rows may leave it, and how sure they must be. Made by `calibrate`.
 
 An exit is a layer with a translator (affine, from what the layer gives to what the last layer would have given: the
 tuned lens, arXiv 2303.08112), and a curve: how often the choice made there was the whole model's, by how large the
@@ -24,7 +24,7 @@ from tempo_mlx.weights.safetensors_file import read_safetensors
 FORMAT = "tempo-mlx/exits"
 VERSION = 2
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
-SHIPPED = Path(__file__).parent / "exits"
+SHIPPED = Path(__file__).parent / "shipped"
 ALLOWED = 20  # errors, by the target, among the choices that are tested first
 NAME_LENGTH = 24  # of the key, in a file name
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tempo_mlx.calibrate.fit import Outcome, Place
-from tempo_mlx.calibrate.samples import Ints
-from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_DRAFTED, MOST_WAITING
+from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_DRAFTED, MOST_WAITING
+from tempo_mlx.exits.fit import Outcome, Place
+from tempo_mlx.exits.samples import Ints
 from tempo_mlx.model.transformer import Transformer
 
 MOST_EXITS = 3
@@ -79,7 +79,7 @@ def choose(
 
 
 def price(chosen: Sequence[Place], passes: Mapping[Place, Any], texts: Ints, costs: Costs) -> float:
-    """What a token costs when rows leave as `passes` says and are caught up exactly (see decode/early_exit.py)."""
+    """What a token costs when rows leave as `passes` says and are caught up exactly (see exits/early_exit.py)."""
     last = costs.layers - 1
     total = 0.0
     waiting: list[int] = []  # levels of rows that left, none below the one after it
@@ -134,7 +134,7 @@ def choose_draft(
 
 def drafting_price(place: Place, sure: Any, right: Any, texts: Ints, costs: Costs) -> float:
     """What a token costs when the exit drafts while it is `sure` and all rows are then checked together (see
-    decode/self_speculation.py). What follows a wrong draft is unknown: nothing more is taken to be drafted there.
+    exits/self_speculation.py). What follows a wrong draft is unknown: nothing more is taken to be drafted there.
     """
     layer, width = place
     row = costs.layer * (layer + 1)

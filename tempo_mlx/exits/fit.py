@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.calibrate.samples import Ints, Samples
-from tempo_mlx.model._mlx import mx, optimizers
+from tempo_mlx.exits.samples import Ints, Samples
+from tempo_mlx.mlx import mx, optimizers
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.transformer import Transformer
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.decode.exit_account import Account
-from tempo_mlx.decode.exit_plan import Found, OpenExit, Plan
-from tempo_mlx.decode.lookup import Lookup
-from tempo_mlx.model._mlx import mx
+from tempo_mlx.exits.account import Account
+from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCache, WaitingRows
+from tempo_mlx.exits.lookup import Lookup
+from tempo_mlx.exits.plan import Found, OpenExit, Plan
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.exit_cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCache, WaitingRows
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.transformer import Transformer
 

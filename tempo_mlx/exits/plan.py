@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError, ModelError
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.calibration import TARGETS, Calibration, Exit, candidates, find_calibration
+from tempo_mlx.exits.calibration import TARGETS, Calibration, Exit, candidates, find_calibration
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Model
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.rope import follows_length

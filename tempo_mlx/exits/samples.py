@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.load import LoadedModel
+from tempo_mlx.loading import LoadedModel
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
 
 PROMPTS = Path(__file__).with_name("prompts.txt")

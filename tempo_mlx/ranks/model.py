@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.config import Architecture
+from tempo_mlx.errors import ModelError
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Forward, Logits
-from tempo_mlx.model.load import check_same
 from tempo_mlx.model.mlx_backend import build
-from tempo_mlx.model.ranks import Leader, Local
-from tempo_mlx.model.sharding import ShardReader, plan
+from tempo_mlx.ranks.processes import Leader, Local
+from tempo_mlx.ranks.shards import ShardReader, plan
 from tempo_mlx.weights import Checkpoint, open_checkpoint
 
 Ints = NDArray[np.int64]
@@ -175,3 +175,13 @@ def _truncate(local: Local, number: int, length: int) -> None:
 
 def _copy(local: Local, number: int, other: int) -> None:
     local.objects[other] = local.objects[number].copy()
+
+
+def check_same(infos: Sequence[dict[str, Any]], config: LoadConfig) -> None:
+    """Raises ModelError unless every rank has the same model, and computes alike."""
+    for rank, info in enumerate(infos):
+        if info != infos[0]:
+            raise ModelError(
+                f"Rank {rank} has another model under the name {config.model!r}, or computes otherwise: {info}, where "
+                f"rank 0 has {infos[0]}."
+            )

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.decode.early_exit import EarlyExit, Float32s, Ints, joined
-from tempo_mlx.decode.exit_plan import Plan
-from tempo_mlx.model.exit_cache import MOST_DRAFTED, ExitCache, WaitingRows
+from tempo_mlx.exits.cache import MOST_DRAFTED, ExitCache, WaitingRows
+from tempo_mlx.exits.early_exit import EarlyExit, Float32s, Ints, joined
+from tempo_mlx.exits.plan import Plan
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.model.transformer import Transformer
 

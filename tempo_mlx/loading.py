@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import BackendError, ConfigError, ModelError
-from tempo_mlx.model import ranks
+from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.model.forward import Model
+from tempo_mlx.ranks import processes as ranks
+from tempo_mlx.ranks.processes import Leader
 from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
 from tempo_mlx.weights.memory import require_memory
 
@@ -21,7 +20,7 @@ class LoadedModel:
     model: Model
     tokenizer: Tokenizer
     config: LoadConfig = field(default_factory=LoadConfig)
-    leader: ranks.Leader | None = None
+    leader: Leader | None = None
 
 
 def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: bool = False) -> LoadedModel:
@@ -56,7 +55,7 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
         )
     model: Model
     if leader is not None:
-        from tempo_mlx.model.parallel import load_shards
+        from tempo_mlx.ranks.model import load_shards
 
         leader.set_timeout(config.rank_timeout)
         model = load_shards(leader, config, checkpoint)
@@ -75,21 +74,11 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
     return LoadedModel(model, checkpoint.tokenizer(), config, leader)
 
 
-def check_same(infos: Sequence[dict[str, Any]], config: LoadConfig) -> None:
-    """Raises ModelError unless every rank has the same model, and computes alike."""
-    for rank, info in enumerate(infos):
-        if info != infos[0]:
-            raise ModelError(
-                f"Rank {rank} has another model under the name {config.model!r}, or computes otherwise: {info}, where "
-                f"rank 0 has {infos[0]}."
-            )
-
-
 def _loaded_as(config: LoadConfig, checkpoint: Checkpoint) -> str | None:
     """The dtype of the weights in memory; None: as they are stored."""
     if config.backend == "torch":
         return "float32" if config.dtype == "auto" else config.dtype
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
     from tempo_mlx.model.mlx_backend import choose_device, choose_dtype
 
     dtype, packed = choose_dtype(config.dtype, choose_device(config.device) == mx.cpu, checkpoint)

@@ -81,7 +81,7 @@ class Link:
 
 def join() -> Any:
     """MLX's group of all ranks."""
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     try:
         group = mx.distributed.init()
@@ -96,7 +96,7 @@ def tell(group: Any, note: dict[str, Any] | None) -> dict[str, Any]:
     """Give every rank the note that rank 0 has."""
     import numpy as np
 
-    from tempo_mlx.model._mlx import mx
+    from tempo_mlx.mlx import mx
 
     data = np.zeros(NOTE_SIZE, np.int32)
     if note is not None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.model._mlx import mx
-from tempo_mlx.model.config import Architecture
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.linear import Embedding, Linear, RMSNorm
 from tempo_mlx.model.mlx_backend import Reader
 from tempo_mlx.weights import Checkpoint
