@@ -12,7 +12,6 @@ import pytest
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import open_checkpoint
-from tempo_mlx.weights.gguf_config import config_from_gguf
 from tempo_mlx.weights.gguf_file import _TYPES, read_gguf
 from tempo_mlx.weights.tensor import AffineTensor, GGUFTensor
 from tests.ggufs import (
@@ -309,7 +308,7 @@ def test_a_tensor_that_has_no_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_config_of_a_twin_says_what_it_is() -> None:
-    config = config_from_gguf(read_gguf(gguf_twin("llama-tied")))
+    config = open_checkpoint(str(gguf_twin("llama-tied"))).config
     assert config["model_type"] == "llama"
     assert config["tie_word_embeddings"] is True
     assert config["rms_norm_eps"] == 1e-6  # float32 in the file, and not 9.99999997e-07

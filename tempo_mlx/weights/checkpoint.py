@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture import names
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.architecture.families import architecture_from_config, text_config
+from tempo_mlx.architecture.gguf import INTERLEAVED_ROPE, config_from_gguf, name_from_gguf
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights import digest, download, names, tokenizer_files, tokenizer_gguf
-from tempo_mlx.weights.gguf_config import INTERLEAVED_ROPE, config_from_gguf
+from tempo_mlx.weights import digest, download, tokenizer_files, tokenizer_gguf
 from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
@@ -99,7 +100,13 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
         raise ModelError(
             f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split."
         )
-    config = config_from_gguf(file)
+    tensor_shapes = {name: info.shape for name, info in file.tensors.items()}
+    factors = {
+        name: [float(each) for each in file.tensor(name).numpy()]
+        for name, shape in tensor_shapes.items()
+        if name.startswith("rope_f") and len(shape) == 1
+    }
+    config = config_from_gguf(file.metadata, tensor_shapes, factors)
     architecture = architecture_from_config(config)
     interleaved = file.metadata["general.architecture"] in INTERLEAVED_ROPE
     getters: dict[str, Callable[[], Tensor]] = {}
@@ -107,7 +114,7 @@ def _open_gguf(model: str, path: Path, revision: str | None) -> Checkpoint:
     for stored, info in file.tensors.items():
         if names.IGNORED.fullmatch(stored):
             continue
-        name = names.from_gguf(stored, architecture)
+        name = name_from_gguf(stored, architecture)
         if name is None:
             raise ModelError(
                 f"{path} holds the tensor {stored!r}, which a {architecture.family} model does not have."

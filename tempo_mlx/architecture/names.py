@@ -3,56 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from tempo_mlx.architecture.architecture import Architecture
-
-# llama.cpp's names (gguf-py, tensor_mapping.py) of the parts of a layer. The norms around attention and MLP
-# depend on where the architecture puts them.
-_GGUF_PARTS = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "attn_qkv": "self_attn.qkv_proj", "attn_norm": "input_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-_GGUF_NORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "pre": {"ffn_norm": "post_attention_layernorm"},
-        "post": {
-            "post_attention_norm": "post_attention_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
-        },
-        "sandwich": {
-            "post_attention_norm": "post_attention_layernorm",
-            "ffn_norm": "pre_feedforward_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
-        },
-    }
-)
-_GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
 
 # Not weights of the language model: buffers of older transformers versions, and a vision tower.
 IGNORED = re.compile(
     r".*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector|vision_model)\..*|"
     r"rope_freqs\.weight|rope_factors_(long|short)\.weight"
 )
-
-
-def from_gguf(name: str, architecture: Architecture) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None for one that has no place in the architecture."""
-    stem, _, kind = name.rpartition(".")
-    if stem in _GGUF_TOP:
-        return f"{_GGUF_TOP[stem]}.{kind}"
-    match = _GGUF_LAYER.fullmatch(name)
-    if match is None:
-        return None
-    layer, part, kind = match.groups()
-    part = _GGUF_PARTS.get(part) or _GGUF_NORMS[architecture.norm_placement].get(part)
-    if part == "mlp.up_proj" and architecture.family == "phi3":  # holds gate and up
-        part = "mlp.gate_up_proj"
-    return None if part is None else f"model.layers.{int(layer)}.{part}.{kind}"
 
 
 def from_huggingface(name: str) -> str:

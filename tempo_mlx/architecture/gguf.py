@@ -1,4 +1,4 @@
-"""From the metadata of a GGUF file to the Hugging Face config of the same model.
+"""From the metadata and tensor names of a GGUF file to the Hugging Face config and names of the same model.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what llama.cpp does not store, it hard-codes
 by architecture, and so does this table (llama.cpp, src/llama-model.cpp).
@@ -6,14 +6,16 @@ by architecture, and so does this table (llama.cpp, src/llama-model.cpp).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.architecture.families import FAMILIES
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights.gguf_file import GGUFFile
 
 # general.architecture -> model_type
 _MODEL_TYPES = {
@@ -49,12 +51,42 @@ _IDS = {
 }
 
 
-def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+# llama.cpp's names (gguf-py, tensor_mapping.py) of the parts of a layer. The norms around attention and MLP
+# depend on where the architecture puts them.
+_GGUF_PARTS = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "attn_qkv": "self_attn.qkv_proj", "attn_norm": "input_layernorm", "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_GGUF_NORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "pre": {"ffn_norm": "post_attention_layernorm"},
+        "post": {
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        "sandwich": {
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+    }
+)
+_GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Mapping[str, list[float]],
+) -> dict[str, Any]:
     """The config.json this model would have.
 
+    shapes: of all tensors, rows first; factors: the numbers of those whose name starts with `rope_f`.
     Raises: ModelError naming an architecture, or a metadata key, that is not supported.
     """
-    metadata = file.metadata
     architecture = metadata.get("general.architecture")
     model_type = _MODEL_TYPES.get(architecture) if isinstance(architecture, str) else None
     if model_type is None or not isinstance(architecture, str):
@@ -76,14 +108,14 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
                 f"The GGUF file sets {architecture}.{key}, which tempo-mlx does not know; it might change "
                 "the computation, so the model is refused."
             )
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(f"{file.path} holds no token embedding (token_embd.weight); fetch it again.")
-    config["vocab_size"] = embedding.shape[0]
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    embedding = shapes.get("token_embd.weight", ())
+    if len(embedding) != 2:
+        raise ModelError("The GGUF file holds no token embedding (token_embd.weight); fetch it again.")
+    config["vocab_size"] = embedding[0]
+    config["tie_word_embeddings"] = "output.weight" not in shapes
     _check_heads(config, stated)
-    _add_family_facts(config, stated, file)
-    _add_rope(config, stated, file)
+    _add_family_facts(config, stated, shapes)
+    _add_rope(config, stated, factors)
     config |= {name: metadata[key] for key, name in _IDS.items() if type(metadata.get(key)) is int}
     return config
 
@@ -113,7 +145,7 @@ def _check_heads(config: dict[str, Any], stated: Mapping[str, Any]) -> None:
         )
 
 
-def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile) -> None:
+def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """What llama.cpp knows about an architecture without storing it."""
     model_type, layers = config["model_type"], config.get("num_hidden_layers")
     if model_type in ("gemma2", "gemma3_text"):  # the 27B models scale by the width of a head's share
@@ -136,28 +168,25 @@ def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], file: G
         config["original_max_position_embeddings"] = original
     for key, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
         if key in FAMILIES[model_type].defaults:
-            config[key] = tensor in file.tensors
+            config[key] = tensor in tensors
     if "attention_multiplier" in config and model_type != "granite":
         raise ModelError(f"The GGUF file sets an attention scale, which {model_type} models do not have.")
 
 
-def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile) -> None:
+def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], factors: Mapping[str, list[float]]) -> None:
     rotated = stated.get("rope.dimension_count", config["head_dim"])
     if rotated != config["head_dim"]:
         config["partial_rotary_factor"] = rotated / config["head_dim"]
     kind = stated.get("rope.scaling.type", "none")
     scaling: dict[str, Any] = {}
-    if "rope_freqs.weight" in file.tensors:
+    if divisors := factors.get("rope_freqs.weight"):
         # Llama 3's scaling as the divisors it comes to; longrope can say exactly that.
-        divisors = _factors(file, "rope_freqs.weight")
         scaling = {"rope_type": "longrope", "short_factor": divisors, "long_factor": divisors}
         limit = config.get("max_position_embeddings")
         scaling |= {"attention_factor": 1.0, "original_max_position_embeddings": limit}
-    elif "rope_factors_long.weight" in file.tensors or "rope_factors_short.weight" in file.tensors:
-        scaling = {"rope_type": "longrope"}
-        scaling |= {
-            f"{each}_factor": _factors(file, f"rope_factors_{each}.weight") for each in ("short", "long")
-        }
+    elif long := factors.get("rope_factors_long.weight"):
+        short = factors.get("rope_factors_short.weight", long)
+        scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         if "rope.scaling.attn_factor" in stated:
             scaling["attention_factor"] = _plain(
                 stated["rope.scaling.attn_factor"], "rope.scaling.attn_factor"
@@ -177,7 +206,16 @@ def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], file: GGUFFile)
         config["rope_scaling"] = scaling
 
 
-def _factors(file: GGUFFile, name: str) -> list[float]:
-    if name not in file.tensors or file.tensors[name].type_name != "F32":
-        raise ModelError(f"{file.path} has no float32 tensor {name}; fetch it again.")
-    return [float(each) for each in file.tensor(name).numpy().reshape(-1)]
+def name_from_gguf(name: str, architecture: Architecture) -> str | None:
+    """The Hugging Face name of a GGUF tensor, or None for one that has no place in the architecture."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _GGUF_TOP:
+        return f"{_GGUF_TOP[stem]}.{kind}"
+    match = _GGUF_LAYER.fullmatch(name)
+    if match is None:
+        return None
+    layer, part, kind = match.groups()
+    part = _GGUF_PARTS.get(part) or _GGUF_NORMS[architecture.norm_placement].get(part)
+    if part == "mlp.up_proj" and architecture.family == "phi3":  # holds gate and up
+        part = "mlp.gate_up_proj"
+    return None if part is None else f"model.layers.{int(layer)}.{part}.{kind}"
