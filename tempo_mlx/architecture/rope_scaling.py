@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Rope
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
 
 _KEYS = {
@@ -85,7 +85,7 @@ def _all_keys() -> set[str]:
     return {key for keys in _KEYS.values() for key in keys}
 
 
-def _floats(values: NDArray[np.float32]) -> tuple[float, ...]:
+def _floats(values: Float32s) -> tuple[float, ...]:
     if not np.all(np.isfinite(values)):
         raise ModelError(
             "The model's rope settings give frequencies that are not finite; the model is refused."
@@ -93,16 +93,16 @@ def _floats(values: NDArray[np.float32]) -> tuple[float, ...]:
     return tuple(float(each) for each in values)
 
 
-def _powers(base: float, rotated: int) -> NDArray[np.float32]:
+def _powers(base: float, rotated: int) -> Float32s:
     exponents = np.arange(0, rotated, 2).astype(np.float32) / np.float32(rotated)
     return np.asarray(np.power(base, exponents.astype(np.float64)), np.float32)
 
 
-def _frequencies(base: float, rotated: int) -> NDArray[np.float32]:
+def _frequencies(base: float, rotated: int) -> Float32s:
     return np.asarray(np.float32(1.0) / _powers(base, rotated), np.float32)
 
 
-def _llama3(plain: NDArray[np.float32], original: int, get: _Get) -> NDArray[np.float32]:
+def _llama3(plain: Float32s, original: int, get: _Get) -> Float32s:
     """Source: Llama 3.1, as in transformers: long waves divided by `factor`, a smooth ramp between."""
     factor, low, high = get("factor"), get("low_freq_factor"), get("high_freq_factor")
     if high <= low:

@@ -10,11 +10,10 @@ stays what it was.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Ints
 from tempo_mlx.errors import ModelError
 from tempo_mlx.mlx import mx
 
@@ -26,8 +25,10 @@ GROUP_SIZES = (64, 32)  # of MLX's quantised formats, the more compact first
 class Cache:
     """Per layer, keys and values (K, capacity, D) of which the first `len(self)` slots are in use."""
 
-    def __init__(self, layers: int, groups: int, head_dim: int, dtype: Any, bits: int | None = None) -> None:
-        self.positions: NDArray[np.int64] = np.empty(0, np.int64)
+    def __init__(
+        self, layers: int, groups: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
+    ) -> None:
+        self.positions: Ints = np.empty(0, np.int64)
         self._bits = bits
         self._group_size = group_size(head_dim) if bits else 0
         self._dtype = dtype
@@ -44,23 +45,23 @@ class Cache:
     def nbytes(self) -> int:
         return sum(int(a.nbytes) for a in self.arrays())
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return [part for buffer in (*self._keys, *self._values) for part in buffer]
 
-    def reserve(self, positions: NDArray[np.int64]) -> None:
+    def reserve(self, positions: Ints) -> None:
         """Make room for L rows at these logical positions; they count as appended once `commit` is called."""
         self.positions = np.concatenate([self.positions[: self._length], positions])
         if len(self.positions) > self._capacity:
             self._resize(len(self.positions))
 
-    def append(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
+    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the newest rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
         return self._write(self._keys[layer], keys), self._write(self._values[layer], values)
 
     def commit(self) -> None:
         self._length = len(self.positions)
 
-    def keep(self, indices: NDArray[np.int64]) -> None:
+    def keep(self, indices: Ints) -> None:
         """Drop every slot not in `indices` (ascending). Only the part after the first dropped slot moves."""
         indices = np.asarray(indices, np.int64)
         moved = np.flatnonzero(indices != np.arange(len(indices)))
@@ -100,20 +101,20 @@ class Cache:
             for i, pad in enumerate(pads):
                 buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
 
-    def _write(self, buffer: list[Any], rows: Any) -> Any:
+    def _write(self, buffer: list[mx.array], rows: mx.array) -> mx.array:
         end = len(self.positions)
         start = end - rows.shape[1]
         for part, new in zip(buffer, self._store(rows), strict=True):
             part[:, start:end] = new
         return self._read([part[:, :end] for part in buffer])
 
-    def _store(self, rows: Any) -> list[Any]:
+    def _store(self, rows: mx.array) -> list[mx.array]:
         """(K, L, D) as the parts that are kept of it."""
         if self._bits is None:
             return [rows]
         return list(mx.quantize(rows, group_size=self._group_size, bits=self._bits))
 
-    def _read(self, parts: list[Any]) -> Any:
+    def _read(self, parts: list[mx.array]) -> mx.array:
         if self._bits is None:
             return parts[0]
         packed, scales, offsets = parts

@@ -7,7 +7,6 @@ library's, at a third of that. Softmax and SiLU were a quarter of a step of 8 ro
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 from tempo_mlx.mlx import mx
 
@@ -19,7 +18,7 @@ def by_power() -> bool:
     return platform.system() == "Linux" and mx.default_device().type == mx.cpu
 
 
-def exponentials(scores: Any) -> tuple[Any, Any | None]:
+def exponentials(scores: mx.array) -> tuple[mx.array, mx.array | None]:
     """Weights over the last axis of float32 scores (..., S), and what to divide by for their softmax (None: nothing).
 
     Each row has a finite number; -inf gets exactly 0. What the weights are multiplied with is mostly smaller than they
@@ -31,7 +30,7 @@ def exponentials(scores: Any) -> tuple[Any, Any | None]:
     return weights, weights.sum(axis=-1, keepdims=True)
 
 
-def gated_silu(gate: Any, up: Any) -> Any:
+def gated_silu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up."""
     if not by_power():
         return gate * mx.sigmoid(gate) * up

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.arrays import Float32s, Ints
 
 Logits = Literal["all", "last", "none"]
 Attention = Literal[False, True, "rows"]
@@ -20,9 +18,9 @@ class Forward:
     """logits (rows asked for, V) float32, or None; attention_mass float32 where it was asked for: (layers, S),
     or (layers, L, S) for "rows"; exit_layer (L,): the layer each row left after, None where none left early."""
 
-    logits: NDArray[np.float32] | None
-    attention_mass: NDArray[np.float32] | None = None
-    exit_layer: NDArray[np.int64] | None = None
+    logits: Float32s | None
+    attention_mass: Float32s | None = None
+    exit_layer: Ints | None = None
 
     @property
     def left_at(self) -> int | None:
@@ -33,10 +31,10 @@ class Forward:
 class Cache(Protocol):
     """Keys and values of the alive slots, in slot order. `positions` (len,) are logical, never inferred."""
 
-    positions: NDArray[np.int64]
+    positions: Ints
 
     def __len__(self) -> int: ...
-    def keep(self, indices: NDArray[np.int64]) -> None: ...
+    def keep(self, indices: Ints) -> None: ...
     def truncate(self, length: int) -> None: ...
     def copy(self) -> Cache: ...
     @property
@@ -55,9 +53,9 @@ class Model(Protocol):
 
     def forward(
         self,
-        tokens: Sequence[int] | NDArray[np.int64],
-        positions: Sequence[int] | NDArray[np.int64],
-        bias: NDArray[np.float32] | None,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
         cache: Any,
         *,
         logits: Logits = "all",
@@ -66,4 +64,4 @@ class Model(Protocol):
 
     def new_cache(self) -> Any: ...
 
-    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
+    def embeddings(self, tokens: Sequence[int]) -> Float32s: ...

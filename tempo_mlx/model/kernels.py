@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.exponential import exponentials
 from tempo_mlx.model.forward import Attention
@@ -44,17 +44,17 @@ class CompactBias:
     """
 
     first_open: int
-    table: Any
+    table: mx.array
     window: int
-    row_positions: Any  # (L,) int32
-    slot_positions: Any  # (S,) int32
+    row_positions: mx.array  # (L,) int32
+    slot_positions: mx.array  # (S,) int32
 
     @classmethod
     def of(
         cls,
-        bias: NDArray[np.float32] | None,
-        positions: NDArray[np.int64],
-        slot_positions: NDArray[np.int64],
+        bias: Float32s | None,
+        positions: Ints,
+        slot_positions: Ints,
         window: int | None,
     ) -> CompactBias:
         """From the additive bias (L, S), None for plain causal, and positions of rows (L,) and slots (S,)."""
@@ -77,13 +77,13 @@ class CompactBias:
 
 
 def layer_bias(
-    bias: NDArray[np.float32] | None,
-    positions: NDArray[np.int64],
-    slot_positions: NDArray[np.int64],
+    bias: Float32s | None,
+    positions: Ints,
+    slot_positions: Ints,
     window: int | None,
     shape: tuple[int, int, int],
     mass: Attention,
-) -> Any:
+) -> CompactBias | mx.array | None:
     """The `bias` of `lattice_attention` for layers with this window: the kernel's form where it can be used.
 
     bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical;
@@ -97,8 +97,15 @@ def layer_bias(
 
 
 def lattice_attention(
-    queries: Any, keys: Any, values: Any, bias: Any, *, scale: float, softcap: float | None, mass: Attention
-) -> tuple[Any, Any | None]:
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    bias: mx.array | CompactBias | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    mass: Attention,
+) -> tuple[mx.array, mx.array | None]:
     """Attention of L rows over S slots and, where `mass`, how much of it each slot received.
 
     queries (H, L, D), keys and values (K, S, D), which may be views of larger buffers. bias: (H/K L, S) float32,
@@ -114,15 +121,15 @@ def lattice_attention(
 
 
 def portable_attention(
-    queries: Any,
-    keys: Any,
-    values: Any,
-    bias: Any | None,
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    bias: mx.array | None,
     *,
     scale: float,
     softcap: float | None,
     mass: Attention,
-) -> tuple[Any, Any | None]:
+) -> tuple[mx.array, mx.array | None]:
     """`lattice_attention` in MLX operations: all rows of the heads that share a key head are one product."""
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
@@ -154,7 +161,9 @@ def portable_attention(
     return out, weights.reshape(heads, rows, slots).mean(axis=0 if mass == "rows" else (0, 1))
 
 
-def _scores(queries: Any, keys: Any, bias: Any | None, scale: float, softcap: float | None) -> Any:
+def _scores(
+    queries: mx.array, keys: mx.array, bias: mx.array | None, scale: float, softcap: float | None
+) -> mx.array:
     """Float32 scores (K, H/K L, S) of folded queries (K, H/K L, D) and keys (K, S, D); in float32 one operation."""
     transposed = keys.swapaxes(1, 2)
     if softcap is None and queries.dtype == mx.float32:
@@ -166,7 +175,7 @@ def _scores(queries: Any, keys: Any, bias: Any | None, scale: float, softcap: fl
 
 
 @functools.lru_cache(maxsize=4)  # the same for every block of a prompt, layer after layer
-def _causal(rows: int, share: int) -> Any:
+def _causal(rows: int, share: int) -> mx.array:
     """(H/K L, L): what rows see of each other."""
     return mx.array(np.tile(causal_bias(rows, rows), (share, 1)))
 
@@ -176,17 +185,17 @@ class Launch:
     """One run of a kernel: its inputs (arrays or numbers), template arguments, threads, and outputs."""
 
     kernel: Kernel
-    inputs: tuple[Any, ...]
+    inputs: tuple[mx.array | float, ...]
     template: tuple[tuple[str, Any], ...]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
     output_shapes: tuple[tuple[int, ...], ...]
-    output_dtypes: tuple[Any, ...]
+    output_dtypes: tuple[mx.Dtype, ...]
 
 
-def on_metal(launch: Launch, **options: Any) -> list[Any]:
+def on_metal(launch: Launch, **options: Any) -> list[mx.array]:
     """Queue a launch on the GPU; its outputs. `options` go to the kernel, see `mx.fast.metal_kernel`."""
-    outputs: list[Any] = _compiled(launch.kernel)(
+    outputs: list[mx.array] = _compiled(launch.kernel)(
         inputs=list(launch.inputs),
         template=list(launch.template),
         grid=launch.grid,
@@ -211,17 +220,17 @@ def _compiled(kernel: Kernel) -> Any:
 
 
 def fused_attention(
-    queries: Any,
-    keys: Any,
-    values: Any,
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
     bias: CompactBias,
     *,
     scale: float,
     softcap: float | None,
     mass: bool,
     span: int = SPAN,
-    run: Callable[[Launch], list[Any]] = on_metal,
-) -> tuple[Any, Any | None]:
+    run: Callable[[Launch], list[mx.array]] = on_metal,
+) -> tuple[mx.array, mx.array | None]:
     """`lattice_attention` as a kernel: one launch up to `span` slots, one more to combine the spans of more.
 
     The mass takes another, as it needs the final sum of each row. Arrays are contiguous along D. `run` is for
@@ -305,7 +314,7 @@ def kernel_self_check() -> SelfCheck:
     return compare_paths()
 
 
-def compare_paths(run: Callable[[Launch], list[Any]] = on_metal) -> SelfCheck:
+def compare_paths(run: Callable[[Launch], list[mx.array]] = on_metal) -> SelfCheck:
     """Kernel, launched by `run`, against MLX operations, on random lattices of every dtype."""
     worst = 0.0
     for seed, (dim, dtype, tolerance) in enumerate(SELF_CHECKS):
@@ -324,7 +333,9 @@ def compare_paths(run: Callable[[Launch], list[Any]] = on_metal) -> SelfCheck:
     return SelfCheck(True, worst, f"The attention kernel agrees with MLX operations within {worst:.1e}.")
 
 
-def _differences(seed: int, dim: int, dtype: Any, run: Callable[[Launch], list[Any]]) -> tuple[float, float]:
+def _differences(
+    seed: int, dim: int, dtype: mx.Dtype, run: Callable[[Launch], list[mx.array]]
+) -> tuple[float, float]:
     """Largest differences of output and mass on one random lattice with two spans, a window and a softcap."""
     generator = np.random.default_rng(seed)
     groups, heads, rows, slots, window = 2, 6, 5, 1500 + seed, 1200
@@ -345,6 +356,7 @@ def _differences(seed: int, dim: int, dtype: Any, run: Callable[[Launch], list[A
         queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
         dense = mx.array(np.tile(np.where(within, bias, np.float32(-np.inf)), (heads // groups, 1)))
         expected = portable_attention(queries, keys, values, dense, **settings)
-        pairs = [(np.array(a.astype(mx.float32)), np.array(b)) for a, b in zip(found, expected, strict=True)]
-    error, mass_error = (float(np.max(np.abs(a - b))) for a, b in pairs)
-    return error, mass_error
+        found_out, expected_out = (np.array(out.astype(mx.float32)) for out in (found[0], expected[0]))
+        found_mass, expected_mass = np.array(found[1]), np.array(expected[1])
+    error = float(np.max(np.abs(found_out - expected_out)))
+    return error, float(np.max(np.abs(found_mass - expected_mass)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 from tempo_mlx import blas
 from tempo_mlx.mlx import mx
@@ -11,7 +10,7 @@ from tempo_mlx.mlx import mx
 TILE = 8  # rows that OpenBLAS's kernels for x86-64 take at once; 5 to 7 take up to half as long again as 8 (measured)
 
 
-def fills_tiles(x: Any) -> bool:
+def fills_tiles(x: mx.array) -> bool:
     """Whether rows x (L, in) are multiplied sooner with rows of zeros under them, up to a whole tile."""
     return (
         len(x) % TILE > TILE // 2
@@ -26,22 +25,22 @@ def fills_tiles(x: Any) -> bool:
 class Linear:
     """x (L, in) -> (L, out). `weight` is (out, in) as stored."""
 
-    def __init__(self, weight: Any, bias: Any | None = None) -> None:
+    def __init__(self, weight: mx.array, bias: mx.array | None = None) -> None:
         self.weight = weight
         self.transposed = weight.T  # a view
         self.bias = bias
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         if fills_tiles(x):
             y = (mx.pad(x, [(0, -len(x) % TILE), (0, 0)]) @ self.transposed)[: len(x)]
         else:
             y = x @ self.transposed
         return y if self.bias is None else y + self.bias
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
-    def choose(self, index: Any) -> Linear:
+    def choose(self, index: mx.array) -> Linear:
         """The linear whose outputs are some of this one's."""
         return Linear(self.weight[index], None if self.bias is None else self.bias[index])
 
@@ -52,12 +51,18 @@ class QuantizedLinear(Linear):
     """
 
     def __init__(
-        self, packed: Any, scales: Any, biases: Any, group_size: int, bits: int, bias: Any | None = None
+        self,
+        packed: mx.array,
+        scales: mx.array,
+        biases: mx.array,
+        group_size: int,
+        bits: int,
+        bias: mx.array | None = None,
     ) -> None:
         self.packed, self.scales, self.biases = packed, scales, biases
         self.group_size, self.bits, self.bias = group_size, bits, bias
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         y = mx.quantized_matmul(
             x,
             self.packed,
@@ -69,15 +74,15 @@ class QuantizedLinear(Linear):
         )
         return y if self.bias is None else y + self.bias
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return [a for a in (self.packed, self.scales, self.biases, self.bias) if a is not None]
 
-    def choose(self, index: Any) -> Linear:
+    def choose(self, index: mx.array) -> Linear:
         parts = self.packed[index], self.scales[index], self.biases[index]
         bias = None if self.bias is None else self.bias[index]
         return QuantizedLinear(*parts, self.group_size, self.bits, bias)
 
-    def rows(self, index: Any) -> Any:
+    def rows(self, index: mx.array) -> mx.array:
         return mx.dequantize(
             self.packed[index],
             self.scales[index],
@@ -90,11 +95,11 @@ class QuantizedLinear(Linear):
 class Embedding:
     """Token ids (L,) -> (L, E), from the same weight a tied head uses."""
 
-    def __init__(self, linear: Linear, dtype: Any) -> None:
+    def __init__(self, linear: Linear, dtype: mx.Dtype) -> None:
         self.linear = linear
         self.dtype = dtype
 
-    def __call__(self, tokens: Any) -> Any:
+    def __call__(self, tokens: mx.array) -> mx.array:
         if isinstance(self.linear, QuantizedLinear):
             return self.linear.rows(tokens).astype(self.dtype)
         return self.linear.weight[tokens].astype(self.dtype)
@@ -103,14 +108,14 @@ class Embedding:
 class RMSNorm:
     """x / rms(x) * weight, over the last axis (E)."""
 
-    def __init__(self, weight: Any, eps: float) -> None:
+    def __init__(self, weight: mx.array, eps: float) -> None:
         self.weight = weight
         self.eps = eps
         size = weight.shape[0]
-        self.scaled = weight * size**0.5  # the mean of the squares is their sum / E
+        self.scaled: mx.array = weight * size**0.5  # the mean of the squares is their sum / E
         self.least = mx.array(eps * size, mx.float32)
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         if x.dtype != mx.float32 or mx.default_device().type != mx.cpu:
             return mx.fast.rms_norm(x, self.weight, self.eps)
         return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + self.least) * self.scaled
@@ -122,18 +127,18 @@ class Concatenated:
     def __init__(self, parts: list[Linear]) -> None:
         self.parts = parts
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         return mx.concatenate([part(x) for part in self.parts], axis=-1)
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return [a for part in self.parts for a in part.arrays()]
 
 
 def fuse(parts: list[Linear]) -> Linear | Concatenated:
     """One product instead of several, where the parts have the same layout."""
     first = parts[0]
-    biases: list[Any] = [p.bias for p in parts]
-    bias = None if biases[0] is None else mx.concatenate(biases)
+    biases = [p.bias for p in parts if p.bias is not None]
+    bias = mx.concatenate(biases) if biases else None
     if isinstance(first, QuantizedLinear):
         same = all(
             isinstance(p, QuantizedLinear) and (p.group_size, p.bits) == (first.group_size, first.bits)

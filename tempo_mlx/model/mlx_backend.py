@@ -22,7 +22,7 @@ DEQUANTIZE_BELOW_BYTES = (
 )
 
 
-def choose_device(name: str) -> Any:
+def choose_device(name: str) -> mx.DeviceType:
     """`auto` is MLX's default device; `gpu`, `mps` and `cuda` need one."""
     if name == "cpu":
         return mx.cpu
@@ -37,7 +37,7 @@ def choose_device(name: str) -> Any:
     return mx.gpu
 
 
-def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[Any, bool]:
+def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[mx.Dtype, bool]:
     """The dtype of activations and plain weights, and whether packed weights stay packed."""
     if name != "auto":
         return getattr(mx, name), False
@@ -56,7 +56,7 @@ def build(
     packed: bool | None = None,
     kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    make_reader: Callable[[Checkpoint, Any, bool], Reader] | None = None,
+    make_reader: Callable[[Checkpoint, mx.Dtype, bool], Reader] | None = None,
 ) -> Transformer:
     """Read every weight once, layer by layer, so that little more than the model itself is ever in memory.
 
@@ -97,13 +97,13 @@ def build(
 class Reader:
     """Checkpoint tensors in the layout of the blocks: q, k, v in one weight, gate and up in one."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Any, packed: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool) -> None:
         self.checkpoint = checkpoint
         self.architecture = checkpoint.architecture
         self.dtype = dtype
         self.packed = packed
 
-    def array(self, tensor: Tensor) -> Any:
+    def array(self, tensor: Tensor) -> mx.array:
         """A plain weight as an MLX array of the model's dtype."""
         if tensor.kind == "bfloat16":
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
@@ -121,7 +121,7 @@ class Reader:
             return QuantizedLinear(mx.array(packed), scale, zero, group_size, bits, offset)
         return Linear(self.array(tensor), offset)
 
-    def vocabulary(self) -> tuple[Any, Linear]:
+    def vocabulary(self) -> tuple[Embedding, Linear]:
         """The embedding and the head, which may be of one weight."""
         embed = self.linear("model.embed_tokens")
         head = embed if self.architecture.tie_word_embeddings else self.linear("lm_head")
@@ -130,7 +130,7 @@ class Reader:
     def norm(self, name: str) -> RMSNorm:
         return RMSNorm(self.norm_weight(name), self.architecture.rms_norm_eps)
 
-    def norm_weight(self, name: str) -> Any:
+    def norm_weight(self, name: str) -> mx.array:
         weight = self.checkpoint.tensor(f"{name}.weight").numpy() + np.float32(self.architecture.norm_offset)
         return mx.array(weight).astype(self.dtype)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Rope
+from tempo_mlx.arrays import Float32s, Ints
 
 
-def angles(rope: Rope, positions: NDArray[np.int64], length: int) -> tuple[NDArray[np.float32], float]:
+def angles(rope: Rope, positions: Ints, length: int) -> tuple[Float32s, float]:
     """(L, rotated / 2) angles and the factor on cos and sin. `length`: highest position in use + 1."""
     frequencies, factor = np.asarray(rope.inverse_frequencies, np.float32), rope.attention_factor
     original = rope.original_max_position_embeddings
@@ -35,8 +35,8 @@ def follows_length(rope: Rope, length: int) -> bool:
 
 
 def rotations(
-    ropes: Sequence[Rope], positions: NDArray[np.int64], slot_positions: NDArray[np.int64]
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    ropes: Sequence[Rope], positions: Ints, slot_positions: Ints
+) -> list[tuple[Float32s, Float32s]]:
     """Per rope, cos and sin (L, rotated / 2) of the angle of each pair, with the factor on them."""
     length = int(slot_positions.max()) + 1
     turns = [angles(rope, positions, length) for rope in ropes]

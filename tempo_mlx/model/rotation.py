@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
 
 FEW = 16  # rows up to which the CPU turns them by one small product for each, not by operations on every element
@@ -19,7 +17,7 @@ class Rotation:
     and sin (L, 1, D) with x cos + swapped(x) sin, swapped exchanging the two of a pair, and the sign in sin.
     """
 
-    def __init__(self, cos: NDArray[np.float32], sin: NDArray[np.float32], head_dim: int) -> None:
+    def __init__(self, cos: Float32s, sin: Float32s, head_dim: int) -> None:
         rows, self.half = cos.shape
         rest = head_dim - 2 * self.half
         wide_cos = np.concatenate([cos, cos, np.ones((rows, rest), np.float32)], axis=1)
@@ -34,12 +32,12 @@ class Rotation:
         else:
             self.cos, self.sin = mx.array(wide_cos[:, None]), mx.array(wide_sin[:, None])
 
-    def swapped(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+    def swapped(self, place: Ints) -> Ints:
         """The other of each pair; what does not turn stays."""
         first, second, rest = np.split(place, [self.half, 2 * self.half])
         return np.concatenate([second, first, rest])
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         """x (L, heads, D), turned in float32."""
         y = x.astype(mx.float32)
         if self.matrices is not None:

@@ -6,13 +6,12 @@ Nothing is fused or reordered here; weights keep Hugging Face's layout. Letters 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Architecture, Layer, Rope
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import BackendError
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.rope import angles
@@ -30,7 +29,7 @@ class TorchCache:
     """Per layer, keys and values (K, S, D), concatenated as they come."""
 
     def __init__(self) -> None:
-        self.positions: NDArray[np.int64] = np.empty(0, np.int64)
+        self.positions: Ints = np.empty(0, np.int64)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
 
@@ -50,7 +49,7 @@ class TorchCache:
         self.keys[layer], self.values[layer] = keys, values
         return keys, values
 
-    def keep(self, indices: NDArray[np.int64]) -> None:
+    def keep(self, indices: Ints) -> None:
         for layer in self.keys:
             index = torch.as_tensor(indices, device=self.keys[layer].device)
             self.keys[layer] = self.keys[layer][:, index]
@@ -91,16 +90,16 @@ class TorchTransformer:
     def new_cache(self) -> TorchCache:
         return TorchCache()
 
-    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
         """(n, E): the input embeddings of `tokens`."""
         return self._numpy(self.weights["model.embed_tokens.weight"][list(tokens)])
 
     @torch.inference_mode()
     def forward(
         self,
-        tokens: Sequence[int] | NDArray[np.int64],
-        positions: Sequence[int] | NDArray[np.int64],
-        bias: NDArray[np.float32] | None,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
         cache: TorchCache,
         *,
         logits: Logits = "all",
@@ -133,11 +132,11 @@ class TorchTransformer:
         self,
         index: int,
         layer: Layer,
-        x: Any,
-        positions: NDArray[np.int64],
-        bias: NDArray[np.float32],
+        x: torch.Tensor,
+        positions: Ints,
+        bias: Float32s,
         cache: TorchCache,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         a, prefix = self.architecture, f"model.layers.{index}"
         before, after = a.norm_placement in ("pre", "sandwich"), a.norm_placement in ("post", "sandwich")
         y = self._norm(x, f"{prefix}.input_layernorm") if before else x
@@ -155,11 +154,11 @@ class TorchTransformer:
         self,
         index: int,
         layer: Layer,
-        x: Any,
-        positions: NDArray[np.int64],
-        bias: NDArray[np.float32],
+        x: torch.Tensor,
+        positions: Ints,
+        bias: Float32s,
         cache: TorchCache,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         a, name = self.architecture, f"model.layers.{index}.self_attn"
         q, k, v = (self._linear(x, f"{name}.{part}_proj") for part in "qkv")
         if a.qk_norm == "projection":
@@ -181,25 +180,25 @@ class TorchTransformer:
         out = (weights.to(self.dtype) @ values).transpose(0, 1).reshape(len(x), -1)
         return self._linear(out, f"{name}.o_proj"), weights.mean(dim=0)
 
-    def _rotate(self, x: Any, rope: Rope, positions: NDArray[np.int64], cache: TorchCache) -> Any:
+    def _rotate(self, x: torch.Tensor, rope: Rope, positions: Ints, cache: TorchCache) -> torch.Tensor:
         """x (L, heads, D): dims (i, i + rotated / 2) turned by the angle of the row's position."""
         turn, factor = angles(rope, positions, int(cache.positions.max()) + 1)
         angle = torch.from_numpy(turn).to(self.device)[:, None]  # (L, 1, rotated / 2)
         cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
-        first, second, rest = x.float().split(
-            [turn.shape[1], turn.shape[1], x.shape[-1] - 2 * turn.shape[1]], dim=-1
-        )
+        half = turn.shape[1]
+        y = x.float()
+        first, second, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
 
-    def _linear(self, x: Any, name: str) -> Any:
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    def _norm(self, x: Any, name: str) -> Any:
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.architecture.rms_norm_eps)
         return (y * (self.weights[f"{name}.weight"].float() + self.architecture.norm_offset)).to(x.dtype)
 
     @staticmethod
-    def _numpy(x: Any) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = x.float().cpu().numpy()
+    def _numpy(x: torch.Tensor) -> Float32s:
+        result: Float32s = x.float().cpu().numpy()
         return result

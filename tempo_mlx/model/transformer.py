@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.exponential import gated_silu
 from tempo_mlx.model.forward import Attention, Forward, Logits
-from tempo_mlx.model.kernels import lattice_attention, layer_bias
+from tempo_mlx.model.kernels import CompactBias, lattice_attention, layer_bias
 from tempo_mlx.model.linear import Linear, RMSNorm
 from tempo_mlx.model.rope import rotations
 from tempo_mlx.model.rotation import FEW, Rotation
 
-ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {  # of the gate, times what it lets through
+ACTIVATIONS: dict[
+    str, Callable[[mx.array, mx.array], mx.array]
+] = {  # of the gate, times what it lets through
     "silu": gated_silu,
     "gelu": lambda x, up: x * (1 + mx.erf(x / 2**0.5)) / 2 * up,
     "gelu_tanh": lambda x, up: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))) * up,
@@ -50,8 +52,13 @@ class Block:
         self.activation = ACTIVATIONS[architecture.hidden_act]
 
     def __call__(
-        self, x: Any, rotation: Rotation | None, bias: Any | None, cache: Cache, attention: Attention
-    ) -> tuple[Any, Any | None]:
+        self,
+        x: mx.array,
+        rotation: Rotation | None,
+        bias: CompactBias | mx.array | None,
+        cache: Cache,
+        attention: Attention,
+    ) -> tuple[mx.array, mx.array | None]:
         """x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
         scale = self.architecture.residual_scale
         y = self.before_attention(x) if self.before_attention else x
@@ -65,8 +72,13 @@ class Block:
         return x + (y if scale == 1.0 else y * scale), mass
 
     def attention(
-        self, x: Any, rotation: Rotation | None, bias: Any | None, cache: Cache, attention: Attention
-    ) -> tuple[Any, Any | None]:
+        self,
+        x: mx.array,
+        rotation: Rotation | None,
+        bias: CompactBias | mx.array | None,
+        cache: Cache,
+        attention: Attention,
+    ) -> tuple[mx.array, mx.array | None]:
         a = self.architecture
         q, k, v = self.project(x, rotation)
         keys, values = cache.append(self.index, k, v)  # (K, S, D)
@@ -81,7 +93,7 @@ class Block:
         )
         return self.output(out), mass
 
-    def project(self, x: Any, rotation: Rotation | None) -> tuple[Any, Any, Any]:
+    def project(self, x: mx.array, rotation: Rotation | None) -> tuple[mx.array, mx.array, mx.array]:
         """x (L, E), normed -> queries (H, L, D), keys and values (K, L, D)."""
         a = self.architecture
         heads, groups = a.num_attention_heads, a.num_key_value_heads
@@ -99,7 +111,7 @@ class Block:
         q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)
         return q, k, v.transpose(1, 0, 2)
 
-    def remember(self, x: Any, rotation: Rotation | None, cache: Cache) -> None:
+    def remember(self, x: mx.array, rotation: Rotation | None, cache: Cache) -> None:
         """Only write what later rows would see of x (L, E): its keys and values."""
         y = self.before_attention(x) if self.before_attention else x
         _, k, v = self.project(y, rotation)
@@ -111,7 +123,9 @@ class Rows:
     """What a pass knows of its L rows, the newest of the cache, before any layer runs: made once, used by all."""
 
     rotation: list[Rotation]  # by kind of rope
-    biases: dict[int | None, Any]  # by window: who sees whom, as `lattice_attention` takes it
+    biases: dict[
+        int | None, CompactBias | mx.array | None
+    ]  # by window: who sees whom, as `lattice_attention` takes it
     attention: Attention
     ahead: bool  # the CPU computes a layer while the next one is being described
 
@@ -122,12 +136,12 @@ class Transformer:
     def __init__(
         self,
         architecture: Architecture,
-        embed: Any,
+        embed: Callable[[mx.array], mx.array],
         blocks: list[Block],
         norm: RMSNorm,
         head: Linear,
         info: dict[str, Any],
-        dtype: Any,
+        dtype: mx.Dtype,
         kv_bits: int | None = None,
     ) -> None:
         self.architecture = architecture
@@ -143,15 +157,15 @@ class Transformer:
         a = self.architecture
         return Cache(a.num_hidden_layers, a.num_key_value_heads, a.head_dim, self.dtype, self.kv_bits)
 
-    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
         """(n, E): the input embeddings of `tokens`."""
         return np.array(self.embed(mx.array(list(tokens))).astype(mx.float32))
 
     def forward(
         self,
-        tokens: Sequence[int] | NDArray[np.int64],
-        positions: Sequence[int] | NDArray[np.int64],
-        bias: NDArray[np.float32] | None,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
         cache: Cache,
         *,
         logits: Logits = "all",
@@ -164,14 +178,16 @@ class Transformer:
         x, masses = self.run_layers(self.embedded(tokens), rows, cache)
         cache.commit()
         out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
-        mass = mx.stack(masses) if attention else None  # (layers, S), or (layers, L, S) for "rows"
+        mass = (
+            mx.stack([m for m in masses if m is not None]) if attention else None
+        )  # (layers, S), or (layers, L, S) for "rows"
         mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
         return Forward(
             None if out is None else np.array(out, copy=False),
             None if mass is None else np.array(mass.astype(mx.float32)),
         )
 
-    def embedded(self, tokens: Sequence[int] | NDArray[np.int64]) -> Any:
+    def embedded(self, tokens: Sequence[int] | Ints) -> mx.array:
         """(L, E): what the first layer is given."""
         x = self.embed(mx.array(np.asarray(tokens, np.int32)))
         scale = self.architecture.embedding_scale
@@ -179,8 +195,8 @@ class Transformer:
 
     def rows(
         self,
-        positions: NDArray[np.int64],
-        bias: NDArray[np.float32] | None,
+        positions: Ints,
+        bias: Float32s | None,
         cache: Cache,
         attention: Attention = False,
     ) -> Rows:
@@ -199,8 +215,8 @@ class Transformer:
         )
 
     def run_layers(
-        self, x: Any, rows: Rows, cache: Cache, first: int = 0, stop: int | None = None
-    ) -> tuple[Any, list[Any]]:
+        self, x: mx.array, rows: Rows, cache: Cache, first: int = 0, stop: int | None = None
+    ) -> tuple[mx.array, list[mx.array | None]]:
         """x (L, E), the input of layer `first` -> what the layer before `stop` gives, and the masses of each."""
         masses = []
         for block, layer in zip(self.blocks[first:stop], self.architecture.layers[first:stop], strict=True):
@@ -211,13 +227,13 @@ class Transformer:
                 mx.async_eval(x)  # type: ignore[no-untyped-call]
         return x, masses
 
-    def remember(self, x: Any, rows: Rows, cache: Cache, first: int) -> None:
+    def remember(self, x: mx.array, rows: Rows, cache: Cache, first: int) -> None:
         """Write keys and values as if x (L, E) were the input of every layer from `first` on (CALM, arXiv
         2207.07061)."""
         for block, layer in zip(self.blocks[first:], self.architecture.layers[first:], strict=True):
             block.remember(x, None if layer.rope is None else rows.rotation[layer.rope], cache)
 
-    def logits(self, x: Any, head: Linear | None = None) -> Any:
+    def logits(self, x: mx.array, head: Linear | None = None) -> mx.array:
         """x (L, E) -> (L, V) float32; or what another head, of some of the vocabulary, makes of it."""
         a = self.architecture
         y = (head or self.head)(self.norm(x)).astype(mx.float32)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from tempo_mlx.arrays import Float32s, Ints
 
 
-def causal_bias(rows: int, slots: int) -> NDArray[np.float32]:
+def causal_bias(rows: int, slots: int) -> Float32s:
     """(L, S): row r is slot S - L + r and sees every slot up to its own."""
     own = np.arange(slots - rows, slots)[:, None]
-    seen: NDArray[np.float32] = np.where(np.arange(slots) <= own, np.float32(0), np.float32(-np.inf))
+    seen: Float32s = np.where(np.arange(slots) <= own, np.float32(0), np.float32(-np.inf))
     return seen
 
 
 def window_bias(
-    bias: NDArray[np.float32] | None,
-    positions: NDArray[np.int64],
-    slot_positions: NDArray[np.int64],
+    bias: Float32s | None,
+    positions: Ints,
+    slot_positions: Ints,
     window: int | None,
-) -> NDArray[np.float32] | None:
+) -> Float32s | None:
     """The bias (L, S) of a layer that sees the last `window` logical positions; None where plain causal will do.
 
     positions (L,) of the rows, slot_positions (S,) of all slots, the rows' own included.
