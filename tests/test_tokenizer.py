@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import string
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +244,32 @@ def test_a_unigram_model_file(tmp_path: Path) -> None:
     [
         b"", b"\x0a", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\xff" * 40,
         b"\x0a\x05\x0a\x03abc" + b"\x12\x02\x18\x09", b"\x0b", bytes(range(256)),
-        b"\x0a\x09\x0a\x03abc\x15\0\0", b"garbage" * 100,
+        b"\x0a\x09\x0a\x03abc\x15\0\0", b"garbage" * 100, b"\x0a\x05\x0a\x03ab\xff",
     ],
 )  # fmt: skip
 def test_a_broken_sentencepiece_model_is_an_error(model: bytes, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         from_directory(sentencepiece_directory(tmp_path, model), {}, 400)
+
+
+def test_a_protobuf_too_old_for_the_installed_sentencepiece_is_named(tmp_path: Path) -> None:
+    package = tmp_path / "sentencepiece"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "sentencepiece_model_pb2.py").write_text(
+        "from google.protobuf import runtime_version\n"
+        "runtime_version.ValidateProtobufRuntimeVersion(runtime_version.Domain.PUBLIC, 99, 1, 0, '', 'x.proto')\n"
+    )
+    model = sentencepiece_directory(tmp_path, sentencepiece_model())
+    code = (
+        "import sys, pathlib; from tempo_mlx.weights.tokenizer_files import from_directory\n"
+        "from_directory(pathlib.Path(sys.argv[1]), {}, 421)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", code, str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "needs a newer protobuf" in done.stderr and "pip install --upgrade protobuf" in done.stderr
 
 
 def test_a_model_with_rewriting_rules_is_refused(tmp_path: Path) -> None:

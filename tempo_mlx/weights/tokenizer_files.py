@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from google.protobuf.message import DecodeError
+from google.protobuf.runtime_version import VersionError
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
@@ -80,52 +83,63 @@ def _read_fast(path: Path) -> tokenizers.Tokenizer:
 
 def _read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """A SentencePiece model (sentencepiece_model.proto), of kind BPE or unigram."""
-    if path.stat().st_size > _MAX_TOKENIZER:
-        raise ModelError(f"{path} is larger than {_MAX_TOKENIZER >> 20} MiB; the model is refused.")
-    tokens: list[str] = []
-    scores: list[float] = []
-    types: list[int] = []
-    kind, space_prefix, squeeze, rules = 1, True, True, b""
-    for number, value in _fields(path.read_bytes(), path):
-        if not isinstance(value, bytes):
-            continue
-        if number == 1:
-            piece = dict(_fields(value, path))
-            tokens.append(_as_bytes(piece.get(1)).decode("utf-8", "replace"))
-            scores.append(_as_float(piece.get(2)))
-            types.append(_as_int(piece.get(3), build.NORMAL))
-        elif number == 2:
-            kind = _as_int(dict(_fields(value, path)).get(3), 1)
-        elif number == 3:
-            normalizer = dict(_fields(value, path))
-            rules = _as_bytes(normalizer.get(2))
-            space_prefix = bool(_as_int(normalizer.get(3), 1))
-            squeeze = bool(_as_int(normalizer.get(4), 1))
-    if not tokens or kind not in (1, 2):
+    model = _sentencepiece_model(path)
+    tokens = [piece.piece for piece in model.pieces]
+    scores = [piece.score for piece in model.pieces]
+    types = [piece.type for piece in model.pieces]
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    # a piece that is no UTF-8 comes as bytes
+    if (
+        not tokens
+        or not all(isinstance(token, str) for token in tokens)
+        or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM)
+    ):
         raise ModelError(
             f"{path} is not a SentencePiece model of kind BPE or unigram; fetch the model again."
         )
-    if rules or squeeze:
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise ModelError(
             f"{path} rewrites text before it cuts it (normalization rules), which tempo-mlx reads only from "
             "a tokenizer.json; convert the tokenizer with transformers."
         )
     unknown = types.index(build.UNKNOWN) if build.UNKNOWN in types else None
-    if kind == 2:
+    if trainer.model_type == trainer.BPE:
         backend = build.sentencepiece_bpe(
             tokens,
             build.merges_from_ranks(tokens, scores, types),
             unknown=None if unknown is None else tokens[unknown],
-            space_prefix=space_prefix,
+            space_prefix=normalizer.add_dummy_prefix,
         )
     else:
         backend = build.sentencepiece_unigram(
-            tokens, scores, unknown=unknown, space_prefix=space_prefix, byte_fallback=build.BYTE in types
+            tokens,
+            scores,
+            unknown=unknown,
+            space_prefix=normalizer.add_dummy_prefix,
+            byte_fallback=build.BYTE in types,
         )
     build.add_special_tokens(backend, tokens, types)
     _add_later_tokens(backend, path.parent, settings)
     _set_affixes(backend, settings)
     return backend
+
+
+def _sentencepiece_model(path: Path) -> Any:
+    """The file as a sentencepiece_model_pb2.ModelProto, the only reader that tells kind and normalization rules."""
+    if path.stat().st_size > _MAX_TOKENIZER:
+        raise ModelError(f"{path} is larger than {_MAX_TOKENIZER >> 20} MiB; the model is refused.")
+    try:  # here, since few models need it
+        messages: Any = import_module("sentencepiece.sentencepiece_model_pb2")
+    except VersionError:  # sentencepiece does not say which protobuf its messages were generated for
+        installed = version("protobuf")
+        raise ModelError(
+            f"sentencepiece {version('sentencepiece')} needs a newer protobuf than {installed} to read {path}; "
+            "update it with `python -m pip install --upgrade protobuf`."
+        ) from None
+    try:
+        return messages.ModelProto.FromString(path.read_bytes())
+    except DecodeError:
+        raise ModelError(f"{path} is not a SentencePiece model; fetch the model again.") from None
 
 
 def _add_later_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any]) -> None:
@@ -159,44 +173,3 @@ def _set_affixes(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> 
         index = backend.token_to_id(text)
         affixes.append((text, index) if settings.get(flag, default) is True and index is not None else None)
     build.set_affixes(backend, affixes[0], affixes[1])
-
-
-def _fields(message: bytes, path: Path) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of a protocol-buffer message: whole numbers, or the bytes of anything else."""
-    offset, end = 0, len(message)
-
-    def varint() -> int:
-        nonlocal offset
-        value = shift = 0
-        while offset < end and shift < 64:
-            byte = message[offset]
-            offset += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
-        raise ModelError(f"{path} is not a SentencePiece model; fetch the model again.")
-
-    while offset < end:
-        key = varint()
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            yield number, varint()
-            continue
-        size = {1: 8, 5: 4}.get(wire, -1) if wire != 2 else varint()
-        if not 0 <= size <= end - offset:
-            raise ModelError(f"{path} is not a SentencePiece model; fetch the model again.")
-        yield number, message[offset : offset + size]
-        offset += size
-
-
-def _as_bytes(value: int | bytes | None) -> bytes:
-    return value if isinstance(value, bytes) else b""
-
-
-def _as_int(value: int | bytes | None, default: int) -> int:
-    return value if isinstance(value, int) else default
-
-
-def _as_float(value: int | bytes | None) -> float:
-    return float(struct.unpack("<f", value)[0]) if isinstance(value, bytes) and len(value) == 4 else 0.0
