@@ -29,6 +29,7 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def field() -> Any:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed; it needs Python 3.11")
     said: list[str] = []
     with line_up(LoadConfig(model=str(twins.twin("llama"))), NAMES, said.append) as field:
         assert said == [] and [each.name for each in field.contenders] == list(NAMES)

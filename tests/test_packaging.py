@@ -15,6 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib as toml
+else:
+    import tomli as toml
 
 import tempo_mlx
 from tempo_mlx._version import __version__
@@ -123,6 +129,18 @@ def test_the_wheel_holds_the_page_and_not_its_sources(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("tests") or "__pycache__" in name]
     metadata = zipfile.ZipFile(wheel).read(f"tempo_mlx-{__version__}.dist-info/METADATA").decode()
     assert 'Requires-Dist: mlx[cpu]>=0.32.4; platform_system == "Linux"' in metadata.replace("'", '"')
+
+
+def test_the_base_install_is_light_and_everything_in_it_is_imported() -> None:
+    """What only benchmarks, servers or tests use is in an extra; what is listed is used."""
+    project = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    base = {Requirement(each).name for each in project["dependencies"]}
+    assert not base & {"mlx-lm", "transformers", "torch", "fastapi"}
+    imported = {"huggingface-hub": "huggingface_hub", "protobuf": "google.protobuf", "python-dotenv": "dotenv",
+                "pyyaml": "yaml", "scipy-openblas32": "scipy-openblas32"}  # fmt: skip
+    code = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
+    for name in base:
+        assert re.search(rf"(import |from |\")({re.escape(imported.get(name, name))})\b", code), name
 
 
 # The Makefile, for make 3.81 and a plain shell

@@ -32,10 +32,13 @@ def logits_of(path: Path) -> np.ndarray:
     return result
 
 
-def mlx_lm_logits(path: Path) -> np.ndarray:
-    from mlx_lm.utils import load_model
+def mlx_lm(module: str = "mlx_lm") -> Any:
+    """The package, or a skip with the reason: it is in the extra [bench], and needs Python 3.11."""
+    return pytest.importorskip(module, reason="mlx-lm is not installed; it needs Python 3.11")
 
-    model, _ = load_model(path)
+
+def mlx_lm_logits(path: Path) -> np.ndarray:
+    model, _ = mlx_lm("mlx_lm.utils").load_model(path)
     model.set_dtype(mx.float32)
     return np.array(model(mx.array([PROMPT]))[0])
 
@@ -101,9 +104,7 @@ def test_quantised_weights_are_those_of_mlx(bits: int, dtype: Any, tmp_path: Pat
 
 
 def test_quantised_text_is_mlx_lms_own(tmp_path: Path) -> None:
-    from mlx_lm import convert as mlx_lm_convert
-
-    mlx_lm_convert(str(twin("llama")), str(tmp_path / "theirs"), quantize=True, q_bits=4, q_group_size=32)
+    mlx_lm().convert(str(twin("llama")), str(tmp_path / "theirs"), quantize=True, q_bits=4, q_group_size=32)
     ours = convert(str(twin("llama")), tmp_path / "ours", bits=4, group_size=32)
     np.testing.assert_array_equal(mlx_lm_logits(ours), mlx_lm_logits(tmp_path / "theirs"))
     np.testing.assert_array_equal(logits_of(ours), logits_of(tmp_path / "theirs"))  # and we read theirs
@@ -155,9 +156,7 @@ def test_the_embedded_model_comes_through_without_loss(tmp_path: Path) -> None:
         assert tokenizer.encode(text) == source.tokenizer().encode(text)
     messages = [{"role": "user", "content": "hi"}]
     assert tokenizer.chat(messages) == source.tokenizer().chat(messages)
-    from mlx_lm.utils import load
-
-    theirs, their_tokenizer = load(str(path))
+    theirs, their_tokenizer = mlx_lm().load(str(path))
     theirs.set_dtype(mx.float32)
     ids = source.tokenizer().encode("The capital of France is")
     assert their_tokenizer.encode("The capital of France is") == ids

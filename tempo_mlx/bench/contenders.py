@@ -178,7 +178,8 @@ def line_up(load: LoadConfig, names: Sequence[str], say: Any) -> Iterator[Field]
             if name not in names:
                 continue
             if find_spec(NEEDS[name]) is None or (name != "mlx-lm" and find_spec("torch") is None):
-                say(f"{name} is left out: it is not installed (pip install 'tempo-mlx[bench]').")
+                python = " with Python 3.11 or newer" if name == "mlx-lm" else ""
+                say(f"{name} is left out: it is not installed (pip install 'tempo-mlx[bench]'{python}).")
             elif packed and name != "mlx-lm":
                 say(f"{name} is left out: it does not compute with weights that stay {info['quantization']}.")
             elif name == "mlx-lm":
