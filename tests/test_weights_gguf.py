@@ -47,9 +47,9 @@ def test_metadata_and_tensors_are_read_exactly(tmp_path: Path) -> None:
     }  # fmt: skip
     assert list(file.metadata["a.names"]) == ["one", "", "drei"]
     assert file.metadata["a.numbers"].tolist() == [4, -5]
-    np.testing.assert_array_equal(file.tensor("x").numpy(), np.arange(8, dtype=np.float32).reshape(2, 4))
+    np.testing.assert_array_equal(file.tensors["x"].numpy(), np.arange(8, dtype=np.float32).reshape(2, 4))
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}["y"]
-    np.testing.assert_array_equal(file.tensor("y").numpy(), gguf.dequantize(theirs.data, theirs.tensor_type))
+    np.testing.assert_array_equal(file.tensors["y"].numpy(), gguf.dequantize(theirs.data, theirs.tensor_type))
 
 
 # The malformed files of llama.cpp's tests/test-gguf.cpp, and of the bugs that were found in parsers since.
@@ -282,7 +282,7 @@ def test_metadata_that_does_not_fit_is_named(key: str, value: Any, named: str, t
     infos, data = [], b""
     for name, tensor in source.tensors.items():
         infos.append(info(name, tensor.shape[::-1], 0, len(data)))
-        data += source.tensor(name).numpy().tobytes()
+        data += source.tensors[name].numpy().tobytes()
         data += b"\0" * (-len(data) % 32)
     path.write_bytes(file_bytes(entries, infos, data))
     with pytest.raises(ModelError, match=named) as caught:
@@ -298,7 +298,7 @@ def test_a_tensor_that_has_no_place_is_refused(tmp_path: Path) -> None:
         if key.startswith("llama."):
             (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
     for name in source.tensors:
-        writer.add_tensor(name, np.array(source.tensor(name).numpy()))
+        writer.add_tensor(name, np.array(source.tensors[name].numpy()))
     writer.add_tensor("blk.0.attn_sinks.weight", np.zeros(4, np.float32))
     from tests.ggufs import write
 

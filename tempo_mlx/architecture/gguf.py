@@ -23,7 +23,7 @@ _MODEL_TYPES = {
     "gemma3": "gemma3_text", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2", "granite": "granite",
 }  # fmt: skip
 # llama.cpp rotates neighbouring dimensions in these, and permutes the rows of q and k when it converts.
-INTERLEAVED_ROPE = frozenset({"llama", "mistral", "smollm3", "granite"})
+_INTERLEAVED_ROPE = frozenset({"llama", "mistral", "smollm3", "granite"})
 
 _FIELDS = {
     "block_count": "num_hidden_layers", "context_length": "max_position_embeddings",
@@ -219,3 +219,13 @@ def name_from_gguf(name: str, architecture: Architecture) -> str | None:
     if part == "mlp.up_proj" and architecture.family == "phi3":  # holds gate and up
         part = "mlp.gate_up_proj"
     return None if part is None else f"model.layers.{int(layer)}.{part}.{kind}"
+
+
+def interleaved_heads(name: str, kind: str, a: Architecture) -> int | None:
+    """How many heads of neighbouring rotary pairs the tensor has, which Hugging Face keeps as halves; None: none.
+
+    kind: general.architecture.
+    """
+    heads = {".q_proj.": a.num_attention_heads, ".k_proj.": a.num_key_value_heads}
+    found = [count for part, count in heads.items() if part in name]
+    return found[0] if found and kind in _INTERLEAVED_ROPE else None

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class Plan:
     source's, and so are its numbers. dtype: of the numbers, or of scales and biases."""
 
     name: str
-    tensor: Callable[[], Tensor]
+    tensor: Tensor
     shape: tuple[int, ...]
     dtype: str
     layout: tuple[int, int] | None = None
@@ -111,26 +111,23 @@ def convert(
     return destination
 
 
-def _plan(
-    name: str, tensor: Callable[[], Tensor], bits: int | None, group_size: int, dtype: Dtype | None
-) -> Plan:
-    source = tensor()
+def _plan(name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None) -> Plan:
     shape = source.shape
     if source.kind == "mlx_quantized" and bits is None and dtype is None:
         _, scales, _, own_bits, own_group = source.rows(slice(0, 1)).quantized()
         kind = DenseTensor(scales).kind
-        return Plan(name, tensor, shape, kind, (own_bits, own_group), copied=True)
+        return Plan(name, source, shape, kind, (own_bits, own_group), copied=True)
     own: str = "bfloat16" if source.kind == "mlx_quantized" else source.kind
     chosen = dtype or own
     # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups
     if bits is not None and len(shape) == 2 and shape[1] % group_size == 0:
-        return Plan(name, tensor, shape, chosen, (bits, group_size))
-    return Plan(name, tensor, shape, chosen)
+        return Plan(name, source, shape, chosen, (bits, group_size))
+    return Plan(name, source, shape, chosen)
 
 
 def _arrays(plan: Plan) -> Iterator[Array]:
     """What `plan` writes, in the order of its entries."""
-    tensor = plan.tensor()
+    tensor = plan.tensor
     if plan.copied:
         packed, scales, biases, _, _ = tensor.quantized()
         if DenseTensor(scales).kind != plan.dtype:

@@ -58,8 +58,15 @@ class StringArray:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies: `offset` from the start of the file; `shape` in numpy order (rows first)."""
+class GGUFFile:
+    path: Path
+    metadata: Mapping[str, Any]  # numbers, strings, numpy arrays, StringArray
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Info:
+    """A tensor's header: `shape` in numpy order (rows first); `offset` from where the tensors start."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,23 +74,14 @@ class TensorInfo:
     offset: int
     nbytes: int
 
-
-@dataclass(frozen=True)
-class GGUFFile:
-    path: Path
-    buffer: mmap.mmap
-    metadata: Mapping[str, Any]  # numbers, strings, numpy arrays, StringArray
-    tensors: Mapping[str, TensorInfo]
-
-    def tensor(self, name: str) -> Tensor:
-        info = self.tensors[name]
-        if info.type_name in _DENSE:
-            count = info.nbytes // np.dtype(_DENSE[info.type_name]).itemsize
-            data = np.frombuffer(self.buffer, _DENSE[info.type_name], count, info.offset)
-            return DenseTensor(data.reshape(info.shape))
-        octets = np.frombuffer(self.buffer, np.uint8, info.nbytes, info.offset)
-        rows = octets.reshape(*info.shape[:-1], -1)
-        return GGUFTensor(rows, info.type_name, info.shape[-1])
+    def tensor(self, buffer: mmap.mmap, base: int) -> Tensor:
+        start = base + self.offset
+        if self.type_name in _DENSE:
+            dtype = np.dtype(_DENSE[self.type_name])
+            data = np.frombuffer(buffer, dtype, self.nbytes // dtype.itemsize, start)
+            return DenseTensor(data.reshape(self.shape))
+        octets = np.frombuffer(buffer, np.uint8, self.nbytes, start)
+        return GGUFTensor(octets.reshape(*self.shape[:-1], -1), self.type_name, self.shape[-1])
 
 
 class _Header:
@@ -184,7 +182,7 @@ def read_gguf(path: Path) -> GGUFFile:
         raise header.fail(f"it claims {tensor_count} tensors and {key_count} metadata keys")
     metadata = _read_metadata(header, key_count)
     tensors = _read_tensors(header, tensor_count, metadata.get("general.alignment", 32))
-    return GGUFFile(path, buffer, metadata, tensors)
+    return GGUFFile(path, metadata, tensors)
 
 
 def _read_metadata(header: _Header, count: int) -> dict[str, Any]:
@@ -197,30 +195,26 @@ def _read_metadata(header: _Header, count: int) -> dict[str, Any]:
     return metadata
 
 
-def _read_tensors(header: _Header, count: int, alignment: Any) -> dict[str, TensorInfo]:
+def _read_tensors(header: _Header, count: int, alignment: Any) -> dict[str, Tensor]:
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1) or alignment > 1 << 20:
         raise header.fail(f"general.alignment is {alignment!r}, not a power of two from 8 up")
-    tensors: dict[str, TensorInfo] = {}
+    infos: dict[str, _Info] = {}
     for _ in range(count):
         info = _read_tensor(header, alignment)
-        if info.name in tensors:
+        if info.name in infos:
             raise header.fail(f"tensor {info.name!r} appears twice")
-        tensors[info.name] = info
-    base = -(-header.offset // alignment) * alignment
-    placed: dict[str, TensorInfo] = {}
-    end = base
-    for info in sorted(tensors.values(), key=lambda each: each.offset):
-        start = base + info.offset
-        if start < end:
+        infos[info.name] = info
+    base = end = -(-header.offset // alignment) * alignment
+    for info in sorted(infos.values(), key=lambda each: each.offset):
+        if base + info.offset < end:
             raise header.fail(f"tensor {info.name!r} overlaps the one before it")
-        end = start + info.nbytes
+        end = base + info.offset + info.nbytes
         if end > header.size:
             raise header.fail(f"tensor {info.name!r} ends at byte {end} of {header.size}")
-        placed[info.name] = TensorInfo(info.name, info.shape, info.type_name, start, info.nbytes)
-    return placed
+    return {name: info.tensor(header.buffer, base) for name, info in infos.items()}
 
 
-def _read_tensor(header: _Header, alignment: int) -> TensorInfo:
+def _read_tensor(header: _Header, alignment: int) -> _Info:
     name = header.name("tensor")
     dimensions = header.u32()
     if not 1 <= dimensions <= 4:
@@ -237,4 +231,4 @@ def _read_tensor(header: _Header, alignment: int) -> TensorInfo:
         raise header.fail(f"tensor {name!r} of shape {shape} does not fill blocks of {block} ({type_name})")
     if offset % alignment:
         raise header.fail(f"tensor {name!r} starts at {offset}, not a multiple of {alignment}")
-    return TensorInfo(name, shape, type_name, offset, weights // block * block_bytes)
+    return _Info(name, shape, type_name, offset, weights // block * block_bytes)

@@ -231,6 +231,45 @@ class GGUFTensor:
         return GGUFTensor(self.blocks[:, octets], self.type_name, stop - start)
 
 
+@dataclass(frozen=True)
+class Reordered:
+    """`tensor` with its rows in another order, put so when it is asked for: a copy of a large weight."""
+
+    tensor: Tensor
+    order: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def kind(self) -> Kind:
+        return self.tensor.kind
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    @property
+    def group(self) -> int:
+        return self.tensor.group
+
+    def numpy(self) -> NDArray[np.float32]:
+        return self.tensor.rows(self.order).numpy()
+
+    def raw(self) -> Array:
+        return self.tensor.rows(self.order).raw()
+
+    def quantized(self) -> Quantized:
+        return self.tensor.rows(self.order).quantized()
+
+    def rows(self, rows: Rows) -> Tensor:
+        return self.tensor.rows(self.order[rows])
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        return Reordered(self.tensor.cut(start, stop), self.order)
+
+
 # The ggml types that MLX's affine layout can hold exactly, in groups of 32, and their bits.
 AFFINE_GGUF_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 
