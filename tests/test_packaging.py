@@ -204,9 +204,9 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "settings", "_version", "config", "sources", "blas", "mlx", "lattice", "architecture", "weights",
-         "model", "ranks", "loading", "exits", "decode", "report", "api", "session", "batch", "bench", "server",
-         "cli"]  # fmt: skip
+ORDER = ["errors", "arrays", "settings", "_version", "config", "sources", "blas", "mlx", "lattice",
+         "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
+         "session", "batch", "bench", "server", "cli"]  # fmt: skip
 
 
 def imports_of(path: Path) -> Iterator[str]:
