@@ -288,8 +288,8 @@ CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
-def write_report(kept: dict[str, Any]) -> None:
-    """kept: by check, in the order of CHECKS."""
+def report(kept: dict[str, Any]) -> str:
+    """The page. kept: by check, in the order of CHECKS."""
     checks = [(name, kept[name]) for name in CHECKS if name in kept]
     rows = [(name, Row(**row)) for name, check in checks for row in check["rows"]]
     dates = "; ".join(f"{name} on {check['date']}" for name, check in checks)
@@ -310,7 +310,7 @@ def write_report(kept: dict[str, Any]) -> None:
         "```",
         "",
     ]
-    REPORT.write_text("\n".join(lines))
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -340,7 +340,7 @@ def main() -> int:
             }
             KEPT.parent.mkdir(exist_ok=True)
             KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-            write_report(kept)
+            REPORT.write_text(report(kept))
     return 0 if good else 1
 
 

@@ -203,11 +203,18 @@ def show(group: str, summary: dict[str, Any]) -> None:
 
 
 def write_page(path: Path, summary: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    """Tables and the plot in Markdown; the plot goes to images/ beside the page."""
+    """The page, and its plot in images/ beside it."""
+    (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    plot(summary["all prompts"], path.parent / "images" / "attention-layers.png")
+    path.write_text(page(summary, options.model, options.tokens, options.threshold, options.distance))
+
+
+def page(summary: dict[str, dict[str, Any]], model: str, tokens: int, threshold: float, distance: int) -> str:
+    """Tables in Markdown."""
     lines = [
         "# Do members of parallel sets receive less attention?",
-        f"Written by `python -m benchmarks.attention_study`; not edited. Model {options.model}, {options.tokens} "
-        f"steps, threshold {options.threshold}, nothing removed; distances 1 to {options.distance}. Numbers are "
+        f"Written by `python -m benchmarks.attention_study`; not edited. Model {model}, {tokens} "
+        f"steps, threshold {threshold}, nothing removed; distances 1 to {distance}. Numbers are "
         "attention received relative to a single token at the same distance, mean over layers; in brackets: 95%, "
         "bootstrap over prompts. How it is counted is said at the top of that file; the answer in words is in "
         "[pruning.md](pruning.md).",
@@ -231,11 +238,8 @@ def write_page(path: Path, summary: dict[str, dict[str, Any]], options: argparse
                 )
         header = ("rule", "of what", "all layers", "layers from, to", "layers clearly less / clearly more")
         lines += [f"## {group[0].upper()}{group[1:]} ({figures['prompts']})", markdown_table(header, rows)]
-    image = path.parent / "images" / "attention-layers.png"
-    image.parent.mkdir(parents=True, exist_ok=True)
-    plot(summary["all prompts"], image)
-    lines.append(f"![Attention by layer](images/{image.name})")
-    path.write_text("\n\n".join(lines) + "\n")
+    lines.append("![Attention by layer](images/attention-layers.png)")
+    return "\n\n".join(lines) + "\n"
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,7 @@
 """What early exit gains and what it costs: full decoding beside lossy exits at three targets, and lossless.
 
     python -m benchmarks.early_exit [--prompts 24] [--timed 24] [--tokens 64] [--rounds 1]
+    python -m benchmarks.early_exit --page docs/early-exit-figures.md     # the page again, from the results kept
 
 The prompts are those of benchmarks/quality, six kinds, none of them the calibration's. First, on all of them: how often
 choices made early agree, and whether they do as often as promised when prompts are drawn again. Then `--prompts` of
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from benchmarks.quality.prompts import read_prompts
-from benchmarks.studies import shards, versions
+from benchmarks.studies import bootstrap, shards, versions
 from tempo_mlx import load
 from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
 from tempo_mlx.bench.machine import load_average
-from tempo_mlx.bench.results import text_table
+from tempo_mlx.bench.results import markdown_table, text_table
 from tempo_mlx.config import GenerateConfig, resolve
-from tempo_mlx.exits.calibration import find_calibration
+from tempo_mlx.exits.calibration import SHIPPED, find_calibration, place_of, read_calibration
+from tempo_mlx.exits.calibration import TARGETS as CALIBRATED
 from tempo_mlx.exits.fit import judge
 from tempo_mlx.exits.samples import Samples, sample_texts
+from tempo_mlx.weights.registry import PACKAGED
 
 MODEL = "smollm2-135m"
 RESULTS = Path(__file__).with_name("results") / "early-exit"
@@ -234,6 +237,112 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=160)
 
 
+def page() -> str:
+    """The figures as a page of Markdown, from the results that are kept alone."""
+    rows = [json.loads(line) for line in (RESULTS / "early-exit.jsonl").read_text().splitlines()]
+    held = json.loads((RESULTS / "held-out" / "all.json").read_text())
+    folder = RESULTS / f"prompts-{rows[0]['tokens']}"
+    about = [json.loads((folder / f"{i}.json").read_text()) for i in range(rows[0]["prompts"])]
+    shares = [
+        [row["arm"], *(f"{row[f'saved_by_{part}'] + 0.0:.1%}".replace("-0.0%", "0.0%") for part in SAVED)]
+        for row in rows
+        if row["agreement"] is not None
+    ]
+    return "\n\n".join(
+        [
+            "# Early exit: the figures",
+            f"Written by `python -m benchmarks.early_exit`; not edited. {rows[0]['id']}, {rows[0]['dtype']}, "
+            f"{rows[0]['cores']} cores; what they mean is in [early-exit.md](early-exit.md). Brackets: 95%, bootstrap "
+            "over prompts.",
+            "## Looked at afterwards, without running ahead",
+            "The model's own greedy texts on 120 prompts that nothing was chosen on: what the exits of each target "
+            "would have chosen, beside the whole model's choice. No run left early here.",
+            markdown_table(
+                ("target", "choices made early", "agreement", "resamples at the target"),
+                [
+                    (f"{target:.2f}", f"{found['left']:.0%}", with_interval(found["agreement"], found["interval"]),
+                     f"{found['resamples_at_target']:.0%}")
+                    for target, found in held
+                ],
+            ),
+            f"## Live, {len(about)} prompts",
+            "What the audit of real runs found. A layer exit skips layers; the last layer's exit runs them all and "
+            "skips the full vocabulary only, choosing with a short head.",
+            markdown_table(
+                ("arm", "audited agreement", "of layer exits", "of the short head", "texts equal to full decoding"),
+                [audit_row(row["arm"], about) for row in rows if row["agreement"] is not None],
+            ),
+            "## Speed",
+            f"Times full decoding, {rows[0]['tokens']} greedy tokens, all timed prompts together; brackets: quartiles "
+            "over prompts.",
+            markdown_table(
+                ("arm", "speed", "left early", "run ahead", "same beginning", "perplexity", "repetition", "layers"),
+                [speed_row(row) for row in rows],
+            ),
+            "## What the calibration allows",
+            "Of the model's own text on prompts left out of the fitting: the share of choices that may leave after a "
+            "layer (counted from 0) while agreement stays at the target, choosing among so many tokens. Bold: an exit "
+            "that is open at that target. From the calibration that comes with the package.",
+            markdown_table(("layer", "tokens", *(f"at {target:.0%}" for target in CALIBRATED)), shares_allowed()),
+            "## What each part saves",
+            "Share of the time that going all the way with every step would have taken, as the run counts it (lossless "
+            "runs do not).",
+            markdown_table(("arm", "skipped layers", "the short head", "running ahead"), shares),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def shares_allowed() -> list[list[str]]:
+    """By exit: the share of choices that may leave there at each target."""
+    key = PACKAGED[MODEL].sha256
+    found = read_calibration(SHIPPED / place_of(key).name, key)
+    return [
+        [
+            str(item.layer),
+            str(item.width),
+            *(
+                "never" if item.margin(target) is None
+                else ("**{:.0%}**" if target in item.pays else "{:.0%}").format(item.share(target))
+                for target in CALIBRATED
+            ),
+        ]
+        for item in found.exits
+    ]  # fmt: skip
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"
+
+
+def audit_row(arm: str, about: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Audited agreement with its interval, and by where rows left."""
+    audited, agreed = (np.array([item[arm][key] for item in about]) for key in ("audited", "agreed"))
+    value, low, high = bootstrap(lambda index: agreed[index].sum() / audited[index].sum(), len(about))
+    last = max(exit["layer"] for item in about for exit in item[arm]["exits"])
+    counts = [
+        [sum(exit[key] for item in about for exit in item[arm]["exits"] if (exit["layer"] == last) == is_last)
+         for key in ("agreed", "audited")]
+        for is_last in (False, True)
+    ]  # fmt: skip
+    same = sum(item[arm]["same"] == 1 for item in about)
+    parts = ["none left" if not total else f"{right} of {total}" for right, total in counts]
+    return [arm, with_interval(value, (low, high)), *parts, f"{same} of {len(about)}"]
+
+
+def speed_row(row: Mapping[str, Any]) -> list[str]:
+    low, _, high = row["speedup_quartiles"]
+    return [
+        row["arm"],
+        f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]",
+        f"{row['left_early']:.0%}",
+        f"{row['run_ahead']:.0%}",
+        f"{row['same_start']:.0%}",
+        f"{row['perplexity']:.2f}",
+        f"{row['repetition']:.0%}",
+        f"{row['layers']:.1f}",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -242,7 +351,11 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--page", type=Path, help="write the page of figures from the results kept, and end")
     options = parser.parse_args()
+    if options.page:
+        options.page.write_text(page())
+        return
     loaded, configs = load(MODEL), arms(options.tokens)
     texts = [prompt.text for prompt in read_prompts()]
     (held,) = shards(

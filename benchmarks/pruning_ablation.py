@@ -377,15 +377,23 @@ def show(attend: str, summary: dict[str, Any]) -> None:
 
 
 def write_page(path: Path, summaries: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    """Tables and plots of each rule of attention, in Markdown; plots go to images/ beside the page."""
+    """The page, and its plots in images/ beside it."""
+    (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    for attend, summary in summaries.items():
+        plot(summary, path.parent / "images" / f"pruning-{attend}.png")
+    path.write_text(page(summaries, options.model, options.tokens, options.threshold, options.seeds))
+
+
+def page(summaries: dict[str, dict[str, Any]], model: str, tokens: int, threshold: float, seeds: int) -> str:
+    """Tables of each rule of attention, in Markdown."""
 
     def cell(values: Sequence[float]) -> str:
         return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
 
     lines = [
         "# Pruning ablation",
-        f"Written by `python -m benchmarks.pruning_ablation`; not edited. Model {options.model}, {options.tokens} "
-        f"steps, threshold {options.threshold}, {options.seeds} seeds; in brackets: 95%, bootstrap over prompts. What "
+        f"Written by `python -m benchmarks.pruning_ablation`; not edited. Model {model}, {tokens} "
+        f"steps, threshold {threshold}, {seeds} seeds; in brackets: 95%, bootstrap over prompts. What "
         "is measured is said at the top of that file; what follows from it is in [pruning.md](pruning.md).",
     ]
     for attend, summary in summaries.items():
@@ -416,11 +424,8 @@ def write_page(path: Path, summaries: dict[str, dict[str, Any]], options: argpar
                     ],
                 ),
             ]
-        image = path.parent / "images" / f"pruning-{attend}.png"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        plot(summary, image)
         lines += [
-            f"![Perplexity of random paths by share removed](images/{image.name})",
+            f"![Perplexity of random paths by share removed](images/pruning-{attend}.png)",
             "**Online**: each rule removes members while decoding",
             markdown_table(
                 ("rule", "removed", "width left", "random paths", "best path"),
@@ -436,7 +441,7 @@ def write_page(path: Path, summaries: dict[str, dict[str, Any]], options: argpar
                 ],
             ),
         ]
-    path.write_text("\n\n".join(lines) + "\n")
+    return "\n\n".join(lines) + "\n"
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:

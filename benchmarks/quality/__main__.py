@@ -75,10 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
             (folder / "prices.json").write_text(json.dumps({"seconds": prices, "source": source}) + "\n")
         elif stage == "report":
             page = options.page or (folder / "quality.md" if options.quick else ROOT / "docs" / "quality.md")
-            (folder / "about.json").write_text(json.dumps({**about, "id": Path(about["id"]).name}))
             write_page(folder, page, loaded.tokenizer)
             print(f"wrote {page}")
         else:
+            (folder / "about.json").write_text(json.dumps({**about, "id": Path(about["id"]).name}))
             for line in decode(stage, loaded, options, folder):
                 print(line, flush=True)
                 if time.monotonic() > end:

@@ -12,6 +12,7 @@ from benchmarks.quality import plots
 from benchmarks.quality.answers import (
     Entries,
     answers,
+    beside,
     claims,
     distinct_2,
     markdown,
@@ -52,6 +53,7 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
         *conditions(folder, tests),
         *answers(tests, fives),
         *claims(tests),
+        *beside(tests),
         *verdict(fives),
     ]
     if fives:
