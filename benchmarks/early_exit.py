@@ -36,7 +36,7 @@ from tempo_mlx.config import GenerateConfig, resolve
 from tempo_mlx.exits.calibration import SHIPPED, find_calibration, place_of, read_calibration
 from tempo_mlx.exits.calibration import TARGETS as CALIBRATED
 from tempo_mlx.exits.fit import judge
-from tempo_mlx.exits.samples import Samples, sample_texts
+from tempo_mlx.exits.samples import HiddenStates, sample_texts
 from tempo_mlx.weights.registry import PACKAGED
 
 MODEL = "smollm2-135m"
@@ -91,7 +91,7 @@ def held_out(loaded: Any, texts: list[str], tokens: int) -> dict[float, dict[str
     layers = sorted({item.layer for item in calibration.exits if item.pays})
     ids = [loaded.tokenizer.encode(text) for text in texts]
     eos = frozenset(loaded.tokenizer.eos_ids)
-    samples = Samples.join(
+    samples = HiddenStates.join(
         [sample_texts(model, ids[at : at + 16], layers, tokens, eos, 0.0, 0) for at in range(0, len(ids), 16)]
     )
     found = {}

@@ -63,13 +63,13 @@ def measure(model: str) -> dict[str, Any]:
     """The row of the ranks that this process is one of; returns on rank 0 only."""
     import tempo_mlx
     from tempo_mlx.mlx import mx
-    from tempo_mlx.ranks.model import ParallelModel
+    from tempo_mlx.ranks.model import DistributedModel
 
     loaded = tempo_mlx.load(model, device="cpu")
     a, leader = loaded.model.architecture, loaded.leader
     cache = loaded.model.new_cache()
     loaded.model.forward(np.arange(CONTEXT), np.arange(CONTEXT), None, cache, logits="none")
-    if isinstance(loaded.model, ParallelModel):
+    if isinstance(loaded.model, DistributedModel):
         held = [
             now - part
             for (now, _), part in zip(loaded.model.memory(), caches(loaded.model, cache), strict=True)
@@ -101,9 +101,9 @@ def measure(model: str) -> dict[str, Any]:
 
 
 def caches(model: Any, cache: Any) -> list[int]:
-    from tempo_mlx.ranks.model import _nbytes
+    from tempo_mlx.ranks.model import cache_bytes
 
-    sizes: list[int] = model.leader.run_all(_nbytes, cache.number)
+    sizes: list[int] = model.leader.run_all(cache_bytes, cache.number)
     return sizes
 
 

@@ -20,12 +20,8 @@ from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
-from tempo_mlx.exits.early_exit import EarlyExit
-from tempo_mlx.exits.plan import make_plan
-from tempo_mlx.exits.ranked import RankedExits
-from tempo_mlx.exits.self_speculation import SelfSpeculation
+from tempo_mlx.exits import open_exits
 from tempo_mlx.loading import LoadedModel, load_model
-from tempo_mlx.ranks.model import ParallelModel
 from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
@@ -296,19 +292,6 @@ def holds_stop(tokenizer: Tokenizer, stop: Sequence[str], token_ids: Sequence[in
     """Whether the text of these tokens holds one of the strings."""
     text = tokenizer.decode(token_ids, continues=True)
     return cut_at_stop(text, stop) != text
-
-
-def open_exits(model: Any, config: GenerateConfig, context: Sequence[int]) -> EarlyExit | RankedExits | None:
-    """The model with its exits, where the settings want them; context: the tokens of the prompt.
-
-    Raises ConfigError, ModelError: nothing may leave this model, or nothing is known of where.
-    """
-    if not config.early_exit:
-        return None
-    if isinstance(model, ParallelModel):
-        return RankedExits(model, config, context)
-    kind = SelfSpeculation if config.lossless else EarlyExit
-    return kind(*make_plan(model, config), context)
 
 
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:

@@ -79,7 +79,7 @@ def answer(questions: str, answers: str, calibrations: str) -> None:
     logits of models whose weights stay packed."""
     import tempo_mlx
     from tempo_mlx.exits import calibration
-    from tempo_mlx.ranks.model import ParallelModel
+    from tempo_mlx.ranks.model import DistributedModel
 
     calibration.cache_directory = lambda: Path(calibrations)
     runs: list[Any] = []
@@ -91,7 +91,7 @@ def answer(questions: str, answers: str, calibrations: str) -> None:
             models[model] = tempo_mlx.load(model, device="cpu")  # where ranks other than 0 stay
         loaded = models[model]
         runs.append(tempo_mlx.generate(loaded, prompt, **settings).to_dict())
-        assert isinstance(loaded.model, ParallelModel)
+        assert isinstance(loaded.model, DistributedModel)
         memory[model] = loaded.model.memory()
     logits = [loaded.leader.run(packed_logits, model) for model in packed]
     Path(answers).write_text(json.dumps({"runs": runs, "memory": memory, "logits": logits}))

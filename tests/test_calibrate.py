@@ -16,8 +16,9 @@ import tempo_mlx
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError, ModelError
 from tempo_mlx.exits import calibrate as calibrating
-from tempo_mlx.exits import calibration
-from tempo_mlx.exits.calibrate import calibrate, forget_samples, with_schedule
+from tempo_mlx.exits import calibration, schedule
+from tempo_mlx.exits.agreement import Outcome, Place, curve, design_effect, lower_bound, together
+from tempo_mlx.exits.calibrate import calibrate, forget_samples
 from tempo_mlx.exits.calibration import (
     Calibration,
     Exit,
@@ -26,9 +27,8 @@ from tempo_mlx.exits.calibration import (
     place_of,
     read_calibration,
 )
-from tempo_mlx.exits.fit import Outcome, Place, curve, design_effect, lower_bound, together
-from tempo_mlx.exits.samples import Samples, read_prompts, sample_texts
-from tempo_mlx.exits.schedule import Costs, choose, choose_draft, drafting_price, price
+from tempo_mlx.exits.samples import read_prompts, sample_texts
+from tempo_mlx.exits.schedule import Costs, choose, choose_draft, drafting_price, price, with_schedule
 from tests import twins
 from tests.exits import loaded_with_exits
 
@@ -288,12 +288,9 @@ def scheduled(
     outcomes: Mapping[Place, Outcome], fitted: Mapping[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> dict[Place, Exit]:
     """The exits of outcomes on texts of ten samples each, for one target."""
-    monkeypatch.setattr(calibrating, "TARGETS", (0.95,))
-    nothing = np.zeros((1, len(TEXTS), 1), np.float16)
-    held = Samples(nothing, TEXTS, TEXTS, TEXTS)
+    monkeypatch.setattr(schedule, "TARGETS", (0.95,))
     costs = Costs(layers=10, layer=1.0, head=3.0, more_layer=0.1, more_head=0.1, look={1: 0.2, 2: 0.21})
-    curves = {place: curve(outcome, TEXTS) for place, outcome in outcomes.items()}
-    exits = with_schedule(curves, outcomes, fitted, held, len(TEXTS), costs)
+    exits = with_schedule(outcomes, fitted, TEXTS, len(TEXTS), costs)
     return {(item.layer, item.width): item for item in exits}
 
 

@@ -22,12 +22,12 @@ from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.decode.tree import Tree
 from tempo_mlx.exits import early_exit
 from tempo_mlx.exits import plan as exit_plan
-from tempo_mlx.exits.account import Account
+from tempo_mlx.exits.agreement import at_most
 from tempo_mlx.exits.cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
 from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
-from tempo_mlx.exits.early_exit import EarlyExit
+from tempo_mlx.exits.early_exit import Account, EarlyExit
 from tempo_mlx.exits.lookup import Lookup
-from tempo_mlx.exits.plan import OpenExit, Plan, at_most, make_plan
+from tempo_mlx.exits.plan import ExitPlan, OpenExit, make_plan
 from tempo_mlx.exits.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
 from tempo_mlx.mlx import mx
 from tempo_mlx.report.run import Run
@@ -67,7 +67,7 @@ def never_closing(monkeypatch: pytest.MonkeyPatch) -> None:
 # The plan
 
 
-def planned(loaded: Any, exits: Sequence[Exit], **settings: Any) -> Plan:
+def planned(loaded: Any, exits: Sequence[Exit], **settings: Any) -> ExitPlan:
     key = key_of(loaded.model.info)
     Calibration(key, tuple(exits), np.arange(9, dtype=np.int32)).save(place_of(key))
     return make_plan(loaded.model, resolve({"early_exit": True, **settings}))[1]
@@ -529,22 +529,21 @@ def test_what_was_saved_is_told_from_what_the_parts_took() -> None:
     account = Account(10)
     assert account.timing() == {}
     account.ran(6, True, 6.0)  # leaves
-    account.looked(0.5)
+    account.took("look", 0.5)
     account.passed(6)
     account.ran(6, True, 6.0)  # goes on, with the one before
     account.ran(4, False, 5.0)
-    account.headed(3.0)
-    account.audited(0.25)
+    account.took("head", 3.0)
+    account.took("audit", 0.25)
     account.passed(10)
     saved = account.timing()
     assert saved["early_exit_saved_by_layers"] == pytest.approx((20 - 17) / 26)
     assert saved["early_exit_saved_by_head"] == pytest.approx((6 - 3 - 0.75) / 26)
     assert saved["early_exit_saved_by_lookup"] == 0
-    before = account.spent
-    account.ran(10, False, 12.0)
-    account.looked(1.0)
-    account.headed(4.0)
-    account.ran_ahead(before)
+    with account.running_ahead():
+        account.ran(10, False, 12.0)
+        account.took("look", 1.0)
+        account.took("head", 4.0)
     account.passed(10)
     account.passed(10)
     account.accepted += 1

@@ -26,9 +26,9 @@ from tempo_mlx.api import stream
 from tempo_mlx.cli.main import main
 from tempo_mlx.config import resolve
 from tempo_mlx.errors import ConfigError, MemoryLimitError, RankLostError
-from tempo_mlx.exits.ranked import RankedExits
+from tempo_mlx.exits.distributed import DistributedExits
 from tempo_mlx.loading import LoadedModel
-from tempo_mlx.ranks.shards import plan
+from tempo_mlx.ranks.shards import plan_shards
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import convert
 from tempo_mlx.weights.memory import require_memory
@@ -58,7 +58,7 @@ BRANCHES = {"branches": 3, "threshold": 0.02, "max_tokens": 6, "min_steps": 6}
 def test_a_plan_covers_the_model_once_and_weighs_ranks_alike(count: int) -> None:
     """SmolLM2's 9 query heads share 3 key/value heads; ranks that share one of these hold it twice."""
     a = open_checkpoint(SMOLLM2).architecture
-    shards = plan(a, count, group=32)
+    shards = plan_shards(a, count, group=32)
     for held, all_of_it in (
         ([shard.queries for shard in shards], a.num_attention_heads),
         ([shard.columns for shard in shards], a.intermediate_size),
@@ -80,7 +80,7 @@ def test_more_ranks_than_heads_are_refused() -> None:
     with pytest.raises(
         ConfigError, match="9 attention heads cannot be spread over 10 ranks; start at most 9"
     ):
-        plan(open_checkpoint(SMOLLM2).architecture, 10)
+        plan_shards(open_checkpoint(SMOLLM2).architecture, 10)
 
 
 def test_a_limit_counts_each_ranks_share() -> None:
@@ -198,7 +198,7 @@ def step_count(run: dict[str, Any], key: str) -> int:
 
 def test_drafts_go_by_the_clock_and_are_refused_over_ranks() -> None:
     with pytest.raises(ConfigError, match="lossless has no effect on a model over several ranks"):
-        RankedExits(cast(Any, None), resolve({"early_exit": True, "lossless": True}), ())
+        DistributedExits(cast(Any, None), resolve({"early_exit": True, "lossless": True}), ())
 
 
 # The command line

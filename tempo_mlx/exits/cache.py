@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.visibility import causal_bias
 
 MOST_DRAFTED = 6  # rows that an exit drafts, the first one included, before all go through the upper layers
 MOST_WAITING = 4  # passes whose rows may be behind at a time
 AUDITED_EVERY = 4  # so-many-th pass that leaves, after the first ones, since an audit costs the head
-
-Ints = NDArray[np.int64]
-Float32s = NDArray[np.float32]
 
 
 @dataclass
@@ -26,7 +24,7 @@ class WaitingRows:
     at the pass. left: where they left and what was chosen there, if that is to be audited.
     """
 
-    x: Any
+    x: mx.array
     positions: Ints
     bias: Float32s
     level: int = 0
@@ -76,7 +74,7 @@ class ExitCache:
     def nbytes(self) -> int:
         return self.inner.nbytes
 
-    def enter(self, x: Any, positions: Ints, bias: Float32s | None) -> WaitingRows:
+    def enter(self, x: mx.array, positions: Ints, bias: Float32s | None) -> WaitingRows:
         """Append rows that are to run."""
         self.inner.reserve(positions)
         self.inner.commit()

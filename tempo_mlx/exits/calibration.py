@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Floats
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
 from tempo_mlx.weights.registry import cache_directory
 from tempo_mlx.weights.safetensors_file import read_safetensors
@@ -28,7 +29,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 ALLOWED = 20  # errors, by the target, among the choices that are tested first
 NAME_LENGTH = 24  # of the key, in a file name
 
-Floats = NDArray[np.float64]
+Translator = tuple[NDArray[np.float16], NDArray[np.float16]]  # weight (E, E) and offset (E,)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 is sure enough for every row, the logits made there are the answer, and the rows wait. The next pass that goes deeper
 takes them along through the layers they have not seen, so that weights are read once and every key and value in the
 cache ends up what it would have been (EE-LLM, arXiv 2312.04916, catches up alike). What the whole model would have
-chosen for them is then known: the audit, by which an exit that does not keep its word is closed.
+chosen for them is then known: the audit, by which an exit that does not keep its promise is closed.
 
 A row that stands alone is run together with those that would follow if the text went on as it did before (`Lookup`):
 weights are read once for all of them, and what the decoder then asks for is there already. Such rows go through every
@@ -16,16 +16,17 @@ A set's rows leave together. L rows of a pass, S slots, E model dim, V vocabular
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tempo_mlx.exits.account import Account
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCache, WaitingRows
 from tempo_mlx.exits.lookup import Lookup
-from tempo_mlx.exits.plan import Found, OpenExit, Plan
+from tempo_mlx.exits.plan import ExitPlan, Found, OpenExit
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.forward import Attention, Forward, Logits
@@ -36,14 +37,11 @@ AUDITED_TOGETHER = 16
 AUDITED_FIRST = 16  # passes that leave, all of them audited; later ones, every AUDITED_EVERY-th
 FLOOR = 10.0  # logits that tokens outside the shortlist have below the least one inside
 
-Ints = NDArray[np.int64]
-Float32s = NDArray[np.float32]
-
 
 class EarlyExit:
     """A Transformer with exits. One for each run: it knows the run's tokens, and counts."""
 
-    def __init__(self, model: Transformer, plan: Plan, context: Sequence[int] = ()) -> None:
+    def __init__(self, model: Transformer, plan: ExitPlan, context: Sequence[int] = ()) -> None:
         """context: tokens of the text so far, which an exit may always choose, and which may come again."""
         self.model, self.plan = model, plan
         self.architecture, self.info = model.architecture, model.info
@@ -57,11 +55,9 @@ class EarlyExit:
         return self.cache_around(self.model.new_cache())
 
     def cache_around(self, cache: Cache) -> ExitCache:
-        """A cache of the model, as this one takes it. Both are the same slots from now on."""
         return ExitCache(cache, self.catch_up)
 
     def inside(self, cache: ExitCache) -> Cache:
-        """The cache of the model itself, complete, for work that the exits have no part in."""
         self.finish(cache)
         return cache.inner
 
@@ -88,30 +84,23 @@ class EarlyExit:
             return self.model.forward(
                 tokens, positions, bias, cache.inner, logits=logits, attention=attention
             )
-        return self.step(tokens, positions, bias, cache)
-
-    def step(
-        self,
-        tokens: Sequence[int] | Ints,
-        positions: Sequence[int] | Ints,
-        bias: Float32s | None,
-        cache: ExitCache,
-    ) -> Forward:
-        """A pass that may leave."""
         if cache.drafted and cache.drafted[0].is_of(tokens, positions, bias):
             return self.hand_out(cache.drafted.pop(0))
         cache.forget()
-        rows = self.enter(tokens, positions, bias, cache)
-        if self.plan.lookup and len(tokens) == 1 and (guessed := self.lookup.guess()):
+        return self.step(self.enter(tokens, np.asarray(positions, np.int64), bias, cache), cache)
+
+    def step(self, rows: WaitingRows, cache: ExitCache) -> Forward:
+        """A pass that may leave."""
+        if self.plan.lookup and len(rows.positions) == 1 and (guessed := self.lookup.guess()):
             return self.step_ahead(rows, guessed, cache)
         behind = len(cache.waiting) - 1
         for item in self.plan.open:
             if behind >= MOST_WAITING and item.layer < self.layers - 1:
                 continue
             self.deepen(cache, item.layer + 1)
-            found, choices = self.look(item, rows.x)
+            found = self.look(item, rows.x)
             if (found.confidence >= item.least).all():
-                return self.leave(cache, rows, item, choices, self.spread(found))
+                return self.leave(cache, rows, item, found)
         self.deepen(cache, self.layers)
         return self.answer(cache, [rows], (), self.head(rows.x))
 
@@ -121,46 +110,41 @@ class EarlyExit:
         All go through every layer. An exit at the last one answers if it is sure of every row up to the first that
         chooses otherwise than guessed; those after it are dropped.
         """
-        before = self.account.spent
         rows = [first]
-        for token in guessed:
-            rows.append(self.follow(rows[-1], token, cache))
-        self.deepen(cache, self.layers)
-        x, logits = joined(rows), None
-        for item in self.plan.open:
-            if item.layer == self.layers - 1:
-                found, choices = self.look(item, x)
-                asked = 1 + agreeing(choices, guessed)
-                if (found.confidence[:asked] >= item.least).all():
-                    logits = self.spread(found)[:asked]
-                    for each, choice in zip(rows, choices[:asked, None], strict=False):
-                        each.left = (item, choice)
-        if logits is None:
-            logits = self.head(x)
-        self.account.ran_ahead(before)
+        with self.account.running_ahead():
+            for token in guessed:
+                rows.append(self.follow(rows[-1], token, cache))
+            self.deepen(cache, self.layers)
+            logits = self.answer_ahead(rows, guessed)
         return self.answer(cache, rows, guessed, logits)
 
-    def look(self, item: OpenExit, x: Any) -> tuple[Found, Ints]:
-        """What an exit says of rows x (L, E), and the tokens (L,) it would choose."""
-        start = time.perf_counter()
-        found = item.read(x)
-        self.account.looked(time.perf_counter() - start)
-        return found, found.tokens[found.logits.argmax(axis=1)]
+    def answer_ahead(self, rows: Sequence[WaitingRows], guessed: Sequence[int]) -> Float32s:
+        """The logits of rows that have run every layer, as many as are sure, or all of them."""
+        x = joined(rows)
+        for item in self.plan.open:
+            if item.layer == self.layers - 1:
+                found = self.look(item, x)
+                asked = 1 + agreeing(found.choices, guessed)
+                if (found.confidence[:asked] >= item.least).all():
+                    for each, choice in zip(rows, found.choices[:asked, None], strict=False):
+                        each.left = (item, choice)
+                    return self.spread(found)[:asked]
+        return self.head(x)
+
+    def look(self, item: OpenExit, x: mx.array) -> Found:
+        """What an exit says of rows x (L, E)."""
+        with self.account.clock("look"):
+            return item.read(x)
 
     def enter(
-        self,
-        tokens: Sequence[int] | Ints,
-        positions: Sequence[int] | Ints,
-        bias: Float32s | None,
-        cache: ExitCache,
+        self, tokens: Sequence[int] | Ints, positions: Ints, bias: Float32s | None, cache: ExitCache
     ) -> WaitingRows:
         """Append rows that have run no layer yet."""
-        return cache.enter(self.model.embedded(tokens), np.asarray(positions, np.int64), bias)
+        return cache.enter(self.model.embedded(tokens), positions, bias)
 
     def follow(self, rows: WaitingRows, token: int, cache: ExitCache) -> WaitingRows:
         """Append the row that comes after one that stands alone, if `token` does."""
-        seen = np.pad(rows.bias, ((0, 0), (0, 1)))
-        return self.enter([token], rows.positions + 1, seen, cache)
+        return self.enter([token], rows.positions + 1, np.pad(rows.bias, ((0, 0), (0, 1))), cache)
 
     def deepen(self, cache: ExitCache, stop: int) -> None:
         """Run the newest rows through every layer before `stop`, and with them all that wait on the way."""
@@ -177,19 +161,17 @@ class EarlyExit:
             for rows, part in zip(alike, parts, strict=True):
                 rows.x, rows.level = part, upto
 
-    def leave(
-        self, cache: ExitCache, rows: WaitingRows, item: OpenExit, choices: Ints, logits: Float32s
-    ) -> Forward:
+    def leave(self, cache: ExitCache, rows: WaitingRows, item: OpenExit, found: Found) -> Forward:
         """Let the newest rows wait where they are, or write at once what later rows would see of them."""
-        rows.left = (item, choices)
+        rows.left = (item, found.choices)
         if rows.level == self.layers:
-            return self.answer(cache, [rows], (), logits)
+            return self.answer(cache, [rows], (), self.spread(found))
         if self.plan.propagate:
             self.model.remember(
                 rows.x, self.model.rows(*cache.seen_by([rows]), cache.inner), cache.inner, rows.level
             )
             cache.waiting.remove(rows)
-        return self.count(rows, logits)
+        return self.count(rows, self.spread(found))
 
     def answer(
         self, cache: ExitCache, rows: list[WaitingRows], guessed: Sequence[int], logits: Float32s
@@ -240,24 +222,21 @@ class EarlyExit:
         """Hold the choices made at exits against the whole model's, and close exits that fell short."""
         if not self._to_audit:
             return
-        if not self.account.heads:
+        if not self.account.times["head"]:
             self.head(self._to_audit[0].x[:1])  # or it would be unknown what the others saved
-        start = time.perf_counter()
-        best = np.array(self.model.logits(joined(self._to_audit)).argmax(axis=-1))
-        at = 0
-        for rows in self._to_audit:
-            item, choices = rows.left
-            item.note(best[at : at + len(choices)] == choices)
-            at += len(choices)
-        self._to_audit = []
-        self.account.audited(time.perf_counter() - start)
+        with self.account.clock("audit"):
+            best = np.array(self.model.logits(joined(self._to_audit)).argmax(axis=-1))
+            at = 0
+            for rows in self._to_audit:
+                item, choices = rows.left
+                item.note(best[at : at + len(choices)] == choices)
+                at += len(choices)
+            self._to_audit = []
 
-    def head(self, x: Any) -> Float32s:
+    def head(self, x: mx.array) -> Float32s:
         """The logits (L, V) of all the vocabulary."""
-        start = time.perf_counter()
-        logits = np.array(self.model.logits(x), copy=False)
-        self.account.headed(time.perf_counter() - start)
-        return logits
+        with self.account.clock("head"):
+            return np.array(self.model.logits(x), copy=False)
 
     def catch_up(self, cache: ExitCache) -> None:
         """Run every row that waits through the layers it has not seen."""
@@ -268,18 +247,15 @@ class EarlyExit:
         return not (cache.waiting or cache.drafted or self._to_audit)
 
     def finish(self, cache: ExitCache) -> None:
-        """Nothing waits any more, and every choice has been audited."""
         cache.forget()
         self.catch_up(cache)
         self.audit()
 
     def timing(self) -> dict[str, float]:
-        """What a run's `timing` says of it; see `Account.timing`."""
         return self.account.timing()
 
     def report(self) -> dict[str, Any]:
-        """A run's section `early_exit`."""
-        return self.account.report(self.plan.exits, kv="propagate" if self.plan.propagate else "exact")
+        return self.account.report(self.plan)
 
     def spread(self, found: Found) -> Float32s:
         """Logits (L, C) of an exit as logits (L, V)."""
@@ -291,7 +267,7 @@ class EarlyExit:
         return logits
 
 
-def joined(rows: Sequence[WaitingRows]) -> Any:
+def joined(rows: Sequence[WaitingRows]) -> mx.array:
     """The states (L, E) of several passes' rows."""
     return mx.concatenate([each.x for each in rows]) if len(rows) > 1 else rows[0].x
 
@@ -300,3 +276,76 @@ def agreeing(choices: Ints, guessed: Sequence[int]) -> int:
     """How many guesses, from the first on, are what the row before them chose."""
     pairs = list(zip(choices.tolist(), guessed, strict=False))
     return next((at for at, (choice, guess) in enumerate(pairs) if choice != guess), len(pairs))
+
+
+class Account:
+    """What a run did, and what that saved: seconds by kind of work, and how deep each pass went."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.passes = self.depth = 0  # of a step; layers that those went through before the answer
+        self.left = 0  # passes that left early
+        self.drafted = self.accepted = 0  # rows run ahead, and those that were asked for
+        self.ahead, self.ahead_seconds = 0, 0.0  # passes that guesses were run with, and what they took
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # of "layers", "head", "look", "audit"
+        self.times: defaultdict[str, int] = defaultdict(int)
+        self._alone = (0, 0.0)  # layers that ran one pass's rows alone, and their seconds
+
+    def took(self, kind: str, seconds: float) -> None:
+        self.seconds[kind] += seconds
+        self.times[kind] += 1
+
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.took(kind, time.perf_counter() - start)
+
+    def ran(self, layers: int, alone: bool, seconds: float) -> None:
+        self.took("layers", seconds)
+        if alone:
+            self._alone = self._alone[0] + layers, self._alone[1] + seconds
+
+    def passed(self, depth: int) -> None:
+        self.passes += 1
+        self.depth += depth
+
+    @contextmanager
+    def running_ahead(self) -> Iterator[None]:
+        """What is spent meanwhile is for a pass and for guesses at those after it."""
+        seconds, times = self.seconds.copy(), self.times.copy()
+        yield
+        self.ahead += 1
+        self.ahead_seconds += sum(self.seconds.values()) - sum(seconds.values())
+        self.seconds, self.times = seconds, times
+
+    def timing(self) -> dict[str, float]:
+        """Shares of the time of going all the way with every pass, as far as this run can tell: saved by layers
+        (catching up taken off), by the vocabulary head (looks and audits taken off), and by running ahead.
+        """
+        took = self.seconds
+        if not (self.passes and self.times["head"] and self._alone[0]):
+            return {}
+        layers, head = self.layers * self._alone[1] / self._alone[0], took["head"] / self.times["head"]
+        alone = self.passes - self.accepted - self.ahead  # passes that had nothing to do with guesses
+        saved = {
+            "layers": alone * layers - took["layers"],
+            "head": alone * head - took["head"] - took["look"] - took["audit"],
+            "lookup": (self.accepted + self.ahead) * (layers + head) - self.ahead_seconds,
+        }
+        full = self.passes * (layers + head)
+        return {f"early_exit_saved_by_{name}": seconds / full for name, seconds in saved.items()}
+
+    def report(self, plan: ExitPlan) -> dict[str, Any]:
+        """What happened, without times."""
+        audited, agreed = sum(item.audited for item in plan.exits), sum(item.agreed for item in plan.exits)
+        names = ("layer", "target", "least", "left", "audited", "agreed", "closed")
+        return {
+            "kv": "propagate" if plan.propagate else "exact",
+            "passes": self.passes,
+            "mean_layers": self.depth / self.passes if self.passes else None,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "agreement": agreed / audited if audited else None,
+            "exits": [{name: getattr(item, name) for name in names} for item in plan.exits],
+        }

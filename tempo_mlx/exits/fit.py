@@ -1,19 +1,19 @@
-"""From samples to exits: translators, and what agreement may be promised at which margin.
+"""From samples to exits: the tokens they choose among, their translators, and what they would have chosen.
 
 Letters: N samples, E model dim, V vocabulary, C tokens of the shortlist.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempo_mlx.exits.samples import Ints, Samples
+from tempo_mlx.arrays import Float32s
+from tempo_mlx.exits.agreement import Outcome
+from tempo_mlx.exits.calibration import Translator
+from tempo_mlx.exits.samples import HiddenStates
 from tempo_mlx.mlx import mx, optimizers
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.transformer import Transformer
@@ -24,16 +24,9 @@ EPOCHS = 4
 BATCH = 256
 LOOKED_AT = 4  # every so-many-th sample says which tokens are probable
 LEARNING_RATE = 1e-3
-CONFIDENCE = 0.95
-LEAST = 30  # samples without which nothing is promised
-POINTS = 100  # of a curve
-
-Place = tuple[int, int]  # layer and width of an exit
-Float32s = NDArray[np.float32]
-Floats = NDArray[np.float64]
 
 
-def shortlist(model: Transformer, train: Samples, size: int, always: Sequence[int]) -> NDArray[np.int32]:
+def shortlist(model: Transformer, train: HiddenStates, size: int, always: Sequence[int]) -> NDArray[np.int32]:
     """Tokens (size,), the likeliest first: `always`, every choice seen, then by the probability the model gave them."""
     rank = np.bincount(train.choices, minlength=model.architecture.vocab_size).astype(np.float64)
     rank[rank > 0] += len(train.choices)
@@ -46,7 +39,7 @@ def shortlist(model: Transformer, train: Samples, size: int, always: Sequence[in
 
 
 def fit_translator(
-    model: Transformer, head: Linear, train: Samples, dev: Samples, at: int
+    model: Transformer, head: Linear, train: HiddenStates, dev: HiddenStates, at: int
 ) -> dict[str, Float32s]:
     """`weight` (E, E) and `offset` (E,) that take hidden[at] to where the last layer would, for the head's purposes.
 
@@ -58,21 +51,21 @@ def fit_translator(
     z, added = (x - mean) / scale, (y - x).mean(axis=0)  # (N, E)
     gram = z.T @ z / len(z) + RIDGE * np.eye(x.shape[1], dtype=np.float32)
     weight = np.diag(scale) + np.linalg.solve(gram, z.T @ (y - x - added) / len(z))
-    parameters: dict[str, Any] = {
+    parameters: dict[str, mx.array] = {
         "weight": mx.array(weight.astype(np.float32)), "offset": mx.array(mean + added),
     }  # fmt: skip
     inputs, targets = mx.array(z), mx.array(y)
     dev_inputs = mx.array((dev.hidden[at].astype(np.float32) - mean) / scale)
     dev_choices = np.array(model.logits(mx.array(dev.hidden[-1].astype(np.float32)), head).argmax(axis=-1))
 
-    def read(parameters: dict[str, Any], inputs: Any) -> Any:
+    def read(parameters: dict[str, mx.array], inputs: mx.array) -> mx.array:
         return model.logits(inputs @ parameters["weight"] + parameters["offset"], head)
 
-    def loss(parameters: dict[str, Any], inputs: Any, wanted: Any) -> Any:
+    def loss(parameters: dict[str, mx.array], inputs: mx.array, wanted: mx.array) -> mx.array:
         logits = read(parameters, inputs)
         return (mx.logsumexp(logits, axis=-1) - (wanted * logits).sum(axis=-1)).mean()
 
-    def agreement(parameters: dict[str, Any]) -> float:
+    def agreement(parameters: dict[str, mx.array]) -> float:
         return float((np.array(read(parameters, dev_inputs).argmax(axis=-1)) == dev_choices).mean())
 
     step = mx.value_and_grad(loss)
@@ -96,21 +89,13 @@ def fit_translator(
     return {"weight": fitted, "offset": np.array(best[1]["offset"]) - mean @ fitted}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an exit would have chosen. margins (N,): best logit less second best; right (N,): the model's choice?"""
-
-    margins: Float32s
-    right: NDArray[np.bool_]
-
-
 def judge(
     model: Transformer,
     shortlist: NDArray[np.int32],
-    samples: Samples,
+    samples: HiddenStates,
     prompts: Mapping[int, Sequence[int]],
     at: int,
-    translator: tuple[Float32s, Float32s] | None,
+    translator: Translator | None,
 ) -> Outcome:
     """An exit's choices on samples, among the shortlist (C,) and the tokens each text held by then.
 
@@ -133,69 +118,3 @@ def judge(
         margins.append(top[:, 1] - top[:, 0])
         right.append(tokens[logits.argmax(axis=1)] == samples.choices[here])
     return Outcome(np.concatenate(margins), np.concatenate(right))
-
-
-def promised(right: NDArray[np.bool_], texts: Ints) -> float:
-    """A lower bound of the agreement that such choices have elsewhere: Clopper and Pearson's, one-sided at CONFIDENCE,
-    of as many independent choices as those of whole texts are worth, which stand and fall together.
-    """
-    worth = len(right) / design_effect(right, texts)
-    return lower_bound(right.mean() * worth, worth)
-
-
-def together(
-    places: Sequence[Place], least: Mapping[Place, float], outcomes: Mapping[Place, Outcome], texts: Ints
-) -> float:
-    """The agreement promised of all choices that several exits make, each of what those before it let pass."""
-    open_still = np.ones(len(texts), bool)
-    right = np.zeros(len(texts), bool)
-    for place in places:
-        leaves = open_still & (outcomes[place].margins >= least[place])
-        right |= leaves & outcomes[place].right
-        open_still &= ~leaves
-    left = ~open_still
-    return promised(right[left], texts[left]) if left.any() else 1.0
-
-
-def curve(outcome: Outcome, texts: Ints) -> Floats:
-    """(n, 3): margins falling, the agreement promised of the choices with so much, and their number."""
-    order = np.argsort(-outcome.margins, kind="stable")
-    places = np.unique(np.linspace(min(LEAST, len(order)), len(order), POINTS).astype(int))
-    points = []
-    for place in places[places >= LEAST].tolist():
-        chosen = order[:place]
-        bound = promised(outcome.right[chosen], texts[chosen])
-        points.append((float(outcome.margins[order[place - 1]]), bound, place))
-    return np.array(points).reshape(-1, 3)
-
-
-def design_effect(right: NDArray[np.bool_], texts: Ints) -> float:
-    """How much more a share varies over samples that come in whole texts than over independent ones; at least 1."""
-    share = right.mean()
-    if share in (0.0, 1.0):
-        return 1.0
-    _, index, sizes = np.unique(texts, return_inverse=True, return_counts=True)
-    if len(sizes) < 2:
-        return float(len(right))
-    errors = np.bincount(index, weights=right) - share * sizes
-    variance = (errors**2).sum() * len(sizes) / (len(sizes) - 1)
-    return max(1.0, float(variance / (len(right) * share * (1 - share))))
-
-
-def lower_bound(successes: float, trials: float, confidence: float = CONFIDENCE) -> float:
-    """The least probability under which so many successes are not too many to be believed (Clopper and Pearson)."""
-    count, hits = int(trials), math.floor(successes + 1e-9)
-    if hits <= 0 or count <= 0:
-        return 0.0
-    hits = min(hits, count)
-    ways = [
-        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-        for k in range(hits, count + 1)
-    ]
-    kept = np.arange(hits, count + 1)
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        tail = np.exp(ways + kept * np.log(middle) + (count - kept) * np.log1p(-middle)).sum()
-        low, high = (middle, high) if tail < 1 - confidence else (low, middle)
-    return low

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Bools, Float32s, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError, ModelError
+from tempo_mlx.exits.agreement import at_most
 from tempo_mlx.exits.calibration import TARGETS, Calibration, Exit, candidates, find_calibration
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Model
@@ -20,9 +22,6 @@ from tempo_mlx.model.rope import follows_length
 from tempo_mlx.model.transformer import Transformer
 
 SURE = 0.05  # an exit is closed once fewer choices agree than chance at its target would let happen so rarely
-
-Ints = NDArray[np.int64]
-Float32s = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +34,12 @@ class Found:
     tokens: Ints
     confidence: Float32s
 
+    @property
+    def choices(self) -> Ints:
+        """(L,): the tokens it would choose."""
+        chosen: Ints = self.tokens[self.logits.argmax(axis=1)]
+        return chosen
+
 
 class Head:
     """The tokens an exit chooses among, and their share of the model's head: a shortlist and the text's own tokens.
@@ -44,12 +49,10 @@ class Head:
 
     def __init__(self, model: Transformer, shortlist: NDArray[np.int32] | None) -> None:
         self._model = model
-        self._limited = shortlist is not None
-        size = model.architecture.vocab_size
-        self._listed = np.full(size, not self._limited)
+        self._listed = np.full(model.architecture.vocab_size, shortlist is None)
         if shortlist is not None:
             self._listed[shortlist] = True
-        self._linear: Linear | None = None if self._limited else model.head
+        self._linear: Linear | None = model.head if shortlist is None else None
         self.tokens: Ints = np.flatnonzero(self._listed)
 
     def widen(self, tokens: Sequence[int] | Ints) -> None:
@@ -59,7 +62,7 @@ class Head:
             self._listed[new] = True
             self._linear = None
 
-    def logits(self, x: Any) -> Float32s:
+    def logits(self, x: mx.array) -> Float32s:
         """x (L, E) -> (L, C)."""
         if self._linear is None:
             self.tokens = np.flatnonzero(self._listed)
@@ -71,16 +74,22 @@ class OpenExit:
     """An exit in force: rows may leave after `layer` where confidence is at least `least`.
 
     target: the agreement promised, None where nothing is (raw confidence). left, audited, agreed: rows.
+    translator: see `calibration.Exit`.
     """
 
     def __init__(
-        self, layer: int, least: float, target: float | None, head: Head, translator: tuple[Any, Any] | None
+        self,
+        layer: int,
+        least: float,
+        target: float | None,
+        head: Head,
+        translator: tuple[mx.array, mx.array] | None = None,
     ) -> None:
         self.layer, self.least, self.target = layer, least, target
         self.left = self.audited = self.agreed = 0
         self._head, self._translator = head, translator
 
-    def read(self, x: Any) -> Found:
+    def read(self, x: mx.array) -> Found:
         """What the exit says of rows x (L, E) that its layer gave."""
         if self._translator is not None:
             weight, offset = self._translator
@@ -92,7 +101,7 @@ class OpenExit:
         two = np.partition(logits, -2, axis=1)[:, -2:]
         return Found(logits, self._head.tokens, np.abs(two[:, 1] - two[:, 0]))
 
-    def note(self, agreed: NDArray[np.bool_]) -> None:
+    def note(self, agreed: Bools) -> None:
         """What the audit of some rows found."""
         self.audited += len(agreed)
         self.agreed += int(agreed.sum())
@@ -105,16 +114,7 @@ class OpenExit:
         return at_most(self.agreed, self.audited, self.target) < SURE
 
 
-def at_most(hits: int, trials: int, probability: float) -> float:
-    """The binomial probability of at most so many hits."""
-    term = total = (1.0 - probability) ** trials
-    for k in range(hits):
-        term *= (trials - k) / (k + 1) * probability / (1 - probability)
-        total += term
-    return total
-
-
-class Plan:
+class ExitPlan:
     """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly.
 
     drafts: the exit that drafts for lossless decoding, if that pays. lookup: whether what the text said before is
@@ -142,7 +142,7 @@ class Plan:
             head.widen(tokens)
 
 
-def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
+def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPlan]:
     """The plan that the settings ask for, and the model as what it must be.
 
     Raises ModelError (no calibration, or of another model), ConfigError (layers; not the MLX backend).
@@ -163,27 +163,33 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, Plan]:
     if config.raw_confidence:
         log.warning("Raw confidence is not calibrated: nothing is promised about how often an exit agrees.")
         head = Head(model, None)
-        layers = config.exit_layers or asked[:-1]
-        sure = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
-        exits = [
-            OpenExit(layer, least, None, head, None)
-            for layer, least in sorted(zip(layers, sure, strict=True))
-        ]
-        return model, Plan(exits, [head], drafts=exits[-1], **policy)
+        exits = [OpenExit(layer, least, None, head) for layer, least in _with_targets(asked[:-1], config)]
+        return model, ExitPlan(exits, [head], drafts=exits[-1], **policy)
     calibration = find_calibration(model.info)
     heads: dict[int, Head] = {}
 
     def opened(item: Exit, target: float, least: float) -> OpenExit:
         head = heads.setdefault(item.width, Head(model, calibration.shortlist[: item.width]))
-        return OpenExit(item.layer, least, target, head, _translator(item, model))
+        translator = None
+        if item.weight is not None and item.offset is not None:
+            translator = mx.array(item.weight).astype(model.dtype), mx.array(item.offset).astype(model.dtype)
+        return OpenExit(item.layer, least, target, head, translator)
 
-    exits = [opened(*chosen) for chosen in _chosen(calibration, config)]
     if config.exit_layers:
+        exits = [opened(*chosen) for chosen in _named(calibration, config)]
         drafts = exits[-1] if exits else None
     else:
+        exits = [opened(*chosen) for chosen in _judged(calibration, config, lambda item: item.pays)]
         drafting = _judged(calibration, config, lambda item: item.drafts)
         drafts = next((opened(*chosen) for chosen in drafting), None)
-    return model, Plan(exits, heads.values(), drafts=drafts, **policy)
+    return model, ExitPlan(exits, heads.values(), drafts=drafts, **policy)
+
+
+def _with_targets(layers: Sequence[int], config: GenerateConfig) -> list[tuple[int, float]]:
+    """The layers asked for, or these, and what each must reach."""
+    layers = config.exit_layers or layers
+    targets = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
+    return sorted(zip(layers, targets, strict=True))
 
 
 def _judged(
@@ -197,14 +203,10 @@ def _judged(
             yield item, target, max(margins(item)[known], least)
 
 
-def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit, float, float]]:
-    """Exits, the agreement each must promise, and its margin: those named, or those that pay."""
-    if not config.exit_layers:
-        return list(_judged(calibration, config, lambda item: item.pays))
-    targets = config.confidence_thresholds or (config.exit_target_agreement,) * len(config.exit_layers)
-    chosen: list[tuple[Exit, float, float]] = []
+def _named(calibration: Calibration, config: GenerateConfig) -> Iterator[tuple[Exit, float, float]]:
+    """Of the layers that the settings name: the exit, the agreement it must promise, and its margin."""
     off: list[str] = []
-    for layer, wanted in sorted(zip(config.exit_layers, targets, strict=True)):
+    for layer, wanted in _with_targets((), config):
         there = [item for item in calibration.exits if item.layer == layer]
         if not there:
             known = ", ".join(map(str, sorted({item.layer for item in calibration.exits})))
@@ -219,7 +221,7 @@ def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit
         ]
         if usable:
             item, least = min(usable, key=lambda pair: pair[0].width)
-            chosen.append((item, wanted, least))
+            yield item, wanted, least
         else:
             off.append(f"{layer} (at {wanted:g})")
     if off:
@@ -227,10 +229,3 @@ def _chosen(calibration: Calibration, config: GenerateConfig) -> list[tuple[Exit
             "These exit layers cannot promise their agreement, or never pay, and stay shut: %s.",
             ", ".join(off),
         )
-    return chosen
-
-
-def _translator(item: Exit, model: Transformer) -> tuple[Any, Any] | None:
-    if item.weight is None or item.offset is None:
-        return None
-    return mx.array(item.weight).astype(model.dtype), mx.array(item.offset).astype(model.dtype)

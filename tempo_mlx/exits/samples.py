@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
@@ -19,11 +20,9 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 TOGETHER = 16  # texts that grow in one pass: rows are cheaper together
 LARGEST = 6e4  # of a float16, nearly
 
-Ints = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
-class Samples:
+class HiddenStates:
     """N positions of many texts. hidden (layers, N, E) float16: what each layer of interest gave; tokens (N,): the
     newest token there; choices (N,): the one that the whole model would take next; texts (N,): which text. Those of a
     text stand together, in order.
@@ -35,7 +34,7 @@ class Samples:
     texts: Ints
 
     @classmethod
-    def join(cls, parts: Sequence[Samples]) -> Samples:
+    def join(cls, parts: Sequence[HiddenStates]) -> HiddenStates:
         """All of them; texts get new numbers."""
         first = np.cumsum([0, *(part.texts.max() + 1 for part in parts)])
         texts = np.concatenate([part.texts + start for part, start in zip(parts, first, strict=False)])
@@ -46,10 +45,10 @@ class Samples:
         )
         return cls(hidden, tokens, choices, texts[order])
 
-    def of(self, texts: Ints) -> Samples:
+    def of(self, texts: Ints) -> HiddenStates:
         """Those of some texts."""
         here = np.isin(self.texts, texts)
-        return Samples(self.hidden[:, here], self.tokens[here], self.choices[here], self.texts[here])
+        return HiddenStates(self.hidden[:, here], self.tokens[here], self.choices[here], self.texts[here])
 
 
 def read_prompts(loaded: LoadedModel, files: Sequence[Path] = ()) -> list[list[int]]:
@@ -79,7 +78,7 @@ def sample_texts(
     temperature: float,
     seed: int,
     note: Callable[[int], None] = lambda done: None,
-) -> Samples:
+) -> HiddenStates:
     """Continue all prompts by `tokens` tokens at once on one cache, in which each text sees itself alone.
 
     temperature: 0 takes the best token, otherwise tokens are drawn. A text ends where the model ends it. note: told the
@@ -119,11 +118,13 @@ def sample_texts(
         note(done + 1)
         if not len(texts):
             break
-    parts = Samples(np.concatenate(hidden, axis=1), *map(np.concatenate, (newest_tokens, choices, of_text)))
-    return Samples.join([parts])
+    parts = HiddenStates(
+        np.concatenate(hidden, axis=1), *map(np.concatenate, (newest_tokens, choices, of_text))
+    )
+    return HiddenStates.join([parts])
 
 
-def draw(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> Ints:
+def draw(logits: Float32s, temperature: float, random: np.random.Generator) -> Ints:
     """One token of each row of logits (k, V): the best after Gumbel noise, which is the same as drawing."""
     noisy: Ints = (logits / temperature + random.gumbel(size=logits.shape)).argmax(axis=1)
     return noisy

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from tempo_mlx.arrays import Bools, Ints
+from tempo_mlx.exits.agreement import Outcome, Place, curve, together
 from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_DRAFTED, MOST_WAITING
-from tempo_mlx.exits.fit import Outcome, Place
-from tempo_mlx.exits.samples import Ints
+from tempo_mlx.exits.calibration import TARGETS, Exit, Translator
 from tempo_mlx.model.transformer import Transformer
 
 MOST_EXITS = 3
 LEAST_GAIN = 0.005  # of the cost of a token, that one more exit must bring
 LEAST_DRAFT_GAIN = 0.12  # that drafting must bring; where .09 was predicted, a quarter of texts lost 5%
+STRICTER = 10  # steps in which margins are raised
 PLAYED = 4000  # samples
 MORE = 0.06  # of what the first row takes, each further row of a pass takes; measured on a CPU of two cores
 
@@ -51,19 +52,63 @@ def costs_of(model: Transformer, widths: Sequence[int]) -> Costs:
     )
 
 
+def with_schedule(
+    outcomes: Mapping[Place, Outcome],
+    fitted: Mapping[int, Translator | None],
+    texts: Ints,
+    prompts: int,
+    costs: Costs,
+) -> list[Exit]:
+    """The exits, each with the targets for which it pays, or pays to draft with. Of a layer that never does only the
+    widest is kept, to say so, and no translator.
+
+    texts (N,): which text each judged sample is of, those of one prompt equal modulo `prompts`. What a later exit is
+    left with is harder than what it was judged on, as the exits before it took the sure choices; so margins are raised
+    until all exits of a target keep it together.
+    """
+    plain = {place: Exit(*place, curve(outcome, texts % prompts)) for place, outcome in outcomes.items()}
+    pays: dict[Place, dict[float, float]] = {place: {} for place in plain}
+    drafts: dict[Place, dict[float, float]] = {place: {} for place in plain}
+    for target in TARGETS:
+        margins = _margins(plain, target)
+        if (best := choose_draft(margins, outcomes, texts, costs)) is not None:
+            drafts[best][target] = margins[best]
+        for step in range(STRICTER):
+            margins = _margins(plain, target + (1 - target) * step / STRICTER)
+            places = choose(margins, outcomes, texts, costs)
+            if together(places, margins, outcomes, texts % prompts) >= target:
+                for place in places:
+                    pays[place][target] = margins[place]
+                break
+    paying = {layer for layer, width in plain if pays[layer, width] or drafts[layer, width]}
+    result = []
+    for place, item in plain.items():
+        if pays[place] or drafts[place]:
+            weight, offset = fitted[item.layer] or (None, None)
+            result.append(replace(item, pays=pays[place], drafts=drafts[place], weight=weight, offset=offset))
+        elif item.layer not in paying and place == max(other for other in plain if other[0] == item.layer):
+            result.append(item)
+    return result
+
+
+def _margins(exits: Mapping[Place, Exit], target: float) -> dict[Place, float]:
+    """Of the exits that can promise it."""
+    found = {place: item.margin(target) for place, item in exits.items()}
+    return {place: margin for place, margin in found.items() if margin is not None}
+
+
 def choose(
-    thresholds: Mapping[Place, float | None], outcomes: Mapping[Place, Outcome], texts: Ints, costs: Costs
+    margins: Mapping[Place, float], outcomes: Mapping[Place, Outcome], texts: Ints, costs: Costs
 ) -> list[Place]:
     """The exits to keep open, at most one a layer, added one by one as long as each makes a token cheaper."""
-    usable = {place: least for place, least in thresholds.items() if least is not None}
-    passes = {place: outcomes[place].margins[:PLAYED] >= least for place, least in usable.items()}
+    passes = {place: outcomes[place].margins[:PLAYED] >= least for place, least in margins.items()}
     chosen: list[Place] = []
     best = costs.full
     while len(chosen) < MOST_EXITS:
         layers = {layer for layer, _ in chosen}
         prices = {
             place: price(sorted([*chosen, place]), passes, texts[:PLAYED], costs)
-            for place in usable
+            for place in passes
             if place[0] not in layers
         }
         if not prices:
@@ -78,7 +123,7 @@ def choose(
     return sorted(chosen)
 
 
-def price(chosen: Sequence[Place], passes: Mapping[Place, Any], texts: Ints, costs: Costs) -> float:
+def price(chosen: Sequence[Place], passes: Mapping[Place, Bools], texts: Ints, costs: Costs) -> float:
     """What a token costs when rows leave as `passes` says and are caught up exactly (see exits/early_exit.py)."""
     last = costs.layers - 1
     total = 0.0
@@ -120,11 +165,7 @@ def choose_draft(
     """The exit that makes lossless decoding cheapest; None where drafting does not pay."""
     prices = {
         place: drafting_price(
-            place,
-            outcomes[place].margins[:PLAYED] >= least,
-            outcomes[place].right[:PLAYED],
-            texts[:PLAYED],
-            costs,
+            place, outcomes[place].margins >= least, outcomes[place].right, texts[:PLAYED], costs
         )
         for place, least in margins.items()
     }
@@ -132,7 +173,7 @@ def choose_draft(
     return best if best is not None and prices[best] < (1 - LEAST_DRAFT_GAIN) * costs.full else None
 
 
-def drafting_price(place: Place, sure: Any, right: Any, texts: Ints, costs: Costs) -> float:
+def drafting_price(place: Place, sure: Bools, right: Bools, texts: Ints, costs: Costs) -> float:
     """What a token costs when the exit drafts while it is `sure` and all rows are then checked together (see
     exits/self_speculation.py). What follows a wrong draft is unknown: nothing more is taken to be drafted there.
     """

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.exits.cache import MOST_DRAFTED, ExitCache, WaitingRows
-from tempo_mlx.exits.early_exit import EarlyExit, Float32s, Ints, joined
-from tempo_mlx.exits.plan import Plan
+from tempo_mlx.exits.cache import MOST_DRAFTED, Drafted, ExitCache, WaitingRows
+from tempo_mlx.exits.early_exit import EarlyExit, joined
+from tempo_mlx.exits.plan import ExitPlan
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.model.transformer import Transformer
 
@@ -33,28 +33,23 @@ PAUSE = 64  # steps that nobody runs ahead who has lost a full step's time
 class SelfSpeculation(EarlyExit):
     """An EarlyExit whose logits are always the whole model's."""
 
-    def __init__(self, model: Transformer, plan: Plan, context: Sequence[int] = ()) -> None:
+    def __init__(self, model: Transformer, plan: ExitPlan, context: Sequence[int] = ()) -> None:
         super().__init__(model, plan, context)
         self.payoff = Payoff()
         self._source: str | None = None  # of the rows that are run ahead
 
-    def step(
-        self,
-        tokens: Sequence[int] | Ints,
-        positions: Sequence[int] | Ints,
-        bias: Float32s | None,
-        cache: ExitCache,
-    ) -> Forward:
-        if cache.drafted and cache.drafted[0].is_of(tokens, positions, bias):
-            self.payoff.yielded(self._source)
-            return self.hand_out(cache.drafted.pop(0))
-        cache.forget()
+    def hand_out(self, drafted: Drafted) -> Forward:
+        self.payoff.yielded(self._source)
+        return super().hand_out(drafted)
+
+    def step(self, rows: WaitingRows, cache: ExitCache) -> Forward:
         start = time.perf_counter()
-        rows = [self.enter(tokens, positions, bias, cache)]
-        guessed = self.run_ahead(rows, cache) if len(tokens) == 1 else []
+        alone = len(rows.positions) == 1
+        ran = [rows]
+        guessed = self.run_ahead(ran, cache) if alone else []
         self.deepen(cache, self.layers)
-        found = self.answer(cache, rows, guessed, self.head(joined(rows)))
-        if len(tokens) == 1:
+        found = self.answer(cache, ran, guessed, self.head(joined(ran)))
+        if alone:
             self.payoff.took(time.perf_counter() - start, self._source)
         return found
 
@@ -75,7 +70,7 @@ class SelfSpeculation(EarlyExit):
                 found = self.plan.drafts.read(rows[-1].x)
                 if found.confidence[0] < self.plan.drafts.least:
                     break
-                chosen.append(int(found.tokens[found.logits[0].argmax()]))
+                chosen.append(int(found.choices[0]))
                 rows.append(self.follow(rows[-1], chosen[-1], cache))
         return chosen
 

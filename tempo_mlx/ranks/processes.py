@@ -24,10 +24,12 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NoReturn
+from operator import attrgetter
+from typing import Any, NoReturn, TypeVar
 
 from tempo_mlx._version import __version__
 from tempo_mlx.errors import BackendError, RankLostError, TempoError
@@ -80,7 +82,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Failed:
+class CallFailed:
     """A call on another rank raised; that rank has ended."""
 
     reason: str
@@ -300,7 +302,7 @@ class Leader:
             link.start(partial(self._received, number), partial(self._lost, number))
 
     def _received(self, rank: int, message: Any) -> None:
-        if isinstance(message, Failed):
+        if isinstance(message, CallFailed):
             self._lost(rank, f"failed: {message.reason}", False)
         else:
             self._inbox.put((rank, message))
@@ -323,6 +325,49 @@ class Leader:
 def _forget(local: Local, numbers: list[int]) -> None:
     for number in numbers:
         del local.objects[number]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Stands among a call's arguments for the object of this number, of which each rank has its own."""
+
+    number: int
+
+
+class Shared:
+    """Rank 0's hold on an object that every rank has its own of; they let theirs go when rank 0 lets this go."""
+
+    def __init__(self, leader: Leader) -> None:
+        self.leader, self.number = leader, leader.number()
+        weakref.finalize(self, leader.forget, self.number).atexit = False
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the object, or of one inside it ("model.finish"), on every rank; what it returns here."""
+        return self.leader.run(_call, self.number, method, _sent(arguments))
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call it and do not wait."""
+        self.leader.tell(_call, self.number, method, _sent(arguments))
+
+    def give(self, result: Held, method: str, *arguments: Any) -> Held:
+        """Call it, without waiting; what it returns on each rank is what `result` holds there."""
+        self.leader.tell(_call, self.number, method, _sent(arguments), result.number)
+        return result
+
+
+Held = TypeVar("Held", bound=Shared)
+
+
+def _sent(arguments: tuple[Any, ...]) -> list[Any]:
+    return [Reference(each.number) if isinstance(each, Shared) else each for each in arguments]
+
+
+def _call(local: Local, number: int, method: str, arguments: list[Any], result: int | None = None) -> Any:
+    found = [local.objects[each.number] if isinstance(each, Reference) else each for each in arguments]
+    value = attrgetter(method)(local.objects[number])(*found)
+    if result is not None:
+        local.objects[result] = value
+    return value
 
 
 def follow() -> NoReturn:
@@ -360,6 +405,6 @@ def follow() -> NoReturn:
                 link.send(value)
             del value  # as above
         except Exception as error:  # rank 0 says what it was, and ends this rank too
-            link.send(Failed(f"{type(error).__name__}: {error}"))
+            link.send(CallFailed(f"{type(error).__name__}: {error}"))
             time.sleep(TIMEOUT)
             os._exit(1)

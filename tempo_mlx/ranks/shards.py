@@ -39,7 +39,7 @@ class Shard:
     vocabulary: range
 
 
-def plan(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
+def plan_shards(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
     """The shard of every rank. `group`: MLP columns that are stored together, and so stay together.
 
     Key/value heads go to ranks whole, with the query heads that use them; with more ranks than such heads, ranks
@@ -184,7 +184,7 @@ class ShardReader(Reader):
         whole = checkpoint.architecture
         together = checkpoint.tensor("model.layers.0.mlp.down_proj.weight").group
         self.group, self.whole = group, whole
-        self.shard = plan(whole, group.size(), together)[group.rank()]
+        self.shard = plan_shards(whole, group.size(), together)[group.rank()]
         self.architecture = replace(
             whole,
             num_attention_heads=len(self.shard.queries),
