@@ -15,7 +15,7 @@ from tempo_mlx.bench import generation, processes
 from tempo_mlx.bench.contenders import NAMES, Field, check_equal, line_up
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.page import page
-from tempo_mlx.bench.results import Result, Row, cells, kept, to_json
+from tempo_mlx.bench.results import Measurement, Result, cells, read_results, to_json
 from tempo_mlx.bench.steps import Products, linears, tokens, weight_bytes
 from tempo_mlx.bench.suites import SUITES, choose
 from tempo_mlx.bench.timing import Timing, interleaved
@@ -102,7 +102,7 @@ def test_bandwidth_is_a_bandwidth() -> None:
 
 def test_rows_as_text_and_json() -> None:
     fast, slow = Timing((0.01, 0.01)), Timing((0.02, 0.02))
-    row = Row.of("1 row", "tempo-mlx", fast, ("mlx-lm", slow))
+    row = Measurement.of("1 row", "tempo-mlx", fast, ("mlx-lm", slow))
     assert cells(row) == ("1 row", "tempo-mlx", "10.0 ms", "10.0 ms", "0%", "0.50 x mlx-lm")
     (line,) = to_json(Result("decode", "", [row], floor=5.0), {"cores": 2})
     assert json.loads(line) == {
@@ -113,7 +113,11 @@ def test_rows_as_text_and_json() -> None:
 
 def test_the_page_says_which_goals_are_missed(tmp_path: Path) -> None:
     result = Result(
-        "decode", "A step.", [Row.of("1 row", "tempo-mlx", Timing((0.01,)))], floor=5.0, floor_is="why"
+        "decode",
+        "A step.",
+        [Measurement.of("1 row", "tempo-mlx", Timing((0.01,)))],
+        floor=5.0,
+        floor_is="why",
     )
     result.goal("kept", 0.9, 1.0)
     result.goal("missed", 1.1, 1.0)
@@ -184,15 +188,15 @@ def test_a_suite_measured_again_takes_the_place_of_its_last_results(tmp_path: Pa
         text.index("\n## decode\n") < text.index("\n## prefill\n") and text.count("\n## ") == 3
     )  # and the goals
     conditions = json.loads(store.read_text())["conditions"]
-    found = kept(store, conditions)
+    found = read_results(store, conditions)
     assert (
         list(found) == ["decode", "prefill"]
         and [asdict(r) for r in found.values()] == json.loads(store.read_text())["suites"]
     )
     assert found["decode"].rows[0].value > 0 and found["decode"].goals[0].bound == 0.95
-    assert kept(store, {**conditions, "mlx": "0"}) == {}
+    assert read_results(store, {**conditions, "mlx": "0"}) == {}
     store.write_text("{")
-    assert kept(store, conditions) == {} == kept(tmp_path / "none.json", conditions)
+    assert read_results(store, conditions) == {} == read_results(tmp_path / "none.json", conditions)
 
 
 def test_a_mac_without_the_extra_still_gets_its_page(
@@ -236,9 +240,9 @@ def test_packed_weights_are_compared_with_mlx_lm_alone(tmp_path: Path) -> None:
 
 
 def test_processes_of_their_own(field: Field) -> None:
-    from tempo_mlx.bench.steps import Budget
+    from tempo_mlx.bench.steps import Effort
 
-    budget = Budget(True, 1e10, 100.0)
+    budget = Effort(True, 1e10, 100.0)
     few = Field(
         field.loaded,
         [each for each in field.contenders if each.name in ("tempo-mlx", "mlx-lm")],
@@ -271,9 +275,9 @@ def test_the_original_runs_in_a_process_of_its_own(tmp_path: Path, field: Field)
         "        return {'generation_time': settings['max_tokens'] * 0.5}\n"
     )
     assert processes.run_original(tmp_path, field.directory, ["a", "b"], 7) == 7.0
-    from tempo_mlx.bench.steps import Budget
+    from tempo_mlx.bench.steps import Effort
 
-    result = generation.tempo(field, Budget(True, 1e10, 100.0), original=tmp_path)
+    result = generation.tempo(field, Effort(True, 1e10, 100.0), original=tmp_path)
     assert result.value("one logical step", "original TEMPO") == pytest.approx(500.0)
     assert [goal.what for goal in result.goals] == [
         "one logical step, times the original's",
@@ -282,9 +286,9 @@ def test_the_original_runs_in_a_process_of_its_own(tmp_path: Path, field: Field)
 
 
 def test_products_alone_is_what_the_share_is_of(field: Field) -> None:
-    from tempo_mlx.bench.steps import Budget, rows
+    from tempo_mlx.bench.steps import Effort, rows
 
-    result = rows(field, Budget(True, 1e10, 100.0))
+    result = rows(field, Effort(True, 1e10, 100.0))
     whole = result.value("1 row", "tempo-mlx")
     alone = result.value("1 row, products alone", "tempo-mlx")
     (share,) = [goal.value for goal in result.goals if goal.what == "k = 1, share outside the products"]

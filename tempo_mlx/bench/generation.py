@@ -11,8 +11,8 @@ from typing import Any
 from tempo_mlx.api import Stream
 from tempo_mlx.bench.contenders import Field, MlxLm, Ours, Transformers
 from tempo_mlx.bench.processes import run_original
-from tempo_mlx.bench.results import Result, Row
-from tempo_mlx.bench.steps import Budget, tokens, weight_bytes
+from tempo_mlx.bench.results import Measurement, Result
+from tempo_mlx.bench.steps import Effort, tokens, weight_bytes
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
 from tempo_mlx.config import LoadConfig, resolve
 from tempo_mlx.loading import LoadedModel
@@ -52,9 +52,9 @@ class Decoding:
         return Timing(tuple(seconds / self.steps for seconds in whole.samples))
 
 
-def tempo(field: Field, budget: Budget, original: Path | None = None) -> Result:
+def tempo(field: Field, effort: Effort, original: Path | None = None) -> Result:
     """Runs at the defaults, on both backends, and by the original TEMPO where a checkout of it is there."""
-    length = 10 if budget.quick else 40
+    length = 10 if effort.quick else 40
     result = Result(
         "tempo",
         f"Superposed decoding at the defaults: {len(PROMPTS)} prompts, {length} logical steps each, the decode loop "
@@ -70,31 +70,28 @@ def tempo(field: Field, budget: Budget, original: Path | None = None) -> Result:
         cases["original TEMPO"] = partial(run_original, original, field.directory, PROMPTS, length)
     else:
         result.notes.append("The original TEMPO is left out: name a checkout of it with --original.")
-    timings = interleaved(cases, budget.rounds(8), warm_up=False)
+    timings = interleaved(cases, effort.rounds(8), warm_up=False)
     ours = decodings[field.ours.name]
     reference = "original TEMPO" if original is not None else field.ours.name
-    base = _per_step(reference, timings, decodings, length)
-    for name in cases:
-        timing = _per_step(name, timings, decodings, length)
-        result.rows.append(
-            Row.of("one logical step", name, timing, None if name == reference else (reference, base))
-        )
+    steps = {name: _per_step(name, timings, decodings, length) for name in cases}
+    result.add("one logical step", steps, reference)
     width = ours.rows / ours.steps
     result.notes.append(
         f"tempo-mlx runs all members of a set, {width:.2f} rows a step here; the original runs one row."
     )
-    step = ours.timing(timings[field.ours.name]).quartile
+    step = steps[field.ours.name].quartile
     result.notes.append(f"That is {1 / step:.1f} logical steps and {width / step:.1f} rows a second.")
     if original is not None:
-        result.goal("one logical step, times the original's", step / base.quartile, 1.0)
-        result.goal("one row, times the original's", step / width / base.quartile, 0.5)
-    _step_floor(result, field, budget)
+        base = steps[reference].quartile
+        result.goal("one logical step, times the original's", step / base, 1.0)
+        result.goal("one row, times the original's", step / width / base, 0.5)
+    result.reads(weight_bytes(field.loaded.model), "weights", effort.bandwidth)
     return result
 
 
-def pruning(field: Field, budget: Budget) -> Result:
+def pruning(field: Field, effort: Effort) -> Result:
     """What retroactive pruning costs, and what it saves."""
-    length = 10 if budget.quick else 40
+    length = 10 if effort.quick else 40
     slots = min(LONG, field.loaded.model.architecture.max_position_embeddings // 2)
     result = Result(
         "pruning",
@@ -102,43 +99,43 @@ def pruning(field: Field, budget: Budget) -> Result:
         f"cheaper; and of sets of {WIDE} on a prompt of {slots} tokens, under thresholds of 0, so that members are "
         "weighed and none goes. Attention is that of all layers.",
     )
-    signals: dict[str, dict[str, Any]] = {
-        "off": {},
-        "posterior": {"use_retroactive_pruning": True, "posterior_threshold": 0.0},
-        "attention": {
-            "use_retroactive_pruning": True,
-            "pruning_signal": "attention",
-            "attention_threshold": 0.0,
-            "relative_attention": False,
-            "sigmoid_threshold": False,
-        },
+    pruning = {"use_retroactive_pruning": True}
+    by_attention = {**pruning, "pruning_signal": "attention"}
+    all_kept = {"attention_threshold": 0.0, "relative_attention": False, "sigmoid_threshold": False}
+    signals: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # settings; and those by which none goes
+        "off": ({}, {}),
+        "posterior": (pruning, {"posterior_threshold": 0.0}),
+        "attention": (by_attention, all_kept),
     }
     arms: dict[str, Decoding] = {}
-    for name, settings in signals.items():
-        removing = {
-            key: settings[key] for key in ("use_retroactive_pruning", "pruning_signal") if key in settings
-        }
-        arms[name] = Decoding(field.loaded, length, **removing)
+    for name, (settings, kept) in signals.items():
+        arms[name] = Decoding(field.loaded, length, **settings)
         arms[f"{name}, weighed only"] = Decoding(
-            field.loaded, length // 2, [tokens(field, slots)], selection="top-k", top_k=WIDE, **settings
+            field.loaded,
+            length // 2,
+            [tokens(field, slots)],
+            selection="top-k",
+            top_k=WIDE,
+            **settings,
+            **kept,
         )
-    timings = interleaved(arms, budget.rounds(8), warm_up=False)
+    timings = interleaved(arms, effort.rounds(8), warm_up=False)
     steps = {name: arm.timing(timings[name]) for name, arm in arms.items()}
     for name, arm in arms.items():
         reference = "off, weighed only" if name.endswith("only") else "off"
         beside = None if name == reference else ("off", steps[reference])
         case = f"{name} ({arm.rows / arm.steps:.2f} rows a step)"
-        result.rows.append(Row.of(case, field.ours.name, steps[name], beside))
+        result.rows.append(Measurement.of(case, field.ours.name, steps[name], beside))
     for name, bound in (("posterior", 1.03), ("attention", 1.08)):
         ratio = steps[f"{name}, weighed only"].quartile / steps["off, weighed only"].quartile
         result.goal(f"{name}, sets of {WIDE}, {slots} slots, on / off", ratio, bound)
-    _step_floor(result, field, budget)
+    result.reads(weight_bytes(field.loaded.model), "weights", effort.bandwidth)
     return result
 
 
-def branches(field: Field, budget: Budget) -> Result:
+def branches(field: Field, effort: Effort) -> Result:
     """Several texts of one prompt."""
-    length = 12 if budget.quick else 48
+    length = 12 if effort.quick else 48
     result = Result(
         "branches",
         f"{TEXTS} texts of {length} tokens each, continuations of one prompt of 32 tokens, prompt included.",
@@ -168,10 +165,10 @@ def branches(field: Field, budget: Budget) -> Result:
             name = f"{TEXTS} {kind} (transformers)"
             cases[name] = partial(stopwatch, partial(_transformers_texts, other, ids, length, settings))
             owners[name] = "transformers"
-    timings = interleaved(cases, budget.rounds(6), warm_up=False)
+    timings = interleaved(cases, effort.rounds(6), warm_up=False)
     for name, timing in timings.items():
         beside = None if name == "one greedy text" else ("one text", timings["one greedy text"])
-        result.rows.append(Row.of(name, owners[name], timing, beside))
+        result.rows.append(Measurement.of(name, owners[name], timing, beside))
     return result
 
 
@@ -183,12 +180,6 @@ def _per_step(name: str, timings: dict[str, Timing], decodings: dict[str, Decodi
 
 def _as_loaded(field: Field, contender: Ours) -> LoadedModel:
     return LoadedModel(contender.model, field.loaded.tokenizer, LoadConfig())
-
-
-def _step_floor(result: Result, field: Field, budget: Budget) -> None:
-    size = weight_bytes(field.loaded.model)
-    result.floor = 1e3 * size / budget.bandwidth
-    result.floor_is = f"{size / 1e6:.0f} MB of weights, read once at {budget.bandwidth / 1e9:.1f} GB/s"
 
 
 def _mlx_lm_batch(peer: MlxLm, ids: list[int], length: int) -> None:

@@ -34,24 +34,16 @@ def page(
             [(name, str(value)) for name, value in environment.items() if value is not None],
         ),
     ]
-    goals = [(result.suite, goal) for result in results for goal in result.goals]
+    goals = [
+        (result.suite, goal.what, f"{goal.value:.2f}", f"{goal.bound:g}", "yes" if goal.holds else "**no**")
+        for result in results
+        for goal in result.goals
+    ]
     if goals:
         parts += [
             "## Goals",
             "The bounds are for the reference machine (2 cores, Linux, float32); elsewhere they are for orientation.",
-            markdown_table(
-                ("suite", "what", "measured", "at most", "holds"),
-                [
-                    (
-                        suite,
-                        goal.what,
-                        f"{goal.value:.2f}",
-                        f"{goal.bound:g}",
-                        "yes" if goal.holds else "**no**",
-                    )
-                    for suite, goal in goals
-                ],
-            ),
+            markdown_table(("suite", "what", "measured", "at most", "holds"), goals),
         ]
     for result in results:
         parts += [

@@ -7,22 +7,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tempo_mlx import blas
 from tempo_mlx.bench.contenders import Field
-from tempo_mlx.bench.results import Result, Row
-from tempo_mlx.bench.steps import Budget, weight_bytes
-from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
+from tempo_mlx.bench.results import MLX_LM, Result
+from tempo_mlx.bench.steps import Effort, weight_bytes
+from tempo_mlx.bench.timing import Timing, interleaved, ratio, stopwatch
 from tempo_mlx.errors import BackendError
 
 TASKS = {"tempo-mlx": "tempo_mlx", "mlx-lm": "mlx_lm", "transformers": "transformers"}
 PROMPT = "Once upon a time"
 
 
-def load(field: Field, budget: Budget) -> Result:
+def load(field: Field, effort: Effort) -> Result:
     """From files to a model that could run."""
     result = Result(
         "load",
@@ -30,33 +30,30 @@ def load(field: Field, budget: Budget) -> Result:
         "tempo-mlx from the checkpoint as it is, the others from what `tempo-mlx convert` makes of it in the numbers "
         "that are computed with.",
     )
-    timings = _in_turns(field, "load", "seconds", budget.processes(8))
-    _add(result, "load", timings)
-    result.goal("load, times mlx-lm's", _ratio(timings), 1.5)
+    timings = _in_turns(field, "load", "seconds", effort.processes(8))
+    result.add("load", timings)
+    result.goal("load, times mlx-lm's", ratio(timings, "tempo-mlx", MLX_LM), 1.5)
     return result
 
 
-def memory(field: Field, budget: Budget) -> Result:
+def memory(field: Field, effort: Effort) -> Result:
     """The most memory at any time: load, 512 tokens of prompt, 32 steps."""
     result = Result(
         "memory", "Peak memory of a process that loads, runs a prompt of 512 tokens, and 32 steps."
     )
-    timings = _in_turns(field, "memory", "peak", budget.processes(4))
-    for name, timing in timings.items():
-        sizes = Timing(tuple(size / 1e9 for size in timing.samples))  # MB, as Row counts thousandths
-        base = (
-            Timing(tuple(size / 1e9 for size in timings["mlx-lm"].samples)) if "mlx-lm" in timings else None
-        )
-        beside = None if base is None or name == "mlx-lm" else ("mlx-lm", base)
-        row = Row.of("load, 512 tokens, 32 steps", name, sizes, beside)
-        result.rows.append(Row(**{**row.__dict__, "unit": "MB"}))
-    result.goal("peak memory, times mlx-lm's", _ratio(timings), 1.05)
+    timings = _in_turns(field, "memory", "peak", effort.processes(4))
+    megabytes = {  # a thousandth of what counts as milliseconds
+        name: Timing(tuple(size / 1e9 for size in timing.samples)) for name, timing in timings.items()
+    }
+    result.add("load, 512 tokens, 32 steps", megabytes)
+    result.rows = [replace(row, unit="MB") for row in result.rows]
+    result.goal("peak memory, times mlx-lm's", ratio(timings, "tempo-mlx", MLX_LM), 1.05)
     result.floor = weight_bytes(field.loaded.model) / 1e6
     result.floor_is = "the weights"
     return result
 
 
-def startup(field: Field, budget: Budget) -> Result:
+def startup(field: Field, effort: Effort) -> Result:
     """The command lines of tempo-mlx and mlx-lm, until one token is printed."""
     result = Result(
         "startup",
@@ -64,23 +61,8 @@ def startup(field: Field, budget: Budget) -> Result:
         "checkpoint as it is, mlx-lm from the converted directory on the same BLAS.",
     )
     model = field.loaded.config.model
-    commands = {
-        "tempo-mlx": [
-            *(
-                "-m",
-                "tempo_mlx",
-                "generate",
-                PROMPT,
-                "--model",
-                model,
-                "--decoder",
-                "plain",
-                "--temperature",
-                "0",
-            ),
-            *("--max-tokens", "1", "--quiet"),
-        ],
-    }
+    flags = ["--decoder", "plain", "--temperature", "0", "--max-tokens", "1", "--quiet"]
+    commands = {"tempo-mlx": ["-m", "tempo_mlx", "generate", PROMPT, "--model", model, *flags]}
     if field.named("mlx-lm") is not None:
         commands["mlx-lm"] = [
             *("-m", "mlx_lm", "generate", "--model", str(field.directory), "--prompt", PROMPT),
@@ -90,9 +72,9 @@ def startup(field: Field, budget: Budget) -> Result:
         name: partial(stopwatch, partial(_run, command, with_blas=name == "mlx-lm"))
         for name, command in commands.items()
     }
-    timings = interleaved(cases, budget.processes(8), warm_up=False)
-    _add(result, "process to first token", timings)
-    result.goal("start to first token, times mlx-lm's", _ratio(timings), 1.0)
+    timings = interleaved(cases, effort.processes(8), warm_up=False)
+    result.add("process to first token", timings)
+    result.goal("start to first token, times mlx-lm's", ratio(timings, "tempo-mlx", MLX_LM), 1.0)
     return result
 
 
@@ -109,14 +91,8 @@ def _in_turns(field: Field, task: str, quantity: str, rounds: int) -> dict[str, 
     for each in field.contenders:
         if each.name in TASKS:
             model = field.loaded.config.model if each.name == "tempo-mlx" else str(field.directory)
-            command = [
-                "-m",
-                "tempo_mlx.bench.child",
-                task,
-                TASKS[each.name],
-                model,
-                field.loaded.model.info["dtype"],
-            ]
+            command = ["-m", "tempo_mlx.bench.child", task, TASKS[each.name], model]
+            command.append(str(field.loaded.model.info["dtype"]))
             cases[each.name] = partial(_told, command, quantity)
     return interleaved(cases, rounds, warm_up=False)
 
@@ -136,13 +112,3 @@ def _run(arguments: Sequence[str], with_blas: bool = False) -> str:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise BackendError(f"A process of the benchmark failed ({' '.join(arguments[:4])}): {last}")
     return done.stdout
-
-
-def _add(result: Result, case: str, timings: dict[str, Timing]) -> None:
-    for name, timing in timings.items():
-        beside = ("mlx-lm", timings["mlx-lm"]) if "mlx-lm" in timings and name != "mlx-lm" else None
-        result.rows.append(Row.of(case, name, timing, beside))
-
-
-def _ratio(timings: dict[str, Any]) -> float | None:
-    return timings["tempo-mlx"].quartile / timings["mlx-lm"].quartile if "mlx-lm" in timings else None

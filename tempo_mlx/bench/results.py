@@ -11,9 +11,11 @@ from typing import Any
 from tempo_mlx.bench.timing import Timing
 from tempo_mlx.report.files import write_atomic
 
+MLX_LM = "mlx-lm"  # whom others are held against
+
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One contender on one case. value: the lower quartile, in `unit`. ratio: to `reference` of the same case."""
 
     case: str
@@ -27,19 +29,14 @@ class Row:
     reference: str | None = None
 
     @classmethod
-    def of(cls, case: str, contender: str, timing: Timing, beside: tuple[str, Timing] | None = None) -> Row:
+    def of(
+        cls, case: str, contender: str, timing: Timing, beside: tuple[str, Timing] | None = None
+    ) -> Measurement:
         """Milliseconds; `beside` names what the ratio is to."""
-        return cls(
-            case,
-            contender,
-            "ms",
-            timing.quartile * 1e3,
-            timing.median * 1e3,
-            timing.spread,
-            len(timing.samples),
-            None if beside is None else timing.quartile / beside[1].quartile,
-            None if beside is None else beside[0],
-        )
+        name, other = beside or (None, None)
+        ratio = None if other is None else timing.quartile / other.quartile
+        quartile, median = timing.quartile * 1e3, timing.median * 1e3
+        return cls(case, contender, "ms", quartile, median, timing.spread, len(timing.samples), ratio, name)
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Result:
 
     suite: str
     about: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     floor: float | None = None
     floor_is: str = ""
@@ -74,12 +71,24 @@ class Result:
     def from_dict(cls, stored: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`."""
         rows, goals = (
-            [kind(**each) for each in stored[name]] for kind, name in ((Row, "rows"), (Goal, "goals"))
+            [kind(**each) for each in stored[name]] for kind, name in ((Measurement, "rows"), (Goal, "goals"))
         )
         return cls(**{**stored, "rows": rows, "goals": goals})
 
     def value(self, case: str, contender: str) -> float | None:
         return next((row.value for row in self.rows if (row.case, row.contender) == (case, contender)), None)
+
+    def add(self, case: str, timings: Mapping[str, Timing], reference: str = MLX_LM) -> None:
+        """All contenders on one case, beside the reference, or the first where that takes no part."""
+        reference = reference if reference in timings else next(iter(timings))
+        for name, timing in timings.items():
+            beside = None if name == reference else (reference, timings[reference])
+            self.rows.append(Measurement.of(case, name, timing, beside))
+
+    def reads(self, size: float, what: str, bandwidth: float) -> None:
+        """The floor is that of reading so many bytes once."""
+        self.floor = 1e3 * size / bandwidth
+        self.floor_is = f"{size / 1e6:.0f} MB of {what}, read once at {bandwidth / 1e9:.1f} GB/s"
 
     def goal(self, what: str, value: float | None, bound: float) -> None:
         """Hold a figure against its bound, where it was measured."""
@@ -90,7 +99,7 @@ class Result:
 COLUMNS = ("case", "contender", "lower quartile", "median", "spread", "ratio")
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Measurement) -> tuple[str, ...]:
     """A row as text, in the order of COLUMNS."""
     digits = 0 if row.value >= 1000 else 1 if row.value >= 10 else 2
     value, median = (f"{number:.{digits}f} {row.unit}" for number in (row.value, row.median))
@@ -104,7 +113,7 @@ def floor_line(result: Result) -> str | None:
     return f"Floor: {result.floor:.1f} {result.rows[0].unit if result.rows else 'ms'} ({result.floor_is})."
 
 
-def kept(path: Path, conditions: Mapping[str, Any]) -> dict[str, Result]:
+def read_results(path: Path, conditions: Mapping[str, Any]) -> dict[str, Result]:
     """The results in a file, by suite, if they were measured under the same conditions; none otherwise."""
     try:
         stored = json.loads(path.read_text("utf-8"))
@@ -115,8 +124,8 @@ def kept(path: Path, conditions: Mapping[str, Any]) -> dict[str, Result]:
     return {}
 
 
-def keep(path: Path, conditions: Mapping[str, Any], results: Sequence[Result]) -> None:
-    """Write what `kept` reads."""
+def write_results(path: Path, conditions: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write what `read_results` reads."""
     suites = [asdict(result) for result in results]
     write_atomic(path, json.dumps({"conditions": dict(conditions), "suites": suites}, indent=1) + "\n")
 

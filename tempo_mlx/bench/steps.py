@@ -11,8 +11,8 @@ import numpy as np
 
 from tempo_mlx import blas
 from tempo_mlx.bench.contenders import Field
-from tempo_mlx.bench.results import Result, Row
-from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
+from tempo_mlx.bench.results import MLX_LM, Measurement, Result
+from tempo_mlx.bench.timing import Timing, interleaved, ratio, stopwatch
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.linear import Concatenated, QuantizedLinear
 from tempo_mlx.model.transformer import Transformer
@@ -21,7 +21,6 @@ PROMPT = 128  # slots below the rows, where nothing else is said; contexts under
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 LENGTHS = (512, 2000, 8000)
 PROMPTS = (128, 512, 2048)
-MLX_LM = "mlx-lm"
 TRIED = (
     "Outside the products are hundreds of small operations, on one core, beside products on all. What made them fewer "
     "or cheaper is in: exponentials by `power`, which MLX computes faster here than `exp`; rotation as one small "
@@ -32,7 +31,7 @@ TRIED = (
 
 
 @dataclass(frozen=True)
-class Budget:
+class Effort:
     """How much to measure. bandwidth: bytes a second; gflops: of a large float32 product."""
 
     quick: bool
@@ -47,15 +46,15 @@ class Budget:
         return 1 if self.quick else many
 
 
-def decode(field: Field, budget: Budget) -> Result:
+def decode(field: Field, effort: Effort) -> Result:
     """One row on a short prompt: the step of ordinary decoding."""
     result = Result("decode", f"One row on top of {PROMPT} slots: the step of ordinary decoding.")
     model = field.loaded.model
     alone = {"products": partial(stopwatch, Products(model, 1))} if isinstance(model, Transformer) else {}
-    timings = _one_row(field, tokens(field, PROMPT), budget.rounds(12), alone)
+    timings = _one_row(field, tokens(field, PROMPT), effort.rounds(12), alone)
     products = timings.pop("products", None)
-    _add(result, "1 row", timings)
-    _floor(result, field, budget)
+    result.add("1 row", timings)
+    _floor(result, field, effort)
     whole = timings[field.ours.name].quartile * 1e3
     if products is not None and result.floor is not None and whole > 1.5 * result.floor:
         inside = products.quartile * 1e3
@@ -65,14 +64,14 @@ def decode(field: Field, budget: Budget) -> Result:
             f"weights of one row at {speed:.1f} GB/s; the operations between them take the other "
             f"{whole - inside:.1f} ms. The other suites' steps are made of the same two parts."
         )
-    result.goal("one row, times mlx-lm's step", _ratio(timings, field.ours.name, MLX_LM), 0.95)
+    result.goal("one row, times mlx-lm's step", ratio(timings, field.ours.name, MLX_LM), 0.95)
     result.goal(
         "one row, times the floor", timings[field.ours.name].quartile * 1e3 / (result.floor or 1), 1.5
     )
     return result
 
 
-def rows(field: Field, budget: Budget) -> Result:
+def rows(field: Field, effort: Effort) -> Result:
     """What k rows cost beside one, how much of that is products, and what attention mass adds."""
     result = Result(
         "rows",
@@ -82,7 +81,7 @@ def rows(field: Field, budget: Budget) -> Result:
     )
     ours, ids = field.ours, tokens(field, PROMPT)
     state = ours.start(ids)[0]
-    widths = (1, 2, 4, 8) if budget.quick else WIDTHS
+    widths = (1, 2, 4, 8) if effort.quick else WIDTHS
     cases: dict[str, Callable[[], float]] = {}
     for width in widths:
         few = tokens(field, width)
@@ -92,25 +91,25 @@ def rows(field: Field, budget: Budget) -> Result:
             cases[f"{width} with attention mass"] = partial(stopwatch, with_mass)
         if isinstance(ours.model, Transformer):
             cases[f"{width} products alone"] = partial(stopwatch, Products(ours.model, width))
-    timings = interleaved(cases, budget.rounds(12), repeats=2)
+    timings = interleaved(cases, effort.rounds(12), repeats=2)
     one = ("1 row", timings["1"])
     for width in widths:
         plural = "row" if width == 1 else "rows"
-        result.rows.append(Row.of(f"{width} {plural}", ours.name, timings[f"{width}"], one))
+        result.rows.append(Measurement.of(f"{width} {plural}", ours.name, timings[f"{width}"], one))
         for kind in ("with attention mass", "products alone"):
             if (timing := timings.get(f"{width} {kind}")) is not None:
                 beside = (f"{width} {plural}", timings[f"{width}"])
-                result.rows.append(Row.of(f"{width} {plural}, {kind}", ours.name, timing, beside))
+                result.rows.append(Measurement.of(f"{width} {plural}, {kind}", ours.name, timing, beside))
     for other in field.contenders[1:]:
         batches: dict[str, Callable[[], float]] = {}
         for width in (1, 2, 4, 8):
             batch = other.start(ids, copies=width)[0]
             name = "1 row" if width == 1 else f"{width} rows"
             batches[name] = partial(stopwatch, partial(other.rows, batch, tokens(field, width)))
-        several = interleaved(batches, budget.rounds(6), repeats=2)
+        several = interleaved(batches, effort.rounds(6), repeats=2)
         for name, timing in several.items():
-            result.rows.append(Row.of(name, other.name, timing, ("1 row", several["1 row"])))
-    _floor(result, field, budget)
+            result.rows.append(Measurement.of(name, other.name, timing, ("1 row", several["1 row"])))
+    _floor(result, field, effort)
     for width, bound in ((2, 1.2), (4, 1.5), (8, 1.8)):
         result.goal(
             f"k = {width}, times one row", timings[f"{width}"].quartile / timings["1"].quartile, bound
@@ -130,45 +129,40 @@ def rows(field: Field, budget: Budget) -> Result:
     return result
 
 
-def context(field: Field, budget: Budget) -> Result:
+def context(field: Field, effort: Effort) -> Result:
     """One row on longer and longer prompts."""
-    limit = field.loaded.model.architecture.max_position_embeddings
-    lengths = [length for length in (LENGTHS[:2] if budget.quick else LENGTHS) if length < limit]
-    lengths = lengths or [limit // 2]
+    lengths = _lengths(field, LENGTHS[:2] if effort.quick else LENGTHS)
     result = Result("context", "One row on top of so many slots.")
-    ratios: dict[int, float | None] = {}
+    ratios: list[float | None] = []
     for length in lengths:
-        timings = _one_row(field, tokens(field, length), budget.rounds(10))
-        _add(result, f"{length} slots", timings)
-        ratios[length] = _ratio(timings, field.ours.name, MLX_LM)
-    _floor(result, field, budget, slots=lengths[-1])
-    first = ratios[lengths[0]]
-    for length in lengths[1:]:
-        ratio = ratios[length]
-        if ratio is not None and first is not None:
-            result.goal(f"ratio to mlx-lm at {length} slots, over that at {lengths[0]}", ratio / first, 1.05)
+        timings = _one_row(field, tokens(field, length), effort.rounds(10))
+        result.add(f"{length} slots", timings)
+        ratios.append(ratio(timings, field.ours.name, MLX_LM))
+    _floor(result, field, effort, slots=lengths[-1])
+    for length, times in zip(lengths[1:], ratios[1:], strict=True):
+        if times is not None and ratios[0] is not None:
+            what = f"ratio to mlx-lm at {length} slots, over that at {lengths[0]}"
+            result.goal(what, times / ratios[0], 1.05)
     return result
 
 
-def prefill(field: Field, budget: Budget) -> Result:
+def prefill(field: Field, effort: Effort) -> Result:
     """From token ids to the first distribution."""
-    limit = field.loaded.model.architecture.max_position_embeddings
-    lengths = [length for length in (PROMPTS[:2] if budget.quick else PROMPTS) if length < limit]
-    lengths = lengths or [limit // 2]
+    lengths = _lengths(field, PROMPTS[:2] if effort.quick else PROMPTS)
     result = Result("prefill", "Running a prompt: from token ids to the first logits.")
     for length in lengths:
         ids = tokens(field, length)
         cases: dict[str, Callable[[], float]] = {
             each.name: partial(stopwatch, partial(each.start, ids)) for each in field.contenders
         }
-        timings = interleaved(cases, budget.rounds(8), warm_up=length <= 512)
-        _add(result, f"{length} tokens", timings)
+        timings = interleaved(cases, effort.rounds(8), warm_up=length <= 512)
+        result.add(f"{length} tokens", timings)
         if length == 512:
-            result.goal("512 tokens, times mlx-lm's", _ratio(timings, field.ours.name, MLX_LM), 1.0)
+            result.goal("512 tokens, times mlx-lm's", ratio(timings, field.ours.name, MLX_LM), 1.0)
     work = 2 * lengths[0] * (weight_bytes(field.loaded.model) / _width(field))
-    result.floor = max(work / budget.gflops / 1e6, 1e3 * weight_bytes(field.loaded.model) / budget.bandwidth)
+    result.floor = max(work / effort.gflops / 1e6, 1e3 * weight_bytes(field.loaded.model) / effort.bandwidth)
     result.floor_is = (
-        f"{lengths[0]} tokens: the products' additions and multiplications at {budget.gflops:.0f} GFLOP/s"
+        f"{lengths[0]} tokens: the products' additions and multiplications at {effort.gflops:.0f} GFLOP/s"
     )
     return result
 
@@ -213,6 +207,12 @@ def tokens(field: Field, count: int) -> list[int]:
     ]
 
 
+def _lengths(field: Field, wanted: Sequence[int]) -> list[int]:
+    """Those that the model's context holds."""
+    limit = field.loaded.model.architecture.max_position_embeddings
+    return [length for length in wanted if length < limit] or [limit // 2]
+
+
 def _one_row(
     field: Field,
     ids: Sequence[int],
@@ -226,27 +226,11 @@ def _one_row(
     return interleaved(cases, rounds, repeats=3)
 
 
-def _add(result: Result, case: str, timings: dict[str, Timing]) -> None:
-    reference = MLX_LM if MLX_LM in timings else next(iter(timings))
-    for name, timing in timings.items():
-        result.rows.append(
-            Row.of(case, name, timing, None if name == reference else (reference, timings[reference]))
-        )
-
-
-def _ratio(timings: dict[str, Timing], one: str, other: str) -> float | None:
-    return timings[one].quartile / timings[other].quartile if other in timings else None
-
-
-def _floor(result: Result, field: Field, budget: Budget, slots: int = PROMPT) -> None:
+def _floor(result: Result, field: Field, effort: Effort, slots: int = PROMPT) -> None:
     model = field.loaded.model
     a = model.architecture
     cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * slots * _width(field)
-    size = weight_bytes(model) + cache
-    result.floor = 1e3 * size / budget.bandwidth
-    result.floor_is = (
-        f"{size / 1e6:.0f} MB of weights and {slots} slots, read once at {budget.bandwidth / 1e9:.1f} GB/s"
-    )
+    result.reads(weight_bytes(model) + cache, f"weights and {slots} slots", effort.bandwidth)
 
 
 def _width(field: Field) -> int:

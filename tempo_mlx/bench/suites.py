@@ -11,10 +11,10 @@ from tempo_mlx.bench import generation, processes, steps
 from tempo_mlx.bench.contenders import Field
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.results import Result
-from tempo_mlx.bench.steps import Budget
+from tempo_mlx.bench.steps import Effort
 from tempo_mlx.errors import ConfigError
 
-Suite = Callable[[Field, Budget], Result]
+Suite = Callable[[Field, Effort], Result]
 SUITES: dict[str, Suite] = {
     "decode": steps.decode,
     "rows": steps.rows,
@@ -42,7 +42,7 @@ def measure(
     field: Field, names: Sequence[str], *, quick: bool, original: Path | None = None
 ) -> Iterator[Result]:
     """The results of these suites, one after the other."""
-    budget = Budget(quick, read_bandwidth(), blas.measure_gflops())
+    effort = Effort(quick, read_bandwidth(), blas.measure_gflops())
     for name in names:
         suite = partial(generation.tempo, original=original) if name == "tempo" else SUITES[name]
-        yield suite(field, budget)
+        yield suite(field, effort)

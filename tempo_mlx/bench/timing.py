@@ -55,3 +55,8 @@ def interleaved(
                 case()
             samples[name] += [case() for _ in range(repeats)]
     return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}
+
+
+def ratio(timings: Mapping[str, Timing], one: str, other: str) -> float | None:
+    """How many times as long one takes as the other; None where that was not timed."""
+    return timings[one].quartile / timings[other].quartile if other in timings else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,14 +50,11 @@ def bench(
     the same versions, stay on the page.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads sleep, so that cores are free
-    from tempo_mlx.bench import plots
     from tempo_mlx.bench.contenders import NAMES, check_equal, line_up
     from tempo_mlx.bench.machine import QUIET, environment, load_average
-    from tempo_mlx.bench.page import page as write
-    from tempo_mlx.bench.results import keep, kept, to_json
+    from tempo_mlx.bench.results import read_results, to_json, write_results
     from tempo_mlx.bench.steps import tokens
     from tempo_mlx.bench.suites import SUITES, choose, measure
-    from tempo_mlx.report.files import write_atomic
 
     out, err = make_consoles()
     names = choose(suite or [])
@@ -67,14 +64,14 @@ def bench(
             f"Note: the load average is {before:.1f}; with other work on the machine times mean little."
         )
     config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
-    place, lines, store = page or output / "speed.md", output / "speed.jsonl", output / "speed.json"
+    place, store = page or output / "speed.md", output / "speed.json"
     for file in (place, store):
         file.parent.mkdir(parents=True, exist_ok=True)
     with line_up(config, contender or NAMES, err.print) as field:
         equal = check_equal(field, tokens(field, 24))
         facts = environment(dict(field.loaded.model.info))
         conditions = {**facts, "date": None, "quick": quick}
-        results = kept(store, conditions)
+        results = read_results(store, conditions)
         for result in measure(field, names, quick=quick, original=original):
             result.load_average = load_average()
             show(out, result)
@@ -82,14 +79,32 @@ def bench(
                 out.print(line, soft_wrap=True)
             results[result.suite] = result
             results = {name: results[name] for name in SUITES if name in results}
-            keep(store, conditions, list(results.values()))  # at once, so that nothing is lost
-    ordered = list(results.values())
-    drawn = plots.draw(ordered, output) if plots.available() else {}
+            write_results(store, conditions, list(results.values()))  # at once, so that nothing is lost
+    write(list(results.values()), facts, equal, quick, place, output, err)
+    err.print(f"Saved {place}, {output / 'speed.jsonl'} and {store}", soft_wrap=True)
+
+
+def write(
+    results: list[Result],
+    facts: dict[str, Any],
+    equal: dict[str, float],
+    quick: bool,
+    place: Path,
+    output: Path,
+    err: Console,
+) -> None:
+    """The page in its place; plots, where they can be drawn, and JSON lines in the directory `output`."""
+    from tempo_mlx.bench import plots
+    from tempo_mlx.bench.page import page
+    from tempo_mlx.bench.results import to_json
+    from tempo_mlx.report.files import write_atomic
+
+    drawn = plots.draw(results, output) if plots.available() else {}
     if not drawn:
         err.print("No plots: matplotlib is not installed (pip install 'tempo-mlx[bench]').")
-    write_atomic(lines, "".join(f"{line}\n" for result in ordered for line in to_json(result, facts)))
-    write_atomic(place, write(place, ordered, facts, quick, drawn, equal))
-    err.print(f"Saved {place}, {lines} and {store}", soft_wrap=True)
+    lines = "".join(f"{line}\n" for result in results for line in to_json(result, facts))
+    write_atomic(output / "speed.jsonl", lines)
+    write_atomic(place, page(place, results, facts, quick, drawn, equal))
 
 
 def show(out: Console, result: Result) -> None:
