@@ -25,28 +25,38 @@ from tempo_mlx.weights import Progress, open_checkpoint
 ERROR_FORMAT = "tempo-mlx/error"
 
 
+Configure = Callable[[Mapping[str, Any]], GenerateConfig]
+
+
 @dataclass(frozen=True)
 class Item:
-    """One line of the input."""
+    """One line of the input. config: or why there is none."""
 
+    index: int
     prompt: str
-    settings: Mapping[str, Any]
+    config: GenerateConfig | str
 
 
-def read_items(path: Path) -> list[Item]:
-    """The input's lines. Raises PromptError that names a line which is none."""
+def read_items(path: Path, configure: Configure) -> list[Item]:
+    """The input's lines. configure: from a line's own settings to its configuration.
+
+    Raises PromptError that names a line which is none.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"Cannot read the prompts in {path}: {error}.") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    items = [_read_item(f"{path}, line {number}", line) for number, line in numbered]
+    items = [
+        _read_item(index, f"{path}, line {number}", line, configure)
+        for index, (number, line) in enumerate(numbered)
+    ]
     if not items:
         raise PromptError(f"{path} holds no prompt; write one JSON text, or object with a prompt, a line.")
     return items
 
 
-def _read_item(where: str, line: str) -> Item:
+def _read_item(index: int, where: str, line: str, configure: Configure) -> Item:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -55,85 +65,69 @@ def _read_item(where: str, line: str) -> Item:
     prompt = settings.pop("prompt", None)
     if not isinstance(prompt, str) or not prompt:
         raise PromptError(f"{where} has no prompt; give it a text that is not empty.")
-    return Item(prompt, settings)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A line to be made of the output. config: or why there is none."""
-
-    index: int
-    prompt: str
-    config: GenerateConfig | str
+    try:
+        return Item(index, prompt, configure(settings))
+    except TempoError as problem:
+        return Item(index, prompt, str(problem))
 
 
 Line = tuple[str | None, str | None]  # the line, None when it was interrupted; and the error that it tells of
 Interrupted = Callable[[], str | None]
-MakeLines = Callable[[Sequence[Job], Interrupted], Iterator[Line]]
+MakeLines = Callable[[Sequence[Item], Interrupted], Iterator[Line]]
 
 
-def make_lines(loaded: LoadedModel, jobs: Sequence[Job], interrupted: Interrupted) -> Iterator[Line]:
+def make_lines(loaded: LoadedModel, items: Sequence[Item], interrupted: Interrupted) -> Iterator[Line]:
     """One after the other. interrupted: see api.stream."""
-    for job in jobs:
-        yield make_line(loaded, job, interrupted)
+    for item in items:
+        yield make_line(loaded, item, interrupted)
 
 
 def run_batch(
     make: MakeLines,
     items: Sequence[Item],
-    configure: Callable[[Mapping[str, Any]], GenerateConfig],
     out: Path,
     interrupted: Interrupted = lambda: None,
 ) -> Iterator[tuple[int, str | None]]:
     """Write a line for every item that `out` has none of yet; yields how many there are, and the line's error.
 
-    make: `make_lines` with a model, or a `Spread`. configure: from a line's own settings to its configuration.
-    interrupted: the line it cuts short is not written, and the batch ends. Raises OutputError when `out` holds
-    something else or cannot be written, RankLostError.
+    make: `make_lines` with a model, or a `Spread`. interrupted: the line it cuts short is not written, and the batch
+    ends. Raises OutputError when `out` holds something else or cannot be written, RankLostError.
     """
-    done = _resume(out, items, configure)
-    jobs = [_job(index, items[index], configure) for index in range(done, len(items))]
+    items = items[_resume(out, items) :]
     try:
         with out.open("a", encoding="utf-8") as file:
-            for job, (line, error) in zip(jobs, make(jobs, interrupted), strict=False):
+            for item, (line, error) in zip(items, make(items, interrupted), strict=False):
                 if line is None:
                     return
                 file.write(line + "\n")
                 file.flush()
-                yield job.index + 1, error
+                yield item.index + 1, error
     except OSError as problem:
         raise OutputError(
             f"Cannot write {out}: {problem.strerror or problem}; the lines before are whole, run it again to go on."
         ) from problem
 
 
-def _job(index: int, item: Item, configure: Callable[[Mapping[str, Any]], GenerateConfig]) -> Job:
-    try:
-        return Job(index, item.prompt, configure(item.settings))
-    except TempoError as problem:
-        return Job(index, item.prompt, str(problem))
-
-
-def make_line(loaded: LoadedModel, job: Job, interrupted: Interrupted) -> Line:
+def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupted) -> Line:
     """Raises RankLostError: whose loss is not this line's."""
-    if isinstance(job.config, str):
-        return _error_line(job, job.config)
+    if isinstance(item.config, str):
+        return _error_line(item, item.config)
     try:
-        decoding = stream(loaded, job.prompt, job.config, interrupted=interrupted)
+        decoding = stream(loaded, item.prompt, item.config, interrupted=interrupted)
         for _ in decoding:
             pass
         run = decoding.run()
     except RankLostError:
         raise
     except TempoError as problem:
-        return _error_line(job, str(problem))
+        return _error_line(item, str(problem))
     if decoding.failure is not None:
         raise decoding.failure
     return None if run.finish_reason == "cancelled" else replace(run, timing={}).to_json(), None
 
 
-def _error_line(job: Job, error: str) -> Line:
-    line = {"format": ERROR_FORMAT, "index": job.index, "prompt": job.prompt, "error": error}
+def _error_line(item: Item, error: str) -> Line:
+    line = {"format": ERROR_FORMAT, "index": item.index, "prompt": item.prompt, "error": error}
     return json.dumps(line, ensure_ascii=False), error
 
 
@@ -153,8 +147,8 @@ class Spread:
         self.number = self.leader.number()
         check_same(self.leader.run_all(_load, self.number, config), config)
 
-    def __call__(self, jobs: Sequence[Job], interrupted: Interrupted) -> Iterator[Line]:
-        return self.leader.spread(_make_line, [(self.number, job) for job in jobs], interrupted)
+    def __call__(self, items: Sequence[Item], interrupted: Interrupted) -> Iterator[Line]:
+        return self.leader.spread(_make_line, [(self.number, item) for item in items], interrupted)
 
 
 def _load(local: ranks.Local, number: int, config: LoadConfig) -> dict[str, Any]:
@@ -162,13 +156,11 @@ def _load(local: ranks.Local, number: int, config: LoadConfig) -> dict[str, Any]
     return loaded.model.info
 
 
-def _make_line(local: ranks.Local, number: int, job: Job) -> Line:
-    return make_line(local.objects[number], job, lambda: "cancelled" if local.stopping.is_set() else None)
+def _make_line(local: ranks.Local, number: int, item: Item) -> Line:
+    return make_line(local.objects[number], item, lambda: "cancelled" if local.stopping.is_set() else None)
 
 
-def _resume(
-    out: Path, items: Sequence[Item], configure: Callable[[Mapping[str, Any]], GenerateConfig]
-) -> int:
+def _resume(out: Path, items: Sequence[Item]) -> int:
     """How many items `out` has whole lines of; half a line at its end, from a kill, is cut off."""
     if not out.exists():
         return 0
@@ -179,7 +171,7 @@ def _resume(
                 if not line.endswith(b"\n"):
                     file.truncate(file.tell() - len(line))
                     break
-                if done == len(items) or not _is_of(line, items[done], configure):
+                if done == len(items) or not _is_of(line, items[done]):
                     raise OutputError(
                         f"{out} was made from other prompts or settings; name another file, or remove it."
                     )
@@ -189,13 +181,15 @@ def _resume(
     return done
 
 
-def _is_of(line: bytes, item: Item, configure: Callable[[Mapping[str, Any]], GenerateConfig]) -> bool:
+def _is_of(line: bytes, item: Item) -> bool:
     """Whether a line of the output is that of `item`."""
     try:
         stored = json.loads(line)
         if stored["format"] == ERROR_FORMAT:
             return bool(stored["prompt"] == item.prompt)
-        config = json.loads(json.dumps(as_dict(configure(item.settings))))
+        if isinstance(item.config, str):
+            return False
+        config = json.loads(json.dumps(as_dict(item.config)))
         return bool(item.prompt in stored["prompt"]["text"] and stored["config"] == config)
-    except (ValueError, LookupError, TypeError, RecursionError, TempoError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False

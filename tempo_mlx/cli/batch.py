@@ -51,7 +51,7 @@ def batch(
         return given.with_flags(**own).generation()
 
     _, err = make_consoles()
-    items = read_items(prompts)
+    items = read_items(prompts, configure)
     load = given.make(LoadConfig)
     make: MakeLines
     if data_parallel:
@@ -65,7 +65,7 @@ def batch(
     )
     with Interrupts() as interrupts, bar:
         task = bar.add_task("Prompts", total=len(items))
-        for done, error in run_batch(make, items, configure, out, interrupts.reason):
+        for done, error in run_batch(make, items, out, interrupts.reason):
             bar.update(task, completed=done)
             if error is not None:
                 failed += 1
