@@ -1,6 +1,7 @@
 # Works with make 3.81 and /bin/sh (stock macOS). `make run` and `make test` need nothing but Python >= 3.10.
 #   make run PROMPT="..."     continue a prompt            make serve            HTTP server and web page
 #   make test                 the tests                    make check            tests, linters, types
+#   make test-fast            those without torch, servers and the real model, in a minute
 #   make bench                speed measurements           make acceptance       the full counts, with a report
 
 SHELL = /bin/sh
@@ -17,13 +18,16 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-web check acceptance bench serve web web-dev screenshots lint types format docs clean
+.PHONY: run test test-fast test-web check acceptance bench serve web web-dev screenshots lint types format docs clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest --fast -rfE $(ARGS)
 
 check: lint types test
 

@@ -44,10 +44,12 @@ SHIM = Path(__file__).with_name("metal_shim.h")
 ON_METAL = mx.metal.is_available()
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
-runs_kernels = pytest.mark.skipif(
-    not ON_METAL and (COMPILER is None or platform.system() != "Linux"),
-    reason="no Metal, and no C++ compiler on Linux: the attention kernel cannot be run here",
-)
+
+def runs_kernels(test: Callable[..., None]) -> Callable[..., None]:
+    """Skipped where the kernel cannot be run, and slow, since a C++ compiler builds every program that is new."""
+    can = ON_METAL or (COMPILER is not None and platform.system() == "Linux")
+    reason = "no Metal, and no C++ compiler on Linux: the attention kernel cannot be run here"
+    return pytest.mark.slow(pytest.mark.skipif(not can, reason=reason)(test))
 
 
 # Random lattices

@@ -101,6 +101,7 @@ def real() -> Any:
     return tempo_mlx.load("smollm2-135m")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     blas.ensure().name != "OpenBLAS", reason="the committed ratios are those of OpenBLAS on Linux"
 )

@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
-from tempo_mlx.api import generate
-from tempo_mlx.config import as_dict, resolve
-from tempo_mlx.decode.step import Edge, Member, Step
-from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.errors import ModelError, RunFileError
-from tempo_mlx.loading import LoadedModel
-from tempo_mlx.model.mlx_backend import build
-from tempo_mlx.model.torch_backend import TorchTransformer
-from tempo_mlx.report.build import build_run
-from tempo_mlx.report.records import RunPath, RunPrompt
-from tempo_mlx.report.run import Run
-from tempo_mlx.report.verify import dense_run, verify
-from tempo_mlx.weights import Checkpoint, open_checkpoint
-from tests import twins
-from tests.replay import dense_bias, differences
-from tests.runs import ByteTokenizer
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tempo_mlx.api import generate  # noqa: E402
+from tempo_mlx.config import as_dict, resolve  # noqa: E402
+from tempo_mlx.decode.step import Edge, Member, Step  # noqa: E402
+from tempo_mlx.decode.tempo import Tempo  # noqa: E402
+from tempo_mlx.errors import ModelError, RunFileError  # noqa: E402
+from tempo_mlx.loading import LoadedModel  # noqa: E402
+from tempo_mlx.model.mlx_backend import build  # noqa: E402
+from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
+from tempo_mlx.report.build import build_run  # noqa: E402
+from tempo_mlx.report.records import RunPath, RunPrompt  # noqa: E402
+from tempo_mlx.report.run import Run  # noqa: E402
+from tempo_mlx.report.verify import dense_run, verify  # noqa: E402
+from tempo_mlx.weights import Checkpoint, open_checkpoint  # noqa: E402
+from tests import twins  # noqa: E402
+from tests.replay import dense_bias, differences  # noqa: E402
+from tests.runs import ByteTokenizer  # noqa: E402
 
 TOLERANCE = 1e-4
 VOCABULARY = 48

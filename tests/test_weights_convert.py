@@ -141,6 +141,7 @@ def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.
     np.testing.assert_allclose(mlx_lm_logits(path), logits_of(path), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_comes_through_without_loss(tmp_path: Path) -> None:
     """GGUF Q4_1 and Q8_0 in MLX's layout: the same numbers, and the same text from mlx-lm."""
     path = convert("smollm2-135m", tmp_path / "smollm2")
@@ -216,6 +217,7 @@ def test_files_that_run_code_are_not_copied(tmp_path: Path) -> None:
     assert not (path / "modeling_evil.py").exists() and not (path / "pytorch_model.bin").exists()
 
 
+@pytest.mark.slow
 def test_memory_holds_little_more_than_one_tensor(tmp_path: Path) -> None:
     """In a process of its own: the peak over what the imports take stays under 1.3 x the larger side (540 MB)."""
     script = """

@@ -267,7 +267,8 @@ def test_a_path_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[dict[str, Any]]:
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
+
     calls: list[dict[str, Any]] = []
 
     def snapshot_download(repo: str, **named: Any) -> str:
@@ -309,8 +310,8 @@ def test_a_fetch_from_the_hub_reports_bytes(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_hubs_errors_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = pytest.importorskip("huggingface_hub").errors
     import httpx
+    from huggingface_hub import errors
 
     request = httpx.Request("GET", "https://hub.invalid/x")
     response = httpx.Response(404, request=request)
@@ -332,7 +333,8 @@ def test_the_hubs_errors_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offline_a_repo_that_is_not_cached_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert constants.HF_HUB_OFFLINE
     with pytest.raises(DownloadError, match="Cannot fetch owner/absent") as caught:

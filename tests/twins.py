@@ -15,12 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
 
 VOCABULARY = 320  # 256 bytes, 4 special tokens, some pairs, and rows that no token has
 SPECIAL = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
@@ -99,7 +95,10 @@ def _home() -> Path:
 
 @cache
 def reference(name: str) -> Any:
-    """The transformers model of a twin: float32, eager attention, every parameter random."""
+    """The transformers model of a twin: float32, eager attention, every parameter random. Skips without those."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     family, differences = TWINS[name]
     config_class = getattr(transformers, f"{family}Config")
     model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
