@@ -22,7 +22,7 @@ from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.loading import LoadedModel, load_model
-from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
+from tempo_mlx.report.build import build_run, cut_at_stop
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.weights import Tokenizer
@@ -264,7 +264,7 @@ class Stream(Iterator[Step]):
         """Whether the most probable reading of a lattice holds a stop string; texts of a tree end on their own."""
         if not self.config.stop or self.config.decoder not in LATTICE_DECODERS:
             return False
-        reading = best_path([with_texts(step, self.loaded.tokenizer) for step in self.steps])
+        reading = best_path(self.steps)
         return holds_stop(self.loaded.tokenizer, self.config.stop, [token.id for token in reading])
 
 

@@ -204,7 +204,7 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "arrays", "settings", "_version", "config", "sources", "blas", "mlx", "lattice",
+ORDER = ["errors", "arrays", "strict", "settings", "_version", "config", "sources", "blas", "mlx", "lattice",
          "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
          "session", "batch", "bench", "server", "cli"]  # fmt: skip
 

@@ -41,9 +41,9 @@ def random_run(
         for number in range(size):
             ending = ends and number == size - 1
             parents = tuple(Edge(s, 0.5, float(random.uniform(0.01, 1))) for s in before)
-            member = Member(10 * index + number, float(random.uniform(0.01, 1)), None, None, parents)
-            if not ending:
-                member.slot, slot = slot, slot + 1
+            own = None if ending else slot
+            slot += not ending
+            member = Member(10 * index + number, float(random.uniform(0.01, 1)), own, None, parents)
             if removals and not ending and index + 1 < sets and random.random() < 0.4:
                 member.removed_after = index + 1
                 member.removed_why = UNATTENDED if random.random() < 0.2 else GONE

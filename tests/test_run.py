@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def test_the_file_has_the_fields_of_the_format() -> None:
 
 def test_position_and_branch_are_written_only_where_set() -> None:
     steps = sky_steps()
-    steps[0].tokens[0].position, steps[0].tokens[1].branch = 7, 2
+    first, second = steps[0].tokens
+    steps[0] = step(0, [replace(first, position=7), replace(second, branch=2)])
     value = json.loads(make_run(steps).to_json())
     first, second = value["steps"][0]["tokens"]
     assert (first["position"], second["branch"]) == (7, 2)
@@ -77,9 +79,9 @@ def test_position_and_branch_are_written_only_where_set() -> None:
 
 def test_numpy_numbers_of_a_decoder_become_plain_ones() -> None:
     steps = sky_steps()
-    steps[0].tokens[0].probability = np.float32(0.5)  # type: ignore[assignment]
-    steps[0].tokens[0].slot = np.int64(4)  # type: ignore[assignment]
-    run = make_run(steps)
+    first, second = steps[0].tokens
+    odd = replace(first, probability=np.float32(0.5), slot=np.int64(4))  # type: ignore[arg-type]
+    run = make_run([step(0, [odd, second]), *steps[1:]])
     assert Run.from_json(run.to_json()) == run
 
 
@@ -243,7 +245,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         lambda v: v["steps"][2]["tokens"][0].update(parents=[[3, 1.0, 1.0]]),
         "previous step",
     ),
-    "parent is a pair": (lambda v: token_of(v).update(parents=[[3, 1.0]]), "triples"),
+    "parent is a pair": (lambda v: token_of(v).update(parents=[[3, 1.0]]), "list of 3, not of 2"),
     "parents sum to less": (lambda v: token_of(v).update(parents=[[3, 0.5, 0.1], [4, 0.4, 0.9]]), "sum to 1"),
     "removed at once": (lambda v: token_of(v, 1).update(removed_after=1), "later step"),
     "removed after the end": (lambda v: token_of(v, 1).update(removed_after=4), "later step"),

@@ -40,12 +40,9 @@ class RunPrinter:
             if self.live is not None:
                 self.live.add(step)
         elif self.format == "jsonl":
-            from tempo_mlx.report.build import with_texts
-            from tempo_mlx.report.records import step_to_dict
+            from tempo_mlx.strict import plain
 
-            self._line(
-                {"event": "step", "data": step_to_dict(with_texts(step, self.decoding.loaded.tokenizer))}
-            )
+            self._line({"event": "step", "data": plain(step.record(self.decoding.loaded.tokenizer))})
 
     def _make_live(self) -> Printer:
         from tempo_mlx.report.terminal import make_printer

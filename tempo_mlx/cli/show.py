@@ -16,7 +16,7 @@ from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tempo_mlx.report.records import RunStep, RunToken
+    from tempo_mlx.decode.step import RunStep, RunToken
     from tempo_mlx.report.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"

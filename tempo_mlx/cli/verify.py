@@ -18,8 +18,8 @@ from tempo_mlx.config import LoadConfig, resolve
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
+    from tempo_mlx.decode.step import RunToken
     from tempo_mlx.loading import LoadedModel
-    from tempo_mlx.report.records import RunToken
     from tempo_mlx.report.run import Run
 
 

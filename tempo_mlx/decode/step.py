@@ -1,70 +1,210 @@
-"""What one decoding step records. The fields are those of the run file (report/run.py)."""
+"""What one step decides: the description of it in the run file, and the same while decoding goes on.
+
+`RunToken` and `RunStep` are what a run file says; frozen. `Member` and `Step` are what a decoder keeps, and may still
+learn something. A decoder knows no texts: they are put in when the record is made (report/build.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from tempo_mlx.strict import Number, Record, Switch, Text, Whole, as_list, names_of
+
+
+class Tokenizer(Protocol):
+    def token_text(self, token_id: int, /) -> str: ...
 
 
 @dataclass(frozen=True)
-class Removal:
-    """Why a member was removed: which signal, its score, and the threshold the score was held against."""
+class Removal(Record):
+    """Why a member was removed."""
 
-    signal: str
-    score: float
-    threshold: float
-    unattended: bool = False  # keep_unattended: no longer seen, but still the set's token in the text
-
-
-@dataclass(frozen=True)
-class Edge:
-    """From row i of the previous set to member j: `posterior` is P(i|j), `forward` is P(j|i)."""
-
-    slot: int
-    posterior: float
-    forward: float
+    signal: Annotated[
+        Text, Field(description="what was weighed: posterior, attention, or a name of your rule's")
+    ]
+    score: Annotated[Number, Field(description="of the member, by that signal")]
+    threshold: Annotated[Number, Field(description="that the score was held against")]
+    unattended: Annotated[
+        Switch, Field(description="no later row sees it, but it is still its set's token in the text")
+    ] = False
 
 
-@dataclass
-class Member:
-    """One kept token. Mutable only in what later steps may still learn about it (the last four fields)."""
+class Edge(NamedTuple):
+    """From row i of the previous set to member j."""
 
-    id: int
-    probability: float
-    slot: int | None
-    weight: float | None
-    parents: tuple[Edge, ...] = ()
-    position: int | None = None  # only where it differs from the step's
-    branch: int | None = None  # only under tree decoding
-    removed_after: int | None = None
-    removed_why: Removal | None = None
-    attention: float | None = None
-    posterior: float | None = None
+    slot: Annotated[Whole, Field(description="of row i")]
+    posterior: Annotated[Number, Field(description="P(i|j)")]
+    forward: Annotated[Number, Field(description="P(j|i)")]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return as_list(cls, handler)
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RunToken(Record):
+    """One kept token of a set."""
+
+    may_lack = frozenset({"position", "branch"})
+
+    id: Annotated[Whole, Field(description="in the model's vocabulary")]
+    text: Annotated[Text, Field(description="of the token; empty where it is only part of a character")] = (
+        field(default="", kw_only=True)
+    )
+    probability: Annotated[
+        Number,
+        Field(description="under the distribution it was chosen from, after temperature, before thresholds"),
+    ]
+    slot: Annotated[
+        Whole | None,
+        Field(description="order of append, counted from the first prompt token; null: ends the text"),
+    ]
+    weight: Annotated[
+        Number | None,
+        Field(description="probability over the sum of the members with a slot; null without a slot"),
+    ]
+    parents: Annotated[
+        tuple[Edge, ...],
+        Field(
+            description="[slot, P(i|j), P(j|i)] of every row of the previous step; P(i|j) sums to 1; none at step 0"
+        ),
+    ] = ()
+    removed_after: Annotated[
+        Whole | None, Field(description="after which step's rows it was removed; null: it stayed")
+    ] = None
+    removed_why: Annotated[Removal | None, Field(description="why; null where it stayed")] = None
+    attention: Annotated[
+        Number | None,
+        Field(description="attention it received, the last measured while alive; null: not measured"),
+    ] = None
+    posterior: Annotated[
+        Number | None,
+        Field(
+            description="probability that what followed uses it, the last while alive; null: nothing followed"
+        ),
+    ] = None
+    position: Annotated[
+        Whole | None, Field(description="logical position, where it differs from the step's")
+    ] = None
+    branch: Annotated[Whole | None, Field(description="number of its branch, under tree decoding")] = None
+
+
+def with_plain_numbers(record: Any) -> dict[str, Any]:
+    """The fields of a record, in Python's numbers, whatever numpy scalars it holds: JSON knows no others."""
+    values = {name: getattr(record, name) for name in names_of(record.__class__)}
+    for name, value in values.items():
+        if isinstance(value, np.generic):
+            values[name] = value.item()
+        elif isinstance(value, Removal):  # which may be of a rule of the caller's own
+            values[name] = Removal(**with_plain_numbers(value))
+    return values
+
+
+def learn(record: Member | Step, name: str, value: object) -> None:
+    """Set what a record is to learn; all else of it is frozen."""
+    if name not in record.learns:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+    object.__setattr__(record, name, value)
+
+
+class Member(RunToken):
+    """A kept token while decoding goes on: later steps may still learn four things about it."""
+
+    learns = frozenset({"removed_after", "removed_why", "attention", "posterior"})
+    removed_after: int | None
+    removed_why: Removal | None
+    attention: float | None
+    posterior: float | None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        learn(self, name, value)
+
+    def record(self, text: str) -> RunToken:
+        """The member as the run file says it."""
+        return RunToken(**{**with_plain_numbers(self), "text": text})
+
+
+@dataclass(frozen=True)
+class Rejected(Record):
     """A candidate that was dropped before it got a slot."""
 
-    id: int
-    probability: float
-    why: str
+    id: Annotated[Whole, Field(description="in the model's vocabulary")]
+    text: Annotated[Text, Field(description="of the token")] = field(default="", kw_only=True)
+    probability: Annotated[Number, Field(description="as of a member")]
+    why: Annotated[Text, Field(description="which rule dropped it")]
 
 
-@dataclass
-class Step:
-    """Set number `step`, chosen at logical position `position`; `tokens` best first.
+@dataclass(frozen=True)
+class RunStep(Record):
+    """One parallel set: the tokens kept at one step."""
 
-    `exit_layer`: after which the rows it was chosen from left the model, None where they went through all of it.
+    step: Annotated[Whole, Field(description="its number, from 0")]
+    position: Annotated[Whole, Field(description="logical position of its members: prompt length + step")]
+    threshold: Annotated[
+        Number | None, Field(description="probability a member needed; null where the selection uses none")
+    ]
+    exit_layer: Annotated[
+        Whole | None,
+        Field(
+            description="layer after which the rows it was chosen from left the model; null: after the last"
+        ),
+    ] = field(default=None, kw_only=True)
+    residual_probability: Annotated[Number, Field(description="1 - the sum of the members' probabilities")]
+    tokens: Annotated[tuple[RunToken, ...], Field(description="the members, best first")]
+    rejected: Annotated[
+        tuple[Rejected, ...], Field(description="candidates that were dropped before they got a slot")
+    ] = ()
+
+
+class Step(RunStep):
+    """A set while decoding goes on.
+
     `removed`: slots of earlier sets removed by what the previous set's rows showed.
     `seconds`: wall-clock from the previous step's choice to this one's.
     """
 
-    step: int
-    position: int
-    threshold: float | None
-    residual_probability: float
-    tokens: list[Member]
-    rejected: list[Rejected] = field(default_factory=list)
-    exit_layer: int | None = None
-    removed: tuple[int, ...] = ()
-    seconds: float = 0.0
+    learns = frozenset({"rejected", "removed", "seconds"})
+    tokens: tuple[Member, ...]
+    rejected: tuple[Rejected, ...]
+
+    def __init__(
+        self,
+        step: int,
+        position: int,
+        threshold: float | None,
+        residual_probability: float,
+        tokens: Iterable[Member],
+        rejected: Iterable[Rejected] = (),
+        exit_layer: int | None = None,
+        removed: tuple[int, ...] = (),
+        seconds: float = 0.0,
+    ) -> None:
+        members, dropped = tuple(tokens), tuple(rejected)
+        super().__init__(
+            step, position, threshold, residual_probability, members, dropped, exit_layer=exit_layer
+        )
+        self.removed = removed
+        self.seconds = seconds
+
+    def __setattr__(self, name: str, value: object) -> None:
+        learn(self, name, value)
+
+    @classmethod
+    def of(cls, record: RunStep) -> Step:
+        """A recorded step as a decoder keeps it; the edges in slot order."""
+        members = [Member(**{**vars(t), "parents": tuple(sorted(t.parents))}) for t in record.tokens]
+        return cls(**{**vars(record), "tokens": members})
+
+    def record(self, tokenizer: Tokenizer) -> RunStep:
+        """The step as the run file says it, with the text of each token, read alone."""
+        text = tokenizer.token_text
+        values = with_plain_numbers(self)
+        values["tokens"] = tuple(member.record(text(member.id)) for member in self.tokens)
+        values["rejected"] = tuple(replace(item, text=text(item.id)) for item in self.rejected)
+        return RunStep(**values)

@@ -108,7 +108,9 @@ class Tempo:
         tokens = self.select(probabilities)
         dropped = self.screen(tokens, probabilities) if self.strategy is not None else {}
         step = self.append(np.array([t for t in tokens.tolist() if t not in dropped]), probabilities)
-        step.rejected = [Rejected(token, float(probabilities[token]), why) for token, why in dropped.items()]
+        step.rejected = tuple(
+            Rejected(token, float(probabilities[token]), why) for token, why in dropped.items()
+        )
         step.removed = removed
         now = time.perf_counter()
         step.seconds, self.clock = now - self.clock, now
@@ -237,12 +239,15 @@ class Tempo:
             slot, weight = by_token.get(token, (None, None))
             between = zip(parents, posterior[:, column].tolist(), forward[:, column].tolist(), strict=False)
             member = Member(
-                token, float(probabilities[token]), slot, weight, tuple(Edge(*e) for e in between)
+                token,
+                float(probabilities[token]),
+                slot,
+                weight,
+                tuple(Edge(*e) for e in between),
+                position=None if self.config.custom_rope else slot,
             )
             if slot is not None:
                 self.members[slot] = member
-                if not self.config.custom_rope:
-                    member.position = slot
             members.append(member)
         self.waiting = kept
         return Step(
@@ -251,7 +256,6 @@ class Tempo:
             threshold=self.threshold(index) if self.config.selection == "threshold" else None,
             residual_probability=1.0 - sum(m.probability for m in members),
             tokens=members,
-            rejected=[],
             exit_layer=self.exit_layer,
         )
 

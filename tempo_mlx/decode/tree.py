@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -239,8 +239,7 @@ class Tree:
             posterior[[row for row, _ in kept], np.arange(len(kept))] = 1.0
             slots = self.lattice.append(weights, posterior if parents else None).tolist()
             for slot, weight, (_, node) in zip(slots, weights.tolist(), kept, strict=True):
-                member = member_of(node)
-                member.slot, member.weight = slot, weight
+                node.member = replace(member_of(node), slot=slot, weight=weight)
                 self.by_slot[slot] = node
             removed = self.compact(index, {parents[row]: why for row, why in choice.lost.items() if parents})
         self.ended += [node for _, node in new if node.finished]

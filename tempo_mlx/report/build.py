@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from tempo_mlx.decode.step import Step
-from tempo_mlx.report.records import RunPath, RunPrompt, RunStep
+from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.report.text import Tokenizer, inline_set, is_shown, texts_along
 
@@ -37,7 +37,7 @@ def build_run(
     `final_text` given replaces the reading (an answer without its reasoning). What follows a stop string of
     `config["stop"]` is cut from it.
     """
-    plain = [with_texts(step, tokenizer) for step in steps]
+    plain = [step.record(tokenizer) for step in steps]
     reading = best_path(plain)
     along = dict(
         zip(map(id, reading), texts_along([token.id for token in reading], tokenizer), strict=True)
@@ -69,15 +69,6 @@ def build_run(
         finish_reason=finish_reason,
         timing=timing,
         early_exit=early_exit,
-    )
-
-
-def with_texts(step: Step, tokenizer: Tokenizer) -> RunStep:
-    """A step with the text of each token, read alone: what a stream can say before the run is complete."""
-    return RunStep.of(
-        step,
-        [tokenizer.token_text(member.id) for member in step.tokens],
-        [tokenizer.token_text(item.id) for item in step.rejected],
     )
 
 

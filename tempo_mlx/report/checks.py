@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import RunFileError
-from tempo_mlx.report.fields import as_number
-from tempo_mlx.report.records import RunStep, RunToken
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
@@ -19,96 +19,90 @@ PROBABILITY_TOLERANCE = 1e-5  # sums of float32 probabilities exceed 1 by so lit
 
 
 def check(run: Run) -> None:
-    if run.decoder not in DECODERS:
-        raise RunFileError(f"The run's decoder is {run.decoder!r}; it must be one of {', '.join(DECODERS)}.")
-    if run.finish_reason not in FINISH_REASONS:
-        raise RunFileError(
-            f"The run's finish_reason is {run.finish_reason!r}; it must be {' or '.join(FINISH_REASONS)}."
-        )
-    if not run.prompt.token_ids:
-        raise RunFileError("The run's prompt has no tokens.")
-    for text in (
-        run.prompt.text,
-        run.reasoning or "",
-        run.text,
-        run.final_text,
-        *(path.text for path in run.paths),
-    ):
-        _check_text(text, "a text")
-    for path in run.paths:
-        as_number(path.logprob, "a path's logprob")
+    need(run.decoder in DECODERS, f"decoder is {run.decoder!r}; it must be one of {', '.join(DECODERS)}")
+    reasons = " or ".join(FINISH_REASONS)
+    need(run.finish_reason in FINISH_REASONS, f"finish_reason is {run.finish_reason!r}; it must be {reasons}")
+    need(bool(run.prompt.token_ids), "prompt has no tokens")
+    texts = (run.prompt.text, run.reasoning or "", run.text, run.final_text, *(p.text for p in run.paths))
+    need(all(map(is_unicode, texts)), "texts are not all valid Unicode")
+    check_finite((path.logprob for path in run.paths), "paths")
     next_slot = run.prompt_length
     previous: frozenset[int] = frozenset()
     for index, step in enumerate(run.steps):
-        where = f"step {index}"
-        if step.step != index:
-            raise RunFileError(f"The run's {where} is numbered {step.step}.")
-        if not step.tokens:
-            raise RunFileError(f"The run's {where} has no tokens.")
-        for number in (step.residual_probability, step.threshold):
-            if number is not None:
-                as_number(number, where)
-        for token in step.tokens:
-            _check_token(token, step, where, previous, len(run.steps))
-        for item in step.rejected:
-            _check_text(item.text, where)
-            _check_probability(item.probability, where)
-        slots = sorted(token.slot for token in step.tokens if token.slot is not None)
-        if slots != list(range(next_slot, next_slot + len(slots))):
-            raise RunFileError(
-                f"The slots of the run's {where} are {slots}; they must go on from {next_slot}."
-            )
+        slots = check_step(step, index, previous, len(run.steps))
+        expected = list(range(next_slot, next_slot + len(slots)))
+        need(slots == expected, f"step {index} has the slots {slots}; they must go on from {next_slot}")
         next_slot += len(slots)
         previous = frozenset(slots)
 
 
-def _check_token(
-    token: RunToken, step: RunStep, where: str, previous: frozenset[int], num_steps: int
-) -> None:
-    where = f"{where}, token {token.id}"
-    _check_text(token.text, where)
-    _check_probability(token.probability, where)
-    for number in (token.weight, token.attention, token.posterior):
-        if number is not None:
-            as_number(number, where)
-    if (token.slot is None) != (token.weight is None):
-        raise RunFileError(f"In the run's {where}, slot and weight must both be null, or neither.")
-    if token.weight is not None:
-        _check_probability(token.weight, where)
-    parents = [edge.slot for edge in token.parents]
-    if step.step == 0 and parents:
-        raise RunFileError(f"In the run's {where}, a token of the first step has parents.")
-    if step.step > 0 and (
-        not parents or len(set(parents)) < len(parents) or not previous.issuperset(parents)
-    ):
-        raise RunFileError(f"In the run's {where}, the parents must be different slots of the previous step.")
-    for edge in token.parents:
-        _check_probability(edge.posterior, where)
-        _check_probability(edge.forward, where)
-    if parents and not math.isclose(
-        sum(edge.posterior for edge in token.parents), 1.0, abs_tol=SUM_TOLERANCE
-    ):
-        raise RunFileError(f"In the run's {where}, P(i|j) of the parents must sum to 1.")
-    if token.removed_after is not None:
-        if token.slot is None:
-            raise RunFileError(f"In the run's {where}, a token without a slot is removed.")
-        if not step.step < token.removed_after < num_steps:
-            raise RunFileError(f"In the run's {where}, removed_after must name a later step of the run.")
-        if token.removed_why is not None:
-            as_number(token.removed_why.score, where)
-            as_number(token.removed_why.threshold, where)
-    elif token.removed_why is not None:
-        raise RunFileError(f"In the run's {where}, removed_why is given but removed_after is null.")
+def check_step(step: RunStep, index: int, previous: frozenset[int], num_steps: int) -> list[int]:
+    """`previous`: the slots of the step before. Returns this one's, in order."""
+    where = f"step {index}"
+    need(step.step == index, f"{where} is numbered {step.step}")
+    need(bool(step.tokens), f"{where} has no tokens")
+    check_finite((step.residual_probability, step.threshold), where)
+    for token in step.tokens:
+        check_token(token, step, f"{where}, token {token.id},", previous, num_steps)
+    for item in step.rejected:
+        need(is_unicode(item.text), f"{where} rejects a text that is not valid Unicode")
+        check_probabilities((item.probability,), where)
+    return sorted(token.slot for token in step.tokens if token.slot is not None)
 
 
-def _check_probability(value: float, where: str) -> None:
-    if not -PROBABILITY_TOLERANCE <= as_number(value, where) <= 1.0 + PROBABILITY_TOLERANCE:
-        raise RunFileError(f"In the run's {where}, {value} is no probability.")
+def check_token(token: RunToken, step: RunStep, where: str, previous: frozenset[int], num_steps: int) -> None:
+    need(is_unicode(token.text), f"{where} has a text that is not valid Unicode")
+    check_finite((token.attention, token.posterior), where)
+    need(
+        (token.slot is None) == (token.weight is None),
+        f"{where} must have slot and weight both null, or neither",
+    )
+    check_probabilities((token.probability, token.weight or 0.0), where)
+    check_edges(token, step.step, where, previous)
+    why, after = token.removed_why, token.removed_after
+    if after is None:
+        need(why is None, f"{where} says removed_why but its removed_after is null")
+        return
+    need(token.slot is not None, f"{where} is removed, but without a slot")
+    need(step.step < after < num_steps, f"{where} must name a later step of the run as removed_after")
+    if why is not None:
+        check_finite((why.score, why.threshold), where)
 
 
-def _check_text(text: str, where: str) -> None:
+def check_edges(token: RunToken, step: int, where: str, previous: frozenset[int]) -> None:
+    if not step:
+        need(not token.parents, f"{where} has parents, in the first step")
+        return
+    slots, posterior, forward = zip(*token.parents, strict=True) if token.parents else ((), (), ())
+    need(
+        bool(slots) and len(set(slots)) == len(slots) and previous.issuperset(slots),
+        f"{where} must have different slots of the previous step as its parents",
+    )
+    check_probabilities((*posterior, *forward), where)
+    need(abs(sum(posterior) - 1.0) <= SUM_TOLERANCE, f"{where} has P(i|j) that do not sum to 1")
+
+
+def need(condition: bool, fault: str) -> None:
+    if not condition:
+        raise RunFileError(f"The run's {fault}.")
+
+
+def check_finite(numbers: Iterable[float | None], where: str) -> None:
+    for number in numbers:
+        if number is not None and not math.isfinite(number):
+            raise RunFileError(f"The run's {where} must have finite numbers, not {number}.")
+
+
+def check_probabilities(numbers: Iterable[float], where: str) -> None:
+    for number in numbers:
+        if not -PROBABILITY_TOLERANCE <= number <= 1.0 + PROBABILITY_TOLERANCE:  # NaN neither
+            raise RunFileError(f"The run's {where} has {number}, which is no probability.")
+
+
+def is_unicode(text: str) -> bool:
     """Lone surrogates are no text: they cannot be written as UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise RunFileError(f"In the run's {where}, the text is not valid Unicode.") from None
+        return False
+    return True

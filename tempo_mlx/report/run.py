@@ -6,60 +6,71 @@ A run file is complete: it holds enough to recompute every probability in it wit
 
 from __future__ import annotations
 
+import gc
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tempo_mlx.decode.paths import best_paths, layers_of, members_of
+from pydantic import Field
+
+from tempo_mlx.decode.paths import T, TokenSet, best_paths, layers_of, members_of
+from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.report.checks import check
-from tempo_mlx.report.fields import Fields, copy_plain
+from tempo_mlx.report.checks import DECODERS, FINISH_REASONS, check
 from tempo_mlx.report.files import write_atomic
-from tempo_mlx.report.records import (
-    RunPath,
-    RunPrompt,
-    RunStep,
-    RunToken,
-    read_ids,
-    read_path,
-    read_step,
-    step_to_dict,
-)
+from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.text import pieces, shown
+from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
 
 FORMAT = "tempo-mlx/run"
 VERSION = 1
+HEADER = {"format": FORMAT, "version": VERSION}
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Record):
     """One generation. Checked when made: a run that contradicts itself raises RunFileError."""
 
-    model: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    decoder: str
-    config: Mapping[str, Any]
-    prompt: RunPrompt
-    steps: tuple[RunStep, ...]
-    tree: Mapping[str, Any] | None
-    reasoning: str | None
-    text: str
-    final_text: str
-    paths: tuple[RunPath, ...]
-    finish_reason: str
-    timing: Mapping[str, Any]
-    early_exit: Mapping[str, Any] | None = None  # the audit, of a run that could leave the model early
+    may_lack = frozenset({"early_exit", "custom"})
+
+    model: Annotated[
+        Object,
+        Field(description="id, sha256 or revision, family, dtype, quantization, kv_bits, backend, device"),
+    ]
+    versions: Annotated[Object, Field(description="of Python and of the packages that computed, by name")]
+    decoder: Annotated[Text, Field(description="what chose", json_schema_extra={"enum": list(DECODERS)})]
+    config: Annotated[Object, Field(description="every setting in force, by name, defaults included")]
+    prompt: Annotated[RunPrompt, Field(description="what was continued")]
+    steps: Annotated[tuple[RunStep, ...], Field(description="the parallel sets, in order")]
+    tree: Annotated[Object | None, Field(description="statistics of a tree search; null without one")]
+    reasoning: Annotated[Text | None, Field(description="what a thinking model thought; null without")]
+    text: Annotated[
+        Text, Field(description="every alternative, as [A/B]; the best reading where paths are searched")
+    ]
+    final_text: Annotated[Text, Field(description="the best reading, up to a stop string, without reasoning")]
+    paths: Annotated[tuple[RunPath, ...], Field(description="readings asked for or searched, best first")]
+    finish_reason: Annotated[
+        Text, Field(description="why it ended", json_schema_extra={"enum": list(FINISH_REASONS)})
+    ]
+    timing: Annotated[Object, Field(description="seconds and rates, by name")]
+    early_exit: Annotated[
+        Object | None, Field(description="the audit, of a run that could leave the model early")
+    ] = None
+    custom: Annotated[
+        Mapping[str, RunRule] | None, Field(description="functions of the caller's own, by what they decided")
+    ] = None
 
     def __post_init__(self) -> None:
         for name in ("model", "versions", "config", "tree", "timing", "early_exit"):
-            object.__setattr__(self, name, copy_plain(getattr(self, name), name))
+            object.__setattr__(self, name, copy_json(getattr(self, name), RunFileError, name))
         check(self)
 
     @property
@@ -73,49 +84,34 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """The run file as plain lists and dicts, in the order of the format."""
-        values: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self.model,
-            "versions": self.versions,
-            "decoder": self.decoder,
-            "config": self.config,
-            "prompt": {"text": self.prompt.text, "token_ids": list(self.prompt.token_ids)},
-            "steps": [step_to_dict(step) for step in self.steps],
-            "tree": self.tree,
-            "reasoning": self.reasoning,
-            "text": self.text,
-            "final_text": self.final_text,
-            "paths": [
-                {
-                    "token_ids": list(path.token_ids),
-                    "text": path.text,
-                    "logprob": path.logprob,
-                    "exact": path.exact,
-                }
-                for path in self.paths
-            ],
-            "finish_reason": self.finish_reason,
-            "timing": self.timing,
-        }
-        if self.early_exit is not None:
-            values["early_exit"] = self.early_exit
-        return values
+        return {**HEADER, **plain(self)}
 
     def to_json(self, indent: int | None = None) -> str:
         """One line of JSON, or indented; floats at full precision, so that `from_json` gives an equal run."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
+        values = {**HEADER, **as_object(self)}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, indent=indent, default=as_object)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
         """The run in `text`. Raises RunFileError where that is no run file of a known version, or damaged."""
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            with uncollected():
+                return cls._read(json.loads(text, parse_constant=_refuse_constant))
         except RecursionError:
             raise RunFileError("The run file is nested too deeply to be one.") from None
         except ValueError as error:  # not JSON, not UTF-8, or a number of too many digits
             raise RunFileError(f"The run file is not valid JSON: {error}.") from error
-        return _read_run(Fields(value, ""))
+
+    @classmethod
+    def _read(cls, values: Any) -> Run:
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise RunFileError(f'This is no run file: its "format" is not "{FORMAT}".')
+        if read(Whole, values.get("version"), RunFileError, where="version") != VERSION:
+            raise RunFileError(
+                f"The run file has format version {values['version']}; this tempo-mlx reads version {VERSION}."
+            )
+        run: Run = read(cls, {k: v for k, v in values.items() if k not in HEADER}, RunFileError)
+        return run
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run file atomically. Raises OutputError."""
@@ -181,49 +177,23 @@ def _span(text: str, probability: float | None) -> str:
     return f'<span title="{probability:.4f}" style="{style}">{html.escape(text)}</span>'
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """A run is a tree of up to a million objects; looking for circles in it as it grows takes longer than reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _refuse_constant(name: str) -> float:
     raise RunFileError(f"The run file holds {name}, which is no number.")
 
 
-def _read_run(fields: Fields) -> Run:
-    if fields.take("format") != FORMAT:
-        raise RunFileError(f'This is no run file: its "format" is not "{FORMAT}".')
-    version = fields.integer("version")
-    if version != VERSION:
-        raise RunFileError(
-            f"The run file has format version {version}; this tempo-mlx reads version {VERSION}."
-        )
-    model, versions = fields.mapping("model"), fields.mapping("versions")
-    decoder, config = fields.text("decoder"), fields.mapping("config")
-    prompt = Fields(fields.take("prompt"), "prompt")
-    run_prompt = RunPrompt(prompt.text("text"), read_ids(prompt, "token_ids"))
-    prompt.done()
-    steps = tuple(read_step(step) for step in fields.objects("steps"))
-    tree = fields.take("tree")
-    if tree is not None and not isinstance(tree, dict):
-        raise RunFileError("In the run file, tree must be null or a JSON object.")
-    early_exit = fields.mapping("early_exit") if fields.has("early_exit") else None
-    run = Run(
-        model=model,
-        versions=versions,
-        decoder=decoder,
-        config=config,
-        prompt=run_prompt,
-        steps=steps,
-        tree=tree,
-        reasoning=fields.maybe_text("reasoning"),
-        text=fields.text("text"),
-        final_text=fields.text("final_text"),
-        paths=tuple(read_path(path) for path in fields.objects("paths")),
-        finish_reason=fields.text("finish_reason"),
-        timing=fields.mapping("timing"),
-        early_exit=early_exit,
-    )
-    fields.done()
-    return run
-
-
-def best_path(steps: Sequence[RunStep]) -> list[RunToken]:
+def best_path(steps: Sequence[TokenSet[T]]) -> list[T]:
     """One member of each set, along the edges P(j|i); [] of no steps. See decode/paths.py for the rules."""
     layers = layers_of(steps)
     return members_of(layers, best_paths(layers)[0]) if layers else []

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
 from tempo_mlx.decode.prefill import CHUNK
+from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import ModelError, RunFileError
 from tempo_mlx.lattice import ATTEND_RULES, Lattice
 from tempo_mlx.model.forward import Model
 from tempo_mlx.model.rope import follows_length
-from tempo_mlx.report.fields import Fields
-from tempo_mlx.report.records import RunStep, RunToken
 from tempo_mlx.report.run import Run
+from tempo_mlx.strict import Number, Switch, Text, read
 
 # Of a probability, by what computed it. Half precision: about twice the largest difference measured on SmolLM2-135M
 # (torch on the CPU: float16 0.011, bfloat16 0.054), where one row and many take different kernels.
@@ -95,7 +95,7 @@ def verify(run: Run, model: Model) -> Verification:
     not have.
     """
     _check_model(run, model)
-    temperature = Fields(dict(run.config), "config").number("temperature")
+    temperature = _setting(run, "temperature", Number)
     dense = dense_run(run)
     log_probs = log_probabilities(_logits(dense, model), temperature)  # (N, V)
     worst: dict[str, Difference] = {}
@@ -141,9 +141,8 @@ def dense_run(run: Run) -> DenseRun:
 def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
     """Append and remove as the run did; each set's rows are scattered from alive columns to all slots."""
     lattice = Lattice(run.prompt_length)
-    config = Fields(dict(run.config), "config")
-    attend = _choice(config, "attend", ATTEND_RULES)
-    intraset = config.boolean("allow_intraset_token_visibility")
+    attend = _choice(run, "attend", ATTEND_RULES)
+    intraset = _setting(run, "allow_intraset_token_visibility", Switch)
     removals: dict[int, list[int]] = {}
     for members in rows:
         for token in members:
@@ -199,7 +198,7 @@ def _logits(dense: DenseRun, model: Model) -> Float32s:
 
 def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Difference], bool]]:
     """Step by step: combine the rows of the last set, and what follows from them for this one."""
-    rule = _choice(Fields(dict(run.config), "config"), "combine", COMBINE_RULES)
+    rule = _choice(run, "combine", COMBINE_RULES)
     rows = np.array([run.prompt_length - 1])  # of the dense pass that decide the step
     weights: Floats = np.ones(1)
     for step in run.steps:
@@ -275,12 +274,16 @@ def _in_slot_order(step: RunStep) -> list[RunToken]:
     )
 
 
-def _choice(config: Fields, name: str, choices: Sequence[str]) -> str:
-    value = config.text(name)
+def _setting(run: Run, name: str, kind: Any) -> Any:
+    if name not in run.config:
+        raise RunFileError(f"The run file lacks config.{name}.")
+    return read(kind, run.config[name], RunFileError, where=f"config.{name}")
+
+
+def _choice(run: Run, name: str, choices: Sequence[str]) -> str:
+    value: str = _setting(run, name, Text)
     if value not in choices:
-        raise RunFileError(
-            f"The run's {config.path(name)} is {value!r}; it must be one of {', '.join(choices)}."
-        )
+        raise RunFileError(f"The run's config.{name} is {value!r}; it must be one of {', '.join(choices)}.")
     return value
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.report.records import RunStep, step_to_dict
 from tempo_mlx.report.text import Tokenizer
+from tempo_mlx.strict import plain
 
 SCORED_SETS = 64  # sets back whose scores are compared at every step
 
@@ -57,23 +57,18 @@ class StepEvents:
             del self._seen[slot]
 
     def event(self, step: Step, cache_slots: int, prefill_seconds: float | None = None) -> Output:
-        tokenizer = self._tokenizer
-        texts = [tokenizer.token_text(member.id) for member in step.tokens]
-        record = RunStep.of(step, texts, [tokenizer.token_text(item.id) for item in step.rejected])
         removed, scores = [], []
         for slot, seen in self._seen.items():
             member = seen.member
             now = (member.posterior, member.attention)
             if member.removed_after is not None and not seen.removed:
                 seen.removed = True
-                why = member.removed_why
                 removed.append(
                     {
                         "slot": slot,
                         "step": seen.step,
                         "removed_after": int(member.removed_after),
-                        "removed_why": why and {"signal": why.signal, "score": float(why.score),
-                                                "threshold": float(why.threshold), "unattended": why.unattended},
+                        "removed_why": plain(member.removed_why),
                         "posterior": _number(member.posterior),
                         "attention": _number(member.attention),
                     }
@@ -93,7 +88,7 @@ class StepEvents:
         if prefill_seconds is not None:
             stats["prefill_seconds"] = prefill_seconds
         shown = {**stats, "elapsed_seconds": elapsed, "tokens_per_second": self._steps / max(elapsed, 1e-9)}
-        data = {**step_to_dict(record), "removed": removed, "scores": scores, "stats": shown}
+        data = {**plain(step.record(self._tokenizer)), "removed": removed, "scores": scores, "stats": shown}
         return Output("step", data, step=step.step, stats=stats)
 
 

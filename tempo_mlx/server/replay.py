@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.step import Member, Rejected, Step
+from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.model.forward import Model
@@ -78,31 +78,13 @@ def read_run(value: dict[str, Any], model: Model) -> tuple[GenerateConfig, RunPr
 
 def read_steps(run: Run) -> list[Step]:
     """The run's steps as a decoder keeps them. Raises RunFileError where an edge is missing."""
-    steps, previous = [], None
-    for step in run.steps:
-        slots = sorted(token.slot for token in step.tokens if token.slot is not None)
-        members = []
-        for token in step.tokens:
-            parents = tuple(sorted(token.parents, key=lambda edge: edge.slot))
-            if previous is not None and [edge.slot for edge in parents] != previous:
+    rows: list[int] | None = None  # slots of the previous step
+    steps = [Step.of(step) for step in run.steps]
+    for step in steps:
+        for member in step.tokens:
+            if rows is not None and [edge.slot for edge in member.parents] != rows:
                 raise RunFileError(
-                    f"In the run's step {step.step}, token {token.id} lacks an edge to a parent."
+                    f"In the run's step {step.step}, token {member.id} lacks an edge to a parent."
                 )
-            members.append(
-                Member(token.id, token.probability, token.slot, token.weight, parents, token.position, token.branch,
-                       token.removed_after, token.removed_why, token.attention, token.posterior)
-            )  # fmt: skip
-        previous = slots
-        rejected = [Rejected(item.id, item.probability, item.why) for item in step.rejected]
-        steps.append(
-            Step(
-                step.step,
-                step.position,
-                step.threshold,
-                step.residual_probability,
-                members,
-                rejected,
-                step.exit_layer,
-            )
-        )
+        rows = sorted(member.slot for member in step.tokens if member.slot is not None)
     return steps

@@ -21,12 +21,13 @@ from tempo_mlx.decode.step import Member, Rejected, Removal, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import MemoryLimitError
 from tempo_mlx.lattice import Lattice
-from tempo_mlx.report.build import build_run, cut_at_stop, with_texts
-from tempo_mlx.report.records import RunPrompt, RunStep, step_to_dict
+from tempo_mlx.report.build import build_run, cut_at_stop
+from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.observe import Arena, View
 from tempo_mlx.server.replay import enter_set, learn, remove_recorded, run_set
+from tempo_mlx.strict import plain
 
 DECODERS = ("superposed", "plain")
 UNDO_LEVELS = 64
@@ -158,7 +159,7 @@ class Session:
 
     def _holds_stop(self, tempo: Tempo) -> bool:
         """Whether the most probable reading holds a stop string."""
-        reading = best_path([with_texts(step, self.tokenizer) for step in tempo.steps])
+        reading = best_path(tempo.steps)
         text: str = self.tokenizer.decode([token.id for token in reading], continues=True)
         return cut_at_stop(text, self.config.stop) != text
 
@@ -212,8 +213,8 @@ class Session:
             raise conflict("The model gives that token no probability here; choose another.")
         new = tempo.append(np.asarray(tokens, np.int64), probabilities)
         others = [m for m in old.tokens if m.id not in tokens]
-        new.rejected = [Rejected(m.id, m.probability, BY_HAND) for m in others]
-        new.rejected += [r for r in old.rejected if r.id not in tokens]
+        by_hand = (Rejected(m.id, m.probability, BY_HAND) for m in others)
+        new.rejected = (*by_hand, *(r for r in old.rejected if r.id not in tokens))
         tempo.steps.append(new)
         first = tempo.lattice.prompt_length
         for earlier in tempo.steps[:-1]:
@@ -302,8 +303,7 @@ class Session:
             ahead = {
                 m.slot: self.arena.top.get(int(known[m.slot])) for m in step.tokens if m.slot is not None
             }
-        record = step_to_dict(RunStep.of(step, [self.tokenizer.token_text(m.id) for m in step.tokens],
-                                         [self.tokenizer.token_text(r.id) for r in step.rejected]))  # fmt: skip
+        record: dict[str, Any] = plain(step.record(self.tokenizer))
         for member, entry in zip(step.tokens, record["tokens"], strict=True):
             top = ahead.get(member.slot)
             entry["status"], entry["why"] = explain(member, step, member is step.tokens[0])
