@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.studies import prompts, versions
 from tempo_mlx import generate, load, stream
 from tempo_mlx.bench.exits import same_beginning
+from tempo_mlx.exits.ahead import Payoff
 from tempo_mlx.exits.samples import PROMPTS
-from tempo_mlx.exits.self_speculation import Payoff
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.weights.checkpoint import open_checkpoint

@@ -11,8 +11,8 @@ import pytest
 
 import tempo_mlx
 from tempo_mlx.exits import calibration, early_exit
+from tempo_mlx.exits.ahead import Lookup
 from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
-from tempo_mlx.exits.lookup import Lookup
 from tests import twins
 
 ALWAYS = -1.0  # a margin that every choice has

@@ -23,12 +23,11 @@ from tempo_mlx.decode.tree import Tree
 from tempo_mlx.exits import early_exit
 from tempo_mlx.exits import plan as exit_plan
 from tempo_mlx.exits.agreement import at_most
+from tempo_mlx.exits.ahead import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Lookup, Payoff
 from tempo_mlx.exits.cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
 from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
 from tempo_mlx.exits.early_exit import Account, EarlyExit
-from tempo_mlx.exits.lookup import Lookup
 from tempo_mlx.exits.plan import ExitPlan, OpenExit, make_plan
-from tempo_mlx.exits.self_speculation import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Payoff
 from tempo_mlx.mlx import mx
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify

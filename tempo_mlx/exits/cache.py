@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.exits.plan import OpenExit
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.visibility import causal_bias
@@ -28,7 +28,7 @@ class WaitingRows:
     positions: Ints
     bias: Float32s
     level: int = 0
-    left: Any = None
+    left: tuple[OpenExit, Ints] | None = None
 
 
 @dataclass(frozen=True)

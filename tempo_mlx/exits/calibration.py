@@ -8,28 +8,35 @@ the weights that they belong to.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from tempo_mlx.arrays import Floats
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
 from tempo_mlx.weights.registry import cache_directory
-from tempo_mlx.weights.safetensors_file import read_safetensors
 
-FORMAT = "tempo-mlx/exits"
-VERSION = 2
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
 SHIPPED = Path(__file__).parent / "shipped"
 ALLOWED = 20  # errors, by the target, among the choices that are tested first
 NAME_LENGTH = 24  # of the key, in a file name
 
 Translator = tuple[NDArray[np.float16], NDArray[np.float16]]  # weight (E, E) and offset (E,)
+
+
+class _About(BaseModel):
+    """What the file says beside its arrays. exits: layer, width, and the margins by target of `pays` and `drafts`."""
+
+    format: Literal["tempo-mlx/exits"]
+    version: Literal[2]
+    key: str
+    made: dict[str, Any]
+    exits: list[tuple[int, int, list[tuple[float, float]], list[tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,15 @@ class Calibration:
             arrays[f"{item.layer}.{item.width}.curve"] = item.curve.astype(np.float32)
             if item.weight is not None and item.offset is not None:
                 arrays[f"{item.layer}.weight"], arrays[f"{item.layer}.offset"] = item.weight, item.offset
-        about = {
-            "format": FORMAT, "version": VERSION, "key": self.key, "made": dict(self.made),
-            "exits": [
-                [item.layer, item.width, list(item.pays.items()), list(item.drafts.items())] for item in self.exits
-            ],
-        }  # fmt: skip
+        exits = [
+            (item.layer, item.width, list(item.pays.items()), list(item.drafts.items()))
+            for item in self.exits
+        ]
+        about = _About(format="tempo-mlx/exits", version=2, key=self.key, made=dict(self.made), exits=exits)
         draft = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, draft, metadata={"tempo-mlx": json.dumps(about)})
+            save_file(arrays, draft, metadata={"tempo-mlx": about.model_dump_json()})
             draft.replace(path)
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
@@ -149,37 +155,26 @@ def find_calibration(info: Mapping[str, Any]) -> Calibration:
 
 def read_calibration(path: Path, key: str) -> Calibration:
     """The calibration in a file, which must be of the model with this key. Raises ModelError."""
-    file = read_safetensors(path)
-    about = _about(path)
-    if about["key"] != key:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            about = _About.model_validate_json((file.metadata() or {}).get("tempo-mlx", ""))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValidationError) as error:
         raise ModelError(
-            f"The calibration in {path} is of other weights ({about['key'][:12]}, not {key[:12]}); make one for this "
+            f"{path} is no calibration that this version reads; make it anew with `tempo-mlx calibrate`."
+        ) from error
+    if about.key != key:
+        raise ModelError(
+            f"The calibration in {path} is of other weights ({about.key[:12]}, not {key[:12]}); make one for this "
             "model with `tempo-mlx calibrate`."
         )
     exits = []
-    for layer, width, pays, drafts in about["exits"]:
+    for layer, width, pays, drafts in about.exits:
+        curve = arrays[f"{layer}.{width}.curve"].astype(np.float64)
         weight, offset = (
-            file.array(f"{layer}.{part}") if (pays or drafts) and f"{layer}.{part}" in file.arrays else None
-            for part in ("weight", "offset")
+            arrays.get(f"{layer}.{part}") if pays or drafts else None for part in ("weight", "offset")
         )
-        curve = file.array(f"{layer}.{width}.curve").astype(np.float64)
         exits.append(Exit(layer, width, curve, dict(pays), dict(drafts), weight, offset))
-    return Calibration(key, tuple(exits), file.array("shortlist"), about["made"])
-
-
-def _about(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as opened:
-        text = (opened.metadata() or {}).get("tempo-mlx", "")
-    try:
-        about = json.loads(text)
-        known = about["format"] == FORMAT and about["version"] == VERSION
-        complete = isinstance(about["key"], str) and {"exits", "made"} <= set(about)
-    except (ValueError, TypeError, KeyError):
-        known = complete = False
-    if not (known and complete):
-        raise ModelError(
-            f"{path} is no calibration that this version reads; make it anew with `tempo-mlx calibrate`."
-        )
-    return dict(about)
+    return Calibration(key, tuple(exits), arrays["shortlist"], about.made)

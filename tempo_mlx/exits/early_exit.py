@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.exits.ahead import Lookup
 from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCache, WaitingRows
-from tempo_mlx.exits.lookup import Lookup
 from tempo_mlx.exits.plan import ExitPlan, Found, OpenExit
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
@@ -226,11 +226,11 @@ class EarlyExit:
             self.head(self._to_audit[0].x[:1])  # or it would be unknown what the others saved
         with self.account.clock("audit"):
             best = np.array(self.model.logits(joined(self._to_audit)).argmax(axis=-1))
-            at = 0
             for rows in self._to_audit:
-                item, choices = rows.left
-                item.note(best[at : at + len(choices)] == choices)
-                at += len(choices)
+                if rows.left is not None:
+                    item, choices = rows.left
+                    own, best = best[: len(choices)], best[len(choices) :]
+                    item.note(own == choices)
             self._to_audit = []
 
     def head(self, x: mx.array) -> Float32s:

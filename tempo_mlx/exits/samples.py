@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def sample_texts(
     number of tokens so far.
     """
     random = np.random.default_rng(seed)
-    cache: Any = model.new_cache()
+    cache = model.new_cache()
     owners: Ints = np.empty(0, np.int64)
     texts = np.arange(len(prompts))
     lengths = np.array([len(prompt) for prompt in prompts])

@@ -11,23 +11,15 @@ of it, and none can be led astray: neither by the end of a text, nor by a remova
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from tempo_mlx.exits.ahead import EXIT, LOOKUP, Payoff
 from tempo_mlx.exits.cache import MOST_DRAFTED, Drafted, ExitCache, WaitingRows
 from tempo_mlx.exits.early_exit import EarlyExit, joined
 from tempo_mlx.exits.plan import ExitPlan
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.model.transformer import Transformer
-
-LOOKUP, EXIT = "lookup", "exit"  # who runs ahead
-LEARNING = 3  # steps of one row that run in full first, to know what they take
-RELEARNING = 24  # steps after which one runs in full again
-REMEMBERED = 7  # full steps, of which the median counts
-PAUSE = 64  # steps that nobody runs ahead who has lost a full step's time
 
 
 class SelfSpeculation(EarlyExit):
@@ -89,42 +81,3 @@ class SelfSpeculation(EarlyExit):
             "layer": item and item.layer,
             "target": item and item.target,
         }
-
-
-class Payoff:
-    """Whether running ahead is worth it: what it took, against what the steps it gave would have taken in full."""
-
-    def __init__(self) -> None:
-        self._full: deque[float] = deque(maxlen=REMEMBERED)
-        self._steps = self._full_at = 0
-        self._won: defaultdict[str | None, float] = defaultdict(float)  # seconds, by who ran ahead
-        self._paused_until: defaultdict[str, int] = defaultdict(int)
-
-    def step(self) -> None:
-        """A step of one row begins."""
-        self._steps += 1
-
-    def allows(self, source: str) -> bool:
-        """Whether `source` may run ahead in this step."""
-        known = len(self._full) >= LEARNING and self._steps - self._full_at < RELEARNING
-        if known and self._won[source] < -self.full:
-            self._won[source] = 0
-            self._paused_until[source] = self._steps + PAUSE
-        return known and self._steps >= self._paused_until[source]
-
-    @property
-    def full(self) -> float:
-        """Seconds of a full step."""
-        return float(np.median(self._full)) if self._full else 0.0
-
-    def took(self, seconds: float, source: str | None) -> None:
-        """A pass took so long; it gave one step, whatever else it gives."""
-        if source is None:
-            self._full.append(seconds)
-            self._full_at = self._steps
-        else:
-            self._won[source] += self.full - seconds
-
-    def yielded(self, source: str | None) -> None:
-        """A row that was run ahead was asked for: one more full step that need not be run."""
-        self._won[source] += self.full

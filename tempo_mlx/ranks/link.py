@@ -19,6 +19,8 @@ from tempo_mlx.errors import BackendError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from tempo_mlx.mlx import mx
+
 TIMEOUT = 30.0  # until told otherwise
 BEAT_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
@@ -79,7 +81,7 @@ class Link:
                 time.sleep(BEAT_SECONDS)
 
 
-def join() -> Any:
+def join() -> mx.distributed.Group:
     """MLX's group of all ranks."""
     from tempo_mlx.mlx import mx
 
@@ -92,7 +94,7 @@ def join() -> Any:
     return group
 
 
-def tell(group: Any, note: dict[str, Any] | None) -> dict[str, Any]:
+def tell(group: mx.distributed.Group, note: dict[str, Any] | None) -> dict[str, Any]:
     """Give every rank the note that rank 0 has."""
     import numpy as np
 

@@ -118,7 +118,7 @@ class ModelShard:
 
     model: Any
     share: float
-    group: Any
+    group: mx.distributed.Group
 
     def forward(
         self,

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from operator import attrgetter
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tempo_mlx._version import __version__
 from tempo_mlx.errors import BackendError, RankLostError, TempoError
@@ -45,6 +45,9 @@ from tempo_mlx.ranks.link import (
     join,
     tell,
 )
+
+if TYPE_CHECKING:
+    from tempo_mlx.mlx import mx
 
 ASK_SECONDS = 0.1  # between two looks at whether work is still wanted
 REASON_SECONDS = 2.0  # how long a failed computation waits for news of a lost rank, which would explain it
@@ -67,7 +70,7 @@ class Local:
     stopping: what this rank does is no longer wanted.
     """
 
-    group: Any
+    group: mx.distributed.Group
     stopping: threading.Event = field(default_factory=threading.Event)
     objects: dict[int, Any] = field(default_factory=dict)
 

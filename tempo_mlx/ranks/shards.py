@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -96,37 +95,39 @@ def _even(count: int, parts: int) -> list[range]:
 class Summed(Linear):
     """A linear of which this rank has some input columns: what all have is added up, then the bias, once."""
 
-    def __init__(self, linear: Linear, bias: Any | None, group: Any) -> None:
+    def __init__(self, linear: Linear, bias: mx.array | None, group: mx.distributed.Group) -> None:
         self.linear, self.bias, self.group = linear, bias, group
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         y = mx.distributed.all_sum(self.linear(x), group=self.group)
         return y if self.bias is None else y + self.bias
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return self.linear.arrays() + ([] if self.bias is None else [self.bias])
 
 
 class SummedNorm(RMSNorm):
     """RMSNorm over the heads of all ranks (OLMo 2's): `size` numbers, of which `copies` ranks hold each."""
 
-    def __init__(self, weight: Any, eps: float, size: int, copies: int, group: Any) -> None:
+    def __init__(
+        self, weight: mx.array, eps: float, size: int, copies: int, group: mx.distributed.Group
+    ) -> None:
         super().__init__(weight, eps)
         self.parts, self.group = size * copies, group
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         wide = x.astype(mx.float32)
         mean = mx.distributed.all_sum(mx.square(wide).sum(-1, keepdims=True) / self.parts, group=self.group)
         return (wide * mx.rsqrt(mean + self.eps)).astype(x.dtype) * self.weight
 
 
-class SummedEmbedding:
+class SummedEmbedding(Embedding):
     """Token ids (L,) -> (L, E): each rank looks up the tokens it has, and zeros for the others are added."""
 
-    def __init__(self, embedding: Embedding, rows: range, group: Any) -> None:
+    def __init__(self, embedding: Embedding, rows: range, group: mx.distributed.Group) -> None:
         self.embedding, self.first, self.count, self.group = embedding, rows.start, len(rows), group
 
-    def __call__(self, tokens: Any) -> Any:
+    def __call__(self, tokens: mx.array) -> mx.array:
         index = tokens - self.first
         mine = (index >= 0) & (index < self.count)
         found = self.embedding(mx.where(mine, index, 0))
@@ -136,20 +137,20 @@ class SummedEmbedding:
 class Gathered(Linear):
     """The head: x (L, E) -> (L, V), of which this rank computes its rows of the vocabulary."""
 
-    def __init__(self, linear: Linear, vocabulary: int, group: Any) -> None:
+    def __init__(self, linear: Linear, vocabulary: int, group: mx.distributed.Group) -> None:
         self.linear, self.vocabulary, self.group = linear, vocabulary, group
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
         width = math.ceil(self.vocabulary / self.group.size())  # the last rank may have fewer rows
         y = mx.pad(y, [(0, 0), (0, width - y.shape[1])])
         parts = mx.distributed.all_gather(y[None], group=self.group)  # (ranks, L, width)
         return parts.transpose(1, 0, 2).reshape(x.shape[0], -1)[:, : self.vocabulary]
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return self.linear.arrays()
 
-    def choose(self, index: Any) -> Linear:
+    def choose(self, index: mx.array) -> Linear:
         """Some of the vocabulary, ascending: added up, since ranks have unequal parts of it."""
         width = math.ceil(self.vocabulary / self.group.size())
         first = self.group.rank() * width
@@ -165,10 +166,10 @@ class Padded(Linear):
     def __init__(self, linear: Linear, before: int, after: int) -> None:
         self.linear, self.before, self.after = linear, before, after
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: mx.array) -> mx.array:
         return mx.pad(self.linear(x), [(0, 0), (self.before, self.after)])
 
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[mx.array]:
         return self.linear.arrays()
 
 
@@ -179,7 +180,9 @@ class ShardReader(Reader):
     is dequantised.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Any, packed: bool, group: Any) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool, group: mx.distributed.Group
+    ) -> None:
         super().__init__(checkpoint, dtype, packed)
         whole = checkpoint.architecture
         together = checkpoint.tensor("model.layers.0.mlp.down_proj.weight").group
@@ -218,7 +221,7 @@ class ShardReader(Reader):
             weight[self.parts[kind]], self.whole.rms_norm_eps, weight.shape[0], copies, self.group
         )
 
-    def vocabulary(self) -> tuple[Any, Linear]:
+    def vocabulary(self) -> tuple[Embedding, Linear]:
         embed = self.linear("model.embed_tokens")
         head = embed if self.whole.tie_word_embeddings else self.linear("lm_head")
         embedding = SummedEmbedding(Embedding(embed, self.dtype), self.shard.vocabulary, self.group)
