@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from tempo_mlx.errors import TempoError as TempoError
     from tempo_mlx.loading import LoadedModel as LoadedModel
     from tempo_mlx.report.run import Run as Run
-    from tempo_mlx.session import Session as Session
+    from tempo_mlx.sessions.session import Session as Session
 
 _HOMES = {
-    "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Session": "session", "Run": "report.run",
-    "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "config", "TempoError": "errors",
-    "LoadedModel": "loading", "score": "decode.score",
+    "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Session": "sessions.session",
+    "Run": "report.run", "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "config",
+    "TempoError": "errors", "LoadedModel": "loading", "score": "decode.score",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

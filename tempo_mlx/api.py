@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
 from tempo_mlx.decode import thinking
-from tempo_mlx.decode.beam import make_rule
-from tempo_mlx.decode.mcts import Mcts, Value
-from tempo_mlx.decode.prefill import Interrupted
-from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
+from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
+from tempo_mlx.decode.functions import Functions, Prune, Select, described
+from tempo_mlx.decode.mcts import Value
+from tempo_mlx.decode.prefill import Interrupt, Interrupted, never
+from tempo_mlx.decode.registry import DECODERS
+from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.step import Step
-from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.decode.tree import Reading, Tree
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.loading import LoadedModel, load_model
+from tempo_mlx.model.forward import Model
 from tempo_mlx.report.build import build_run, cut_at_stop
-from tempo_mlx.report.records import RunPath, RunPrompt
+from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.weights import Tokenizer
 
-LATTICE_DECODERS = ("superposed", "plain")
-
 Prompt = str | Sequence[int] | RunPrompt
-Prune = PruneRule | Callable[[PruneContext], Iterable[Pruned]]
-
-
-class Decoder(Protocol):
-    """One decoding under way: what `decode/` offers and `Stream` drives."""
-
-    steps: list[Step]
-    cache: Any
-
-    @property
-    def finished(self) -> bool: ...
-    def advance(self) -> Step: ...
-    def note_evidence(self) -> None: ...
 
 
 def load(model: str | None = None, **settings: Any) -> LoadedModel:
@@ -58,13 +44,7 @@ def generate(loaded: LoadedModel, prompt: Prompt, **settings: Any) -> Run:
 
     Raises what `stream` does, and RankLostError (under mlx.launch); a stream's `run()` then still has what there was.
     """
-    decoding = stream(loaded, prompt, **settings)
-    for _ in decoding:
-        pass
-    run = decoding.run()
-    if decoding.failure is not None:
-        raise decoding.failure
-    return run
+    return stream(loaded, prompt, **settings).complete()
 
 
 def stream(
@@ -72,24 +52,37 @@ def stream(
     prompt: Prompt,
     config: GenerateConfig | None = None,
     *,
+    decoder: str | DecoderSpec | None = None,
     prune: Prune | None = None,
+    select: Select | None = None,
+    schedule: Schedule | None = None,
     value: Value | None = None,
-    interrupted: Callable[[], str | None] | None = None,
+    interrupted: Interrupt = never,
     cache: Any | None = None,
     **settings: Any,
 ) -> Stream:
     """Start a decoding that yields one `Step` at a time.
 
     prompt: text, token ids, or both. config: a resolved configuration (a run's own, say), or settings by name.
-    prune: a retroactive pruning rule of your own (decode/pruning.py). value: what rates a text in the tree
-    search (decode/mcts.py). interrupted: called between steps and between chunks of the prompt; a reason
-    ("cancelled", "timeout") ends the run, which keeps what it has. cache: one that holds a beginning of the
-    prompt, not all of it; it is used up.
+    decoder: the setting, or one of your own (docs/extend.md). prune, select, schedule, value: functions in place of
+    what the settings say, see `Functions`; the run's file names them. interrupted: called between steps and between
+    chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it has. cache: one that
+    holds a beginning of the prompt, not all of it; it is used up.
 
-    Raises ConfigError for a setting that is unknown, out of range, or without effect; PromptError.
+    Raises ConfigError for a setting or function that is unknown, out of range, or without effect; PromptError.
     """
+    spec = decoder if isinstance(decoder, DecoderSpec) else None
+    if decoder is not None:
+        settings["decoder"] = decoder if spec is None else spec.name
     resolved = resolve(settings) if config is None else config
-    return Stream(loaded, prompt, resolved, prune, interrupted, value, cache)
+    if spec is not None and resolved.decoder != spec.name:
+        raise ConfigError(
+            f"config is for the {resolved.decoder} decoder, and decoder is a {spec.name}; give one of them."
+        )
+    functions = Functions(prune, select, schedule, value)
+    return Stream(
+        loaded, prompt, resolved, interrupted=interrupted, cache=cache, functions=functions, spec=spec
+    )
 
 
 class Stream(Iterator[Step]):
@@ -104,26 +97,26 @@ class Stream(Iterator[Step]):
         loaded: LoadedModel,
         prompt: Prompt,
         config: GenerateConfig,
-        prune: Prune | None = None,
-        interrupted: Callable[[], str | None] | None = None,
-        value: Value | None = None,
+        *,
+        interrupted: Interrupt = never,
         cache: Any | None = None,
+        functions: Functions | None = None,
+        spec: DecoderSpec | None = None,
     ) -> None:
-        if value is not None and config.decoder != "mcts":
-            raise ConfigError("A value function has no effect without the mcts decoder; leave it out.")
         self.loaded = loaded
+        self.spec = spec or DECODERS[config.decoder]
+        self.functions = functions or Functions()
+        self.functions.check(self.spec, DECODERS.values())
         self.config = with_measured_width(config, loaded.model)
         self.prompt = encode_prompt(loaded, prompt, config)
         self.exits = open_exits(loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
         self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
-        self.interruption = Interruption(config.timeout, interrupted)
-        self.started = self.interruption.started
+        self.cancellation = Cancellation(config.timeout, interrupted)
+        self.started = self.cancellation.started
         self.prefilled = self.ended = self.started
-        self._prune = prune
-        self._value = value
-        self._cache = cache
+        self.cache = cache
 
     @property
     def steps(self) -> list[Step]:
@@ -131,7 +124,7 @@ class Stream(Iterator[Step]):
 
     def cancel(self) -> None:
         """End the run at the next step or chunk of the prompt; what was generated is kept."""
-        self.interruption.cancelled = True
+        self.cancellation.cancelled = True
 
     def __next__(self) -> Step:
         if self.finish_reason is None:
@@ -154,6 +147,15 @@ class Stream(Iterator[Step]):
             self.ended = time.perf_counter()
         return step
 
+    def complete(self) -> Run:
+        """The run to its end. Raises RankLostError; `run` then still has what there was."""
+        for _ in self:
+            pass
+        run = self.run()
+        if self.failure is not None:
+            raise self.failure
+        return run
+
     def run(self) -> Run:
         """The run so far, complete in itself; a run that has not ended counts as cancelled."""
         if self.decoder is not None:
@@ -164,44 +166,28 @@ class Stream(Iterator[Step]):
         except RankLostError as lost:
             self.failure = lost
             readings = self.readings()
-        run = build_run(
-            self.steps,
-            prompt=self.prompt,
-            model_info=self.loaded.model.info,
-            config=as_dict(self.config),
-            tokenizer=self.loaded.tokenizer,
-            decoder=self.config.decoder,
+        return assemble(
+            self.loaded,
+            self.prompt,
+            self.config,
+            self.decoder,
+            readings=readings,
             finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
             timing=self.timing(),
             early_exit=self.exits.report() if self.exits is not None else None,
-            paths=[RunPath(r.token_ids, self._split(r)[1], r.log_prob, exact=True) for r in readings],
-            tree=self.decoder.statistics(self.loaded.tokenizer.token_text)
-            if isinstance(self.decoder, Mcts)
-            else None,
+            functions=self.functions,
+            spec=self.spec,
         )
-        if not self.config.enable_thinking:
-            return run
-        best = self._split(readings[0]) if isinstance(self.decoder, Tree) else self._split(run.final_text)
-        return replace(run, reasoning=best[0], final_text=best[1])
 
     def readings(self) -> list[Reading]:
         """The texts so far with their exact log-probabilities, best first; of a lattice those of `paths`."""
         decoder = self.decoder
-        if isinstance(decoder, Tree | Mcts):
-            return decoder.readings()
-        if decoder is None or not self.steps or not self.config.paths or self.failure is not None:
+        if decoder is None or not self.steps or not self.spec.lattice:
+            return [] if decoder is None else decoder.readings()
+        if not self.config.paths or self.failure is not None:
             return []
         cache = decoder.cache if self.exits is None else self.exits.inside(decoder.cache)
         return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
-
-    def _split(self, reading: Reading | str) -> tuple[str | None, str]:
-        """(reasoning, answer) of a text; reasoning only where it was asked for."""
-        tokenizer = self.loaded.tokenizer
-        if isinstance(reading, Reading):
-            ids = reading.token_ids
-            shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-            reading = cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
-        return thinking.split(reading, self._opened) if self.config.enable_thinking else (None, reading)
 
     def timing(self) -> Mapping[str, float]:
         """Seconds of the prompt and of the steps, and logical steps per second."""
@@ -225,56 +211,35 @@ class Stream(Iterator[Step]):
             self.ended = time.perf_counter()
 
     def _start(self) -> Decoder:
-        tokenizer, config = self.loaded.tokenizer, self.config
         model: Any = self.loaded.model if self.exits is None else self.exits
-        cache = self._cache
+        cache = self.cache
         if cache is not None and self.exits is not None:
             cache = self.exits.cache_around(cache)
-        ids: Any = self.prompt.token_ids
-        common: dict[str, Any] = {
-            "eos_ids": tokenizer.eos_ids, "cache": cache, "interrupted": self.interruption,
-        }  # fmt: skip
-        if config.thinking_budget is not None:
-            common["guide"] = thinking.Budget(tokenizer, config.thinking_budget, self._opened)
-        if config.decoder in LATTICE_DECODERS:
-            return Tempo(model, ids, config, prune=self._prune, **common)
-        common["stops"] = partial(holds_stop, tokenizer, config.stop) if config.stop else None
-        if config.decoder == "mcts":
-            return Mcts(model, ids, config, value=self._value, **common)
-        return Tree(model, ids, config, make_rule(config, len(tokenizer.eos_ids)), **common)
-
-    @property
-    def _opened(self) -> bool:
-        return thinking.is_open(self.prompt.text)
+        setup = make_setup(
+            self.loaded, self.prompt, self.config, model, self.cancellation, cache, self.functions, self.spec
+        )
+        return self.spec.start(setup)
 
     def _reason_to_stop(self) -> str | None:
         """Why no further step follows, if so."""
         if self.decoder is not None and self.steps:
             limit = self.config.max_cache_tokens
-            context = self.loaded.model.architecture.max_position_embeddings
-            if self.decoder.finished or self._stop_text():
-                return "stop"
-            if len(self.steps) >= self.config.max_tokens or self.steps[-1].position + 1 >= context:
+            if reason := ending(self.decoder, self.spec, self.loaded.tokenizer):
+                return reason
+            if len(self.steps) >= self.config.max_tokens:
                 return "length"
             if limit is not None and len(self.decoder.cache) + len(self.steps[-1].tokens) > limit:
                 return "memory"
-        return self.interruption()
-
-    def _stop_text(self) -> bool:
-        """Whether the most probable reading of a lattice holds a stop string; texts of a tree end on their own."""
-        if not self.config.stop or self.config.decoder not in LATTICE_DECODERS:
-            return False
-        reading = best_path(self.steps)
-        return holds_stop(self.loaded.tokenizer, self.config.stop, [token.id for token in reading])
+        return self.cancellation()
 
 
-class Interruption:
-    """Why a run ends early, if so: asked by the decoder, between its chunks and steps.
+class Cancellation:
+    """Why a run ends early, if so: an `Interrupt` with the run's time limit and `Stream.cancel` in it.
 
     It knows neither the run nor its decoder, which know it: so their memory is free as soon as nobody holds them.
     """
 
-    def __init__(self, timeout: float | None, outside: Callable[[], str | None] | None) -> None:
+    def __init__(self, timeout: float | None, outside: Interrupt) -> None:
         """timeout: seconds from now. outside: the caller's own reasons."""
         self.started = time.perf_counter()
         self.cancelled = False
@@ -285,13 +250,110 @@ class Interruption:
             return "cancelled"
         if self._timeout is not None and time.perf_counter() - self.started > self._timeout:
             return "timeout"
-        return self._outside() if self._outside is not None else None
+        return self._outside()
+
+
+def make_setup(
+    loaded: LoadedModel,
+    prompt: RunPrompt,
+    config: GenerateConfig,
+    model: Model,
+    interrupted: Interrupt,
+    cache: Any | None = None,
+    functions: Functions | None = None,
+    spec: DecoderSpec | None = None,
+) -> Setup:
+    """What a decoder of this prompt is begun with. model: what runs its rows, the loaded one or one around it."""
+    tokenizer = loaded.tokenizer
+    lattice = (spec or DECODERS[config.decoder]).lattice
+    guide = None
+    if config.thinking_budget is not None:
+        guide = thinking.Budget(tokenizer, config.thinking_budget, thinking.is_open(prompt.text))
+    stops = partial(holds_stop, tokenizer, config.stop) if config.stop and not lattice else None
+    return Setup(
+        model,
+        prompt.token_ids,
+        config,
+        tokenizer.eos_ids,
+        cache,
+        interrupted,
+        guide,
+        stops,
+        functions or Functions(),
+    )
+
+
+def ending(decoder: Decoder, spec: DecoderSpec, tokenizer: Tokenizer) -> str | None:
+    """Why nothing can follow the steps so far, if so; texts of a tree end on their own at a stop string."""
+    stop, steps = decoder.config.stop, decoder.steps
+    if decoder.finished:
+        return "stop"
+    if stop and spec.lattice:
+        reading = best_path(steps)
+        if holds_stop(tokenizer, stop, [token.id for token in reading]):
+            return "stop"
+    full = decoder.prompt_length + len(steps) >= decoder.model.architecture.max_position_embeddings
+    return "length" if full else None
 
 
 def holds_stop(tokenizer: Tokenizer, stop: Sequence[str], token_ids: Sequence[int]) -> bool:
     """Whether the text of these tokens holds one of the strings."""
     text = tokenizer.decode(token_ids, continues=True)
     return cut_at_stop(text, stop) != text
+
+
+def assemble(
+    loaded: LoadedModel,
+    prompt: RunPrompt,
+    config: GenerateConfig,
+    decoder: Decoder | None,
+    *,
+    readings: Sequence[Reading] = (),
+    finish_reason: str,
+    timing: Mapping[str, float],
+    early_exit: Mapping[str, Any] | None = None,
+    functions: Functions | None = None,
+    spec: DecoderSpec | None = None,
+) -> Run:
+    """The run of a decoding, whoever drove it; reasoning is kept apart where it was asked for."""
+    tokenizer, own = loaded.tokenizer, functions or Functions()
+    thinks, opened = config.enable_thinking, thinking.is_open(prompt.text)
+    texts = []
+    for reading in readings:
+        ids = reading.token_ids
+        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
+        texts.append(cut_at_stop(tokenizer.decode(shown, continues=True), config.stop))
+    answers = [thinking.split(text, opened) for text in texts] if thinks else [(None, text) for text in texts]
+    run = build_run(
+        [] if decoder is None else decoder.steps,
+        prompt=prompt,
+        model_info=loaded.model.info,
+        config=own.in_force(as_dict(config)),
+        tokenizer=tokenizer,
+        decoder=config.decoder,
+        finish_reason=finish_reason,
+        timing=timing,
+        early_exit=early_exit,
+        paths=[
+            RunPath(reading.token_ids, answer, reading.log_prob, exact=True)
+            for reading, (_, answer) in zip(readings, answers, strict=True)
+        ],
+        tree=None if decoder is None else decoder.statistics(tokenizer.token_text),
+        custom=custom(own, spec),
+    )
+    if not thinks:
+        return run
+    alone = answers and not DECODERS[config.decoder].lattice
+    reasoning, answer = answers[0] if alone else thinking.split(run.final_text, opened)
+    return replace(run, reasoning=reasoning, final_text=answer)
+
+
+def custom(functions: Functions, spec: DecoderSpec | None) -> dict[str, RunRule] | None:
+    """For the run's file: what of the caller's own decided; None where nothing did."""
+    given = functions.given()
+    if spec is not None and spec is not DECODERS.get(spec.name):
+        given["decoder"] = spec.start
+    return {name: RunRule(*described(function)) for name, function in given.items()} or None
 
 
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:

@@ -47,3 +47,23 @@ class RunFileError(TempoError):
 
 class OutputError(TempoError):
     """A result could not be written."""
+
+
+class SessionError(TempoError):
+    """A run that is kept cannot do what was asked of it. `argument`: the one at fault, if one is."""
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+class ConflictError(SessionError):
+    """It contradicts the run's present state."""
+
+
+class NotInRunError(SessionError):
+    """The run has no such step or slot."""
+
+
+class UnfitError(SessionError):
+    """Nothing could be kept that was begun like this, or chosen like this."""

@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from tempo_mlx.arrays import Float32s, Floats, Ints
 
 ATTEND_RULES = ("lineage", "all", "weighted", "best")
 
@@ -81,7 +79,7 @@ class Lattice:
         self.num_sets += 1
         return slots
 
-    def bias(self, attend: str, intraset: bool = False) -> NDArray[np.float32]:
+    def bias(self, attend: str, intraset: bool = False) -> Float32s:
         """Additive attention bias of the newest set's rows over all alive slots: (k, S) float32.
 
         `lineage`: log gamma. `all`: 0. `weighted`: log of the forward weight renormalised over the alive
@@ -158,7 +156,7 @@ class Lattice:
         return shares
 
 
-def ancestor_bias(parents: Sequence[int] | Ints, count: int) -> NDArray[np.float32]:
+def ancestor_bias(parents: Sequence[int] | Ints, count: int) -> Float32s:
     """(count, n): what the last `count` of n rows of a tree see of all n: 0 on their ancestors and themselves.
 
     parents (n,): of each row the index of the row before it in its text, which is a lower one; -1 for none.

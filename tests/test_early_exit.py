@@ -17,9 +17,8 @@ pytest.importorskip("torch")
 from tempo_mlx.api import Stream, stream
 from tempo_mlx.cli.main import main
 from tempo_mlx.config import resolve
-from tempo_mlx.decode.branches import Branches
-from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.decode.tree import Tree
+from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.registry import DECODERS as REGISTRY
 from tempo_mlx.exits import early_exit
 from tempo_mlx.exits import plan as exit_plan
 from tempo_mlx.exits.agreement import at_most
@@ -167,9 +166,7 @@ def mirrored(loaded: Any, settings: dict[str, Any], steps: int = 40) -> tuple[An
     config = resolve({**settings, "early_exit": True})
     ids = loaded.tokenizer.encode(PROMPT)
     mirror = Mirror(EarlyExit(*make_plan(loaded.model, config), ids))
-    run: Any = (
-        Tree(mirror, ids, config, Branches(config)) if "branches" in settings else Tempo(mirror, ids, config)
-    )
+    run: Any = REGISTRY[config.decoder].start(Setup(mirror, ids, config))
     for _ in range(steps):
         run.advance()
     return run, mirror

@@ -206,7 +206,7 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 ORDER = ["errors", "arrays", "strict", "settings", "_version", "config", "sources", "blas", "mlx", "lattice",
          "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
-         "session", "batch", "bench", "server", "cli"]  # fmt: skip
+         "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -15,8 +15,8 @@ from tempo_mlx.decode.pruning import (
     by_attention,
     by_posterior,
     by_probability,
-    make_rule,
     open_sets,
+    prune_rule,
     settle,
     without_sinks,
 )
@@ -306,10 +306,10 @@ def test_the_settings_choose_the_rule() -> None:
     def gone(threshold: float = 0.1, **given) -> list[int]:
         shown = view((0.05, 0.95), weights=(0.95, 0.05), attention=flat(0.3, 0.1, layers=2))
         return removed(
-            make_rule(GenerateConfig(use_retroactive_pruning=True, **given)), shown, threshold=threshold
+            prune_rule(GenerateConfig(use_retroactive_pruning=True, **given)), shown, threshold=threshold
         )
 
-    assert make_rule(GenerateConfig()) is None
+    assert prune_rule(GenerateConfig()) is None
     assert gone() == [10]
     assert gone(pruning_signal="probability") == [11]
     assert gone(pruning_signal="attention", relative_threshold=0.6) == [11]

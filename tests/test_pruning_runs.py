@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tempo_mlx.config import resolve
-from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule, make_rule
+from tempo_mlx.config import GenerateConfig, resolve
+from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.functions import Functions, Prune
+from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule, prune_rule
+from tempo_mlx.decode.rules import make_rules
 from tempo_mlx.decode.schedules import bezier, relu
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.decode.tempo import Tempo
@@ -63,6 +66,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build(open_checkpoint(str(path)), "auto", "float32")
 
 
+def begin(model: Any, config: GenerateConfig, prune: Prune | None) -> Tempo:
+    functions = Functions(prune=prune)
+    return Tempo(Setup(model, PROMPT, config), make_rules(config, functions))
+
+
 class Decoded:
     """One run: its steps, every context its rule saw, and what was removed when."""
 
@@ -70,8 +78,8 @@ class Decoded:
         threshold = {} if "selection" in settings else {"threshold": 0.08}
         self.config = resolve({"max_tokens": STEPS, **threshold, **settings})
         self.contexts: list[PruneContext] = []
-        rule = prune if prune is not None else make_rule(self.config)
-        tempo = Tempo(model, PROMPT, self.config, prune=None if rule is None else self.watch(rule))
+        rule = prune if prune is not None else prune_rule(self.config)
+        tempo = begin(model, self.config, None if rule is None else self.watch(rule))
         self.cache_lengths, self.cache_bytes = [], []
         for _ in range(self.config.max_tokens):
             tempo.advance()
@@ -469,7 +477,7 @@ def test_a_bare_function_prunes(model: Any) -> None:
                 yield from view.under(view.posterior, view.posterior.max(), "stale")
 
     config = resolve({"max_tokens": STEPS, "threshold": 0.08})
-    tempo = Tempo(model, PROMPT, config, prune=older_than_two)
+    tempo = begin(model, config, older_than_two)
     for _ in range(STEPS):
         tempo.advance()
     wide = 0

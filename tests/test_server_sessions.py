@@ -17,11 +17,13 @@ from serving import Served, named, serving, stream, with_context
 from twins import twin
 
 import tempo_mlx
-from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.tempo import superposed
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
-from tempo_mlx.server.observe import Arena, Watched
+from tempo_mlx.server.observe import Watched
+from tempo_mlx.sessions.arena import Arena
 
 SETTINGS: dict[str, Any] = {
     "threshold": 0.03, "use_retroactive_pruning": True, "posterior_threshold": 0.2, "min_steps": 50,
@@ -347,9 +349,9 @@ def test_an_arena_is_invisible_to_a_decoder(loaded: LoadedModel) -> None:
     """A state that was left and come back to continues with the very numbers of one that was never left."""
     config = tempo_mlx.GenerateConfig(threshold=0.03, use_retroactive_pruning=True, posterior_threshold=0.2)
     prompt = loaded.tokenizer.encode("Once upon a time")
-    alone = Tempo(loaded.model, prompt, config)
+    alone = superposed(Setup(loaded.model, prompt, config))
     arena = Arena(loaded.model, 10_000, 1.0)
-    shared = Tempo(arena, prompt, config)
+    shared = superposed(Setup(arena, prompt, config))
     for _ in range(10):
         stray = shared.copy()
         for _ in range(2):
@@ -369,7 +371,7 @@ def test_watching_changes_nothing(loaded: LoadedModel) -> None:
     watched = Watched(loaded.model, 3, 1.0)
     prompt = loaded.tokenizer.encode("Once upon a time")
     config = tempo_mlx.GenerateConfig(threshold=0.03)
-    one, two = Tempo(loaded.model, prompt, config), Tempo(watched, prompt, config)
+    one, two = superposed(Setup(loaded.model, prompt, config)), superposed(Setup(watched, prompt, config))
     for _ in range(6):
         assert one.advance().tokens == two.advance().tokens
     slots = [m.slot for step in two.steps[:-1] for m in step.tokens]

@@ -13,7 +13,8 @@ import pytest
 from tempo_mlx.api import Stream, generate, stream
 from tempo_mlx.config import LoadConfig, resolve
 from tempo_mlx.decode.combine import log_probabilities
-from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.tempo import plain, superposed
 from tempo_mlx.errors import ConfigError, PromptError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.mlx_backend import build
@@ -145,7 +146,7 @@ def test_plain_decoding_samples_at_the_temperature(loaded: LoadedModel) -> None:
     model, temperature = loaded.model.model, 1.5
     logits = model.forward(PROMPT, range(6), None, model.new_cache(), logits="last").logits
     wanted = np.exp(log_probabilities(logits, temperature))[0]
-    start = Tempo(model, PROMPT, resolve({"decoder": "plain", "temperature": temperature}))
+    start = plain(Setup(model, PROMPT, resolve({"decoder": "plain", "temperature": temperature})))
     draws = []
     for seed in range(2000):
         state = start.copy()
@@ -250,7 +251,7 @@ def test_interruption_reaches_into_the_prompt(loaded: LoadedModel) -> None:
 
 def test_a_copied_state_decodes_on_its_own(loaded: LoadedModel) -> None:
     config = resolve({"threshold": 0.06, "use_retroactive_pruning": True, "posterior_threshold": 0.3})
-    state = Tempo(loaded.model, PROMPT, config)
+    state = superposed(Setup(loaded.model, PROMPT, config))
     for _ in range(5):
         state.advance()
     other = state.copy()

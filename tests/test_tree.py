@@ -12,8 +12,9 @@ import pytest
 from tempo_mlx.api import generate, stream
 from tempo_mlx.config import resolve
 from tempo_mlx.decode.branches import Branches
+from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.score import score_sequences
-from tempo_mlx.decode.tree import Frontier, Node, Reading, most_different
+from tempo_mlx.decode.tree import Frontier, Node, most_different
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify

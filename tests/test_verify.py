@@ -16,6 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 from tempo_mlx.api import generate  # noqa: E402
 from tempo_mlx.config import as_dict, resolve  # noqa: E402
+from tempo_mlx.decode.decoder import Setup  # noqa: E402
+from tempo_mlx.decode.functions import Functions  # noqa: E402
+from tempo_mlx.decode.rules import make_rules  # noqa: E402
 from tempo_mlx.decode.step import Edge, Member, Step  # noqa: E402
 from tempo_mlx.decode.tempo import Tempo  # noqa: E402
 from tempo_mlx.errors import ModelError, RunFileError  # noqa: E402
@@ -83,7 +86,9 @@ def decode(model: Any, eos: int | None = None, prune: Any = None, **settings: An
     if settings.get("decoder") != "plain" and "selection" not in settings:
         settings = {"threshold": 0.08, **settings}
     config = resolve({"max_tokens": 24, **settings})
-    tempo = Tempo(model, PROMPT, config, eos_ids=() if eos is None else (eos,), prune=prune)
+    setup = Setup(model, PROMPT, config, eos_ids=() if eos is None else (eos,))
+    single = config.decoder == "plain"
+    tempo = Tempo(setup, make_rules(config, Functions(prune=prune), single=single))
     while len(tempo.steps) < config.max_tokens and not tempo.finished:
         tempo.advance()
     tempo.note_evidence()

@@ -18,7 +18,7 @@ from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
-    from tempo_mlx.session import Session
+    from tempo_mlx.sessions.session import Session
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
 SETTINGS = (
@@ -37,7 +37,7 @@ def chat(flags: dict[str, object], config: ConfigFile = None) -> None:
     Answers end after 512 steps unless --max-tokens says otherwise. Type /reset to begin anew, /exit to end.
     """
     from tempo_mlx.cli.generate import load_with_progress
-    from tempo_mlx.session import Session
+    from tempo_mlx.sessions.session import Session
 
     given = load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables)
     if not any("max_tokens" in source for source in (given.flags, given.environment, given.file)):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, notice_slow_blas, progress_bar
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.cli.output import INLINE, RunPrinter, check_writable, save
+from tempo_mlx.cli.output import RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
 from tempo_mlx.errors import ConfigError
@@ -147,7 +147,7 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
     from tempo_mlx.report.files import write_atomic
     from tempo_mlx.report.terminal import summary
 
-    streamed = output.stream and run.decoder in INLINE
+    streamed = output.stream and run.is_lattice
     if run.reasoning and not streamed:
         err.print(run.reasoning, style="dim", soft_wrap=True)
     if not output.quiet:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
     from tempo_mlx.report.terminal import Printer
 
-INLINE = ("superposed", "plain")  # decoders whose text is one line of sets
-
 
 class RunPrinter:
     """Prints one run to stdout in the format asked for. `add` each step, then `finish` with the run."""
@@ -29,7 +27,7 @@ class RunPrinter:
     def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
         self.output, self.out, self.err, self.decoding = output, out, err, decoding
         self.format = format_of(output)
-        self.inline = decoding.config.decoder in INLINE
+        self.inline = decoding.spec.lattice
         self.streams = self.format == "text" and output.stream
         self.live: Printer | None = None
 
@@ -121,7 +119,7 @@ def window_of(config: GenerateConfig) -> int:
 
 def path_lines(run: Run, probabilities: bool) -> list[str]:
     """The run's paths or branches, best first, one a line; line breaks in them are shown as such."""
-    if len(run.paths) == 1 and run.decoder not in INLINE and not probabilities:
+    if len(run.paths) == 1 and not run.is_lattice and not probabilities:
         return [run.paths[0].text]
     lines = []
     for number, path in enumerate(run.paths, 1):

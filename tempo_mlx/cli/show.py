@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import with_settings
-from tempo_mlx.cli.output import INLINE, path_lines
+from tempo_mlx.cli.output import path_lines
 from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import ConfigError
 
@@ -70,7 +70,7 @@ def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> N
     from tempo_mlx.report.terminal import printable, render_run, summary
     from tempo_mlx.report.text import make_label
 
-    if run.decoder in INLINE:
+    if run.is_lattice:
         out.print(
             render_run(run, make_label(output.show_token_ids, output.show_probabilities)), soft_wrap=True
         )

@@ -77,8 +77,9 @@ def _replay(run: Run, loaded: LoadedModel, out: Console) -> bool:
 
 def _rerun(run: Run, loaded: LoadedModel, out: Console) -> bool:
     from tempo_mlx.api import stream
-    from tempo_mlx.report.verify import tolerance_of
+    from tempo_mlx.report.verify import require_settings, tolerance_of
 
+    require_settings(run)
     decoding = stream(loaded, run.prompt.token_ids, replace(resolve(run.config), timeout=None))
     for _ in islice(decoding, len(run.steps)):
         pass

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.branches import Branches
-from tempo_mlx.decode.selection import select
+from tempo_mlx.decode.decoder import DecoderSpec, Setup
+from tempo_mlx.decode.selection import make_selector
 from tempo_mlx.decode.step import Removal
-from tempo_mlx.decode.tree import Child, Choice, Frontier, Node, Rule, best_children
-
-Float32s = NDArray[np.float32]
+from tempo_mlx.decode.tree import Child, Choice, Frontier, Node, Tree, best_children
 
 
 class Beam:
@@ -76,28 +72,27 @@ class DiverseBeam:
 class Samples:
     """Independent samples. Number i draws by its own seed, so it is the same whatever the number of samples."""
 
-    def __init__(self, config: GenerateConfig) -> None:
+    def __init__(self, setup: Setup) -> None:
+        config, functions = setup.config, setup.functions
         self.width = config.beam_width
-        self.selection = config.selection
-        self.threshold: float | None = config.threshold if config.selection == "threshold" else None
-        self.value = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}.get(
-            config.selection, config.threshold
-        )
-        self.greedy = config.temperature == 0
+        by_threshold = config.selection == "threshold" and functions.select is None
+        self.threshold: float | None = config.threshold if by_threshold else None
+        most = 1 if config.temperature == 0 else setup.model.architecture.vocab_size
+        self.select = make_selector(config, most, functions=functions)
         self.random = [np.random.default_rng([config.seed, number]) for number in range(self.width)]
 
     def __call__(self, frontier: Frontier) -> Choice:
         return Choice(
             [
-                frontier.child(row, self.draw(np.exp(frontier.tempered[row]), self.random[number]))
+                frontier.child(row, self.draw(frontier, row, self.random[number]))
                 for number, row in by_branch(frontier.nodes, self.width)
             ]
         )
 
-    def draw(self, probabilities: Float32s, random: np.random.Generator) -> int:
-        """One of the selected tokens of a distribution (V,), by their probabilities."""
-        width = 1 if self.greedy else len(probabilities)
-        tokens = select(probabilities, rule=self.selection, value=self.value, max_width=width)
+    def draw(self, frontier: Frontier, row: int, random: np.random.Generator) -> int:
+        """One of the selected tokens of a row's distribution, by their probabilities."""
+        probabilities = np.exp(frontier.tempered[row])
+        tokens = self.select(probabilities, frontier.nodes[row].length, ())
         mass = np.cumsum(probabilities[tokens], dtype=np.float64)
         return int(tokens[np.searchsorted(mass, random.random() * mass[-1], side="right")])
 
@@ -109,12 +104,18 @@ def by_branch(nodes: list[Node], width: int) -> list[tuple[int, int]]:
     return sorted((node.branch, row) for row, node in enumerate(nodes))
 
 
-def make_rule(config: GenerateConfig, num_eos_ids: int) -> Rule:
-    """The rule of a tree decoder."""
-    if config.decoder == "beam":
-        return Beam(config.beam_width, num_eos_ids)
-    if config.decoder == "diverse-beam":
-        return DiverseBeam(config.beam_width, config.diversity_strength)
-    if config.decoder == "sample":
-        return Samples(config)
-    return Branches(config)
+def beam(setup: Setup) -> Tree:
+    return Tree(setup, Beam(setup.config.beam_width, len(frozenset(setup.eos_ids))))
+
+
+def diverse_beam(setup: Setup) -> Tree:
+    return Tree(setup, DiverseBeam(setup.config.beam_width, setup.config.diversity_strength))
+
+
+def samples(setup: Setup) -> Tree:
+    return Tree(setup, Samples(setup))
+
+
+BEAM = DecoderSpec("beam", beam, texts="beam_width")
+DIVERSE_BEAM = DecoderSpec("diverse-beam", diverse_beam, texts="beam_width")
+SAMPLE = DecoderSpec("sample", samples, texts="beam_width", functions=("select",))

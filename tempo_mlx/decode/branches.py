@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.decoder import DecoderSpec, Setup
 from tempo_mlx.decode.step import Rejected, Removal
-from tempo_mlx.decode.tree import Child, Choice, Frontier, best_children
+from tempo_mlx.decode.tree import Child, Choice, Frontier, Tree, best_children
 
 
 class Branches:
@@ -114,3 +115,10 @@ class Branches:
             return child
         nodes = frontier.nodes[child.row].tail(self.merge_length - 1)
         return child if any(node.forced for node in nodes) else (*(node.token for node in nodes), child.token)
+
+
+def branches(setup: Setup) -> Tree:
+    return Tree(setup, Branches(setup.config))
+
+
+TREE = DecoderSpec("tree", branches, log_probs=True, texts="branches")

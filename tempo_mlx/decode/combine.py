@@ -7,10 +7,9 @@ a few numbers per step, are float64.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Float32s = NDArray[np.float32]
+from tempo_mlx.arrays import Float32s, Floats
 
 COMBINE_RULES = ("mix", "last", "mean", "product", "max")
 

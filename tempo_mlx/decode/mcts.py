@@ -11,25 +11,21 @@ Shapes: L rows of one forward pass, V vocabulary, n rows of the tree.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.decode.combine import log_probabilities
-from tempo_mlx.decode.prefill import Interrupted, check_prompt, never, prefill
-from tempo_mlx.decode.selection import select
+from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
+from tempo_mlx.decode.prefill import Interrupted
+from tempo_mlx.decode.selection import make_selector
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
-from tempo_mlx.decode.tree import Reading
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.lattice import ancestor_bias
-from tempo_mlx.model.forward import Model
 
-Float32s = NDArray[np.float32]
 LEAVES_AT_ONCE = 4
 
 
@@ -73,44 +69,26 @@ class Rollout:
 Value = Callable[[Rollout], float]
 
 
-class Mcts:
+class Mcts(Decoder):
     """The state of one search. Without a value function a node's worth is the mean, over the simulations
     through it, of the mean log-probability of the tokens from it on.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        prompt_ids: Sequence[int],
-        config: GenerateConfig,
-        *,
-        eos_ids: Iterable[int] = (),
-        cache: Any | None = None,
-        interrupted: Callable[[], str | None] = never,
-        stops: Callable[[Sequence[int]], bool] | None = None,
-        value: Value | None = None,
-    ) -> None:
-        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill."""
-        check_prompt(model, prompt_ids)
-        self.model = model
-        self.config = config
-        self.eos_ids = frozenset(eos_ids)
-        self.stops = stops
-        self.value = value
-        self.interrupted = interrupted
-        self.cache = model.new_cache() if cache is None else cache
-        self.prompt_length = len(prompt_ids)
-        self.steps: list[Step] = []
+    def __init__(self, setup: Setup) -> None:
+        """Runs the prompt. Raises PromptError, and Interrupted."""
+        super().__init__(setup)
+        self.value = setup.functions.value
+        self.by_threshold = self.config.selection == "threshold" and setup.functions.select is None
+        width = 1 if self.config.temperature == 0 else int(self.config.max_parallel_tokens)
+        self.select = make_selector(self.config, width, functions=setup.functions)
         self.text: list[SearchNode] = []  # decided
         self.root = SearchNode(-1, 0.0, 1.0, 1.0, 0, row=-1)
-        self.parents: list[
-            int
-        ] = []  # (n,) the cache's last rows, which only descendants see: row of the parent
+        # (n,) the cache's last rows, which only descendants see: row of the parent
+        self.parents: list[int] = []
         self.low, self.high = math.inf, -math.inf  # of all values so far
         self.simulations = self.forwards = self.rows_run = self.max_depth = 0
         self.searches: list[list[dict[str, Any]]] = []  # of each step, when its token was chosen
-        self.expand(self.root, log_probabilities(prefill(model, prompt_ids, self.cache, interrupted))[0])
-        self.clock = time.perf_counter()
+        self.expand(self.root, log_probabilities(self.run_prompt(setup))[0])
 
     @property
     def finished(self) -> bool:
@@ -127,12 +105,9 @@ class Mcts:
             self.search(self.config.mcts_simulations)
         chosen = max(children, key=lambda child: child.visits)
         self.searches.append(visited(root))
-        step = self.record(chosen, children)
+        step = self.step_of(chosen, children)
         self.commit(chosen)
-        now = time.perf_counter()
-        step.seconds, self.clock = now - self.clock, now
-        self.steps.append(step)
-        return step
+        return self.record(step)
 
     def readings(self) -> list[Reading]:
         """The text so far."""
@@ -140,9 +115,6 @@ class Mcts:
             zip(*((node.token, node.log_prob) for node in self.text), strict=True) if self.text else ((), ())
         )
         return [Reading(ids, log_probs, self.finished, 0)] if ids else []
-
-    def note_evidence(self) -> None:
-        """Nothing is learnt later about a row that only its descendants see."""
 
     def statistics(self, token_text: Callable[[int], str]) -> dict[str, Any]:
         """For the run file: totals, and for each step what was known when its token was chosen (see `visited`).
@@ -214,18 +186,11 @@ class Mcts:
     def expand(self, node: SearchNode, log_probs: Float32s) -> None:
         """Give a node the children that the selection rule keeps of its distribution (V,)."""
         config = self.config
-        if node.length < config.min_steps:
-            log_probs[list(self.eos_ids)] = -np.inf
+        log_probs[list(self.excluded(node.length))] = -np.inf
         tempered = log_probs
         if config.temperature not in (0.0, 1.0):
             tempered = log_probabilities(log_probs[None], config.temperature)[0]
-        values = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}
-        tokens = select(
-            np.exp(tempered),
-            rule=config.selection,
-            value=values.get(config.selection, config.threshold),
-            max_width=1 if config.temperature == 0 else int(config.max_parallel_tokens),
-        ).tolist()
+        tokens = self.select(np.exp(tempered), node.length, ()).tolist()
         probabilities = np.exp(tempered[tokens], dtype=np.float64)
         priors = probabilities / probabilities.sum()
         node.children = []
@@ -251,8 +216,7 @@ class Mcts:
             going = []
             for leaf, distribution in zip(leaves, log_probs, strict=True):
                 length = leaf.length + len(texts[leaf]) + 1
-                if length <= self.config.min_steps:
-                    distribution[list(self.eos_ids)] = -np.inf
+                distribution[list(self.excluded(length - 1))] = -np.inf
                 token = int(distribution.argmax())
                 texts[leaf].append((token, float(distribution[token])))
                 unfinished = token not in self.eos_ids and self.position(length) < limit
@@ -339,8 +303,8 @@ class Mcts:
             return node.token in self.eos_ids
         return self.stops([n.token for n in (*self.text, *reversed(lineage(node)[:-1]))])
 
-    def record(self, chosen: SearchNode, children: list[SearchNode]) -> Step:
-        """The step's record: in a run file the text is a chain, whatever else the cache held."""
+    def step_of(self, chosen: SearchNode, children: list[SearchNode]) -> Step:
+        """The step for the record: in a run file the text is a chain, whatever else the cache held."""
         index = len(self.text)
         slot = self.prompt_length + index
         edges = (Edge(slot - 1, 1.0, chosen.probability),) if index else ()
@@ -354,7 +318,7 @@ class Mcts:
         return Step(
             step=index,
             position=slot,
-            threshold=self.config.threshold if self.config.selection == "threshold" else None,
+            threshold=self.config.threshold if self.by_threshold else None,
             residual_probability=1.0 - chosen.probability,
             tokens=[Member(chosen.token, chosen.probability, own_slot, weight, edges)],
             rejected=others,
@@ -390,3 +354,6 @@ def visited(root: SearchNode) -> list[dict[str, Any]]:
                 entry = {"parent": index[node], "id": child.token, "prior": child.prior}
                 result.append({**entry, "visits": child.visits, "value": child.value})
     return result
+
+
+MCTS = DecoderSpec("mcts", Mcts, functions=("select", "value"))

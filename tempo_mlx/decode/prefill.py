@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import PromptError
 from tempo_mlx.model.forward import Model
 
 CHUNK = 512
+Interrupt = Callable[[], str | None]  # asked now and then: why a run shall end, None to go on
 
 
 class Interrupted(Exception):
-    """Raised inside a decoder when its caller asked it to stop; the reason becomes the run's finish_reason."""
+    """Raised inside a decoder when an `Interrupt` gave a reason, which becomes the run's finish_reason."""
 
 
 def never() -> str | None:
-    """The `interrupted` of a caller that never stops a run."""
+    """The `Interrupt` of a caller that never stops a run."""
     return None
 
 
@@ -34,9 +35,7 @@ def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
         )
 
 
-def prefill(
-    model: Model, prompt_ids: Sequence[int], cache: Any, interrupted: Callable[[], str | None]
-) -> NDArray[np.float32]:
+def prefill(model: Model, prompt_ids: Sequence[int], cache: Any, interrupted: Interrupt) -> Float32s:
     """Append the prompt's rows that `cache` does not hold yet; return the last row's logits (1, V).
 
     A cache that holds a prefix of the prompt (at most all but its last token) is continued. Raises Interrupted

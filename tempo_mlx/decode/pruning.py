@@ -21,15 +21,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.step import Member, Removal
 from tempo_mlx.lattice import Lattice
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Float32s = NDArray[np.float32]
 
 REMOVAL_MODES = ("keep_token", "keep_unattended", "remove_position")
 SINKS = 4  # prompt slots at most that soak up attention whatever they say (StreamingLLM, arXiv 2309.17453)
@@ -97,7 +94,7 @@ class PruneRule:
         return list(self.decide(context))
 
 
-def make_rule(config: GenerateConfig) -> PruneRule | None:
+def prune_rule(config: GenerateConfig) -> PruneRule | None:
     """The rule the settings ask for; None with retroactive pruning off."""
     if not config.use_retroactive_pruning:
         return None

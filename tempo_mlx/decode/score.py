@@ -6,25 +6,24 @@ prompt and its own ancestors, so the numbers are those of each text run alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.paths import candidate_paths, choose_distinct
-from tempo_mlx.decode.prefill import check_prompt, never, prefill
+from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
-from tempo_mlx.decode.tree import Reading
 from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
 
-Floats = NDArray[np.float64]
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
 
 
@@ -80,7 +79,7 @@ def score_sequences(
     prompt_ids: Sequence[int],
     sequences: Sequence[Sequence[int]],
     cache: Any | None = None,
-    interrupted: Callable[[], str | None] = never,
+    interrupted: Interrupt = never,
 ) -> list[Floats]:
     """The log-probability of every token of every sequence, each after the prompt and its own beginning.
 
@@ -117,9 +116,7 @@ def score_sequences(
     )
 
 
-def make_trie(
-    root: int, sequences: Sequence[Sequence[int]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]:
+def make_trie(root: int, sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints, list[Ints]]:
     """Tokens (n,) and parents (n,) of the rows to run, parents first, and the row each token is read from.
 
     Row 0 is `root`. A token that nothing follows needs no row.
@@ -140,7 +137,7 @@ def make_trie(
     return np.array(tokens, np.int64), np.array(parents, np.int64), row_of
 
 
-def depths(parents: NDArray[np.int64]) -> NDArray[np.int64]:
+def depths(parents: Ints) -> Ints:
     """(n,): how many rows are above each; parents come before their children."""
     result = np.zeros(len(parents), np.int64)
     for row in range(1, len(parents)):

@@ -2,14 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.functions import Functions, Select
+from tempo_mlx.decode.schedules import Schedule, constant
+from tempo_mlx.errors import ConfigError
+
+# probabilities (V,), step, excluded ids -> ids, best first
+Selector = Callable[[Float32s, int, Collection[int]], Ints]
 
 SELECTION_RULES = ("threshold", "min-p", "top-p", "top-k")
+
+
+def make_selector(
+    config: GenerateConfig,
+    max_width: int,
+    threshold: Schedule | None = None,
+    functions: Functions | None = None,
+) -> Selector:
+    """What the settings, or a function of the caller's own, select: at most `max_width` tokens.
+
+    threshold: the schedule where it moves.
+    """
+    own = None if functions is None else functions.select
+    values: dict[str, Schedule] = {
+        "threshold": threshold or constant(config.threshold),
+        "min-p": constant(config.min_p),
+        "top-p": constant(config.top_p),
+        "top-k": constant(config.top_k),
+    }
+    value = values[config.selection]
+
+    def selector(probabilities: Float32s, step: int, excluded: Collection[int]) -> Ints:
+        if own is not None:
+            return chosen_by(own, probabilities, step, excluded)[:max_width]
+        return select(
+            probabilities, rule=config.selection, value=value(step), max_width=max_width, excluded=excluded
+        )
+
+    return selector
+
+
+def chosen_by(
+    function: Select,
+    probabilities: Float32s,
+    step: int,
+    excluded: Collection[int],
+) -> Ints:
+    """What a function of the caller's own selects, best first. Raises ConfigError where that cannot be a set."""
+    eligible = probabilities.copy()
+    eligible[list(excluded)] = 0.0
+    ids = np.array([int(token) for token in function(eligible, step)], np.int64)
+    if not len(ids) or len(set(ids.tolist())) < len(ids) or not (0 <= ids.min() <= ids.max() < len(eligible)):
+        raise ConfigError(
+            f"The select function returned {ids.tolist()} at step {step}; it must return one or more different tokens."
+        )
+    if not (eligible[ids] > 0.0).all():
+        raise ConfigError(
+            f"The select function returned a token of probability 0 at step {step}; leave it out."
+        )
+    return ids[np.lexsort((ids, -eligible[ids]))]
 
 
 def select(

@@ -1,8 +1,8 @@
 """Pruning before append: which candidates of a step do not join its set, although the selection kept them.
 
-Both strategies take the k candidates best first, without those that end the text (they never get a row), and
-return the dropped ones, index -> why. The best candidate of a cluster and the best supported candidate always
-stay, so a set is never emptied.
+`screen` applies what the settings ask for. Both strategies take the k candidates best first, without those that end
+the text (they never get a row), and return the dropped ones, index -> why. The best candidate of a cluster and the
+best supported candidate always stay, so a set is never emptied.
 
 `diversity` needs nothing but the candidates' embeddings. `coherence` needs the attention of the candidates'
 own rows, so the candidates are run first (the probe); where rows do not see their siblings, a survivor's
@@ -11,18 +11,22 @@ row is just what it would have been without the others, and counts as its run.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.pruning import SINKS
 from tempo_mlx.decode.schedules import Schedule, scheduled
+from tempo_mlx.model.forward import Forward
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Float32s = NDArray[np.float32]
+if TYPE_CHECKING:
+    from tempo_mlx.decode.tempo import Tempo
+
 
 ITERATIONS = 20  # of k-means, which settles in two or three on a few points
 
@@ -37,7 +41,7 @@ class Strategy:
     coherence: Schedule | None
 
 
-def make_strategy(config: GenerateConfig) -> Strategy | None:
+def screening(config: GenerateConfig) -> Strategy | None:
     """The strategy the settings ask for; None without pruning before append. Hybrid is both."""
     if not config.use_pruning:
         return None
@@ -47,6 +51,44 @@ def make_strategy(config: GenerateConfig) -> Strategy | None:
         if config.pruning_strategy == "diversity"
         else scheduled(config, config.coherence_threshold, "pruning"),
     )
+
+
+def screen(
+    tempo: Tempo, strategy: Strategy | None, tokens: Ints, probabilities: Float32s
+) -> tuple[dict[int, str], Forward | None]:
+    """Which of the selected tokens (best first) are dropped before they get a slot, and why; and the survivors' rows,
+    where the probe has run them already and they are what they would have been alone.
+    """
+    candidates = [t for t in tokens.tolist() if t not in tempo.eos_ids]
+    dropped: dict[int, str] = {}
+    if strategy is None or len(candidates) < 2:
+        return dropped, None
+    if strategy.clusters is not None:
+        gone = diversity(tempo.model.embeddings(candidates), strategy.clusters)
+        dropped = {candidates[i]: why for i, why in gone.items()}
+        candidates = [t for t in candidates if t not in dropped]
+    if strategy.coherence is None or len(candidates) < 2:
+        return dropped, None
+    return probe(tempo, strategy.coherence(len(tempo.steps)), candidates, probabilities, dropped)
+
+
+def probe(
+    tempo: Tempo, threshold: float, candidates: list[int], probabilities: Float32s, dropped: dict[int, str]
+) -> tuple[dict[int, str], Forward | None]:
+    """Run the candidates' rows to see what they attend to; the cache then holds the survivors', or none of them."""
+    trial, start = copy.copy(tempo.lattice), len(tempo.cache)
+    tempo.extend(trial, candidates[::-1], probabilities)
+    seen = tempo.forward(trial, candidates[::-1], attention="rows")
+    assert seen.logits is not None and seen.attention_mass is not None
+    support = support_of(seen.attention_mass[:, ::-1], trial.prompt_length)  # best first
+    dropped = dropped | {candidates[i]: why for i, why in coherence(support, threshold).items()}
+    if tempo.config.allow_intraset_token_visibility or not tempo.config.custom_rope:
+        tempo.cache.truncate(start)  # rows saw the others, or sit where the others moved them: run again
+        return dropped, None
+    rows = np.array([i for i, t in enumerate(candidates[::-1]) if t not in dropped])
+    slots = np.concatenate([np.arange(start), start + rows])
+    tempo.cache.keep(slots)
+    return dropped, Forward(seen.logits[rows], seen.attention_mass[:, rows][:, :, slots].mean(axis=1))
 
 
 def diversity(embeddings: ArrayLike, clusters: int) -> dict[int, str]:

@@ -1,100 +1,69 @@
 """Superposed decoding: TEMPO's own loop.
 
-One `advance` is one step: run the newest set's rows, prune what they show to be unused, combine the rows into one
-distribution, select the next set from it, append it to the lattice. Everything that decides is a pure function of
-another module; what changes the lattice and the cache is here, where you can see it.
+One `advance` is one step, in seven: run the newest set's rows, prune what they show to be unused, combine them into one
+distribution, select the next set from it, screen its candidates, append it to the lattice, record it. What decides is
+in `Rules` (rules.py); what changes the lattice and the cache is here, where you can see it.
 """
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.decode.combine import combine, edges, log_probabilities
-from tempo_mlx.decode.prefill import check_prompt, never, prefill
-from tempo_mlx.decode.pruning import (
-    AttentionHistory,
-    PruneContext,
-    Pruned,
-    PruneRule,
-    make_rule,
-    open_sets,
-    settle,
-)
-from tempo_mlx.decode.schedules import scheduled
-from tempo_mlx.decode.selection import select
+from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
+from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, open_sets, settle
+from tempo_mlx.decode.rules import Rules, make_rules
+from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
-from tempo_mlx.decode.strategies import coherence, diversity, make_strategy, support_of
+from tempo_mlx.decode.strategies import screen
+from tempo_mlx.errors import RunFileError
 from tempo_mlx.lattice import Lattice
-from tempo_mlx.model.forward import Attention, Forward, Model
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Float32s = NDArray[np.float32]
+from tempo_mlx.model.forward import Attention, Forward
 
 
-class Tempo:
+class Tempo(Decoder):
     """The state of one superposed run (one token a step under the plain decoder). `copy` it to branch or to undo."""
 
-    def __init__(
-        self,
-        model: Model,
-        prompt_ids: Sequence[int],
-        config: GenerateConfig,
-        *,
-        eos_ids: Iterable[int] = (),
-        prune: PruneRule | Callable[[PruneContext], Iterable[Pruned]] | None = None,
-        cache: Any | None = None,
-        interrupted: Callable[[], str | None] = never,
-        guide: Callable[[Sequence[int]], int | None] | None = None,
-    ) -> None:
-        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill.
+    def __init__(self, setup: Setup, rules: Rules) -> None:
+        """Runs the prompt. Raises PromptError, and Interrupted."""
+        super().__init__(setup)
+        self._rules = rules
+        self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
+        self.random = np.random.default_rng(self.config.seed)
+        self.first = log_probabilities(self.run_prompt(setup), self.config.temperature)  # (1, V)
+        self.rewind()
 
-        guide(token_ids): the one token that must follow the best token of each set so far, or None.
-        """
-        check_prompt(model, prompt_ids)
-        self.model = model
-        self.config = config
-        self.eos_ids = frozenset(eos_ids)
-        by_attention = config.pruning_signal == "attention"
-        self.threshold = scheduled(config, config.threshold, "selection")
-        self.pruning_threshold = scheduled(
-            config, config.attention_threshold if by_attention else config.posterior_threshold, "pruning"
-        )
-        self.strategy = make_strategy(config)
-        self.rule = (
-            make_rule(config)
-            if prune is None
-            else prune
-            if isinstance(prune, PruneRule)
-            else PruneRule(prune)
-        )
-        self.history = (
-            AttentionHistory(config.pruning_window) if self.rule and self.rule.needs_attention else None
-        )
-        self.guide = guide
-        self.random = np.random.default_rng(config.seed)
-        self.cache = model.new_cache() if cache is None else cache
-        self.lattice = Lattice(len(prompt_ids))
+    def rewind(self) -> None:
+        """To where the prompt has been run, and nothing else; the cache is the caller's to bring there."""
         self.steps: list[Step] = []
+        self.lattice = Lattice(self.prompt_length)
         self.members: dict[int, Member] = {}  # alive, by slot
-        self.evidence: tuple[Ints, Floats, Float32s | None] | None = (
-            None  # slots, their posterior and attention
+        # slots, their posterior and attention
+        self.evidence: tuple[Ints, Floats, Float32s | None] | None = None
+        self.history = (
+            AttentionHistory(self.config.pruning_window)
+            if self.rules.prune and self.rules.prune.needs_attention
+            else None
         )
-        self.log_probs = log_probabilities(
-            prefill(model, prompt_ids, self.cache, interrupted), config.temperature
-        )
-        self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs (k, V)
+        self.log_probs = self.first  # (k, V)
+        self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
         self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
-        self.probed: Forward | None = None  # the newest set's rows, where choosing it has run them already
-        self.clock = time.perf_counter()
+        self.probed: Forward | None = None  # the newest set's rows, where screening it has run them already
+
+    @property
+    def rules(self) -> Rules:
+        """Not to be replaced under way: the run's file would not say so. See `Functions`."""
+        return self._rules
+
+    @property
+    def threshold(self) -> Schedule | None:
+        """What sets are selected by, if by a threshold."""
+        return self._rules.threshold
 
     @property
     def finished(self) -> bool:
@@ -103,22 +72,21 @@ class Tempo:
 
     def advance(self) -> Step:
         """One step. The newest set's rows are run first, so that a run's last set never is."""
-        removed = self.run_rows() if self.waiting else ()
-        probabilities = combine(self.log_probs, self.weights, self.config.combine)  # (V,)
+        forward = self.run()
+        removed = self.prune(forward)
+        probabilities = self.combine()
         tokens = self.select(probabilities)
-        dropped = self.screen(tokens, probabilities) if self.strategy is not None else {}
-        step = self.append(np.array([t for t in tokens.tolist() if t not in dropped]), probabilities)
-        step.rejected = tuple(
-            Rejected(token, float(probabilities[token]), why) for token, why in dropped.items()
-        )
-        step.removed = removed
-        now = time.perf_counter()
-        step.seconds, self.clock = now - self.clock, now
-        self.steps.append(step)
-        return step
+        kept, rejected = self.screen(tokens, probabilities)
+        step = self.append(kept, probabilities)
+        step.rejected, step.removed = rejected, removed
+        return self.record(step)
 
-    def run_rows(self) -> tuple[int, ...]:
-        """Forward the newest set, all members in one pass; returns the slots that this removed."""
+    def run(self) -> Forward | None:
+        """Forward the newest set, all members in one pass, and note what it shows of earlier sets; None where that has
+        been done.
+        """
+        if not self.waiting:
+            return None
         forward = self.probed or self.forward(self.lattice, self.waiting, attention=self.history is not None)
         assert forward.logits is not None
         self.probed = None
@@ -126,7 +94,11 @@ class Tempo:
         self.log_probs = log_probabilities(forward.logits, self.config.temperature)
         self.weights = self.lattice.weights[-len(self.waiting) :]
         self.waiting = []
-        return self.prune(forward.attention_mass)
+        lattice, mass = self.lattice, forward.attention_mass
+        earlier = slice(None, len(lattice.slots) - len(lattice.newest))
+        attention = None if mass is None else mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
+        self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
+        return forward
 
     def forward(self, lattice: Lattice, tokens: Sequence[int], attention: Attention) -> Forward:
         """Run the newest set of `lattice` (tokens in slot order) and append its rows to the cache."""
@@ -138,82 +110,51 @@ class Tempo:
         bias = lattice.bias(config.attend, config.allow_intraset_token_visibility)
         return self.model.forward(tokens, positions, bias, self.cache, attention=attention)
 
-    def prune(self, attention_mass: Float32s | None) -> tuple[int, ...]:
+    def prune(self, forward: Forward | None) -> tuple[int, ...]:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
-        lattice, newest = self.lattice, self.lattice.num_sets - 1
-        earlier = slice(None, len(lattice.slots) - len(lattice.newest))
-        attention = (
-            None
-            if attention_mass is None
-            else attention_mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
-        )
-        self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
-        if self.rule is None:
+        rule, newest = self.rules.prune, self.lattice.num_sets - 1
+        if forward is None or rule is None:
             return ()
-        window = self.config.pruning_window
-        if self.history is not None and attention_mass is not None:
-            self.history = self.history.record(lattice, attention_mass)
-        context = PruneContext(
-            newest, self.pruning_threshold(newest), open_sets(lattice, self.members, window, self.history)
-        )
-        pruned = settle(context, self.rule(context), self.config.complete_removal_mode)
-        if not pruned:
-            return ()
+        if self.history is not None and forward.attention_mass is not None:
+            self.history = self.history.record(self.lattice, forward.attention_mass)
+        views = open_sets(self.lattice, self.members, self.config.pruning_window, self.history)
+        context = PruneContext(newest, self.rules.pruning_threshold(newest), views)
+        named = [entry for entry in rule(context) if entry.slot not in self.pinned]
+        pruned = settle(context, named, self.config.complete_removal_mode)
         slots = tuple(entry.slot for entry in pruned)
         self.note_evidence(slots)
         for entry in pruned:
-            member = self.members.pop(entry.slot)
+            member = self.members[entry.slot]
             member.removed_after, member.removed_why = newest, entry.why
-        self.cache.keep(lattice.remove(slots))
+        self.drop(slots)
         return slots
+
+    def drop(self, slots: Sequence[int]) -> None:
+        """Let lattice and cache go on without these alive members of earlier sets."""
+        if slots:
+            for slot in slots:
+                del self.members[slot]
+            self.cache.keep(self.lattice.remove(slots))
+
+    def combine(self) -> Float32s:
+        """The next distribution (V,)."""
+        return combine(self.log_probs, self.weights, self.config.combine)
 
     def select(self, probabilities: Float32s) -> Ints:
         """The next set's tokens, best first."""
-        config, index = self.config, len(self.steps)
+        index = len(self.steps)
         forced = self.guide([step.tokens[0].id for step in self.steps]) if self.guide else None
         if forced is not None:
             return np.array([forced])
-        excluded = self.eos_ids if index < config.min_steps else frozenset[int]()
-        if config.decoder == "plain" and config.temperature > 0:
-            return sample(probabilities, excluded, self.random)
-        rule = config.selection
-        value = {"min-p": config.min_p, "top-p": config.top_p, "top-k": config.top_k}.get(
-            rule, self.threshold(index)
-        )
-        single = config.decoder == "plain" or config.temperature == 0
-        width = 1 if single else int(config.max_parallel_tokens)
-        return select(probabilities, rule=rule, value=value, max_width=width, excluded=excluded)
+        if self.rules.sampled:
+            return sample(probabilities, self.excluded(index), self.random)
+        return self.rules.select(probabilities, index, self.excluded(index))
 
-    def screen(self, tokens: Ints, probabilities: Float32s) -> dict[int, str]:
-        """Which of the selected tokens (best first) are dropped before they get a slot, and why.
-
-        Coherence runs the candidates' rows to see what they attend to (the probe). Where rows do not see their
-        siblings, the survivors' rows are what they would have been alone, and are kept.
-        """
-        assert self.strategy is not None
-        candidates = [t for t in tokens.tolist() if t not in self.eos_ids]
-        dropped: dict[int, str] = {}
-        if self.strategy.clusters is not None and len(candidates) > 1:
-            gone = diversity(self.model.embeddings(candidates), self.strategy.clusters)
-            dropped = {candidates[i]: why for i, why in gone.items()}
-            candidates = [t for t in candidates if t not in dropped]
-        if self.strategy.coherence is None or len(candidates) < 2:
-            return dropped
-        trial, start = copy.copy(self.lattice), len(self.cache)
-        self.extend(trial, candidates[::-1], probabilities)
-        probe = self.forward(trial, candidates[::-1], attention="rows")
-        assert probe.logits is not None and probe.attention_mass is not None
-        support = support_of(probe.attention_mass[:, ::-1], trial.prompt_length)  # best first
-        gone = coherence(support, self.strategy.coherence(len(self.steps)))
-        dropped.update({candidates[i]: why for i, why in gone.items()})
-        if self.config.allow_intraset_token_visibility or not self.config.custom_rope:
-            self.cache.truncate(start)  # rows saw the others, or sit where the others moved them: run again
-        else:
-            rows = np.array([i for i, t in enumerate(candidates[::-1]) if t not in dropped])
-            slots = np.concatenate([np.arange(start), start + rows])
-            self.cache.keep(slots)
-            self.probed = Forward(probe.logits[rows], probe.attention_mass[:, rows][:, :, slots].mean(axis=1))
-        return dropped
+    def screen(self, tokens: Ints, probabilities: Float32s) -> tuple[Ints, tuple[Rejected, ...]]:
+        """Those of the selected tokens (best first) that join the set, and those that do not."""
+        dropped, self.probed = screen(self, self.rules.screen, tokens, probabilities)
+        rejected = (Rejected(token, float(probabilities[token]), why) for token, why in dropped.items())
+        return np.array([token for token in tokens.tolist() if token not in dropped]), tuple(rejected)
 
     def extend(
         self, lattice: Lattice, tokens: Sequence[int], probabilities: Float32s
@@ -253,7 +194,7 @@ class Tempo:
         return Step(
             step=index,
             position=self.lattice.prompt_length + index,
-            threshold=self.threshold(index) if self.config.selection == "threshold" else None,
+            threshold=None if self.threshold is None else self.threshold(index),
             residual_probability=1.0 - sum(m.probability for m in members),
             tokens=members,
             exit_layer=self.exit_layer,
@@ -279,6 +220,63 @@ class Tempo:
         other.members = {m.slot: m for m in slotted if m.slot in self.members}
         return other
 
+    def shed(self) -> None:
+        """Let go of what the next run computes anew, and is large."""
+        if self.waiting:
+            self.log_probs = self.log_probs[:0]
+
+    # -- going back
+
+    def enter(self, record: Step) -> None:
+        """Append a recorded set: the same weights, edges and slots as when it was chosen. Raises RunFileError."""
+        kept = sorted((m for m in record.tokens if m.slot is not None), key=lambda m: m.slot or 0)
+        if kept:
+            parents = np.array([[edge.posterior for edge in m.parents] for m in kept]).T
+            slots = self.lattice.append([m.weight or 0.0 for m in kept], parents if record.step else None)
+            if slots.tolist() != [m.slot for m in kept]:
+                raise RunFileError(f"The slots of step {record.step} do not follow those before it.")
+            self.members.update({int(m.slot): m for m in kept if m.slot is not None})
+        self.waiting = [m.id for m in kept]
+        self.steps.append(record)
+
+    def replay(self, records: Sequence[Step], known: Callable[[Ints], None] | None = None) -> Iterator[None]:
+        """Take over recorded sets, one a turn, and remove what was removed once each had been run.
+
+        The last one's rows are left to be run where it removed nothing. known: appends the rows of these slots to the
+        cache; without it they are run again, all but the last set's.
+        """
+        removed: dict[int, list[int]] = {}
+        for member in (member for record in records for member in record.tokens):
+            if member.removed_after is not None and member.slot is not None:
+                removed.setdefault(member.removed_after, []).append(member.slot)
+        for record in records:
+            self.enter(record)
+            if record is not records[-1] and known is not None:
+                known(self.lattice.newest)
+                self.waiting = []
+            elif record is not records[-1] or record.step in removed:
+                self.run()
+            self.drop([slot for slot in removed.get(record.step, ()) if slot in self.members])
+            yield
+
+    def at(self, step: int) -> Tempo:
+        """This run as it was before set `step` was chosen, the rows that it is chosen from run anew.
+
+        For a cache that keeps the rows of removed members (sessions/arena.py).
+        """
+        other = self.copy()
+        records = other.steps[:step]
+        other.rewind()
+        other.cache.rewind(self.prompt_length)
+        for _ in other.replay(records, known=other.cache.restore):
+            pass
+        other.run()
+        for member in (member for record in records for member in record.tokens):
+            member.posterior = member.attention = None
+            if member.removed_after is not None and member.removed_after >= step:
+                member.removed_after = member.removed_why = None
+        return other
+
 
 def sample(probabilities: Float32s, excluded: Iterable[int], random: np.random.Generator) -> Ints:
     """One token drawn from the distribution without the excluded ids."""
@@ -286,3 +284,22 @@ def sample(probabilities: Float32s, excluded: Iterable[int], random: np.random.G
     mass[list(excluded)] = 0.0
     cumulative = np.cumsum(mass)
     return np.array([np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
+
+
+def superposed(setup: Setup) -> Tempo:
+    return Tempo(setup, make_rules(setup.config, setup.functions))
+
+
+def plain(setup: Setup) -> Tempo:
+    return Tempo(setup, make_rules(setup.config, setup.functions, single=True))
+
+
+SUPERPOSED = DecoderSpec(
+    "superposed",
+    superposed,
+    lattice=True,
+    editable=True,
+    log_probs=True,
+    functions=("prune", "select", "schedule"),
+)
+PLAIN = DecoderSpec("plain", plain, lattice=True, editable=True, log_probs=True)

@@ -9,24 +9,18 @@ Shapes: k rows of the newest set, V vocabulary.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities
-from tempo_mlx.decode.prefill import check_prompt, never, prefill
+from tempo_mlx.decode.decoder import Decoder, Reading, Setup
 from tempo_mlx.decode.step import Edge, Member, Rejected, Removal, Step
 from tempo_mlx.lattice import Lattice
-from tempo_mlx.model.forward import Model
-
-Ints = NDArray[np.int64]
-Float32s = NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -53,27 +47,6 @@ class Node:
 
     def token_ids(self, count: int | None = None) -> list[int]:
         return [node.token for node in self.tail(count)]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One text of a tree: its tokens and their log-probabilities. `finished`: the model ended it."""
-
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    finished: bool
-    branch: int
-
-    @property
-    def log_prob(self) -> float:
-        return sum(self.log_probs)
-
-    @classmethod
-    def of(cls, node: Node) -> Reading:
-        nodes = node.tail()
-        sums = [0.0, *(n.log_prob for n in nodes)]
-        each = tuple(after - before for before, after in pairwise(sums))
-        return cls(tuple(n.token for n in nodes), each, node.finished, node.branch)
 
 
 @dataclass(frozen=True)
@@ -129,46 +102,22 @@ class Rule(Protocol):
     def __call__(self, frontier: Frontier) -> Choice: ...
 
 
-class Tree:
+class Tree(Decoder):
     """The state of one run: the texts so far are `nodes` (one a row of the newest set) and `ended`."""
 
-    def __init__(
-        self,
-        model: Model,
-        prompt_ids: Sequence[int],
-        config: GenerateConfig,
-        rule: Rule,
-        *,
-        eos_ids: Iterable[int] = (),
-        cache: Any | None = None,
-        interrupted: Callable[[], str | None] = never,
-        stops: Callable[[Sequence[int]], bool] | None = None,
-        guide: Callable[[Sequence[int]], int | None] | None = None,
-    ) -> None:
-        """Runs the prompt; `cache` may hold a prefix of it. Raises PromptError, and Interrupted during prefill.
-
-        stops(token_ids): whether a text ends with its last token. guide(token_ids): the token a text must
-        continue with, or None.
-        """
-        check_prompt(model, prompt_ids)
-        self.model = model
-        self.config = config
+    def __init__(self, setup: Setup, rule: Rule) -> None:
+        """Runs the prompt. Raises PromptError, and Interrupted."""
+        super().__init__(setup)
         self.rule = rule
-        self.eos_ids = frozenset(eos_ids)
-        self.stops = stops
-        self.guide = guide
-        self.cache = model.new_cache() if cache is None else cache
-        self.lattice = Lattice(len(prompt_ids))
-        self.steps: list[Step] = []
+        self.lattice = Lattice(self.prompt_length)
         self.nodes = [Node(-1, 0.0, 0, 0)]
         self.ended: list[Node] = []
         self.by_slot: dict[int, Node] = {}  # alive
         self.num_branches = 1
         self.done = False
-        self.log_probs = log_probabilities(prefill(model, prompt_ids, self.cache, interrupted))  # (k, V)
+        self.log_probs = log_probabilities(self.run_prompt(setup))  # (k, V)
         self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
-        self.clock = time.perf_counter()
 
     @property
     def finished(self) -> bool:
@@ -179,11 +128,7 @@ class Tree:
         if self.waiting:
             self.run_rows()
         frontier = self.frontier()
-        step = self.append(self.rule(frontier), frontier)
-        now = time.perf_counter()
-        step.seconds, self.clock = now - self.clock, now
-        self.steps.append(step)
-        return step
+        return self.record(self.append(self.rule(frontier), frontier))
 
     def readings(self) -> list[Reading]:
         """The texts so far, ended or not, by falling mean log-probability per token; at most the rule's width, and
@@ -191,13 +136,10 @@ class Tree:
         """
         texts = self.ended if self.done else [*self.ended, *(node for node in self.nodes if node.length)]
         ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)[: self.rule.width]
-        readings = [Reading.of(node) for node in ranked]
+        readings = [reading_of(node) for node in ranked]
         if not self.config.best_of:
             return readings
         return most_different(readings, self.config.branches, self.config.branch_diversity)
-
-    def note_evidence(self) -> None:
-        """Nothing is learnt later about a row that only its descendants see."""
 
     def run_rows(self) -> None:
         """Forward the newest set, all rows in one pass."""
@@ -213,7 +155,7 @@ class Tree:
         temperature = self.config.temperature or 1.0
         tempered = self.log_probs if temperature == 1.0 else log_probabilities(self.log_probs, temperature)
         forced = [self.guide(node.token_ids()) if self.guide else None for node in self.nodes]
-        excluded = list(self.eos_ids) if len(self.steps) < self.config.min_steps else []
+        excluded = list(self.excluded(len(self.steps)))
         for array in (self.log_probs, tempered):
             array[:, excluded] = -np.inf
             for row, token in enumerate(forced):
@@ -302,6 +244,13 @@ class Tree:
 def member_of(node: Node) -> Member:
     assert node.member is not None
     return node.member
+
+
+def reading_of(node: Node) -> Reading:
+    nodes = node.tail()
+    sums = [0.0, *(n.log_prob for n in nodes)]
+    each = tuple(after - before for before, after in pairwise(sums))
+    return Reading(tuple(n.token for n in nodes), each, node.finished, node.branch)
 
 
 def best_children(scores: Float32s, count: int) -> tuple[Ints, Ints]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import Step
-from tempo_mlx.report.records import RunPath, RunPrompt
+from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.report.text import Tokenizer, inline_set, is_shown, texts_along
 
@@ -29,11 +30,12 @@ def build_run(
     tree: Mapping[str, Any] | None = None,
     final_text: str | None = None,
     early_exit: Mapping[str, Any] | None = None,
+    custom: Mapping[str, RunRule] | None = None,
 ) -> Run:
     """The run of finished (or cancelled) decoding.
 
-    Under the superposed and plain decoders `final_text` is the best path and `text` shows every
-    alternative; under the others both are the best of `paths`, whose rows are exact readings of their own.
+    Of a lattice `final_text` is the best path and `text` shows every alternative; of other decoders both are the best
+    of `paths`, whose rows are exact readings of their own.
     `final_text` given replaces the reading (an answer without its reasoning). What follows a stop string of
     `config["stop"]` is cut from it.
     """
@@ -48,7 +50,7 @@ def build_run(
         )
         for step in plain
     )
-    if paths and decoder not in ("superposed", "plain"):
+    if paths and not DECODERS[decoder].lattice:
         text = paths[0].text
         best = text
     else:
@@ -69,6 +71,7 @@ def build_run(
         finish_reason=finish_reason,
         timing=timing,
         early_exit=early_exit,
+        custom=custom,
     )
 
 

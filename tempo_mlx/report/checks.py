@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import RunFileError
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
 
-DECODERS = ("superposed", "tree", "mcts", "beam", "diverse-beam", "sample", "plain")
 FINISH_REASONS = ("stop", "length", "cancelled", "timeout", "memory")
 SUM_TOLERANCE = 1e-6  # of P(i|j) over i, which is computed in float64
 PROBABILITY_TOLERANCE = 1e-5  # sums of float32 probabilities exceed 1 by so little

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tempo_mlx.decode.paths import T, TokenSet, best_paths, layers_of, members_of
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.report.checks import DECODERS, FINISH_REASONS, check
+from tempo_mlx.report.checks import FINISH_REASONS, check
 from tempo_mlx.report.files import write_atomic
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.text import pieces, shown
@@ -76,6 +77,11 @@ class Run(Record):
     @property
     def prompt_length(self) -> int:
         return len(self.prompt.token_ids)
+
+    @property
+    def is_lattice(self) -> bool:
+        """Whether it is one text of sets, to be read along their edges; otherwise `paths` are its texts."""
+        return DECODERS[self.decoder].lattice
 
     @property
     def token_sets(self) -> list[list[tuple[str, float]]]:

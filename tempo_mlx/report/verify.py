@@ -31,7 +31,6 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # By the bits of a quantised KV cache. Where nothing is removed the replay repeats the run to 1e-6; a removed slot that
 # is masked instead of dropped can change the last bit of a sum, and with it a rounding: 0.01 and 0.16 were measured.
 KV_TOLERANCES = {8: 5e-2, 4: 0.4}
-LATTICE_DECODERS = ("superposed", "plain")
 
 Floats = NDArray[np.float64]
 Float32s = NDArray[np.float32]
@@ -100,7 +99,7 @@ def verify(run: Run, model: Model) -> Verification:
     log_probs = log_probabilities(_logits(dense, model), temperature)  # (N, V)
     worst: dict[str, Difference] = {}
     compared = agreed = 0
-    replay = _replay_lattice if run.decoder in LATTICE_DECODERS else _replay_tree
+    replay = _replay_lattice if run.is_lattice else _replay_tree
     for differences, agrees in (*replay(run, log_probs), *_replay_paths(run, model)):
         agreed += agrees
         compared += len(differences)
@@ -130,7 +129,7 @@ def dense_run(run: Run) -> DenseRun:
     prompt = np.tril(np.ones((run.prompt_length, run.prompt_length), bool))
     bias[: run.prompt_length, : run.prompt_length][prompt] = 0.0
     bias[run.prompt_length :, : run.prompt_length] = 0.0
-    if run.decoder in LATTICE_DECODERS:
+    if run.is_lattice:
         _fill_from_lattice(bias, run, rows)
     else:
         _fill_from_ancestors(bias, rows)
@@ -292,6 +291,16 @@ def tolerance_of(info: Any) -> float:
     by_type = TOLERANCES.get(str(info.get("dtype")), max(TOLERANCES.values()))
     bits = info.get("kv_bits")
     return by_type if bits is None else max(by_type, KV_TOLERANCES[8 if bits == 8 else 4])
+
+
+def require_settings(run: Run) -> None:
+    """RunFileError where the run's settings alone do not say how to decode it again, or to go on."""
+    if run.custom is not None:
+        names = ", ".join(f"{name} {rule.name}" for name, rule in run.custom.items())
+        raise RunFileError(
+            f"The run was made with functions of its own ({names}), which its file does not hold; decode it again from "
+            "Python with them, or verify its numbers without --rerun."
+        )
 
 
 def _check_model(run: Run, model: Model) -> None:

@@ -7,25 +7,24 @@ writes them in OpenAI's shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tempo_mlx.api import Stream
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import thinking
+from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.build import cut_at_stop
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.text import Tokenizer, is_shown
-from tempo_mlx.server.decoding import open_stream, step_event
+from tempo_mlx.server.decoding import step_event
 from tempo_mlx.server.events import Output, StepEvents
 from tempo_mlx.server.observe import Watched
 from tempo_mlx.server.reading import SettledReading, TextStream
-
-Interrupted = Callable[[], str | None]
-SINGLE = ("superposed", "plain")  # decoders whose one text can be sent while it grows
 
 
 def complete(
@@ -34,20 +33,19 @@ def complete(
     config: GenerateConfig,
     payload: dict[str, Any],
     id: str,
-    interrupted: Interrupted,
+    interrupted: Interrupt,
 ) -> Iterator[Output]:
     """payload: `logprobs`, None or how many alternatives to report for each token; `n`, how many choices."""
     count = payload["logprobs"]
     watched = None if count is None else Watched(loaded.model, max(count, 1), config.temperature)
-    stream = open_stream(
-        loaded if watched is None else replace(loaded, model=watched), prompt, config, interrupted
-    )
+    model = loaded if watched is None else replace(loaded, model=watched)
+    stream = Stream(model, prompt, config, interrupted=interrupted)
     yield Output("begin", {"prompt_tokens": len(prompt.token_ids)})
     events = StepEvents(loaded.tokenizer)
     reading = SettledReading(config.pruning_window + 1 if config.use_retroactive_pruning else 0)
     text = TextStream(loaded.tokenizer, config.stop)
     parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))
-    growing = config.decoder in SINGLE
+    growing = stream.spec.lattice
     scores = None if watched is None else Scores(loaded.tokenizer, watched, len(prompt.token_ids), count)
     sent = 0
     for step in stream:
@@ -117,7 +115,7 @@ def read_choices(
     run: Run, steps: Sequence[Step], n: int, loaded: LoadedModel, scores: Scores | None
 ) -> list[dict[str, Any]]:
     """Every choice: text, reasoning, finish reason, number of tokens, and their scores where asked for."""
-    if run.decoder in SINGLE:
+    if run.is_lattice:
         readings = [([token.id for token in run.best_path()], run.final_text, run.finish_reason == "stop")]
     else:
         paths = [(list(path.token_ids), path.text) for path in run.paths[:n]]

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tempo_mlx.api import Stream
 from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.events import Output, StepEvents
-
-Interrupted = Callable[[], str | None]
-
-
-def open_stream(
-    loaded: LoadedModel, prompt: RunPrompt, config: GenerateConfig, interrupted: Interrupted
-) -> Stream:
-    """A stream of exactly this prompt, its text included."""
-    stream = Stream(loaded, prompt.token_ids, config, interrupted=interrupted)
-    stream.prompt = prompt
-    return stream
 
 
 def generate(
@@ -29,10 +19,10 @@ def generate(
     config: GenerateConfig,
     payload: dict[str, Any],
     id: str,
-    interrupted: Interrupted,
+    interrupted: Interrupt,
 ) -> Iterator[Output]:
     """The outputs of /generate."""
-    stream = open_stream(loaded, prompt, config, interrupted)
+    stream = Stream(loaded, prompt, config, interrupted=interrupted)
     yield start(id, loaded, prompt, config)
     events = StepEvents(loaded.tokenizer)
     for step in stream:

@@ -6,6 +6,19 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from tempo_mlx.errors import (
+    ConfigError,
+    ConflictError,
+    MemoryLimitError,
+    ModelError,
+    NotInRunError,
+    PromptError,
+    RunFileError,
+    SessionError,
+    TempoError,
+    UnfitError,
+)
+
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -45,3 +58,26 @@ class ApiError(Exception):
     def encoded(self, request_id: str | None) -> bytes:
         """The body as JSON bytes; ASCII, so that no text a client sent can break it."""
         return json.dumps(self.body(request_id)).encode("ascii")
+
+
+# What each of our errors is to a client: the first class that fits. Status, code, and the parameter at fault.
+STATUSES: tuple[tuple[type[TempoError], int, str, str | None], ...] = (
+    (PromptError, 400, "invalid_prompt", "prompt"),
+    (ConfigError, 422, "invalid_value", None),
+    (UnfitError, 422, "invalid_value", None),
+    (RunFileError, 422, "invalid_run", "run"),
+    (ModelError, 400, "model_error", None),
+    (MemoryLimitError, 409, "memory", None),
+    (ConflictError, 409, "conflict", None),
+    (NotInRunError, 404, "not_found", None),
+    (TempoError, 500, "internal_error", None),
+)
+
+
+def translate(error: TempoError) -> ApiError:
+    """How an error of ours is shown to the client."""
+    message = str(error)
+    _, status, code, param = next(row for row in STATUSES if isinstance(error, row[0]))
+    if isinstance(error, PromptError) and "context" in message:
+        code = "context_length_exceeded"
+    return ApiError(status, code, message, error.argument if isinstance(error, SessionError) else param)

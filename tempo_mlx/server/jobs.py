@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.server.completions import complete
@@ -15,8 +16,6 @@ from tempo_mlx.server.prompts import read_prompt
 from tempo_mlx.server.protocol import Kind, Ready
 from tempo_mlx.server.sessions import Sessions
 from tempo_mlx.server.settings import ServerConfig
-
-Interrupted = Callable[[], str | None]
 
 
 class Jobs:
@@ -46,7 +45,7 @@ class Jobs:
         return sum(self._slots.values()) + self.sessions.cache_slots()
 
     def start(
-        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
+        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupt
     ) -> Generator[Output | None, None, None]:
         """The request's outputs; what it computes, it computes when the next one is asked for.
 
@@ -57,7 +56,7 @@ class Jobs:
         return self._decode(kind, payload, id, interrupted)
 
     def _decode(
-        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupted
+        self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupt
     ) -> Generator[Output, None, None]:
         config: GenerateConfig = with_measured_width(payload["config"], self.loaded.model)
         prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)

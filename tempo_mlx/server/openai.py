@@ -16,6 +16,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.server.context import ERRORS, Context, context, request_id
 from tempo_mlx.server.engine import Ticket
 from tempo_mlx.server.errors import ApiError
@@ -141,15 +142,14 @@ def several(count: int, given: dict[str, Any], tempered: bool, limit: int) -> No
     """The settings under which a decoder gives `count` texts: branches of a tree, unless another was named."""
     if count > limit:
         raise refused(f"n is {count}; this server allows up to {limit}.", "n")
-    named = given.get("decoder")
-    if named in ("beam", "diverse-beam", "sample"):
-        width = "beam_width"
-    elif named in (None, "tree") and not {"default_mode", "use_mcts"} & given.keys():
+    other = {"default_mode", "use_mcts"} & given.keys()
+    width = None if other else DECODERS[given.get("decoder") or "tree"].texts
+    if width is None:
+        able = [name for name, spec in DECODERS.items() if spec.texts is not None]
+        raise refused(f"n above 1 needs the decoder {', '.join(able[:-1])} or {able[-1]}.", "n")
+    if width == "branches":
         given.setdefault("branch_choice", "sample" if tempered else "best")
         given.setdefault("threshold", 0.0)  # as many as were asked for, however certain the model is
-        width = "branches"
-    else:
-        raise refused("n above 1 needs the decoder tree, beam, diverse-beam or sample.", "n")
     if given.setdefault(width, count) < count:
         raise refused(f"n is {count}, but tempo.{width} is {given[width]}.", "n")
 
@@ -330,7 +330,7 @@ async def complete(
         given["chat"] = True
     given.setdefault("max_tokens", c.config.max_tokens_limit)
     config = c.configuration(given)
-    if logprobs is not None and config.decoder not in ("superposed", "plain", "tree"):
+    if logprobs is not None and not DECODERS[config.decoder].log_probs:
         raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
     id = request_id(request)
     n = body.n or 1

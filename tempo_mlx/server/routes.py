@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
 from tempo_mlx.config import PRESETS, GenerateConfig, as_dict
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.server.context import ERRORS, context, owner
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.schemas import SETTINGS, GenerateBody, describe, explicit_settings
-from tempo_mlx.server.session import DECODERS as SESSION_DECODERS
 from tempo_mlx.server.streaming import last, native
 from tempo_mlx.settings import settings_of
 
@@ -96,7 +96,9 @@ async def settings(request: Request) -> dict[str, Any]:
             "request_timeout": config.request_timeout,
         },
         "decoders": list(settings_of(GenerateConfig)["decoder"].choices),
-        "session_decoders": list(SESSION_DECODERS) if config.max_sessions else [],
+        "session_decoders": [
+            spec.name for spec in DECODERS.values() if spec.editable and config.max_sessions
+        ],
         "groups": list(dict.fromkeys(s.row.group for s in SETTINGS.values())),
         "settings": [describe(s) for s in SETTINGS.values()],
     }

@@ -19,16 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempo_mlx.config import LoadConfig
-from tempo_mlx.errors import (
-    ConfigError,
-    MemoryLimitError,
-    ModelError,
-    PromptError,
-    RankLostError,
-    RunFileError,
-    TempoError,
-)
-from tempo_mlx.server.errors import ApiError
+from tempo_mlx.errors import RankLostError, TempoError
+from tempo_mlx.server.errors import ApiError, translate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure
 from tempo_mlx.server.protocol import (
@@ -210,22 +202,6 @@ def problem(id: str, error: TempoError | ApiError) -> Problem:
     if isinstance(error, TempoError):
         error = translate(error)
     return Problem(id, error.status, error.type, error.code, error.message, error.param)
-
-
-def translate(error: TempoError) -> ApiError:
-    message = str(error)
-    if isinstance(error, PromptError):
-        code = "context_length_exceeded" if "context" in message else "invalid_prompt"
-        return ApiError(400, code, message, "prompt")
-    if isinstance(error, ConfigError):
-        return ApiError(422, "invalid_value", message)
-    if isinstance(error, RunFileError):
-        return ApiError(422, "invalid_run", message, "run")
-    if isinstance(error, ModelError):
-        return ApiError(400, "model_error", message)
-    if isinstance(error, MemoryLimitError):
-        return ApiError(409, "memory", message)
-    return ApiError(500, "internal_error", message)
 
 
 def resident_bytes() -> int:

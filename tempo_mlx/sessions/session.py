@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tempo_mlx.api import Prompt, Stream, encode_prompt
-from tempo_mlx.config import GenerateConfig, resolve
+from tempo_mlx.api import Prompt, Stream, stream
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.run import Run
@@ -26,30 +26,14 @@ class Session:
 
     def generate(self, prompt: Prompt, **settings: Any) -> Run:
         """As `tempo_mlx.generate`."""
-        decoding = self.stream(prompt, **settings)
-        for _ in decoding:
-            pass
-        run = decoding.run()
-        if decoding.failure is not None:
-            raise decoding.failure
-        return run
+        return self.stream(prompt, **settings).complete()
 
-    def stream(
-        self,
-        prompt: Prompt,
-        config: GenerateConfig | None = None,
-        *,
-        prune: Any = None,
-        value: Any = None,
-        interrupted: Any = None,
-        **settings: Any,
-    ) -> Stream:
+    def stream(self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Any) -> Stream:
         """As `tempo_mlx.stream`."""
-        resolved = resolve(settings) if config is None else config
-        encoded = encode_prompt(self.loaded, prompt, resolved)
-        cache = self._prefix(encoded.token_ids)
-        decoding = Stream(self.loaded, encoded, resolved, prune, interrupted, value, cache)
-        self._ids, self._cache = encoded.token_ids, cache
+        decoding = stream(self.loaded, prompt, config, **settings)
+        ids = decoding.prompt.token_ids
+        decoding.cache = self._prefix(ids)
+        self._ids, self._cache = ids, decoding.cache
         return decoding
 
     def _prefix(self, ids: Sequence[int]) -> Any:

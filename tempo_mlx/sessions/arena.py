@@ -1,0 +1,158 @@
+"""One cache for all states of a run that one can go back in.
+
+Every state's cache is a `View`: a choice of the arena's rows, the rest of which are masked. A decoder works on it as on
+any model, and knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.errors import MemoryLimitError
+from tempo_mlx.lattice import Lattice
+from tempo_mlx.model.forward import Attention, Forward, Logits, Model
+from tempo_mlx.model.visibility import causal_bias
+
+Top = tuple[Ints, Float32s]  # ids and log-probabilities, best first
+
+
+def top_tokens(log_probs: Float32s, count: int) -> Top:
+    """The `count` most probable tokens of one row (V,)."""
+    count = min(count, len(log_probs))
+    ids = np.argpartition(log_probs, len(log_probs) - count)[-count:]
+    ids = ids[np.lexsort((ids, -log_probs[ids]))]
+    return ids.astype(np.int64), log_probs[ids]
+
+
+class View:
+    """A cache that is a choice of an arena's rows. Copying, dropping and truncating cost nothing.
+
+    `rows` (len,): arena rows of the alive slots, in slot order. `known`: arena row of every slot that has been run,
+    alive or not; -1 for the others.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.rows: Ints = np.empty(0, np.int64)
+        self.known: Ints = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def positions(self) -> Ints:
+        positions: Ints = self.arena.cache.positions[self.rows]
+        return positions
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.arena.cache.nbytes)
+
+    def keep(self, indices: Ints) -> None:
+        self.rows = self.rows[indices]
+
+    def truncate(self, length: int) -> None:
+        self.rows = self.rows[:length]
+
+    def copy(self) -> View:
+        other = View(self.arena)
+        other.rows, other.known = self.rows, self.known
+        return other
+
+    def learn(self, lattice: Lattice) -> None:
+        """Remember which slots the rows are, for the time after they have been dropped. The newest set may be without
+        rows yet.
+        """
+        prompt = lattice.prompt_length
+        slots = np.concatenate([np.arange(prompt), lattice.slots[: len(self) - prompt]])
+        known = np.full(int(slots[-1]) + 1, -1)
+        known[: len(self.known)] = self.known[: len(known)]
+        known[slots] = self.rows
+        self.known = known
+
+    def rewind(self, prompt_length: int) -> None:
+        """Hold the prompt's rows only."""
+        self.rows = self.known[:prompt_length]
+
+    def restore(self, slots: Ints) -> None:
+        """Hold the rows of these slots again, after those held."""
+        self.rows = np.concatenate([self.rows, self.known[slots]])
+
+
+class Arena:
+    """A model whose caches are `View`s of one cache that only grows, so that going back needs no recomputation.
+
+    What a view does not hold is masked, which means the same as not being there. `top[row]`: the top tokens of that
+    row's logits. `limit`: most rows; MemoryLimitError beyond it. `compact` drops rows that no view needs.
+    """
+
+    def __init__(self, model: Model, limit: int, temperature: float, count: int = 20) -> None:
+        self.model, self.limit, self.temperature, self.count = model, limit, temperature, count
+        self.architecture, self.info = model.architecture, model.info
+        self.cache: Any = model.new_cache()
+        self.top: dict[int, Top] = {}
+
+    def new_cache(self) -> View:
+        return View(self)
+
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
+        return self.model.embeddings(tokens)
+
+    def forward(
+        self,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
+        cache: View,
+        *,
+        logits: Logits = "all",
+        attention: Attention = False,
+        **rest: Any,
+    ) -> Forward:
+        start, count, alive = len(self.cache), len(tokens), len(cache.rows)
+        if start + count > self.limit:
+            raise MemoryLimitError(
+                f"The session has reached its {self.limit} cache rows; export it, or start a new one."
+            )
+        own = np.arange(start, start + count)
+        columns = np.concatenate([cache.rows, own])
+        wide = bias
+        if alive < start:  # some rows are not this view's
+            wide = np.full((count, start + count), -np.inf, np.float32)
+            wide[:, columns] = causal_bias(count, alive + count) if bias is None else bias
+        out = self.model.forward(
+            tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
+        )
+        cache.rows = columns
+        if out.logits is not None:
+            rows = log_probabilities(out.logits, self.temperature)
+            for row, log_probs in zip(own[count - len(rows) :].tolist(), rows, strict=True):
+                self.top[row] = top_tokens(log_probs, self.count)
+        mass = out.attention_mass
+        return (
+            out if mass is None or alive == start else Forward(out.logits, mass[..., columns], out.exit_layer)
+        )
+
+    def truncate(self, length: int) -> None:
+        """Forget the newest rows; no view may hold one of them."""
+        self.cache.truncate(length)
+        self.top = {row: top for row, top in self.top.items() if row < length}
+
+    def compact(self, views: Sequence[View]) -> None:
+        """Drop every row that none of `views` holds or knows, and renumber."""
+        needed = np.unique(
+            np.concatenate([a for view in views for a in (view.rows, view.known[view.known >= 0])])
+        )
+        if len(needed) == len(self.cache):
+            return
+        self.cache.keep(needed)
+        new = {old: index for index, old in enumerate(needed.tolist())}
+        self.top = {new[row]: top for row, top in self.top.items() if row in new}
+        for view in views:
+            view.rows = np.searchsorted(needed, view.rows)
+            view.known = np.where(view.known < 0, -1, np.searchsorted(needed, view.known))
