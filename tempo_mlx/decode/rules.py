@@ -9,7 +9,7 @@ from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.pruning import PruneRule, prune_rule
 from tempo_mlx.decode.schedules import Schedule, scheduled
 from tempo_mlx.decode.selection import Selector, make_selector
-from tempo_mlx.decode.strategies import Strategy, screening
+from tempo_mlx.decode.strategies import Strategy, make_strategy
 from tempo_mlx.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def make_rules(config: GenerateConfig, functions: Functions | None = None, *, si
         select=make_selector(config, width, threshold, own),
         sampled=single and config.temperature > 0,
         threshold=threshold if config.selection == "threshold" and own.select is None else None,
-        screen=screening(config),
+        screen=make_strategy(config),
         prune=prune if prune is None or isinstance(prune, PruneRule) else PruneRule(prune),
         pruning_threshold=scheduled(config, pruning, "pruning"),
     )

@@ -41,7 +41,7 @@ class Strategy:
     coherence: Schedule | None
 
 
-def screening(config: GenerateConfig) -> Strategy | None:
+def make_strategy(config: GenerateConfig) -> Strategy | None:
     """The strategy the settings ask for; None without pruning before append. Hybrid is both."""
     if not config.use_pruning:
         return None
