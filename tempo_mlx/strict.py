@@ -7,12 +7,22 @@ left out where they are None.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, get_type_hints
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from tempo_mlx.errors import TempoError
@@ -25,7 +35,10 @@ Object = Mapping[str, Any]  # JSON of any shape
 
 
 class Record:
-    """Base of a frozen dataclass whose fields, in their order, are those of a JSON object."""
+    """Base of a frozen dataclass whose fields, in their order, are those of a JSON object.
+
+    A field is `name: Annotated[kind, "what it means"]`.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     may_lack: ClassVar[frozenset[str]] = frozenset()
@@ -42,6 +55,22 @@ class Record:
             else:
                 entry["schema"] = entry["schema"]["schema"]
         return schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """In the order of the file, each field with the plain text of its annotation as description."""
+        reference = handler(core)
+        schema = handler.resolve_ref_schema(reference)
+        found, hints = schema["properties"], get_type_hints(cls, include_extras=True)
+        names = [name for name in hints if name in found]
+        schema["description"] = (inspect.getdoc(cls) or "").partition("\n")[0]
+        schema["required"] = [name for name in names if name not in cls.may_lack]
+        schema["properties"] = {}
+        for name in names:
+            (text,) = (extra for extra in hints[name].__metadata__ if isinstance(extra, str))
+            field = {key: value for key, value in found[name].items() if key not in ("title", "default")}
+            schema["properties"][name] = {**field, "description": text}
+        return reference
 
 
 def as_list(named_tuple: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:

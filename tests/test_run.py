@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tempo_mlx.decode.step import Removal
+from tempo_mlx.decode.step import Removal, Step
 from tempo_mlx.errors import OutputError, RunFileError
 from tempo_mlx.report.build import cut_at_stop
+from tempo_mlx.report.records import RunRule
 from tempo_mlx.report.run import Run
-from tests.runs import EOS, make_run, members, sky_run, sky_steps, step
+from tests.runs import EOS, WORDS, make_run, members, sky_run, sky_steps, step
 
 
 def test_json_is_the_identity() -> None:
@@ -75,6 +76,51 @@ def test_position_and_branch_are_written_only_where_set() -> None:
     assert (first["position"], second["branch"]) == (7, 2)
     assert "branch" not in first and "position" not in second
     assert Run.from_json(json.dumps(value)) == make_run(steps)
+
+
+def test_rules_of_the_callers_own_are_named() -> None:
+    rules = {"prune": RunRule("stale", "00ff"), "selection": RunRule("mine", None)}
+    run = sky_run(custom=rules)
+    value = json.loads(run.to_json())
+    assert value["custom"]["prune"] == {"name": "stale", "sha256": "00ff"}
+    assert Run.from_json(run.to_json()) == run and run.to_dict() == value
+    assert "custom" not in json.loads(sky_run(custom={}).to_json())
+
+
+def test_a_run_is_frozen_and_a_member_learns_four_things() -> None:
+    run, steps = sky_run(), sky_steps()
+    for frozen, name in ((run, "text"), (run.steps[0], "tokens"), (run.steps[0].tokens[0], "posterior")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(frozen, name, None)
+    member = steps[0].tokens[0]
+    for name in ("removed_after", "removed_why", "attention", "posterior"):
+        setattr(member, name, None)
+    for name in ("id", "probability", "slot", "weight", "parents", "position", "branch", "other"):
+        with pytest.raises(FrozenInstanceError):
+            setattr(member, name, None)
+
+
+def test_the_decoders_steps_come_back_from_a_run() -> None:
+    """With edges in slot order, whatever the file's order."""
+    value = json.loads(sky_run().to_json())
+    token_of(value)["parents"].reverse()
+    step = Step.of(Run.from_json(json.dumps(value)).steps[1])
+    assert [edge.slot for edge in step.tokens[0].parents] == [3, 4]
+    step.tokens[0].posterior = 0.5
+    recorded = sky_run().steps[1]
+    first, *others = recorded.tokens
+    assert step.record(WORDS) == replace(recorded, tokens=(replace(first, posterior=0.5), *others))
+
+
+def test_a_deeply_nested_file_is_one_sentence() -> None:
+    """Whether the JSON reader or the copy of its values gives up first."""
+    text = sky_run().to_json()
+    for depth in (100, 400, 900, 5000):
+        nested = text.replace('"tree": null', '"tree": {"a": ' + "[" * depth + "]" * depth + "}")
+        try:
+            assert Run.from_json(nested).to_json() == nested
+        except RunFileError as error:
+            assert depth > 100 and "nested too deeply" in str(error)
 
 
 def test_numpy_numbers_of_a_decoder_become_plain_ones() -> None:
@@ -257,7 +303,45 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         "without a slot",
     ),
     "tree as a list": (lambda v: v.update(tree=[]), "tree"),
+    "rejected above one": (lambda v: v["steps"][1]["rejected"][0].update(probability=1.5), "no probability"),
+    "probability below zero": (lambda v: token_of(v).update(probability=-0.1), "no probability"),
+    "weight above one": (lambda v: token_of(v).update(weight=1.5), "no probability"),
+    "P(i|j) below zero": (
+        lambda v: token_of(v).update(parents=[[3, -0.5, 0.1], [4, 1.5, 0.9]]),
+        "no probability",
+    ),
+    "P(j|i) above one": (lambda v: token_of(v)["parents"][0].__setitem__(2, 1.5), "no probability"),
     "lone surrogate": (lambda v: v.update(text="\ud800"), "Unicode"),
+    "lone surrogate in the prompt": (lambda v: v["prompt"].update(text="\ud800"), "Unicode"),
+    "lone surrogate in the reasoning": (lambda v: v.update(reasoning="\ud800"), "Unicode"),
+    "lone surrogate in the best path": (lambda v: v.update(final_text="\ud800"), "Unicode"),
+    "lone surrogate in a path": (lambda v: v["paths"][0].update(text="\ud800"), "Unicode"),
+    "lone surrogate in a token": (lambda v: token_of(v).update(text="\ud800"), "Unicode"),
+    "lone surrogate in a rejected token": (
+        lambda v: v["steps"][1]["rejected"][0].update(text="\ud800"),
+        "Unicode",
+    ),
+    "version as true": (lambda v: v.update(version=True), "version must be a whole number from 0, not true"),
+    "version as text": (lambda v: v.update(version="1"), "version must be a whole number from 0, not text"),
+    "position null": (lambda v: token_of(v).update(position=None), "position must be a whole number"),
+    "early exit null": (lambda v: v.update(early_exit=None), "early_exit must be a JSON object, not null"),
+    "logprob as text": (lambda v: v["paths"][0].update(logprob="-1"), r"paths\[0\].logprob must be a number"),
+    "exact as 1": (lambda v: v["paths"][0].update(exact=1), "exact must be true or false, not 1"),
+    "tokens as an object": (
+        lambda v: v["steps"][0].update(tokens={}),
+        "tokens must be a list, not an object",
+    ),
+    "step as a list": (lambda v: v["steps"].insert(0, []), r"steps\[0\] must be a JSON object, not a list"),
+    "parents as objects": (
+        lambda v: token_of(v).update(parents=[{"slot": 3, "posterior": 1.0, "forward": 0.5}]),
+        r"parents\[0\] must be a list, not an object",
+    ),
+    "four values in a parent": (lambda v: token_of(v).update(parents=[[3, 1.0, 0.5, 0]]), "of 3, not of 4"),
+    "parent's slot as a number": (lambda v: token_of(v).update(parents=[[3.0, 1.0, 0.5]]), "not 3.0"),
+    "rule without a name": (
+        lambda v: v.update(custom={"prune": {"sha256": None}}),
+        "lacks custom.prune.name",
+    ),
 }
 
 
@@ -294,10 +378,26 @@ def test_numbers_that_are_none_are_never_written() -> None:
     ):
         with pytest.raises(RunFileError, match="finite"):
             sky_run(**broken)
-    steps = sky_steps()
-    steps[0].tokens[0].attention = math.nan
+    for why in ("score", "threshold"):
+        steps = sky_steps()
+        steps[1].tokens[1].removed_why = replace(Removal("posterior", 0.06, 0.1), **{why: math.nan})
+        with pytest.raises(RunFileError, match="finite"):
+            make_run(steps)
+    for name in ("attention", "posterior"):
+        steps = sky_steps()
+        setattr(steps[0].tokens[0], name, math.inf)
+        with pytest.raises(RunFileError, match="finite"):
+            make_run(steps)
+    for name in ("residual_probability", "threshold"):
+        run = sky_run()
+        with pytest.raises(RunFileError, match="finite"):
+            replace(run, steps=(replace(run.steps[0], **{name: math.nan}), *run.steps[1:]))
+    run = sky_run()
     with pytest.raises(RunFileError, match="finite"):
-        make_run(steps)
+        replace(run, paths=(replace(run.paths[0], logprob=-math.inf),))
+    with pytest.raises(RunFileError, match="probability"):
+        token = replace(run.steps[3].tokens[0], probability=math.nan)
+        replace(run, steps=(*run.steps[:3], replace(run.steps[3], tokens=(token,))))
 
 
 JUNK = st.sampled_from([None, True, -1, 10**30, 0.5, "x", [], {}, [[]], {"a": []}, "\ud800"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import runpy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tempo_mlx.api import load
+from tempo_mlx.errors import RunFileError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 
+ROOT = Path(__file__).parents[1]
 FILES = sorted((Path(__file__).parent / "fixtures").glob("runs-*/*.json"))
 
 
@@ -37,3 +43,49 @@ def test_an_old_file_is_written_again_bit_by_bit(path: Path) -> None:
 def test_an_old_file_verifies(path: Path) -> None:
     result = verify(Run.load(path), smollm2().model)
     assert result.ok or (result.lossy and path.stem == "early-exit"), result
+
+
+def test_schema_page_and_types_are_what_the_description_says() -> None:
+    for path, text in runpy.run_path(str(ROOT / "scripts" / "write_run_docs.py"))["files"]().items():
+        assert path.read_text("utf-8") == text, "run: make docs"
+
+
+def validator() -> Any:
+    schema = json.loads((ROOT / "docs" / "run-file.schema.json").read_text("utf-8"))
+    return pytest.importorskip("jsonschema_rs").validator_for(schema)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_are_valid_by_the_schema(path: Path) -> None:
+    validator().validate(json.loads(path.read_text("utf-8")))
+
+
+def test_what_the_reader_takes_for_another_type_is_not_valid_by_the_schema() -> None:
+    check = validator()
+    value = json.loads((FILES[-1]).read_text("utf-8"))
+    places: list[tuple[list[Any], Any]] = [
+        (["version"], True), (["format"], "x"), (["extra"], 1), (["tree"], []), (["text"], None),
+        (["decoder"], "magic"), (["early_exit"], None), (["steps", 1, "tokens", 0, "id"], -1),
+        (["steps", 1, "tokens", 0, "slot"], 1.5), (["steps", 1, "tokens", 0, "position"], None),
+        (["steps", 1, "tokens", 0, "parents", 0], [3, 1.0]), (["steps", 1, "tokens", 0, "extra"], 1),
+        (["steps", 1, "rejected"], None), (["prompt", "token_ids", 0], "1"),
+    ]  # fmt: skip
+    for place, odd in places:
+        broken = copy.deepcopy(value)
+        node = broken
+        for part in place[:-1]:
+            node = node[part]
+        node[place[-1]] = odd
+        assert not check.is_valid(broken), place
+        with pytest.raises(RunFileError):
+            Run.from_json(json.dumps(broken))
+    for record, name in (
+        (value, "paths"),
+        (value["steps"][0], "exit_layer"),
+        (value["steps"][0]["tokens"][0], "text"),
+    ):
+        held = record.pop(name)
+        assert not check.is_valid(value), name
+        with pytest.raises(RunFileError, match=f"lacks .*{name}"):
+            Run.from_json(json.dumps(value))
+        record[name] = held

@@ -25,22 +25,18 @@ class Tokenizer(Protocol):
 class Removal(Record):
     """Why a member was removed."""
 
-    signal: Annotated[
-        Text, Field(description="what was weighed: posterior, attention, or a name of your rule's")
-    ]
-    score: Annotated[Number, Field(description="of the member, by that signal")]
-    threshold: Annotated[Number, Field(description="that the score was held against")]
-    unattended: Annotated[
-        Switch, Field(description="no later row sees it, but it is still its set's token in the text")
-    ] = False
+    signal: Annotated[Text, "what was weighed: posterior, attention, or a name of your rule's"]
+    score: Annotated[Number, "of the member, by that signal"]
+    threshold: Annotated[Number, "that the score was held against"]
+    unattended: Annotated[Switch, "no later row sees it, but it is still its set's token in the text"] = False
 
 
 class Edge(NamedTuple):
-    """From row i of the previous set to member j."""
+    """[slot, P(i|j), P(j|i)]: from row i of the previous set to member j."""
 
-    slot: Annotated[Whole, Field(description="of row i")]
-    posterior: Annotated[Number, Field(description="P(i|j)")]
-    forward: Annotated[Number, Field(description="P(j|i)")]
+    slot: Annotated[Whole, Field(title="slot", description="slot of row i")]
+    posterior: Annotated[Number, Field(title="posterior", description="P(i|j)")]
+    forward: Annotated[Number, Field(title="forward", description="P(j|i)")]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -53,46 +49,26 @@ class RunToken(Record):
 
     may_lack = frozenset({"position", "branch"})
 
-    id: Annotated[Whole, Field(description="in the model's vocabulary")]
-    text: Annotated[Text, Field(description="of the token; empty where it is only part of a character")] = (
-        field(default="", kw_only=True)
+    id: Annotated[Whole, "in the model's vocabulary"]
+    text: Annotated[Text, "of the token; empty where it is part of a character"] = field(
+        default="", kw_only=True
     )
-    probability: Annotated[
-        Number,
-        Field(description="under the distribution it was chosen from, after temperature, before thresholds"),
-    ]
-    slot: Annotated[
-        Whole | None,
-        Field(description="order of append, counted from the first prompt token; null: ends the text"),
-    ]
+    probability: Annotated[Number, "in the distribution it was chosen from, after temperature"]
+    slot: Annotated[Whole | None, "order of append, counted from the first prompt token; null: ends the text"]
     weight: Annotated[
-        Number | None,
-        Field(description="probability over the sum of the members with a slot; null without a slot"),
+        Number | None, "share of the probability of its set's members with a slot; null without one"
     ]
     parents: Annotated[
-        tuple[Edge, ...],
-        Field(
-            description="[slot, P(i|j), P(j|i)] of every row of the previous step; P(i|j) sums to 1; none at step 0"
-        ),
+        tuple[Edge, ...], "every row of the previous step; P(i|j) sums to 1; none at step 0"
     ] = ()
-    removed_after: Annotated[
-        Whole | None, Field(description="after which step's rows it was removed; null: it stayed")
-    ] = None
-    removed_why: Annotated[Removal | None, Field(description="why; null where it stayed")] = None
-    attention: Annotated[
-        Number | None,
-        Field(description="attention it received, the last measured while alive; null: not measured"),
-    ] = None
-    posterior: Annotated[
-        Number | None,
-        Field(
-            description="probability that what followed uses it, the last while alive; null: nothing followed"
-        ),
-    ] = None
-    position: Annotated[
-        Whole | None, Field(description="logical position, where it differs from the step's")
-    ] = None
-    branch: Annotated[Whole | None, Field(description="number of its branch, under tree decoding")] = None
+    removed_after: Annotated[Whole | None, "after which step's rows it was removed; null: it stayed"] = None
+    removed_why: Annotated[Removal | None, "null where it stayed"] = None
+    attention: Annotated[Number | None, "mean over heads, layers and newest rows, the last while alive"] = (
+        None
+    )
+    posterior: Annotated[Number | None, "probability that what followed uses it, the last while alive"] = None
+    position: Annotated[Whole | None, "logical position, where it is not the step's"] = None
+    branch: Annotated[Whole | None, "number of its branch, under tree decoding"] = None
 
 
 def with_plain_numbers(record: Any) -> dict[str, Any]:
@@ -134,32 +110,25 @@ class Member(RunToken):
 class Rejected(Record):
     """A candidate that was dropped before it got a slot."""
 
-    id: Annotated[Whole, Field(description="in the model's vocabulary")]
-    text: Annotated[Text, Field(description="of the token")] = field(default="", kw_only=True)
-    probability: Annotated[Number, Field(description="as of a member")]
-    why: Annotated[Text, Field(description="which rule dropped it")]
+    id: Annotated[Whole, "in the model's vocabulary"]
+    text: Annotated[Text, "of the token"] = field(default="", kw_only=True)
+    probability: Annotated[Number, "as of a member"]
+    why: Annotated[Text, "which rule dropped it"]
 
 
 @dataclass(frozen=True)
 class RunStep(Record):
     """One parallel set: the tokens kept at one step."""
 
-    step: Annotated[Whole, Field(description="its number, from 0")]
-    position: Annotated[Whole, Field(description="logical position of its members: prompt length + step")]
-    threshold: Annotated[
-        Number | None, Field(description="probability a member needed; null where the selection uses none")
-    ]
-    exit_layer: Annotated[
-        Whole | None,
-        Field(
-            description="layer after which the rows it was chosen from left the model; null: after the last"
-        ),
-    ] = field(default=None, kw_only=True)
-    residual_probability: Annotated[Number, Field(description="1 - the sum of the members' probabilities")]
-    tokens: Annotated[tuple[RunToken, ...], Field(description="the members, best first")]
-    rejected: Annotated[
-        tuple[Rejected, ...], Field(description="candidates that were dropped before they got a slot")
-    ] = ()
+    step: Annotated[Whole, "its number, from 0"]
+    position: Annotated[Whole, "logical position of its members: prompt length + step"]
+    threshold: Annotated[Number | None, "probability a member needed; null where the selection uses none"]
+    exit_layer: Annotated[Whole | None, "layer after which the deciding rows left; null: after the last"] = (
+        field(default=None, kw_only=True)
+    )
+    residual_probability: Annotated[Number, "1 - the sum of the members' probabilities"]
+    tokens: Annotated[tuple[RunToken, ...], "the members, best first"]
+    rejected: Annotated[tuple[Rejected, ...], "candidates that were dropped before they got a slot"] = ()
 
 
 class Step(RunStep):

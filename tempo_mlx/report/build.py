@@ -37,7 +37,7 @@ def build_run(
     Of a lattice `final_text` is the best path and `text` shows every alternative; of other decoders both are the best
     of `paths`, whose rows are exact readings of their own.
     `final_text` given replaces the reading (an answer without its reasoning). What follows a stop string of
-    `config["stop"]` is cut from it.
+    `config["stop"]` is cut from it. `custom`: functions of the caller's own, by what they decide.
     """
     plain = [step.record(tokenizer) for step in steps]
     reading = best_path(plain)
@@ -71,7 +71,7 @@ def build_run(
         finish_reason=finish_reason,
         timing=timing,
         early_exit=early_exit,
-        custom=custom,
+        custom=custom or None,
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
-
 from tempo_mlx.strict import Number, Record, Switch, Text, Whole
 
 
@@ -14,25 +12,23 @@ from tempo_mlx.strict import Number, Record, Switch, Text, Whole
 class RunPrompt(Record):
     """What was continued."""
 
-    text: Annotated[Text, Field(description="of the prompt, chat template included")]
-    token_ids: Annotated[tuple[Whole, ...], Field(description="of the prompt; slots 0 up to their number")]
+    text: Annotated[Text, "of the prompt, chat template included"]
+    token_ids: Annotated[tuple[Whole, ...], "of the prompt; slots 0 up to their number"]
 
 
 @dataclass(frozen=True)
 class RunPath(Record):
     """One reading."""
 
-    token_ids: Annotated[tuple[Whole, ...], Field(description="of the reading")]
-    text: Annotated[Text, Field(description="of the reading")]
-    logprob: Annotated[
-        Number, Field(description="natural logarithm of its probability, summed over its tokens")
-    ]
-    exact: Annotated[Switch, Field(description="logprob is from a forward pass over this reading alone")]
+    token_ids: Annotated[tuple[Whole, ...], "of the reading"]
+    text: Annotated[Text, "of the reading"]
+    logprob: Annotated[Number, "natural logarithm of its probability, summed over its tokens"]
+    exact: Annotated[Switch, "logprob is from a forward pass over this reading alone"]
 
 
 @dataclass(frozen=True)
 class RunRule(Record):
     """A function of the caller's own that decided in place of a setting."""
 
-    name: Annotated[Text, Field(description="of the function")]
-    sha256: Annotated[Text | None, Field(description="of its source; null where there is none to read")]
+    name: Annotated[Text, "of the function"]
+    sha256: Annotated[Text | None, "of its source; null where there is none to read"]

@@ -38,36 +38,28 @@ HEADER = {"format": FORMAT, "version": VERSION}
 
 @dataclass(frozen=True)
 class Run(Record):
-    """One generation. Checked when made: a run that contradicts itself raises RunFileError."""
+    """One generation.
+
+    Checked when made: a run that contradicts itself raises RunFileError.
+    """
 
     may_lack = frozenset({"early_exit", "custom"})
 
-    model: Annotated[
-        Object,
-        Field(description="id, sha256 or revision, family, dtype, quantization, kv_bits, backend, device"),
-    ]
-    versions: Annotated[Object, Field(description="of Python and of the packages that computed, by name")]
-    decoder: Annotated[Text, Field(description="what chose", json_schema_extra={"enum": list(DECODERS)})]
-    config: Annotated[Object, Field(description="every setting in force, by name, defaults included")]
-    prompt: Annotated[RunPrompt, Field(description="what was continued")]
-    steps: Annotated[tuple[RunStep, ...], Field(description="the parallel sets, in order")]
-    tree: Annotated[Object | None, Field(description="statistics of a tree search; null without one")]
-    reasoning: Annotated[Text | None, Field(description="what a thinking model thought; null without")]
-    text: Annotated[
-        Text, Field(description="every alternative, as [A/B]; the best reading where paths are searched")
-    ]
-    final_text: Annotated[Text, Field(description="the best reading, up to a stop string, without reasoning")]
-    paths: Annotated[tuple[RunPath, ...], Field(description="readings asked for or searched, best first")]
-    finish_reason: Annotated[
-        Text, Field(description="why it ended", json_schema_extra={"enum": list(FINISH_REASONS)})
-    ]
-    timing: Annotated[Object, Field(description="seconds and rates, by name")]
-    early_exit: Annotated[
-        Object | None, Field(description="the audit, of a run that could leave the model early")
-    ] = None
-    custom: Annotated[
-        Mapping[str, RunRule] | None, Field(description="functions of the caller's own, by what they decided")
-    ] = None
+    model: Annotated[Object, "id, sha256 or revision, family, dtype, quantization, kv_bits, backend, device"]
+    versions: Annotated[Object, "of Python and of the packages that computed, by name"]
+    decoder: Annotated[Text, Field(json_schema_extra={"enum": list(DECODERS)}), "what chose"]
+    config: Annotated[Object, "every setting in force, by name, defaults included"]
+    prompt: Annotated[RunPrompt, "what was continued"]
+    steps: Annotated[tuple[RunStep, ...], "the parallel sets, in order"]
+    tree: Annotated[Object | None, "statistics of a tree search; null without one"]
+    reasoning: Annotated[Text | None, "what a thinking model thought; null without"]
+    text: Annotated[Text, "every alternative, as [A/B]; the best reading where paths are searched"]
+    final_text: Annotated[Text, "the best reading, up to a stop string, without reasoning"]
+    paths: Annotated[tuple[RunPath, ...], "readings asked for or searched, best first"]
+    finish_reason: Annotated[Text, Field(json_schema_extra={"enum": list(FINISH_REASONS)}), "why it ended"]
+    timing: Annotated[Object, "seconds and rates, by name"]
+    early_exit: Annotated[Object | None, "the audit, of a run that could leave the model early"] = None
+    custom: Annotated[Mapping[str, RunRule] | None, "the caller's own functions, by what they decided"] = None
 
     def __post_init__(self) -> None:
         for name in ("model", "versions", "config", "tree", "timing", "early_exit"):

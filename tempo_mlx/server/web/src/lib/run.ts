@@ -1,78 +1,11 @@
-/** The run file (format version 1), as written by tempo_mlx/report/run.py. */
+/** Reading run files; what stands in them is described in run-file.ts. */
+
+import type { Run, Token, Values } from './run-file'
+
+export type { Path, Rejected, Removal, Run, Step, Token, Value, Values } from './run-file'
 
 /** slot of a row of the previous step, P(i|j), P(j|i) */
-export type Parent = [slot: number, posterior: number, forward: number]
-
-export interface Removal {
-  signal: string
-  score: number
-  threshold: number
-  unattended: boolean
-}
-
-export interface Token {
-  id: number
-  text: string
-  probability: number
-  /** null: the token ends the text and never had a row */
-  slot: number | null
-  weight: number | null
-  parents: Parent[]
-  removed_after: number | null
-  removed_why: Removal | null
-  attention: number | null
-  posterior: number | null
-  position?: number
-  branch?: number
-}
-
-export interface Rejected {
-  id: number
-  text: string
-  probability: number
-  why: string
-}
-
-export interface Step {
-  step: number
-  position: number
-  threshold: number | null
-  exit_layer: number | null
-  residual_probability: number
-  /** best first */
-  tokens: Token[]
-  rejected: Rejected[]
-}
-
-export interface Path {
-  token_ids: number[]
-  text: string
-  logprob: number
-  exact: boolean
-}
-
-export type Value = string | number | boolean | null | Value[] | { [key: string]: Value }
-export type Values = Record<string, Value>
-
-export interface Run {
-  format: 'tempo-mlx/run'
-  version: 1
-  model: Values
-  versions: Values
-  decoder: string
-  config: Values
-  prompt: { text: string; token_ids: number[] }
-  steps: Step[]
-  tree: Values | null
-  reasoning: string | null
-  text: string
-  final_text: string
-  paths: Path[]
-  finish_reason: string
-  timing: Values
-  /** the audit, of a run that could leave the model early */
-  early_exit?: Values
-}
+export type Parent = Token['parents'][number]
 
 /** A file that is not a run; the message is a sentence for the reader. */
 export class RunFileError extends Error {}
