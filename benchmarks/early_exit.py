@@ -32,11 +32,12 @@ from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
 from tempo_mlx.bench.machine import load_average
 from tempo_mlx.bench.results import markdown_table, text_table
-from tempo_mlx.config import GenerateConfig, resolve
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.exits.calibration import SHIPPED, find_calibration, place_of, read_calibration
 from tempo_mlx.exits.calibration import TARGETS as CALIBRATED
 from tempo_mlx.exits.fit import judge
 from tempo_mlx.exits.samples import HiddenStates, sample_texts
+from tempo_mlx.resolution import resolve
 from tempo_mlx.weights.registry import PACKAGED
 
 MODEL = "smollm2-135m"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tempo_mlx.config import ACCEPTED, PRESETS, REFUSED, GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.resolution import ACCEPTED, PRESETS, REFUSED, Shortcuts
 from tempo_mlx.server.settings import ServerConfig
-from tempo_mlx.settings import Setting, settings_of
+from tempo_mlx.settings import Setting, by_audience, settings_of
 
 TARGET = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -22,6 +23,10 @@ Precedence: flag, environment (a `.env` file of the current directory counts as 
 is a flag or a line of a settings file without effect: one that the decoder cannot use, or that needs another
 setting. The environment only sets defaults; there, what has no effect is dropped.
 
+Each setting is for everyday use, for study, or for ablation: to see what a part of the method is worth by leaving it
+out or doing it otherwise. A shortcut is a further spelling, often the original tool's, that sets another setting; run
+files hold the other setting.
+
 A boolean `x` is switched by `--x` and `--no-x`. Lists are written `--exit-layers 3,7,11`; `--stop` may be given
 several times. `TEMPO_BLAS` is no setting: it chooses the library that MLX computes with on Linux CPUs
 (`openblas`, `netlib`, or a path), and counts only in the process's own environment.
@@ -31,30 +36,30 @@ several times. `TEMPO_BLAS` is no setting: it chooses the library that MLX compu
 def settings_docs() -> str:
     """The page."""
     groups: dict[str, list[Setting]] = {}
-    for config in (LoadConfig, GenerateConfig, Shortcuts, OutputConfig):
-        for setting in settings_of(config).values():
-            groups.setdefault(setting.row.group, []).append(setting)
+    configs = (LoadConfig, GenerateConfig, OutputConfig, Shortcuts)
+    for setting in by_audience(s for config in configs for s in settings_of(config).values()):
+        groups.setdefault(setting.row.group, []).append(setting)
     parts = [INTRODUCTION, "## `tempo-mlx generate`\n"]
     parts += [_table(group, settings) for group, settings in groups.items()]
     parts.append(_presets())
     parts.append(_original())
     parts.append("## `tempo-mlx serve`\n\nBesides the model's settings (the first table).\n")
     server: dict[str, list[Setting]] = {}
-    for setting in settings_of(ServerConfig).values():
+    for setting in by_audience(settings_of(ServerConfig).values()):
         server.setdefault(setting.row.group, []).append(setting)
     parts += [_table(group, settings) for group, settings in server.items()]
     return "\n".join(parts)
 
 
 def _table(group: str, settings: list[Setting]) -> str:
-    lines = [f"### {group}\n", "| flag | default | values | meaning |", "|---|---|---|---|"]
+    lines = [f"### {group}\n", "| flag | for | default | values | meaning |", "|---|---|---|---|---|"]
     for setting in settings:
         names = [setting.flag, *(alias.lstrip("/") for alias in setting.row.aliases)]
         flags = " = ".join(f"`{name}`" for name in names if not _negative(setting, name))
         off = [f"`{name}`" for name in names if _negative(setting, name)]
         flags += f", off: {', '.join(off)}" if off else ""
         flags += "".join(f", env `{name}`" for name in setting.row.environment)
-        cells = [flags, setting.default_text, setting.values_text, _meaning(setting)]
+        cells = [flags, setting.row.audience, setting.default_text, setting.values_text, _meaning(setting)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

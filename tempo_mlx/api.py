@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict, resolve
+from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.functions import Functions, Prune, Select, described
@@ -26,6 +26,7 @@ from tempo_mlx.model.forward import Model
 from tempo_mlx.report.build import build_run, cut_at_stop
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run, best_path
+from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import Tokenizer
 
 Prompt = str | Sequence[int] | RunPrompt

@@ -20,6 +20,7 @@ from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostErro
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.model import check_same
+from tempo_mlx.resolution import upgrade
 from tempo_mlx.weights import Progress, open_checkpoint
 
 ERROR_FORMAT = "tempo-mlx/error"
@@ -190,6 +191,6 @@ def _is_of(line: bytes, item: Item) -> bool:
         if isinstance(item.config, str):
             return False
         config = json.loads(json.dumps(as_dict(item.config)))
-        return bool(item.prompt in stored["prompt"]["text"] and stored["config"] == config)
+        return bool(item.prompt in stored["prompt"]["text"] and upgrade(stored["config"]) == config)
     except (ValueError, LookupError, TypeError, RecursionError):
         return False

@@ -21,6 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from tempo_mlx.errors import ConfigError
 
 Needs = Mapping[str, tuple[object, ...]]
+Audience = Literal["everyday", "study", "ablation"]
+AUDIENCES: tuple[Audience, ...] = get_args(Audience)
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Row:
     """What a field's annotation cannot say.
 
     `needs`: other settings and the values under which this one counts; no values: the other one must be on.
+    `implies`: which of them (or `decoder`) get the first such value where this one is given and they are not.
     """
 
     group: str
     help: str
+    audience: Audience = "everyday"
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None  # exclusive lower bound
@@ -40,12 +44,14 @@ class Row:
     environment: tuple[str, ...] = ()  # names besides TEMPO_<NAME>, which beats them
     decoders: tuple[str, ...] | None = None  # None: all
     needs: Needs | None = None
+    implies: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # of a field whose values are a table's names
     default_text: str | None = None  # how docs and --help write a default that is not a plain value
 
 
-def row(default: object, group: str, help: str, **rest: Any) -> Any:
+def row(default: object, group: str, help: str, audience: Audience = "everyday", **rest: Any) -> Any:
     """A dataclass field that carries a `Row`."""
-    return field(default=default, metadata={"row": Row(group, help, **rest)})
+    return field(default=default, metadata={"row": Row(group, help, audience, **rest)})
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,19 @@ class Setting:
         return str(self.default)
 
     @property
+    def writes_none(self) -> bool:
+        """Whether the word none stands for no value: not where any text is one."""
+        return self.optional and self.kind is not bool and not (self.open and self.kind is str)
+
+    @property
     def values_text(self) -> str:
         """The values allowed, for people: `mix, last or mean`, `a whole number from 1 to 8, or auto`."""
         if self.kind is bool:
             return "true or false"
+        none = ("none",) if self.writes_none else ()
         if not self.open:
-            return " or ".join([", ".join(map(str, self.choices[:-1])), str(self.choices[-1])])
+            names = [*map(str, self.choices), *none]
+            return " or ".join([", ".join(names[:-1]), names[-1]])
         if self.kind is str:
             return "text"
         noun = {(int, False): "a whole number", (int, True): "whole numbers",
@@ -98,8 +111,8 @@ class Setting:
         bounds += [f"{to} {_number(r.maximum)}"] if r.maximum is not None else []
         below = "and below" if bounds else "below"
         bounds += [f"{below} {_number(r.below)}"] if r.below is not None else []
-        words = f", or {' or '.join(self.choices)}" if self.choices else ""
-        return " ".join([noun, *bounds]) + words
+        words = " or ".join((*self.choices, *none))
+        return " ".join([noun, *bounds]) + (f", or {words}" if words else "")
 
     def parse(self, text: str, source: str | None = None) -> Any:
         """The value written as `text` on a command line or in the environment, checked."""
@@ -110,6 +123,8 @@ class Setting:
             if text.strip().lower() not in words:
                 raise ConfigError(f"{source} is {shown(text)}; write true or false.")
             return words[text.strip().lower()]
+        if text == "none" and self.writes_none:
+            return None
         if self.many and self.kind is str:
             return self.check(self._strings(text, source), source)
         if self.many:
@@ -201,16 +216,21 @@ def _setting(f: dataclasses.Field[Any], hint: Any) -> Setting:
     optional = type(None) in parts
     many = any(get_origin(part) is tuple for part in parts)
     kinds: list[type] = []
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Any, ...] = f.metadata["row"].choices
     for part in parts:
         if get_origin(part) is tuple:
             kinds.append(get_args(part)[0])
         elif get_origin(part) is Literal:
             choices = get_args(part)
-        elif part is not type(None):
+        elif part is not type(None) and not choices:
             kinds.append(part)
     kind = kinds[0] if kinds else type(choices[0])
     return Setting(f.name, kind, many, optional, choices, bool(kinds), f.default, f.metadata["row"])
+
+
+def by_audience(settings: Iterable[Setting]) -> list[Setting]:
+    """In the order of help, docs and page: what everyone uses first, what is for experiments last."""
+    return sorted(settings, key=lambda setting: AUDIENCES.index(setting.row.audience))
 
 
 def _number(bound: float) -> str:

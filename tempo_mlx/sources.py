@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts, resolve
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.settings import Checked, Setting, canonical, settings_of, suggestion
 
 C = TypeVar("C", bound=Checked)

@@ -21,8 +21,9 @@ from tempo_mlx.cli.chat import Conversation
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.main import main
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import REFUSED, GenerateConfig, LoadConfig, OutputConfig, Shortcuts, resolve
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.report.run import Run
+from tempo_mlx.resolution import REFUSED, Shortcuts, resolve
 from tempo_mlx.settings import settings_of
 from tests.twins import twin
 
@@ -193,7 +194,7 @@ def test_flags_of_the_original_that_still_work(model: str, capsys: pytest.Captur
     assert generate(model, *original) == 0
     config = Run.from_json(capsys.readouterr().out).config
     assert config["threshold"] == 0.2
-    assert config["use_retroactive_pruning"] and config["pruning_signal"] == "attention"
+    assert config["pruning_signal"] == "attention" and config["relative_threshold"] == 0.5
 
 
 def test_profile(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts, as_dict, resolve
+from tempo_mlx.config import DECODERS, GenerateConfig, LoadConfig, OutputConfig, as_dict
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.settings import settings_of
+from tempo_mlx.resolution import SWITCHES, Shortcuts, resolve, upgrade
+from tempo_mlx.settings import by_audience, settings_of
 from tempo_mlx.sources import load_settings
 
-ATTENTION = {"use_retroactive_pruning": True, "pruning_signal": "attention"}
+ATTENTION = {"pruning_signal": "attention"}
 
 
 def changed(**given: object) -> dict[str, object]:
@@ -65,7 +66,7 @@ def test_config_imports_no_tensor_library() -> None:
         ),
         (
             {"attention_threshold": 0.02, "use_pruning": True},
-            {"attention_threshold": 0.02, "use_pruning": True, **ATTENTION},
+            {"attention_threshold": 0.02, "pruning_strategy": "hybrid", **ATTENTION},
         ),
         ({"top_p": 0.8}, {"selection": "top-p", "top_p": 0.8}),
         ({"isolate": False}, {"allow_intraset_token_visibility": True, "attend": "weighted"}),
@@ -77,10 +78,33 @@ def test_config_imports_no_tensor_library() -> None:
         ),
         ({"enable_thinking": True}, {"enable_thinking": True, "chat": True}),
         ({"selection_threshold": 0.25}, {"threshold": 0.25}),
-        ({"use_retroactive_removal": True}, {"use_retroactive_pruning": True}),
+        ({"use_retroactive_removal": True}, {"pruning_signal": "posterior"}),
+        ({"use_retroactive_pruning": True, "attention_threshold": 0.02}, {"attention_threshold": 0.02, **ATTENTION}),
+        ({"use_retroactive_pruning": True, "pruning_signal": "random"}, {"pruning_signal": "random"}),
+        ({"use_retroactive_pruning": True, "preset": "original"}, {"attend": "all", "combine": "last", **ATTENTION}),
+        ({"use_retroactive_pruning": False, "preset": "original"}, {"attend": "all", "combine": "last"}),
+        ({"use_retroactive_pruning": False, "pruning_signal": "posterior"}, {}),
+        ({"use_pruning": True}, {"pruning_strategy": "hybrid"}),
+        ({"use_pruning": True, "pruning_strategy": "coherence"}, {"pruning_strategy": "coherence"}),
+        ({"dynamic_threshold": True}, {"final_threshold": 1.0}),
+        ({"dynamic_threshold": True, "final_threshold": 0.4}, {"final_threshold": 0.4}),
+        ({"dynamic_threshold": False, "final_threshold": 1.0}, {}),
+        ({"final_threshold": 0, "bezier_p1": 0.5}, {"final_threshold": 0.0, "bezier_p1": 0.5}),
+        ({"dynamic_threshold": True, "use_relu": True}, {"final_threshold": 1.0, "relu_activation_point": 0.5}),
+        (
+            {"final_threshold": 0.4, "use_relu": True, "relu_activation_point": 0.2},
+            {"final_threshold": 0.4, "relu_activation_point": 0.2},
+        ),
+        ({"preset": "original", "relative_attention": False, "attend": "lineage", "combine": "mix"},
+         {"relative_threshold": 0.0, **ATTENTION}),
+        ({"attention_threshold": 0.01, "use_relative_attention": True, "relative_threshold": 0.7},
+         {"relative_threshold": 0.7, **ATTENTION}),
+        ({"attention_threshold": 0.01, "sigmoid_threshold": False}, {"sigmoid_steepness": 0.0, **ATTENTION}),
+        ({"attention_threshold": 0.01, "use_sigmoid_threshold": True}, ATTENTION),
         ({"stop": "x"}, {"stop": ["x"]}),
         ({"max_parallel_tokens": "auto"}, {"max_parallel_tokens": "auto"}),
         ({"temperature": 0}, {"temperature": 0.0}),
+        ({"preset": "plain", "branches": 3}, {"decoder": "tree", "branches": 3}),
     ],
 )  # fmt: skip
 def test_what_follows_from_what(given: dict[str, object], expected: dict[str, object]) -> None:
@@ -111,22 +135,28 @@ def test_what_follows_from_what(given: dict[str, object], expected: dict[str, ob
         ({"enable_thinking": True, "chat": False}, ["chat"]),
         ({"threshold": 0.2, "default_mode": True}, ["threshold", "plain", "leave it out"]),
         ({"use_mcts": True, "decoder": "beam"}, ["mcts", "beam"]),
+        ({"use_mcts": True, "default_mode": True}, ["mcts", "plain"]),
+        ({"dynamic_threshold": False, "final_threshold": 0.4}, ["final_threshold is 0.4", "dynamic_threshold"]),
+        ({"use_pruning": False, "pruning_strategy": "coherence"}, ["coherence", "use_pruning"]),
+        ({"sigmoid_threshold": False, "sigmoid_steepness": 3}, ["sigmoid_steepness is 3", "sigmoid_threshold"]),
+        ({"use_retroactive_pruning": True, "decoder": "beam"}, ["beam"]),
+        ({"use_retroactive_pruning": "yes"}, ["use_retroactive_pruning", "true or false"]),
         ({"branches": 3, "use_mcts": True}, ["branches", "mcts"]),
         ({"top_p": 0.8, "top_k": 3}, ["selection"]),
-        ({"bezier_p1": 0.4}, ["--dynamic-threshold"]),
-        ({"bezier_p1": 0.4, "dynamic_threshold": True, "use_relu": True}, ["use_relu"]),
+        ({"bezier_p1": 0.4}, ["--final-threshold"]),
+        ({"bezier_p1": 0.4, "dynamic_threshold": True, "use_relu": True}, ["relu_activation_point"]),
         ({"dynamic_threshold": True, "dynamic_target": "pruning"}, ["--use-retroactive-pruning"]),
         (
             {
                 "dynamic_threshold": True,
                 "dynamic_target": "pruning",
-                "use_pruning": True,
                 "pruning_strategy": "diversity",
             },
             ["nothing is pruned by one"],
         ),
-        ({"coherence_threshold": 0.5}, ["--use-pruning"]),
-        ({"posterior_threshold": 0.5}, ["--use-retroactive-pruning"]),
+        ({"coherence_threshold": 0.5}, ["--pruning-strategy coherence or hybrid"]),
+        ({"posterior_threshold": 0.5}, ["without pruning_signal", "--pruning-signal posterior or"]),
+        ({"pruning_window": 3}, ["--pruning-signal posterior or attention or"]),
         ({"attention_threshold": 0.5, "pruning_signal": "random"}, ["attention_threshold", "random"]),
         ({"paths": 3, "decoder": "beam"}, ["paths", "beam", "superposed"]),
         ({"path_distance": 0.5}, ["--paths"]),
@@ -242,6 +272,89 @@ def test_lists_in_the_environment(tmp_path: Path) -> None:
     assert config.stop == ("a", "b")
 
 
+def test_a_flag_beats_the_environment_in_what_it_implies(tmp_path: Path) -> None:
+    def config(flags: dict[str, object], **environ: str) -> dict[str, object]:
+        found = load_settings(None, environ, flags, dotenv=tmp_path / "none").generation()
+        return {
+            name: value for name, value in as_dict(found).items() if value != as_dict(GenerateConfig())[name]
+        }
+
+    assert config({}, TEMPO_TOP_P="0.8") == {"selection": "top-p", "top_p": 0.8}
+    assert config({"threshold": 0.2}, TEMPO_TOP_P="0.8") == {"threshold": 0.2}
+    assert config({"top_k": 3}, TEMPO_SELECTION="top-p") == {"selection": "top-k", "top_k": 3}
+    assert config({"enable_thinking": True}, TEMPO_CHAT="false") == {"chat": True, "enable_thinking": True}
+    assert config({"chat": False}, TEMPO_ENABLE_THINKING="true") == {}
+    assert config({"dynamic_threshold": True}, TEMPO_FINAL_THRESHOLD="0.4") == {"final_threshold": 0.4}
+    assert config({"final_threshold": 0.4}, TEMPO_DYNAMIC_THRESHOLD="false") == {"final_threshold": 0.4}
+    assert config({"dynamic_threshold": False}, TEMPO_FINAL_THRESHOLD="0.4") == {}
+    assert config({"relative_attention": True, "attention_threshold": 0.02}, TEMPO_RELATIVE_THRESHOLD="0") == {
+        "attention_threshold": 0.02, **ATTENTION,
+    }  # fmt: skip
+    assert config({"decoder": "beam"}, TEMPO_USE_MCTS="true", TEMPO_USE_RETROACTIVE_PRUNING="1") == {
+        "decoder": "beam"
+    }
+    assert config({}, TEMPO_FINAL_THRESHOLD="none", TEMPO_DYNAMIC_THRESHOLD="true") == {}
+
+
+OLD = {
+    "chat": False,
+    "seed": 7,
+    "threshold": 0.05,
+    "decoder": "superposed",
+    "dynamic_threshold": False,
+    "dynamic_target": "selection",
+    "final_threshold": 1.0,
+    "use_relu": False,
+    "relu_activation_point": 0.5,
+    "use_pruning": False,
+    "pruning_strategy": "hybrid",
+    "use_retroactive_pruning": False,
+    "pruning_signal": "posterior",
+    "attention_threshold": 0.01,
+    "relative_attention": True,
+    "relative_threshold": 0.5,
+    "sigmoid_threshold": True,
+    "sigmoid_steepness": 10.0,
+}  # fmt: skip  (of a run file of version 0.1.0, shortened)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({}, {}),
+        ({"use_retroactive_pruning": True}, {"pruning_signal": "posterior"}),
+        (
+            {"use_retroactive_pruning": True, "pruning_signal": "attention", "relative_attention": False},
+            {"pruning_signal": "attention", "relative_threshold": 0.0},
+        ),
+        (
+            {"use_retroactive_pruning": True, "pruning_signal": "attention", "sigmoid_threshold": False},
+            {"pruning_signal": "attention", "sigmoid_steepness": 0.0},
+        ),
+        ({"dynamic_threshold": True, "final_threshold": 0.4}, {"final_threshold": 0.4}),
+        (
+            {"dynamic_threshold": True, "use_relu": True, "relu_activation_point": 0.2},
+            {"final_threshold": 1.0, "relu_activation_point": 0.2},
+        ),
+        ({"use_pruning": True, "pruning_strategy": "coherence"}, {"pruning_strategy": "coherence"}),
+    ],
+)
+def test_a_config_of_version_0_1_0_means_what_it_meant(
+    old: dict[str, object], new: dict[str, object]
+) -> None:
+    config = upgrade({**OLD, **old})
+    assert GenerateConfig(**config) == GenerateConfig(seed=7, threshold=0.05, **new)
+    assert upgrade(config) == config
+    assert resolve({**OLD, **old}) == resolve(config) == GenerateConfig(**config)
+
+
+def test_what_was_off_stays_off_in_an_old_config() -> None:
+    assert upgrade({"dynamic_threshold": False, "final_threshold": 0.4}) == {"final_threshold": None}
+    assert (
+        upgrade({"use_relu": "no", "relu_activation_point": 0.4})["use_relu"] == "no"
+    )  # refused by who reads it
+
+
 def test_every_needed_setting_and_decoder_exists() -> None:
     """A typo in the table would switch a check off without anyone noticing."""
     settings = settings_of(GenerateConfig)
@@ -251,6 +364,31 @@ def test_every_needed_setting_and_decoder_exists() -> None:
         for other, allowed in (setting.row.needs or {}).items():
             for value in allowed:
                 settings[other].check(value)
+        for other in setting.row.implies:
+            assert setting.row.decoders if other == "decoder" else other in (setting.row.needs or {}), (
+                setting.name
+            )
+
+
+def test_every_decoder_uses_something_that_a_row_asks_for() -> None:
+    asked = [set(s.row.decoders) for s in settings_of(GenerateConfig).values() if s.row.decoders is not None]
+    for decoder, used in DECODERS.items():
+        assert sum(decoder in decoders for decoders in asked) >= len(used)
+    assert all(asked), "no row is for nobody: a typo in what it is used by"
+
+
+def test_settings_are_shown_by_audience() -> None:
+    shown = [s.row.audience for s in by_audience(settings_of(GenerateConfig).values())]
+    assert shown == sorted(shown, key=["everyday", "study", "ablation"].index)
+    assert len(set(shown)) == 3 and shown.count("everyday") < len(shown) / 2
+
+
+def test_a_shortcut_names_a_setting_and_values_of_it() -> None:
+    settings = settings_of(GenerateConfig)
+    assert set(SWITCHES) == set(settings_of(Shortcuts)) - {"preset"}
+    for switch in SWITCHES.values():
+        for value in (switch.on, switch.off)[: 1 if switch.exactly else 2]:
+            assert settings[switch.setting].check(value) == value
 
 
 def test_names_and_spellings_are_unique() -> None:

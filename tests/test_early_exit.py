@@ -16,7 +16,6 @@ pytest.importorskip("torch")
 
 from tempo_mlx.api import Stream, stream
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import resolve
 from tempo_mlx.decode.decoder import Setup
 from tempo_mlx.decode.registry import DECODERS as REGISTRY
 from tempo_mlx.exits import early_exit
@@ -30,6 +29,7 @@ from tempo_mlx.exits.plan import ExitPlan, OpenExit, make_plan
 from tempo_mlx.mlx import mx
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
+from tempo_mlx.resolution import resolve
 from tests import twins
 from tests.exits import ALWAYS, foresee, loaded_with_exits
 

@@ -95,7 +95,7 @@ def test_the_settings_file_of_the_readme(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", README, re.S)
     (tmp_path / "settings.toml").write_text(example)
     config = load_settings(str(tmp_path / "settings.toml"), {}, {}, dotenv=tmp_path / "none").generation()
-    assert config.use_retroactive_pruning and config.max_tokens == 200
+    assert config.pruning_signal == "posterior" and config.max_tokens == 200
 
 
 def test_the_settings_page_is_what_the_tables_say() -> None:
@@ -204,7 +204,7 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "arrays", "strict", "settings", "_version", "config", "sources", "blas", "mlx", "lattice",
+ORDER = ["errors", "arrays", "strict", "settings", "_version", "config", "resolution", "sources", "blas", "mlx", "lattice",
          "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
          "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
 

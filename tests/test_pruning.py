@@ -306,7 +306,7 @@ def test_the_settings_choose_the_rule() -> None:
     def gone(threshold: float = 0.1, **given) -> list[int]:
         shown = view((0.05, 0.95), weights=(0.95, 0.05), attention=flat(0.3, 0.1, layers=2))
         return removed(
-            prune_rule(GenerateConfig(use_retroactive_pruning=True, **given)), shown, threshold=threshold
+            prune_rule(GenerateConfig(**{"pruning_signal": "posterior", **given})), shown, threshold=threshold
         )
 
     assert prune_rule(GenerateConfig()) is None
@@ -314,8 +314,8 @@ def test_the_settings_choose_the_rule() -> None:
     assert gone(pruning_signal="probability") == [11]
     assert gone(pruning_signal="attention", relative_threshold=0.6) == [11]
     assert gone(pruning_signal="attention", relative_threshold=0.4) == []
-    assert gone(0.05, pruning_signal="attention", relative_attention=False) == []
-    assert gone(0.2, pruning_signal="attention", relative_attention=False) == [11]
+    assert gone(0.05, pruning_signal="attention", relative_threshold=0) == []
+    assert gone(0.2, pruning_signal="attention", relative_threshold=0) == [11]
     assert gone(0.05, relative_posterior=True) == []
     draws = [gone(0.5, pruning_signal="random", seed=seed) for seed in range(20)]
     assert [10, 11] in draws

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tempo_mlx.config import GenerateConfig, resolve
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.decoder import Setup
 from tempo_mlx.decode.functions import Functions, Prune
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule, prune_rule
@@ -20,6 +20,7 @@ from tempo_mlx.decode.schedules import bezier, relu
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.model.mlx_backend import build
+from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 
 VOCABULARY, WIDTH, LAYERS, HEADS, GROUPS, STEPS = 48, 32, 3, 4, 2, 24
@@ -136,7 +137,7 @@ def removes_less(one: Decoded, other: Decoded) -> bool:
     return less < more
 
 
-POSTERIOR = {"use_retroactive_pruning": True, "posterior_threshold": 0.2}
+POSTERIOR = {"pruning_signal": "posterior", "posterior_threshold": 0.2}
 ATTENTION = {"attention_threshold": 0.02, "relative_threshold": 0.8}
 
 
@@ -154,15 +155,15 @@ def expected_thresholds(curve: Any, start: float, final: float) -> list[float]:
         ({"final_threshold": 0.4}, lambda t: bezier(t, 0.2, 0.8), 0.4),
         ({"bezier_p1": 0.9}, lambda t: bezier(t, 0.9, 0.8), 1.0),
         ({"bezier_p2": 0.1}, lambda t: bezier(t, 0.2, 0.1), 1.0),
-        ({"use_relu": True}, lambda t: relu(t, 0.5), 1.0),
-        ({"use_relu": True, "relu_activation_point": 0.8}, lambda t: relu(t, 0.8), 1.0),
+        ({"relu_activation_point": 0.5}, lambda t: relu(t, 0.5), 1.0),
+        ({"relu_activation_point": 0.8}, lambda t: relu(t, 0.8), 1.0),
     ],
     ids=["bezier", "final", "p1", "p2", "relu", "activation point"],
 )
 def test_the_selection_threshold_follows_its_curve(
     model: Any, settings: Any, curve: Any, final: float
 ) -> None:
-    run = Decoded(model, dynamic_threshold=True, **settings)
+    run = Decoded(model, **{"final_threshold": 1.0, **settings})
     expected = expected_thresholds(curve, 0.08, final)
     assert [step.threshold for step in run.steps] == pytest.approx(expected)
     for step, threshold in zip(run.steps, expected, strict=True):
@@ -175,7 +176,7 @@ def test_the_selection_threshold_follows_its_curve(
 
 @pytest.mark.parametrize("target", ["selection", "pruning", "both"])
 def test_the_target_says_which_threshold_moves(model: Any, target: str) -> None:
-    run = Decoded(model, dynamic_threshold=True, dynamic_target=target, final_threshold=0.6, **POSTERIOR)
+    run = Decoded(model, dynamic_target=target, final_threshold=0.6, **POSTERIOR)
     selection = [step.threshold for step in run.steps]
     pruning = [context.threshold for context in run.contexts]
     curve = expected_thresholds(lambda t: bezier(t, 0.2, 0.8), 0.0, 1.0)[: STEPS - 1]
@@ -190,9 +191,11 @@ def test_the_target_says_which_threshold_moves(model: Any, target: str) -> None:
 
 
 def test_the_schedule_moves_the_coherence_threshold_too(model: Any) -> None:
-    settings = {"use_pruning": True, "pruning_strategy": "coherence", "coherence_threshold": 0.5}
+    settings = {"pruning_strategy": "coherence", "coherence_threshold": 0.5}
     still = Decoded(model, **settings)
-    moving = Decoded(model, **settings, dynamic_threshold=True, dynamic_target="pruning", use_relu=True)
+    moving = Decoded(
+        model, **settings, final_threshold=1.0, dynamic_target="pruning", relu_activation_point=0.5
+    )
     half = STEPS // 2
     assert [s.rejected for s in still.steps[:half]] == [s.rejected for s in moving.steps[:half]]
     assert sum(len(s.rejected) for s in moving.steps) > sum(len(s.rejected) for s in still.steps)
@@ -204,20 +207,20 @@ def test_the_schedule_moves_the_coherence_threshold_too(model: Any) -> None:
 
 def test_coherence_drops_candidates_by_its_threshold(model: Any) -> None:
     def rejected(threshold: float) -> list[int]:
-        run = Decoded(model, use_pruning=True, pruning_strategy="coherence", coherence_threshold=threshold)
+        run = Decoded(model, pruning_strategy="coherence", coherence_threshold=threshold)
         assert all(entry.why.startswith("coherence") for step in run.steps for entry in step.rejected)
         return [len(step.rejected) for step in run.steps]
 
     assert sum(rejected(0.0)) == 0
     assert 0 < sum(rejected(0.8)) < sum(rejected(1.0))
-    everything = Decoded(model, use_pruning=True, pruning_strategy="coherence", coherence_threshold=1.0)
+    everything = Decoded(model, pruning_strategy="coherence", coherence_threshold=1.0)
     assert set(everything.widths) == {1}
 
 
 def test_diversity_keeps_one_candidate_a_cluster(model: Any) -> None:
     free = Decoded(model)
     for clusters in (1, 2):
-        run = Decoded(model, use_pruning=True, pruning_strategy="diversity", diversity_clusters=clusters)
+        run = Decoded(model, pruning_strategy="diversity", diversity_clusters=clusters)
         assert max(run.widths) == clusters < max(free.widths)
         for step in run.steps:
             assert all(entry.probability <= step.tokens[0].probability for entry in step.rejected)
@@ -229,9 +232,7 @@ def test_diversity_keeps_one_candidate_a_cluster(model: Any) -> None:
 
 
 def test_hybrid_does_both(model: Any) -> None:
-    run = Decoded(
-        model, use_pruning=True, pruning_strategy="hybrid", diversity_clusters=3, coherence_threshold=0.8
-    )
+    run = Decoded(model, pruning_strategy="hybrid", diversity_clusters=3, coherence_threshold=0.8)
     reasons = {entry.why.split(":")[0] for step in run.steps for entry in step.rejected}
     assert reasons == {"diversity", "coherence"}
     assert max(run.widths) <= 3
@@ -258,14 +259,14 @@ def test_cache_memory_shrinks_with_what_is_removed(model: Any) -> None:
     """Long enough that the blocks the cache is allocated in show it."""
     wide = {"max_tokens": 100, "selection": "top-k", "top_k": 4}
     kept = Decoded(model, **wide)
-    pruned = Decoded(model, **wide, use_retroactive_pruning=True, posterior_threshold=0.3)
+    pruned = Decoded(model, **wide, pruning_signal="posterior", posterior_threshold=0.3)
     assert kept.cache_lengths[-1] > 256 > pruned.cache_lengths[-1]
     assert pruned.cache_bytes[-1] < kept.cache_bytes[-1]
 
 
 @pytest.mark.parametrize("signal", ["posterior", "probability", "random"])
 def test_a_higher_threshold_removes_more(model: Any, signal: str) -> None:
-    settings = {"use_retroactive_pruning": True, "pruning_signal": signal}
+    settings = {"pruning_signal": signal}
     low = Decoded(model, **settings, posterior_threshold=0.15)
     high = Decoded(model, **settings, posterior_threshold=0.3)
     assert removes_less(low, high)
@@ -275,7 +276,7 @@ def test_a_higher_threshold_removes_more(model: Any, signal: str) -> None:
 
 @pytest.mark.parametrize("signal", ["posterior", "probability", "random"])
 def test_a_relative_threshold_counts_in_units_of_the_largest_score(model: Any, signal: str) -> None:
-    settings = {"use_retroactive_pruning": True, "pruning_signal": signal, "posterior_threshold": 0.4}
+    settings = {"pruning_signal": signal, "posterior_threshold": 0.4}
     absolute = Decoded(model, **settings)
     relative = Decoded(model, **settings, relative_posterior=True)
     assert removes_less(relative, absolute)
@@ -284,7 +285,7 @@ def test_a_relative_threshold_counts_in_units_of_the_largest_score(model: Any, s
 
 def test_the_signals_are_not_the_same(model: Any) -> None:
     runs = [
-        Decoded(model, use_retroactive_pruning=True, pruning_signal=signal, **settings)
+        Decoded(model, pruning_signal=signal, **settings)
         for signal, settings in {
             "posterior": {"posterior_threshold": 0.2},
             "probability": {"posterior_threshold": 0.2},
@@ -296,7 +297,7 @@ def test_the_signals_are_not_the_same(model: Any) -> None:
 
 
 def test_random_removal_follows_the_seed(model: Any) -> None:
-    settings = {"use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.3}
+    settings = {"pruning_signal": "random", "posterior_threshold": 0.3}
     one, again, other = (Decoded(model, **settings, seed=seed) for seed in (1, 1, 2))
     assert one.removals == again.removals != other.removals
 
@@ -388,11 +389,11 @@ ATTENTION_KNOBS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {"relative": 0.8}),
     "threshold": ({"attention_threshold": 0.1}, {}),
     "relative threshold": ({"relative_threshold": 0.9}, {"relative": 0.9}),
-    "absolute only": ({"relative_threshold": None, "relative_attention": False}, {"relative": 0.0}),
+    "absolute only": ({"relative_threshold": 0}, {"relative": 0.0}),
     "last layer": ({"num_layers_to_use": 1}, {"layers": 1}),
     "last two layers": ({"num_layers_to_use": 2}, {"layers": 2}),
     "single scale": ({"multi_scale_attention": False}, {"multi_scale": False}),
-    "hard": ({"sigmoid_threshold": False}, {"steepness": None}),
+    "hard": ({"sigmoid_steepness": 0}, {"steepness": None}),
     "flat sigmoid": ({"sigmoid_steepness": 0.5}, {"steepness": 0.5}),
 }
 
@@ -415,12 +416,12 @@ def test_every_attention_knob_acts_as_defined(model: Any, name: str) -> None:
 
 def test_more_attention_is_asked_for_by_higher_thresholds(model: Any) -> None:
     def run(absolute: float = 0.02, **relative: Any) -> Decoded:
-        return Decoded(model, sigmoid_threshold=False, attention_threshold=absolute, **relative)
+        return Decoded(model, sigmoid_steepness=0, attention_threshold=absolute, **relative)
 
     usual = run(relative_threshold=0.8)
     assert removes_less(usual, run(0.1, relative_threshold=0.8))
     assert removes_less(run(relative_threshold=0.3), usual)
-    assert removes_less(run(relative_attention=False), usual)
+    assert removes_less(run(relative_threshold=0), usual)
 
 
 def test_attention_in_the_record_is_the_mean_over_layers(model: Any) -> None:
@@ -436,7 +437,7 @@ def test_attention_in_the_record_is_the_mean_over_layers(model: Any) -> None:
 
 def test_removal_modes(model: Any) -> None:
     """A random threshold of 0.7 empties sets; each mode does with them what it is named for."""
-    settings = {"use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.7}
+    settings = {"pruning_signal": "random", "posterior_threshold": 0.7}
     runs = {
         mode: Decoded(model, **settings, complete_removal_mode=mode)
         for mode in ("keep_token", "keep_unattended", "remove_position")

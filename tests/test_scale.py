@@ -24,11 +24,11 @@ pytest.importorskip("transformers")
 import tempo_mlx
 from tempo_mlx.api import stream
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import resolve
 from tempo_mlx.errors import ConfigError, MemoryLimitError, RankLostError
 from tempo_mlx.exits.distributed import DistributedExits
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.ranks.shards import plan_shards
+from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import convert
 from tempo_mlx.weights.memory import require_memory

@@ -38,9 +38,9 @@ def test_relu_waits_for_its_activation_point() -> None:
     assert relu(1.0, 1.0) == 0.0
 
 
-@given(start=units, final=units, steps=st.integers(2, 50), use_relu=st.booleans())
-def test_a_schedule_starts_and_ends_where_it_is_told(start, final, steps, use_relu) -> None:
-    schedule = make_schedule(start, dynamic=True, final=final, max_tokens=steps, use_relu=use_relu)
+@given(start=units, final=units, steps=st.integers(2, 50), point=st.none() | st.floats(0.0, 0.9))
+def test_a_schedule_starts_and_ends_where_it_is_told(start, final, steps, point) -> None:
+    schedule = make_schedule(start, final=final, max_tokens=steps, activation_point=point)
     values = [schedule(step) for step in range(steps)]
     assert values[0] == pytest.approx(start)
     assert values[-1] == pytest.approx(final)
@@ -50,20 +50,20 @@ def test_a_schedule_starts_and_ends_where_it_is_told(start, final, steps, use_re
 
 
 def test_every_setting_moves_the_curve() -> None:
-    base = {"dynamic": True, "final": 1.0, "max_tokens": 11}
+    base = {"final": 1.0, "max_tokens": 11}
     middle = make_schedule(0.1, **base)(5)
     assert middle == pytest.approx(0.55)
     assert make_schedule(0.1)(5) == 0.1
     assert make_schedule(0.1, **{**base, "final": 0.5})(5) == pytest.approx(0.3)
     assert make_schedule(0.1, **base, p1=0.5)(5) > middle
     assert make_schedule(0.1, **base, p2=0.5)(5) < middle
-    assert make_schedule(0.1, **base, use_relu=True)(5) == pytest.approx(0.1)
-    assert make_schedule(0.1, **base, use_relu=True, activation_point=0.0)(5) == pytest.approx(0.55)
+    assert make_schedule(0.1, **base, activation_point=0.5)(5) == pytest.approx(0.1)
+    assert make_schedule(0.1, **base, activation_point=0.0)(5) == pytest.approx(0.55)
     assert make_schedule(0.1, **{**base, "max_tokens": 6})(5) == pytest.approx(1.0)
 
 
 def test_one_step_stays_at_the_start_and_overshoot_is_held() -> None:
-    assert make_schedule(0.1, dynamic=True, max_tokens=1)(0) == 0.1
+    assert make_schedule(0.1, final=1.0, max_tokens=1)(0) == 0.1
     assert moving(0.1, 1.0, 3, lambda time: 3.0 * time)(1) == 1.0
     assert moving(0.1, 1.0, 3, lambda time: -time)(1) == 0.0
 
@@ -71,9 +71,8 @@ def test_one_step_stays_at_the_start_and_overshoot_is_held() -> None:
 @pytest.mark.parametrize("target", ["selection", "pruning", "both"])
 def test_the_settings_say_which_threshold_moves(target: str) -> None:
     config = GenerateConfig(
-        dynamic_threshold=True,
         dynamic_target=target,
-        use_retroactive_pruning=True,
+        pruning_signal="posterior",
         final_threshold=0.5,
         max_tokens=5,
     )

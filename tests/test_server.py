@@ -24,8 +24,9 @@ from serving import ROOT, Served, events, named, serving, stream, with_context
 from twins import twin
 
 import tempo_mlx
-from tempo_mlx.config import GenerateConfig, Shortcuts
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.report.run import Run
+from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.settings import settings_of
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "threshold": 0.05, "min_steps": 4000}

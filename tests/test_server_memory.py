@@ -16,9 +16,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
 import tempo_mlx
-from tempo_mlx.config import resolve
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.cache import Cache
+from tempo_mlx.resolution import resolve
 from tempo_mlx.server.jobs import Jobs
 from tempo_mlx.server.protocol import Cancel, Event, FromWorker, Kind, Problem, Submit
 from tempo_mlx.server.settings import ServerConfig

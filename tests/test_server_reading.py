@@ -36,7 +36,7 @@ def loaded() -> LoadedModel:
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Hello", "z"])
 def test_what_is_sent_stays_true(loaded: LoadedModel, settings: dict[str, Any], prompt: str) -> None:
     decoding = tempo_mlx.stream(loaded, prompt, max_tokens=40, min_steps=40, **settings)
-    window = decoding.config.pruning_window + 1 if decoding.config.use_retroactive_pruning else 0
+    window = decoding.config.pruning_window + 1 if decoding.config.pruning_signal else 0
     reading, text, early, chosen = SettledReading(window), TextStream(loaded.tokenizer, ()), 0, []
     for step in decoding:
         settled = reading.add(step)

@@ -347,7 +347,7 @@ def test_an_unused_session_expires(model: Path) -> None:
 
 def test_an_arena_is_invisible_to_a_decoder(loaded: LoadedModel) -> None:
     """A state that was left and come back to continues with the very numbers of one that was never left."""
-    config = tempo_mlx.GenerateConfig(threshold=0.03, use_retroactive_pruning=True, posterior_threshold=0.2)
+    config = tempo_mlx.GenerateConfig(threshold=0.03, pruning_signal="posterior", posterior_threshold=0.2)
     prompt = loaded.tokenizer.encode("Once upon a time")
     alone = superposed(Setup(loaded.model, prompt, config))
     arena = Arena(loaded.model, 10_000, 1.0)

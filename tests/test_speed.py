@@ -16,11 +16,11 @@ import tempo_mlx
 from tempo_mlx import blas
 from tempo_mlx.bench.steps import Products
 from tempo_mlx.bench.timing import interleaved
-from tempo_mlx.config import resolve
 from tempo_mlx.decode import width
 from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.mlx import mx
 from tempo_mlx.model import linear
+from tempo_mlx.resolution import resolve
 from tests import twins
 
 CHEAP = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.5, 16: 1.9}

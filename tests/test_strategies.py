@@ -73,12 +73,12 @@ def test_the_settings_choose_the_strategy() -> None:
         return make_strategy(GenerateConfig(**settings))
 
     assert strategy() is None
-    only_clusters = strategy(use_pruning=True, pruning_strategy="diversity", diversity_clusters=2)
+    only_clusters = strategy(pruning_strategy="diversity", diversity_clusters=2)
     assert (only_clusters.clusters, only_clusters.coherence) == (2, None)
-    only_support = strategy(use_pruning=True, pruning_strategy="coherence", coherence_threshold=0.4)
+    only_support = strategy(pruning_strategy="coherence", coherence_threshold=0.4)
     assert only_support.clusters is None
     assert [only_support.coherence(step) for step in (0, 50)] == [0.4, 0.4]
-    both = strategy(use_pruning=True)
+    both = strategy(pruning_strategy="hybrid")
     assert both.clusters == 3
     assert both.coherence(0) == 0.7
 
@@ -86,7 +86,7 @@ def test_the_settings_choose_the_strategy() -> None:
 @pytest.mark.parametrize(("target", "moves"), [("selection", False), ("pruning", True), ("both", True)])
 def test_the_schedule_can_drive_the_coherence_threshold(target: str, moves: bool) -> None:
     config = GenerateConfig(
-        use_pruning=True, dynamic_threshold=True, dynamic_target=target, final_threshold=0.9, max_tokens=11
+        pruning_strategy="hybrid", dynamic_target=target, final_threshold=0.9, max_tokens=11
     )
     coherence = make_strategy(config).coherence
     assert coherence(0) == pytest.approx(0.7)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from tempo_mlx.api import Stream, generate, stream
-from tempo_mlx.config import LoadConfig, resolve
+from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Setup
 from tempo_mlx.decode.tempo import plain, superposed
 from tempo_mlx.errors import ConfigError, PromptError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.mlx_backend import build
+from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tempo_mlx.api import generate, stream
-from tempo_mlx.config import resolve
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.score import score_sequences
@@ -18,6 +17,7 @@ from tempo_mlx.decode.tree import Frontier, Node, most_different
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
+from tempo_mlx.resolution import resolve
 from tests.trees import decode, loaded, prompt, removals, teacher
 
 SETTINGS: list[dict[str, Any]] = [

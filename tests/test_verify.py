@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tempo_mlx.api import generate  # noqa: E402
-from tempo_mlx.config import as_dict, resolve  # noqa: E402
+from tempo_mlx.config import as_dict  # noqa: E402
 from tempo_mlx.decode.decoder import Setup  # noqa: E402
 from tempo_mlx.decode.functions import Functions  # noqa: E402
 from tempo_mlx.decode.rules import make_rules  # noqa: E402
@@ -29,6 +29,7 @@ from tempo_mlx.report.build import build_run  # noqa: E402
 from tempo_mlx.report.records import RunPath, RunPrompt  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
 from tempo_mlx.report.verify import dense_run, verify  # noqa: E402
+from tempo_mlx.resolution import resolve  # noqa: E402
 from tempo_mlx.weights import Checkpoint, open_checkpoint  # noqa: E402
 from tests import twins  # noqa: E402
 from tests.replay import dense_bias, differences  # noqa: E402
@@ -122,16 +123,16 @@ def test_runs_of_every_family(family: str) -> None:
 
 PRUNING: dict[str, dict[str, Any]] = {
     "kept": {},
-    "posterior": {"use_retroactive_pruning": True, "posterior_threshold": 0.2},
-    "relative": {"use_retroactive_pruning": True, "relative_posterior": True, "posterior_threshold": 0.4},
-    "attention": {"attention_threshold": 0.05, "sigmoid_threshold": False},
-    "random": {"use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.3},
+    "posterior": {"pruning_signal": "posterior", "posterior_threshold": 0.2},
+    "relative": {"pruning_signal": "posterior", "relative_posterior": True, "posterior_threshold": 0.4},
+    "attention": {"attention_threshold": 0.05, "sigmoid_steepness": 0},
+    "random": {"pruning_signal": "random", "posterior_threshold": 0.3},
     "unattended": {
-        "use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.7,
+        "pruning_signal": "random", "posterior_threshold": 0.7,
         "complete_removal_mode": "keep_unattended",
     },
     "whole positions": {
-        "use_retroactive_pruning": True, "pruning_signal": "random", "posterior_threshold": 0.7,
+        "pruning_signal": "random", "posterior_threshold": 0.7,
         "complete_removal_mode": "remove_position", "pruning_window": 2,
     },
 }  # fmt: skip
@@ -159,9 +160,9 @@ CASES: dict[str, dict[str, Any]] = {
     "plain, sampled": {"decoder": "plain", "temperature": 1.3},
     "plain, greedy": {"decoder": "plain", "temperature": 0.0},
     "top-k": {"selection": "top-k", "top_k": 3, "attend": "best", **PRUNING["posterior"]},
-    "scheduled": {"dynamic_threshold": True, "dynamic_target": "both", **PRUNING["posterior"]},
-    "diversity before append": {"use_pruning": True, "pruning_strategy": "diversity", **PRUNING["posterior"]},
-    "coherence before append": {"use_pruning": True, "pruning_strategy": "coherence"},
+    "scheduled": {"final_threshold": 1.0, "dynamic_target": "both", **PRUNING["posterior"]},
+    "diversity before append": {"pruning_strategy": "diversity", **PRUNING["posterior"]},
+    "coherence before append": {"pruning_strategy": "coherence"},
 }
 
 

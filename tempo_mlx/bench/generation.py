@@ -14,8 +14,9 @@ from tempo_mlx.bench.processes import run_original
 from tempo_mlx.bench.results import Measurement, Result
 from tempo_mlx.bench.steps import Effort, tokens, weight_bytes
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
-from tempo_mlx.config import LoadConfig, resolve
+from tempo_mlx.config import LoadConfig
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.resolution import resolve
 
 PROMPTS = (
     "Once upon a time in a distant galaxy",
@@ -99,13 +100,11 @@ def pruning(field: Field, effort: Effort) -> Result:
         f"cheaper; and of sets of {WIDE} on a prompt of {slots} tokens, under thresholds of 0, so that members are "
         "weighed and none goes. Attention is that of all layers.",
     )
-    pruning = {"use_retroactive_pruning": True}
-    by_attention = {**pruning, "pruning_signal": "attention"}
-    all_kept = {"attention_threshold": 0.0, "relative_attention": False, "sigmoid_threshold": False}
+    all_kept = {"attention_threshold": 0.0, "relative_threshold": 0.0, "sigmoid_steepness": 0.0}
     signals: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # settings; and those by which none goes
         "off": ({}, {}),
-        "posterior": (pruning, {"posterior_threshold": 0.0}),
-        "attention": (by_attention, all_kept),
+        "posterior": ({"pruning_signal": "posterior"}, {"posterior_threshold": 0.0}),
+        "attention": ({"pruning_signal": "attention"}, all_kept),
     }
     arms: dict[str, Decoding] = {}
     for name, (settings, kept) in signals.items():

@@ -12,7 +12,8 @@ from rich.console import Console
 from tempo_mlx.cli.console import Interrupts, make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 

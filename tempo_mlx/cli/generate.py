@@ -15,8 +15,9 @@ from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, noti
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, Shortcuts
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tempo_mlx.config import ACCEPTED, REFUSED
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.settings import Setting, settings_of
+from tempo_mlx.resolution import ACCEPTED, REFUSED
+from tempo_mlx.settings import Setting, by_audience, settings_of
 
 ConfigFile = Annotated[
     str | None,
@@ -39,7 +39,7 @@ def with_settings(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-        options = [_parameter(setting) for setting in settings.values()]
+        options = [_parameter(setting) for setting in by_audience(settings.values())]
         if original:
             options += [_original(flag) for flag in (*ACCEPTED, *REFUSED)]
 

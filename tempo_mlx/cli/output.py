@@ -114,7 +114,7 @@ def format_of(output: OutputConfig) -> str:
 
 def window_of(config: GenerateConfig) -> int:
     """How many sets back a removal may still reach."""
-    return config.pruning_window if config.use_retroactive_pruning else 0
+    return config.pruning_window if config.pruning_signal else 0
 
 
 def path_lines(run: Run, probabilities: bool) -> list[str]:

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.config import LoadConfig, resolve
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.resolution import resolve, upgrade
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _rerun(run: Run, loaded: LoadedModel, out: Console) -> bool:
     from tempo_mlx.report.verify import require_settings, tolerance_of
 
     require_settings(run)
-    decoding = stream(loaded, run.prompt.token_ids, replace(resolve(run.config), timeout=None))
+    decoding = stream(loaded, run.prompt.token_ids, replace(resolve(upgrade(run.config)), timeout=None))
     for _ in islice(decoding, len(run.steps)):
         pass
     tolerance = max(tolerance_of(run.model), tolerance_of(loaded.model.info))

@@ -96,14 +96,14 @@ class PruneRule:
 
 def prune_rule(config: GenerateConfig) -> PruneRule | None:
     """The rule the settings ask for; None with retroactive pruning off."""
-    if not config.use_retroactive_pruning:
+    if config.pruning_signal is None:
         return None
     if config.pruning_signal == "attention":
         return by_attention(
-            relative_threshold=config.relative_threshold if config.relative_attention else 0.0,
+            relative_threshold=config.relative_threshold,
             num_layers=config.num_layers_to_use,
             multi_scale=config.multi_scale_attention,
-            steepness=config.sigmoid_steepness if config.sigmoid_threshold else None,
+            steepness=config.sigmoid_steepness or None,
         )
     if config.pruning_signal == "random":
         return at_random(config.seed, relative=config.relative_posterior)

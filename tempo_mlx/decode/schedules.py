@@ -46,18 +46,16 @@ def moving(start: float, final: float, max_tokens: int, curve: Callable[[float],
 def make_schedule(
     start: float,
     *,
-    dynamic: bool = False,
-    final: float = 1.0,
+    final: float | None = None,
     max_tokens: int = 1,
     p1: float = 0.2,
     p2: float = 0.8,
-    use_relu: bool = False,
-    activation_point: float = 0.5,
+    activation_point: float | None = None,
 ) -> Schedule:
-    """The schedule the settings ask for: constant, a Bezier curve, or a ReLU ramp."""
-    if not dynamic:
+    """The schedule the settings ask for: constant, a Bezier curve, or, with an activation point, a ReLU ramp."""
+    if final is None:
         return constant(start)
-    if use_relu:
+    if activation_point is not None:
         return moving(start, final, max_tokens, lambda time: relu(time, activation_point))
     return moving(start, final, max_tokens, lambda time: bezier(time, p1, p2))
 
@@ -66,11 +64,9 @@ def scheduled(config: GenerateConfig, start: float, target: Literal["selection",
     """The schedule of a threshold that begins at `start`, by what the settings say about its kind."""
     return make_schedule(
         start,
-        dynamic=config.dynamic_threshold and config.dynamic_target in (target, "both"),
-        final=config.final_threshold,
+        final=config.final_threshold if config.dynamic_target in (target, "both") else None,
         max_tokens=config.max_tokens,
         p1=config.bezier_p1,
         p2=config.bezier_p2,
-        use_relu=config.use_relu,
         activation_point=config.relu_activation_point,
     )

@@ -43,7 +43,7 @@ class Strategy:
 
 def make_strategy(config: GenerateConfig) -> Strategy | None:
     """The strategy the settings ask for; None without pruning before append. Hybrid is both."""
-    if not config.use_pruning:
+    if config.pruning_strategy is None:
         return None
     return Strategy(
         None if config.pruning_strategy == "coherence" else config.diversity_clusters,

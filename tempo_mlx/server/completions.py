@@ -42,7 +42,7 @@ def complete(
     stream = Stream(model, prompt, config, interrupted=interrupted)
     yield Output("begin", {"prompt_tokens": len(prompt.token_ids)})
     events = StepEvents(loaded.tokenizer)
-    reading = SettledReading(config.pruning_window + 1 if config.use_retroactive_pruning else 0)
+    reading = SettledReading(config.pruning_window + 1 if config.pruning_signal else 0)
     text = TextStream(loaded.tokenizer, config.stop)
     parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))
     growing = stream.spec.lattice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -10,13 +11,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
-from tempo_mlx.config import PRESETS, GenerateConfig, as_dict
+from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
+from tempo_mlx.resolution import PRESETS, SWITCHES
 from tempo_mlx.server.context import ERRORS, context, owner
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.schemas import SETTINGS, GenerateBody, describe, explicit_settings
+from tempo_mlx.server.schemas import GenerateBody, describe, explicit_settings
 from tempo_mlx.server.streaming import last, native
-from tempo_mlx.settings import settings_of
+from tempo_mlx.settings import by_audience, settings_of
 
 router = APIRouter(responses=ERRORS)
 
@@ -77,6 +79,7 @@ async def cancel(id: Annotated[str, Path(max_length=64)], request: Request) -> d
 async def settings(request: Request) -> dict[str, Any]:
     c = context(request)
     ready, config = c.engine.ready, c.config
+    shown = by_audience(settings_of(GenerateConfig).values())
     try:
         defaults = as_dict(c.configuration({}))
     except ApiError:
@@ -99,8 +102,9 @@ async def settings(request: Request) -> dict[str, Any]:
         "session_decoders": [
             spec.name for spec in DECODERS.values() if spec.editable and config.max_sessions
         ],
-        "groups": list(dict.fromkeys(s.row.group for s in SETTINGS.values())),
-        "settings": [describe(s) for s in SETTINGS.values()],
+        "groups": list(dict.fromkeys(s.row.group for s in shown)),
+        "settings": [describe(s) for s in shown],
+        "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
     }
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from tempo_mlx.config import GenerateConfig, Shortcuts, resolve
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.settings import Setting, settings_of
 
@@ -175,6 +176,7 @@ def describe(setting: Setting) -> dict[str, Any]:
     return {
         "name": setting.name,
         "group": row.group,
+        "audience": row.audience,
         "help": row.help,
         "type": names[setting.kind],
         "many": setting.many,
@@ -190,4 +192,5 @@ def describe(setting: Setting) -> dict[str, Any]:
         "aliases": list(row.aliases),
         "decoders": None if row.decoders is None else list(row.decoders),
         "needs": None if row.needs is None else {k: list(v) for k, v in row.needs.items()},
+        "implies": list(row.implies),
     }

@@ -13,6 +13,7 @@ from tempo_mlx.model.forward import Model
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import require_settings
+from tempo_mlx.resolution import upgrade
 
 
 def read_run(value: dict[str, Any], model: Model) -> tuple[GenerateConfig, RunPrompt, list[Step]]:
@@ -25,11 +26,11 @@ def read_run(value: dict[str, Any], model: Model) -> tuple[GenerateConfig, RunPr
             raise RunFileError(
                 f"The run was made by another model, {run.model.get('id')}; serve that one to go on with it."
             )
-    known = {f.name for f in fields(GenerateConfig)}
-    if unknown := sorted(set(run.config) - known):
+    settings = upgrade(run.config)
+    if unknown := sorted(set(settings) - {f.name for f in fields(GenerateConfig)}):
         raise RunFileError(f"The run's config holds {unknown[0]}, which is not a setting.")
     try:
-        config = GenerateConfig(**run.config)
+        config = GenerateConfig(**settings)
     except ConfigError as error:
         raise RunFileError(f"The run's config cannot be used: {error}") from error
     ids = [*run.prompt.token_ids, *(token.id for step in run.steps for token in step.tokens)]
