@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tempo_mlx.server.replay import read_run
 
+import tempo_mlx
 from tempo_mlx.api import load
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
+from tempo_mlx.resolution import resolve, upgrade
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((Path(__file__).parent / "fixtures").glob("runs-*/*.json"))
@@ -36,6 +39,27 @@ def test_an_old_file_is_written_again_bit_by_bit(path: Path) -> None:
     run = Run.load(path)
     assert run.to_json() + "\n" == path.read_text("utf-8")
     assert Run.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_settings_of_an_old_file_are_todays(path: Path) -> None:
+    old = Run.load(path).config
+    settings = GenerateConfig(**upgrade(old))
+    assert resolve(old) == settings
+    assert settings.pruning_signal == (old["pruning_signal"] if old["use_retroactive_pruning"] else None)
+    assert settings.pruning_strategy == (old["pruning_strategy"] if old["use_pruning"] else None)
+    assert settings.final_threshold is None and settings.sigmoid_steepness == 10.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["superposed", "superposed-attention", "positions"])
+def test_an_old_file_is_decoded_again_and_gone_on_with(name: str) -> None:
+    (path,) = (path for path in FILES if path.stem == name)
+    run = Run.load(path)
+    settings, _, steps = read_run(run.to_dict(), smollm2().model)
+    again = tempo_mlx.generate(smollm2(), run.prompt.token_ids, config=settings)
+    assert len(steps) == len(run.steps)
+    assert compare(run, again)[1] is None
 
 
 @pytest.mark.slow

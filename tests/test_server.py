@@ -26,8 +26,8 @@ from twins import twin
 import tempo_mlx
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.report.run import Run
-from tempo_mlx.resolution import Shortcuts
-from tempo_mlx.settings import settings_of
+from tempo_mlx.resolution import SWITCHES, Shortcuts
+from tempo_mlx.settings import by_audience, settings_of
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "threshold": 0.05, "min_steps": 4000}
 HUGE_PROMPT = "All work and no play. " * 1500  # about 31,000 tokens: dozens of chunks
@@ -147,13 +147,17 @@ def test_messages_are_a_chat(server: Served, model: Path) -> None:
 def test_settings_and_docs_show_the_whole_table(server: Served) -> None:
     table = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
     shown = server.get("/settings").json()
-    assert [s["name"] for s in shown["settings"]] == list(table)
+    assert [s["name"] for s in shown["settings"]] == [
+        s.name for s in by_audience(settings_of(GenerateConfig).values())
+    ]
+    assert shown["groups"][0] == "Input" and shown["shortcuts"].keys() == SWITCHES.keys()
     for entry in shown["settings"]:
         setting = table[entry["name"]]
         assert entry["default"] == (
             list(setting.default) if isinstance(setting.default, tuple) else setting.default
         )
         assert (entry["minimum"], entry["maximum"]) == (setting.row.minimum, setting.row.maximum)
+        assert entry["audience"] == setting.row.audience
     fields = server.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
     page = server.get("/docs").text
     for name, setting in table.items():
