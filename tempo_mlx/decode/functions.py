@@ -23,9 +23,9 @@ Select = Callable[[Float32s, int], Iterable[int]]  # probabilities (V,), step ->
 
 # The settings that a function stands in for: null in the `config` of its run's file, which would say otherwise.
 REPLACED: Mapping[str, tuple[str, ...]] = {
-    "prune": ("use_retroactive_pruning",),
+    "prune": ("pruning_signal",),
     "select": ("selection", "threshold", "min_p", "top_p", "top_k"),
-    "schedule": ("threshold", "dynamic_threshold"),
+    "schedule": ("threshold", "final_threshold"),
 }
 
 

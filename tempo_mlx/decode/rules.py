@@ -33,9 +33,9 @@ def make_rules(config: GenerateConfig, functions: Functions | None = None, *, si
     contradict each other.
     """
     own = functions or Functions()
-    if own.schedule is not None and (config.selection != "threshold" or config.dynamic_threshold):
+    if own.schedule is not None and (config.selection != "threshold" or config.final_threshold is not None):
         raise ConfigError(
-            "A schedule function moves the threshold itself; leave out dynamic_threshold, and selection rules "
+            "A schedule function moves the threshold itself; leave out final_threshold, and selection rules "
             "that know no threshold."
         )
     threshold = own.schedule or scheduled(config, config.threshold, "selection")
