@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tempo_mlx.server.replay import read_run
 
 import tempo_mlx
 from tempo_mlx.api import load
+from tempo_mlx.cli.verify import compare
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.resolution import resolve, upgrade
+from tempo_mlx.sessions.imports import read_run
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((Path(__file__).parent / "fixtures").glob("runs-*/*.json"))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.strategies import cluster, coherence, diversity, screening, support_of
+from tempo_mlx.decode.strategies import cluster, coherence, diversity, make_strategy, support_of
 
 
 def directions(*degrees: float) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_support_is_the_attention_on_the_context_without_sinks_and_self() -> Non
 
 def test_the_settings_choose_the_strategy() -> None:
     def strategy(**settings):
-        return screening(GenerateConfig(**settings))
+        return make_strategy(GenerateConfig(**settings))
 
     assert strategy() is None
     only_clusters = strategy(pruning_strategy="diversity", diversity_clusters=2)
@@ -88,6 +88,6 @@ def test_the_schedule_can_drive_the_coherence_threshold(target: str, moves: bool
     config = GenerateConfig(
         pruning_strategy="hybrid", dynamic_target=target, final_threshold=0.9, max_tokens=11
     )
-    coherence = screening(config).coherence
+    coherence = make_strategy(config).coherence
     assert coherence(0) == pytest.approx(0.7)
     assert coherence(10) == pytest.approx(0.9 if moves else 0.7)
