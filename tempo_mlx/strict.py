@@ -21,6 +21,7 @@ from pydantic import (
     Strict,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
@@ -31,7 +32,7 @@ Text = Annotated[str, Strict()]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]  # an integer is one, too
 Switch = Annotated[bool, Strict()]
-Object = Mapping[str, Any]  # JSON of any shape
+Object = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})]  # JSON of any shape
 
 
 class Record:

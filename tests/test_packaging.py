@@ -268,3 +268,13 @@ def test_mlx_is_imported_in_one_place() -> None:
         if re.search(r"^\s*(import|from) mlx\b", path.read_text("utf-8"), re.M)
     ]
     assert sorted(importing) == ["blas.py", "mlx.py"]
+
+
+def test_array_types_are_named_once() -> None:
+    naming = [
+        str(path.relative_to(ROOT))
+        for package in (PACKAGE, ROOT / "benchmarks")
+        for path in package.rglob("*.py")
+        if re.search(r"^\w+ = NDArray\[np\.(int64|float64|float32|bool_)\]$", path.read_text("utf-8"), re.M)
+    ]
+    assert naming == ["tempo_mlx/arrays.py"]

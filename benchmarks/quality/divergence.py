@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import tempo_mlx
 from benchmarks.quality.prompts import Prompt
 from benchmarks.quality.running import read_records
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.paths import layers_of, sample_paths, token_ids
 from tempo_mlx.decode.prefill import never, prefill
@@ -26,7 +26,6 @@ from tempo_mlx.decode.score import depths, make_trie
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.lattice import ATTEND_RULES, ancestor_bias
 
-Float32s = NDArray[np.float32]
 CASES = [*((rule, 8) for rule in ATTEND_RULES), ("lineage", 2), ("lineage", 4), ("all", 2), ("all", 4)]
 THRESHOLD = 0.03  # low enough for the widths to count
 PATHS = 6

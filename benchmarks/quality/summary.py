@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.metrics import diversity
 from benchmarks.quality.prices import price
 from benchmarks.quality.running import QUARTERS, Record, read_records
 from benchmarks.studies import bootstrap
+from tempo_mlx.arrays import Floats, Ints
 
-Floats = NDArray[np.float64]
-Index = NDArray[np.int64] | slice
+Index = Ints | slice
 Statistic = Callable[["Entry", Index], float]  # of the prompts of an index array
 
 
@@ -52,7 +51,7 @@ class Entry:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def take(self, index: Sequence[int] | NDArray[np.int64]) -> Entry:
+    def take(self, index: Sequence[int] | Ints) -> Entry:
         numbers = {name: values[index] for name, values in self.numbers.items()}
         names = tuple(self.prompts[i] for i in index)
         return Entry(self.label, names, self.texts, self.nats[index], self.tokens[index], numbers)

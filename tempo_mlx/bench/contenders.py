@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.prefill import CHUNK, never, prefill
 from tempo_mlx.errors import ConfigError, ModelError
@@ -30,19 +30,17 @@ NAMES = ("tempo-mlx", "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
 TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # of a logit, beside tempo-mlx's own
 
-Logits = NDArray[np.float32]
-
 
 class Contender(Protocol):
     """A model that can run a prompt, and rows on top of it."""
 
     name: str
 
-    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Logits]:
+    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Float32s]:
         """Run a prompt: what the next rows go on from, and the last logits (V,). copies: rows at a time later."""
         ...
 
-    def rows(self, state: Any, tokens: Sequence[int]) -> Logits:
+    def rows(self, state: Any, tokens: Sequence[int]) -> Float32s:
         """(k, V): the logits after each of k tokens at the position that follows the prompt; then forget them."""
         ...
 
@@ -54,11 +52,11 @@ class Ours:
         self.name = name
         self.model = model
 
-    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Logits]:
+    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Float32s]:
         cache = self.model.new_cache()
         return cache, prefill(self.model, ids, cache, never)[0]
 
-    def rows(self, state: Any, tokens: Sequence[int], attention: Attention = False) -> Logits:
+    def rows(self, state: Any, tokens: Sequence[int], attention: Attention = False) -> Float32s:
         length, count = len(state), len(tokens)
         bias = np.zeros((count, length + count), np.float32)
         bias[:, length:] = np.where(np.eye(count, dtype=bool), 0, -np.inf)
@@ -78,7 +76,7 @@ class MlxLm:
 
         self.model: Any = load(directory)[0]
 
-    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Logits]:
+    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Float32s]:
         """As its generate_step runs a prompt: all but the last token in chunks, then the last."""
         from mlx_lm.models.cache import make_prompt_cache
 
@@ -89,7 +87,7 @@ class MlxLm:
             mx.eval([layer.state for layer in cache])
         return cache, _host(self.model(tokens[:, -1:], cache=cache)[0, -1])
 
-    def rows(self, state: Any, tokens: Sequence[int]) -> Logits:
+    def rows(self, state: Any, tokens: Sequence[int]) -> Float32s:
         from mlx_lm.models.cache import trim_prompt_cache
 
         logits = _host(self.model(mx.array(list(tokens))[:, None], cache=state)[:, -1])
@@ -113,7 +111,7 @@ class Transformers:
         if torch.cuda.is_available() or torch.backends.mps.is_available():
             self.model = self.model.to("cuda" if torch.cuda.is_available() else "mps")
 
-    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Logits]:
+    def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Float32s]:
         import torch
 
         cache: Any = None
@@ -124,19 +122,19 @@ class Transformers:
                 cache = out.past_key_values
             return cache, out.logits[0, -1].float().cpu().numpy()
 
-    def rows(self, state: Any, tokens: Sequence[int]) -> Logits:
+    def rows(self, state: Any, tokens: Sequence[int]) -> Float32s:
         import torch
 
         with torch.inference_mode():
             batch = torch.tensor(list(tokens), device=self.model.device)[:, None]
-            logits: Logits = (
+            logits: Float32s = (
                 self.model(batch, past_key_values=state, use_cache=True).logits[:, -1].float().cpu().numpy()
             )
         state.crop(-1)
         return logits
 
 
-def _host(logits: Any) -> Logits:
+def _host(logits: Any) -> Float32s:
     return np.array(logits.astype(mx.float32))
 
 

@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.decode.step import Edge, Removal
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Token(Protocol):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
 from tempo_mlx.decode.prefill import CHUNK
 from tempo_mlx.decode.step import RunStep, RunToken
@@ -31,10 +31,6 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # By the bits of a quantised KV cache. Where nothing is removed the replay repeats the run to 1e-6; a removed slot that
 # is masked instead of dropped can change the last bit of a sum, and with it a rounding: 0.01 and 0.16 were measured.
 KV_TOLERANCES = {8: 5e-2, 4: 0.4}
-
-Floats = NDArray[np.float64]
-Float32s = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

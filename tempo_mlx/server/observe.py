@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.model.forward import Forward, Logits, Model
 from tempo_mlx.sessions.arena import Top, top_tokens
-
-Ints = NDArray[np.int64]
 
 
 class Watched:
@@ -32,7 +28,7 @@ class Watched:
         self,
         tokens: Sequence[int] | Ints,
         positions: Sequence[int] | Ints,
-        bias: NDArray[np.float32] | None,
+        bias: Float32s | None,
         cache: Any,
         *,
         logits: Logits = "all",
@@ -49,5 +45,5 @@ class Watched:
     def new_cache(self) -> Any:
         return self.model.new_cache()
 
-    def embeddings(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
         return self.model.embeddings(tokens)

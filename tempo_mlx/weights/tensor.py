@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
 
 Kind = Literal["float32", "float16", "bfloat16", "mlx_quantized"]
@@ -35,7 +36,7 @@ class Tensor(Protocol):
         """Bytes it takes in its own kind."""
         ...
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> Float32s:
         """The weight as float32, dequantised; may be read-only."""
         ...
 
@@ -82,7 +83,7 @@ class DenseTensor:
     def nbytes(self) -> int:
         return int(self.data.nbytes)
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> Float32s:
         data = self.data
         wide = bfloat16_to_float32(data) if data.dtype == np.uint16 else np.asarray(data, dtype=np.float32)
         return wide - np.float32(self.subtract) if self.subtract else wide
@@ -129,7 +130,7 @@ class AffineTensor:
     def nbytes(self) -> int:
         return int(self.packed.nbytes + self.scales.nbytes + self.biases.nbytes)
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> Float32s:
         out = np.empty(self.shape, dtype=np.float32)
         scales, biases = DenseTensor(self.scales).numpy(), DenseTensor(self.biases).numpy()
         step = max(1, _CHUNK // max(1, self.shape[-1]))
@@ -191,7 +192,7 @@ class GGUFTensor:
         count = int(np.prod(self.shape, dtype=np.int64))
         return count * 4 if bits is None else count * bits // 8 + count // 32 * 4
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> Float32s:
         out = np.empty(self.shape, dtype=np.float32)
         rows = out.reshape(-1, self.columns)
         blocks = self.blocks.reshape(-1, self.blocks.shape[-1])
@@ -254,7 +255,7 @@ class Reordered:
     def group(self) -> int:
         return self.tensor.group
 
-    def numpy(self) -> NDArray[np.float32]:
+    def numpy(self) -> Float32s:
         return self.tensor.rows(self.order).numpy()
 
     def raw(self) -> Array:
@@ -283,7 +284,7 @@ def _split_blocks(blocks: NDArray[np.uint8], type_name: str) -> tuple[Array, Arr
     return scale, minimum, parts[..., numbers:]
 
 
-def _dequantize(blocks: NDArray[np.uint8], type_name: str, out: NDArray[np.float32]) -> None:
+def _dequantize(blocks: NDArray[np.uint8], type_name: str, out: Float32s) -> None:
     """Write the weights of `blocks` (N, bytes) to `out` (N, M). Layouts: llama.cpp, ggml-quants.c."""
     if type_name not in AFFINE_GGUF_BITS:
         # imported here: the package takes a quarter of a second and only K-quants and their like need it
@@ -336,13 +337,13 @@ def unpack_bits(packed: Array, bits: int) -> Array:
     return np.asarray(np.packbits(single, axis=-1, bitorder="little")[..., 0])
 
 
-def bfloat16_to_float32(data: Array) -> NDArray[np.float32]:
+def bfloat16_to_float32(data: Array) -> Float32s:
     wide = data.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
-def float32_to_bfloat16(data: NDArray[np.float32]) -> NDArray[np.uint16]:
+def float32_to_bfloat16(data: Float32s) -> NDArray[np.uint16]:
     """Round to nearest, ties to even; a NaN stays one."""
     bits = np.ascontiguousarray(data).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
