@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
@@ -17,15 +16,17 @@ from tempo_mlx.decode.prefill import Interrupt, Interrupted, never
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.score import read_paths
+from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.model.forward import Model
-from tempo_mlx.report.build import build_run, cut_at_stop
+from tempo_mlx.report.build import build_run
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
-from tempo_mlx.report.run import Run, best_path
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.stops import Stops, StopWatch, cut_at_stop
 from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import Tokenizer
 
@@ -114,6 +115,7 @@ class Stream(Iterator[Step]):
         self.finish_reason: str | None = None
         self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
+        self._watch = stop_watch(loaded.tokenizer, self.config, self.spec, self.functions)
         self.cancellation = Cancellation(config.timeout, interrupted)
         self.started = self.cancellation.started
         self.prefilled = self.ended = self.started
@@ -225,7 +227,7 @@ class Stream(Iterator[Step]):
         """Why no further step follows, if so."""
         if self.decoder is not None and self.steps:
             limit = self.config.max_cache_tokens
-            if reason := ending(self.decoder, self.spec, self.loaded.tokenizer):
+            if reason := ending(self.decoder, self._watch):
                 return reason
             if len(self.steps) >= self.config.max_tokens:
                 return "length"
@@ -270,7 +272,7 @@ def make_setup(
     guide = None
     if config.thinking_budget is not None:
         guide = thinking.Budget(tokenizer, config.thinking_budget, thinking.is_open(prompt.text))
-    stops = partial(holds_stop, tokenizer, config.stop) if config.stop and not lattice else None
+    stops = Stops(tokenizer, config.stop) if config.stop and not lattice else None
     return Setup(
         model,
         prompt.token_ids,
@@ -284,23 +286,22 @@ def make_setup(
     )
 
 
-def ending(decoder: Decoder, spec: DecoderSpec, tokenizer: Tokenizer) -> str | None:
-    """Why nothing can follow the steps so far, if so; texts of a tree end on their own at a stop string."""
-    stop, steps = decoder.config.stop, decoder.steps
-    if decoder.finished:
+def ending(decoder: Decoder, watch: StopWatch) -> str | None:
+    """Why nothing can follow the steps so far, if so."""
+    if decoder.finished or watch(decoder.steps):
         return "stop"
-    if stop and spec.lattice:
-        reading = best_path(steps)
-        if holds_stop(tokenizer, stop, [token.id for token in reading]):
-            return "stop"
-    full = decoder.prompt_length + len(steps) >= decoder.model.architecture.max_position_embeddings
+    full = decoder.prompt_length + len(decoder.steps) >= decoder.model.architecture.max_position_embeddings
     return "length" if full else None
 
 
-def holds_stop(tokenizer: Tokenizer, stop: Sequence[str], token_ids: Sequence[int]) -> bool:
-    """Whether the text of these tokens holds one of the strings."""
-    text = tokenizer.decode(token_ids, continues=True)
-    return cut_at_stop(text, stop) != text
+def stop_watch(
+    tokenizer: Tokenizer, config: GenerateConfig, spec: DecoderSpec, functions: Functions | None = None
+) -> StopWatch:
+    """What says that a lattice has come to a stop string; texts of a tree end on their own."""
+    own_rule = functions is not None and functions.prune is not None
+    return StopWatch(
+        Stops(tokenizer, config.stop if spec.lattice else ()), None if own_rule else removal_window(config)
+    )
 
 
 def assemble(

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tempo_mlx.decode.step import Removal, Step
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.report.build import cut_at_stop
 from tempo_mlx.report.records import RunRule
 from tempo_mlx.report.run import Run
+from tempo_mlx.report.stops import cut_at_stop
 from tests.runs import EOS, WORDS, make_run, members, sky_run, sky_steps, step
 
 
@@ -192,7 +192,7 @@ def test_split_characters_are_whole_in_the_texts() -> None:
 def test_the_final_text_ends_before_a_stop_string() -> None:
     assert sky_run(config={"stop": ["day", " to"], "attend": "lineage"}).final_text == " is blue"
     assert cut_at_stop("abc", ()) == "abc"
-    assert cut_at_stop("abc", "b") == "a"
+    assert cut_at_stop("abcb", ("cb", "b")) == "a"
 
 
 def test_tree_decoders_read_their_best_path() -> None:

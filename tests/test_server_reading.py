@@ -11,8 +11,10 @@ pytest.importorskip("torch")
 from twins import twin
 
 import tempo_mlx
+from tempo_mlx.decode.paths import is_read
+from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.loading import LoadedModel
-from tempo_mlx.server.reading import SettledReading, TextStream
+from tempo_mlx.report.stops import TextStream
 
 CASES: list[dict[str, Any]] = [
     {"threshold": 0.03},
@@ -36,15 +38,15 @@ def loaded() -> LoadedModel:
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Hello", "z"])
 def test_what_is_sent_stays_true(loaded: LoadedModel, settings: dict[str, Any], prompt: str) -> None:
     decoding = tempo_mlx.stream(loaded, prompt, max_tokens=40, min_steps=40, **settings)
-    window = decoding.config.pruning_window + 1 if decoding.config.pruning_signal else 0
-    reading, text, early, chosen = SettledReading(window), TextStream(loaded.tokenizer, ()), 0, []
+    reading, text = SettledReading(removal_window(decoding.config)), TextStream(loaded.tokenizer, ())
+    early, chosen, sent = 0, [], ""
     for step in decoding:
         settled = reading.add(step)
         chosen += settled
-        text.add(settled)
+        sent += text.add(c.member.id for c in settled if is_read(c.member))
         early += bool(settled) and step.step < 39
     run = decoding.run()
-    assert run.final_text.startswith(text.sent)
+    assert run.final_text.startswith(sent)
     path = run.best_path()
     assert [c.member.id for c in chosen] == [token.id for token in path[: len(chosen)]]
     for c, token in zip(chosen, path, strict=False):
@@ -60,7 +62,8 @@ def test_a_stop_string_is_held_back_until_it_cannot_be_one(loaded: LoadedModel) 
         for start in range(3, len(whole) - length):
             stop = whole[start : start + length]
             expected = whole[: whole.index(stop)]
-            reading, text = SettledReading(0), TextStream(loaded.tokenizer, (stop,))
+            text, sent = TextStream(loaded.tokenizer, (stop,)), ""
             for step in steps:
-                text.add(reading.add(step))
-                assert expected.startswith(text.sent)
+                sent += text.add([step.tokens[0].id])
+                assert expected.startswith(sent)
+            assert sent == expected

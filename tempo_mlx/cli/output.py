@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tempo_mlx.config import GenerateConfig, OutputConfig
+from tempo_mlx.config import OutputConfig
+from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.errors import OutputError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class RunPrinter:
         from tempo_mlx.report.terminal import make_printer
         from tempo_mlx.report.text import make_label
 
-        decoding, window = self.decoding, window_of(self.decoding.config)
+        decoding, window = self.decoding, removal_window(self.decoding.config)
         if decoding.config.enable_thinking:
             from tempo_mlx.cli.thinking import ThinkingPrinter
             from tempo_mlx.decode import thinking
@@ -110,11 +111,6 @@ class RunPrinter:
 def format_of(output: OutputConfig) -> str:
     """The format of stdout; --output-json alone means JSON there, with a file it goes to the file."""
     return "json" if output.output_json and output.json_output_file is None else output.format
-
-
-def window_of(config: GenerateConfig) -> int:
-    """How many sets back a removal may still reach."""
-    return config.pruning_window if config.pruning_signal else 0
 
 
 def path_lines(run: Run, probabilities: bool) -> list[str]:

@@ -25,8 +25,8 @@ class Setup:
     """What a decoder is begun with; one that has no use for a part of it leaves it.
 
     cache: may hold a prefix of the prompt. interrupted: asked between chunks of the prompt, and in long steps.
-    guide(token_ids): the one token that must follow a text, or None. stops(token_ids): whether a text ends with its
-    last token, although the model did not end it.
+    guide(token_ids): the one token that must follow a text, or None. stops(newest_first): whether a text ends with its
+    last token, although the model did not end it; its tokens last to first.
     """
 
     model: Model
@@ -36,7 +36,7 @@ class Setup:
     cache: Any | None = None
     interrupted: Interrupt = never
     guide: Callable[[Sequence[int]], int | None] | None = None
-    stops: Callable[[Sequence[int]], bool] | None = None
+    stops: Callable[[Iterable[int]], bool] | None = None
     functions: Functions = field(default_factory=Functions)
 
 

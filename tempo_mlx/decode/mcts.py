@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -301,7 +302,7 @@ class Mcts(Decoder):
         """Whether the last token of a text ends it."""
         if node.token in self.eos_ids or self.stops is None:
             return node.token in self.eos_ids
-        return self.stops([n.token for n in (*self.text, *reversed(lineage(node)[:-1]))])
+        return self.stops(n.token for n in chain(lineage(node)[:-1], reversed(self.text)))
 
     def step_of(self, chosen: SearchNode, children: list[SearchNode]) -> Step:
         """The step for the record: in a run file the text is a chain, whatever else the cache held."""

@@ -1,10 +1,10 @@
 """Reading token sequences off a lattice: the best ones, random ones, different ones.
 
 Members of neighbouring sets are not independent, so a text is always read along edges: a path takes one
-member of each set, and its score is log p_0(first) + sum of log P(j|i). Members that are alive or
-unattended take part; a set without any takes part with all its members and prints nothing. A member that
-ends the text has no successor, so it can only be the last of a path. Scores are what the lattice says; rows
-of a lattice see mixtures, so the model's own log-probability of a path may differ.
+member of each set, and its score is log p_0(first) + sum of log P(j|i). Which members it may take is said by
+`usable`, and nowhere else in Python; server/web/src/lib/lattice.ts says the same for the page, and
+tests/readings.json holds both to it. Scores are what the lattice says; rows of a lattice see mixtures, so the
+model's own log-probability of a path may differ.
 
 Shapes: T layers, m members of a layer, n paths.
 """
@@ -36,6 +36,8 @@ class Token(Protocol):
     def removed_after(self) -> int | None: ...
     @property
     def removed_why(self) -> Removal | None: ...
+    @property
+    def branch(self) -> int | None: ...
 
 
 T = TypeVar("T", bound=Token)
@@ -57,7 +59,11 @@ class Layer(Generic[T]):
 
     members: tuple[T, ...]
     edges: Floats
-    printed: bool = True
+
+    @property
+    def printed(self) -> bool:
+        """Whether its member is part of the text: the set was not removed as a whole."""
+        return any(map(is_usable, self.members))
 
 
 @dataclass(frozen=True)
@@ -68,31 +74,54 @@ class Path:
     score: float
 
 
+@dataclass(frozen=True)
+class Chosen(Generic[T]):
+    """One token of a path; `logprob` was read from the row of slot `parent` (None: the prompt's last)."""
+
+    member: T
+    parent: int | None
+    logprob: float
+
+
 def is_usable(token: Token) -> bool:
     """Alive, or removed from sight only."""
     return token.removed_after is None or (token.removed_why is not None and token.removed_why.unattended)
+
+
+def is_read(token: Token) -> bool:
+    """Whether a path that takes this member has its text: a token that ends the text has none to read."""
+    return token.slot is not None and is_usable(token)
+
+
+def usable(step: TokenSet[T], last: bool) -> tuple[T, ...]:
+    """The members of a set that a path may take, best first; `last`: the path may end here.
+
+    A member that ends the text has no successor, so it can only be the last of a path. Of the others those take
+    part that are alive or unattended; of a set without any all do, though they print nothing.
+    """
+    candidates = tuple(token for token in step.tokens if last or token.slot is not None)
+    return tuple(filter(is_usable, candidates)) or candidates
 
 
 def layers_of(steps: Sequence[TokenSet[T]]) -> list[Layer[T]]:
     """The layers of the sets of a run, or of its first ones."""
     layers: list[Layer[T]] = []
     for index, step in enumerate(steps):
-        candidates = [token for token in step.tokens if token.slot is not None or index + 1 == len(steps)]
-        members = tuple(token for token in candidates if is_usable(token))
-        printed = bool(members)
-        members = members or tuple(candidates)
-        if index == 0:
-            edges = np.array([[token.probability for token in members]])
-        else:
-            forward: list[dict[int | None, float]] = [
-                {edge.slot: edge.forward for edge in token.parents} for token in members
-            ]
-            edges = np.array(
-                [[edge.get(before.slot, 0.0) for edge in forward] for before in layers[-1].members]
-            )
-        # A probability that underflowed must not cut the only path there is.
-        layers.append(Layer(members, np.log(np.maximum(edges, np.finfo(np.float64).tiny)), printed))
+        layers.append(layer_after(layers[-1] if layers else None, usable(step, index + 1 == len(steps))))
     return layers
+
+
+def layer_after(before: Layer[T] | None, members: Sequence[T]) -> Layer[T]:
+    """These members as the layer that follows another, or as the first."""
+    if before is None:
+        edges = np.array([[token.probability for token in members]])
+    else:
+        forward: list[dict[int | None, float]] = [
+            {edge.slot: edge.forward for edge in token.parents} for token in members
+        ]
+        edges = np.array([[edge.get(token.slot, 0.0) for edge in forward] for token in before.members])
+    # A probability that underflowed must not cut the only path there is.
+    return Layer(tuple(members), np.log(np.maximum(edges, np.finfo(np.float64).tiny)))
 
 
 def best_paths(layers: Sequence[Layer[T]], count: int = 1) -> list[Path]:
@@ -152,6 +181,36 @@ def path_score(layers: Sequence[Layer[T]], choice: Sequence[int]) -> float:
 def members_of(layers: Sequence[Layer[T]], path: Path) -> list[T]:
     """The members a path takes, one a layer."""
     return [layer.members[index] for layer, index in zip(layers, path.choice, strict=True)]
+
+
+def chosen_of(layers: Sequence[Layer[T]], choice: Sequence[int]) -> list[Chosen[T]]:
+    """The members a path takes, each with where its probability was read."""
+    before, parent, found = 0, None, []
+    for layer, index in zip(layers, choice, strict=True):
+        found.append(Chosen(layer.members[index], parent, float(layer.edges[before, index])))
+        before, parent = index, layer.members[index].slot
+    return found
+
+
+def trace(steps: Sequence[TokenSet[T]], ids: Sequence[int]) -> list[Chosen[T]]:
+    """The most probable path that spells `ids`; [] where there is none. Sets that print nothing are passed through.
+
+    Of a tree the texts may end at any step; branches can hold the same token, and edges tell them apart.
+    """
+    layers: list[Layer[T]] = []
+    spelled = 0
+    for index, step in enumerate(steps):
+        if spelled == len(ids):
+            break
+        branching = any(token.branch is not None for token in step.tokens)
+        members = usable(step, branching or index + 1 == len(steps))
+        if any(map(is_usable, members)):
+            members = tuple(token for token in members if token.id == ids[spelled])
+            spelled += 1
+        if not members:
+            return []
+        layers.append(layer_after(layers[-1] if layers else None, members))
+    return chosen_of(layers, best_paths(layers)[0].choice) if spelled == len(ids) and layers else []
 
 
 def token_ids(layers: Sequence[Layer[T]], path: Path) -> list[int]:

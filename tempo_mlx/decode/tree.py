@@ -9,9 +9,9 @@ Shapes: k rows of the newest set, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +47,13 @@ class Node:
 
     def token_ids(self, count: int | None = None) -> list[int]:
         return [node.token for node in self.tail(count)]
+
+    def back(self) -> Iterator[int]:
+        """The text's tokens, last to first."""
+        node = self
+        while node.parent is not None:
+            yield node.token
+            node = node.parent
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,9 @@ class Tree(Decoder):
 
     def ends(self, node: Node, token: int) -> bool:
         """Whether `token` ends the text of `node`."""
-        return token in self.eos_ids or (self.stops is not None and self.stops([*node.token_ids(), token]))
+        if token in self.eos_ids:
+            return True
+        return self.stops is not None and self.stops(chain([token], node.back()))
 
     def append(self, choice: Choice, frontier: Frontier) -> Step:
         """Record the children as a set, give those that do not end their text a row, drop what no row sees."""

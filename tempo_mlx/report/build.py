@@ -8,11 +8,13 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+from tempo_mlx.decode.paths import is_read
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.step import RunStep, Step
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run, best_path
-from tempo_mlx.report.text import Tokenizer, inline_set, is_shown, texts_along
+from tempo_mlx.report.stops import cut_at_stop
+from tempo_mlx.report.text import Tokenizer, inline_set, texts_along
 
 
 def build_run(
@@ -28,22 +30,20 @@ def build_run(
     reasoning: str | None = None,
     paths: Sequence[RunPath] = (),
     tree: Mapping[str, Any] | None = None,
-    final_text: str | None = None,
     early_exit: Mapping[str, Any] | None = None,
     custom: Mapping[str, RunRule] | None = None,
 ) -> Run:
     """The run of finished (or cancelled) decoding.
 
     Of a lattice `final_text` is the best path and `text` shows every alternative; of other decoders both are the best
-    of `paths`, whose rows are exact readings of their own.
-    `final_text` given replaces the reading (an answer without its reasoning). What follows a stop string of
-    `config["stop"]` is cut from it. `custom`: functions of the caller's own, by what they decide.
+    of `paths`, whose rows are exact readings of their own. Both end where the best path comes to a stop string of
+    `config["stop"]`. `custom`: functions of the caller's own, by what they decide.
     """
     plain = [step.record(tokenizer) for step in steps]
-    reading = best_path(plain)
-    along = dict(
-        zip(map(id, reading), texts_along([token.id for token in reading], tokenizer), strict=True)
-    )  # characters that several tokens make up are whole on the best path
+    path = best_path(plain)
+    reading = [token for token in path if is_read(token)]
+    texts = texts_along([token.id for token in reading], tokenizer)
+    along = dict(zip(map(id, reading), texts, strict=True))  # characters of several tokens are whole here
     texted = tuple(
         replace(
             step, tokens=tuple(replace(token, text=along.get(id(token), token.text)) for token in step.tokens)
@@ -51,11 +51,10 @@ def build_run(
         for step in plain
     )
     if paths and not DECODERS[decoder].lattice:
-        text = paths[0].text
-        best = text
+        text = final_text = paths[0].text
     else:
-        text = "".join(inline_set(s.tokens, [t.text for t in s.tokens]) for s in texted)
-        best = "".join(along[id(token)] for token in reading if token.slot is not None and is_shown(token))
+        final_text = cut_at_stop("".join(texts), config.get("stop") or ())
+        text = inline_text(texted, [along.get(id(token), "") for token in path], len(final_text))
     return Run(
         model=model_info,
         versions=versions(),
@@ -66,7 +65,7 @@ def build_run(
         tree=tree,
         reasoning=reasoning,
         text=text,
-        final_text=cut_at_stop(best if final_text is None else final_text, config.get("stop") or ()),
+        final_text=final_text,
         paths=tuple(paths),
         finish_reason=finish_reason,
         timing=timing,
@@ -75,10 +74,16 @@ def build_run(
     )
 
 
-def cut_at_stop(text: str, stop: str | Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    found = [text.find(item) for item in ([stop] if isinstance(stop, str) else stop) if item]
-    return text[: min((place for place in found if place >= 0), default=len(text))]
+def inline_text(steps: Sequence[RunStep], texts: Sequence[str], length: int) -> str:
+    """Every set's text, as far as the best path goes. texts: what it reads of each set; length: of it in all."""
+    parts, read = [], 0
+    for step, text in zip(steps, texts, strict=True):
+        if read + len(text) > length:
+            parts.append(text[: length - read])
+            break
+        parts.append(inline_set(step.tokens, [token.text for token in step.tokens]))
+        read += len(text)
+    return "".join(parts)
 
 
 def versions() -> dict[str, str]:

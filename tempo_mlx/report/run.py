@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tempo_mlx.decode.paths import T, TokenSet, best_paths, layers_of, members_of
+from tempo_mlx.decode.paths import T, TokenSet, best_paths, is_usable, layers_of, members_of
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
 from tempo_mlx.report.checks import FINISH_REASONS, check
 from tempo_mlx.report.files import write_atomic
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
-from tempo_mlx.report.text import pieces, shown
+from tempo_mlx.report.text import pieces
 from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ class Run(Record):
     @property
     def token_sets(self) -> list[list[tuple[str, float]]]:
         """For each step the members shown in the text, best first: (text, probability)."""
-        return [[(token.text, token.probability) for token in shown(step.tokens)] for step in self.steps]
+        return [
+            [(token.text, token.probability) for token in step.tokens if is_usable(token)]
+            for step in self.steps
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The run file as plain lists and dicts, in the order of the format."""

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
+from tempo_mlx.decode.paths import is_usable
 from tempo_mlx.decode.step import Step
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.text import (
@@ -23,7 +24,6 @@ from tempo_mlx.report.text import (
     Label,
     Piece,
     Tokenizer,
-    is_shown,
     pieces,
     texts_along,
     visible_whitespace,
@@ -270,7 +270,7 @@ def styled(stretch: Iterable[Piece]) -> Text:
         if piece.token is None:
             marked = piece.text.endswith(("[", "/"))
             result.append(printable(piece.text), MARK_STYLE)
-        elif not is_shown(piece.token):
+        elif not is_usable(piece.token):
             result.append(printable(piece.text), REMOVED_STYLE)
         elif piece.label:
             result.append(printable(piece.text), MARK_STYLE)

@@ -6,28 +6,14 @@ removed, the member kept for the text (`keep_unattended`), or nothing. One such 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from tempo_mlx.decode.step import Removal, Step
+from tempo_mlx.decode.paths import Token, is_usable
+from tempo_mlx.decode.step import Step
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
-
-
-class Shown(Protocol):
-    """What the text needs to know of a member (decode.step.Member, report.records.RunToken)."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def probability(self) -> float: ...
-    @property
-    def slot(self) -> int | None: ...
-    @property
-    def removed_after(self) -> int | None: ...
-    @property
-    def removed_why(self) -> Removal | None: ...
 
 
 class Detokenizer(Protocol):
@@ -40,18 +26,7 @@ class Tokenizer(Protocol):
     def detokenizer(self, *, continues: bool = False) -> Detokenizer: ...
 
 
-Token = TypeVar("Token", bound=Shown)
-Label = Callable[[Shown], str]
-
-
-def is_shown(token: Shown) -> bool:
-    """Alive, or removed but kept as its set's token in the text."""
-    unattended = token.removed_why is not None and token.removed_why.unattended
-    return token.removed_after is None or unattended
-
-
-def shown(tokens: Iterable[Token]) -> list[Token]:
-    return [token for token in tokens if is_shown(token)]
+Label = Callable[[Token], str]
 
 
 class JointText:
@@ -99,12 +74,12 @@ class Piece:
     """A stretch of inline text: a member's text, its label, or (token None) marks and blanks between them."""
 
     text: str
-    token: Shown | None = None
+    token: Token | None = None
     label: bool = False
 
 
 def pieces(
-    tokens: Sequence[Shown], texts: Sequence[str], *, removed: bool = False, label: Label | None = None
+    tokens: Sequence[Token], texts: Sequence[str], *, removed: bool = False, label: Label | None = None
 ) -> list[Piece]:
     """One set, best first, as pieces. `removed`: with its removed members; `label`: text after each member.
 
@@ -112,7 +87,7 @@ def pieces(
     other line breaks and tabs among alternatives are written `\\n`, `\\t`. A lone end-of-text token prints
     nothing.
     """
-    members = [pair for pair in zip(tokens, texts, strict=True) if removed or is_shown(pair[0])]
+    members = [pair for pair in zip(tokens, texts, strict=True) if removed or is_usable(pair[0])]
     if not members or (len(members) == 1 and members[0][0].slot is None):
         return []
     result: list[Piece] = []
@@ -144,7 +119,7 @@ def visible_whitespace(text: str) -> str:
     return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def inline_set(tokens: Sequence[Shown], texts: Sequence[str], label: Label | None = None) -> str:
+def inline_set(tokens: Sequence[Token], texts: Sequence[str], label: Label | None = None) -> str:
     """One set as text."""
     return "".join(piece.text for piece in pieces(tokens, texts, label=label))
 
@@ -154,7 +129,7 @@ def make_label(show_token_ids: bool, show_probabilities: bool) -> Label | None:
     if not show_token_ids and not show_probabilities:
         return None
 
-    def label(token: Shown) -> str:
+    def label(token: Token) -> str:
         parts = [str(token.id)] if show_token_ids else []
         if show_probabilities:
             parts.append(f"{token.probability:.2f}")
@@ -212,7 +187,7 @@ class InlineStream:
         """The best shown member continues the text before it; the others stand alone."""
         texts = [self._tokenizer.token_text(token.id) for token in step.tokens]
         rest = ""
-        first = next((index for index, token in enumerate(step.tokens) if is_shown(token)), None)
+        first = next((index for index, token in enumerate(step.tokens) if is_usable(token)), None)
         if first is not None:
             rest, texts[first] = joint.add(step.tokens[first].id)
         result = pieces(step.tokens, texts, removed=self._removed, label=self._label)

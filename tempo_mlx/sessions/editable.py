@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.api import assemble, ending, make_setup
+from tempo_mlx.api import assemble, ending, make_setup, stop_watch
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.prefill import Interrupt, Interrupted
 from tempo_mlx.decode.registry import DECODERS
@@ -74,7 +74,7 @@ class EditableRun:
     @property
     def finished(self) -> str | None:
         """Why the run cannot go on, if so."""
-        return ending(self.tempo, self.spec, self.loaded.tokenizer)
+        return ending(self.tempo, stop_watch(self.loaded.tokenizer, self.config, self.spec))
 
     # -- what a reader does
 
@@ -90,14 +90,14 @@ class EditableRun:
         """Continue by `count` steps, fewer when the text ends; what was done stays when it is interrupted."""
         if self.finished:
             raise ConflictError("The run is finished; undo, or branch from an earlier step.")
-        tempo = self.tempo.copy()
+        tempo, watch = self.tempo.copy(), stop_watch(self.loaded.tokenizer, self.config, self.spec)
         begun, done = time.perf_counter(), 0
         try:
             while done < count and not interrupted():
                 step = self._advance(tempo)
                 done += 1
                 yield step
-                if ending(tempo, self.spec, self.loaded.tokenizer):
+                if ending(tempo, watch):
                     break
         finally:
             self.decode_seconds += time.perf_counter() - begun
