@@ -2,6 +2,9 @@
 
 import { endsText, isShown, type Run, type Step, type Token } from './run'
 
+/** A probability that underflowed must not cut the only path there is: the smallest normal double, as numpy has it. */
+const TINY = 2 ** -1022
+
 export interface Edge {
   /** index of the parent among `members` */
   member: number
@@ -27,8 +30,7 @@ export class Lattice {
   /** index of the first member of each step; one more entry at the end */
   readonly first: number[] = [0]
   private readonly bySlot = new Map<number, number>()
-  private readonly score: number[] = []
-  private readonly back: number[] = []
+  private readonly best = new Paths()
   /** scores of steps before this one are up to date */
   private scored = 0
   private branching = false
@@ -60,6 +62,7 @@ export class Lattice {
       const slot = this.members[index]!.token.slot
       if (slot !== null) this.bySlot.set(slot, index)
     }
+    this.scored = Math.min(this.scored, Math.max(0, this.length - 1)) // which was the last, and no longer is
     this.steps.push(step)
     this.first.push(this.members.length)
   }
@@ -83,82 +86,46 @@ export class Lattice {
   }
 
   /**
-   * Member index for each step of the most probable path over the edges P(j|i) (Viterbi), as in report/run.py: a set
-   * that shows no member takes part with all of them, and a token that ends the text can only be the last. Of
-   * branches, the one with the best mean log-probability, which may end before the last step.
+   * The members of a step that a path may take, as usable() in decode/paths.py, for which tests/readings.json has cases.
+   * Of branches any can end at any step.
+   */
+  private usable(step: number): Member[] {
+    const last = this.branching || step === this.length - 1
+    const candidates = this.membersOf(step).filter(({ token }) => last || token.slot !== null)
+    const usable = candidates.filter(({ token }) => isShown(token))
+    return usable.length > 0 ? usable : candidates
+  }
+
+  /**
+   * Member index for each step of the most probable path over the edges P(j|i) (Viterbi). Of branches, the one with the
+   * best mean log-probability, which may end before the last step.
    */
   bestPath(): number[] {
-    for (; this.scored < this.length; this.scored++) this.scoreStep(this.scored)
-    let best = -1
-    let bestScore = -Infinity
-    const from = this.branching ? 0 : (this.first[this.length - 1] ?? 0)
-    for (let index = from; index < this.members.length; index++) {
-      const member = this.members[index]!
-      const last = member.step === this.length - 1
-      if (!last && !endsText(member.token)) continue
-      const score = this.branching ? this.score[index]! / (member.step + 1) : this.score[index]!
-      if (score > bestScore) {
-        bestScore = score
-        best = index
-      }
+    const last = this.length - 1
+    for (; this.scored <= last; this.scored++) {
+      this.best.extend(this.usable(this.scored), this.scored > 0 ? this.usable(this.scored - 1) : null)
     }
-    return this.pathTo(best)
+    if (!this.branching) return last < 0 ? [] : this.best.pathTo(this.usable(last))
+    const ends = this.steps.flatMap((_, step) => this.usable(step)).filter((m) => m.step === last || endsText(m.token))
+    return this.best.pathTo(ends, (member) => member.step + 1)
   }
 
-  private pathTo(member: number): number[] {
-    const path: number[] = []
-    for (let at = member; at >= 0; at = this.back[at]!) path.push(at)
-    return path.reverse()
-  }
-
-  private scoreStep(step: number): void {
-    const first = this.first[step]!
-    const end = this.first[step + 1]!
-    let anyShown = false
-    for (let index = first; index < end; index++) anyShown ||= isShown(this.members[index]!.token)
-    for (let index = first; index < end; index++) {
-      const { token, parents } = this.members[index]!
-      this.score[index] = -Infinity
-      this.back[index] = -1
-      if (anyShown && !isShown(token)) continue
-      if (step === 0) this.score[index] = Math.log(token.probability)
-      for (const { member, forward } of parents) {
-        const score = this.score[member]! + Math.log(forward)
-        if (score > this.score[index]!) {
-          this.score[index] = score
-          this.back[index] = member
-        }
-      }
-    }
-  }
-
-  /** The members, one a step, that spell `ids` along edges; [] where the lattice holds no such path. */
+  /** The most probable path that spells `ids`, as trace() in decode/paths.py; [] where there is none. */
   locate(ids: readonly number[]): number[] {
-    let layer = new Map<number, number>() // member -> predecessor
-    const layers: Map<number, number>[] = []
-    for (let step = 0; step < Math.min(ids.length, this.length); step++) {
-      const next = new Map<number, number>()
-      for (const member of this.membersOf(step)) {
-        if (member.token.id !== ids[step]) continue
-        if (step === 0) next.set(member.index, -1)
-        else {
-          const parent = member.parents
-            .filter((edge) => layer.has(edge.member))
-            .sort((a, b) => b.forward - a.forward)[0]
-          if (parent) next.set(member.index, parent.member)
-        }
+    const found = new Paths()
+    let before: Member[] | null = null
+    let spelled = 0
+    for (let step = 0; step < this.length && spelled < ids.length; step++) {
+      let members = this.usable(step)
+      if (members.some(({ token }) => isShown(token))) {
+        const id = ids[spelled++]
+        members = members.filter(({ token }) => token.id === id)
       }
-      if (next.size === 0) return []
-      layers.push(next)
-      layer = next
+      if (members.length === 0) return []
+      found.extend(members, before)
+      before = members
     }
-    const path: number[] = []
-    let at = layer.keys().next().value ?? -1
-    for (let step = layers.length - 1; step >= 0 && at >= 0; step--) {
-      path.push(at)
-      at = layers[step]!.get(at)!
-    }
-    return path.reverse()
+    return spelled === ids.length && before ? found.pathTo(before) : []
   }
 
   /**
@@ -192,6 +159,48 @@ export class Lattice {
     }
     return share
   }
+}
+
+/** The best path to each member that was reached; layers are added, or added anew, in order. */
+class Paths {
+  private readonly score: number[] = []
+  private readonly back: number[] = []
+
+  /** From the members of one set to those of the next, null before the first. Ties go to the more probable member. */
+  extend(members: readonly Member[], before: readonly Member[] | null): void {
+    for (const { index, token, parents } of members) {
+      this.score[index] = before ? -Infinity : log(token.probability)
+      this.back[index] = -1
+      const forward = new Map(parents.map((edge) => [edge.member, edge.forward]))
+      for (const { index: parent } of before ?? []) {
+        const score = this.score[parent]! + log(forward.get(parent) ?? 0)
+        if (score > this.score[index]) {
+          this.score[index] = score
+          this.back[index] = parent
+        }
+      }
+    }
+  }
+
+  /** The best of the paths to these members, by score over `length`. */
+  pathTo(members: readonly Member[], length: (member: Member) => number = () => 1): number[] {
+    let best = -1
+    let bestScore = -Infinity
+    for (const member of members) {
+      const score = this.score[member.index]! / length(member)
+      if (score > bestScore) {
+        bestScore = score
+        best = member.index
+      }
+    }
+    const path: number[] = []
+    for (let at = best; at >= 0; at = this.back[at]!) path.push(at)
+    return path.reverse()
+  }
+}
+
+function log(probability: number): number {
+  return Math.log(Math.max(probability, TINY))
 }
 
 /** The probability mass of a step: 1, or more where the members of different branches have distributions of their own. */

@@ -11,7 +11,7 @@ export interface Segment {
   step: number
   /** `plain`: one member, read as text; `set`: several; `end`: a lone end of text; `none`: nothing is shown */
   kind: 'plain' | 'set' | 'end' | 'none'
-  /** whitespace that all members begin with */
+  /** blanks that all members begin with */
   lead: string
   items: { member: Member; text: string }[]
   removed: Member[]
@@ -19,13 +19,10 @@ export interface Segment {
   best: number | undefined
 }
 
-/** As alternatives() in report/text.py: the whitespace all texts begin with, and what follows it. */
+/** As pieces() in report/text.py: the blanks that all texts begin with, and what follows them. */
 export function alternatives(texts: readonly string[]): [lead: string, rest: string[]] {
-  const first = texts[0] ?? ''
-  let lead = first.slice(0, first.length - first.trimStart().length)
-  for (const text of texts) while (!text.startsWith(lead)) lead = lead.slice(0, -1)
-  if (lead.includes('\n')) lead = ''
-  return [lead, texts.map((text) => text.slice(lead.length))]
+  const blanks = Math.min(...texts.map((text) => /^ */.exec(text)![0].length))
+  return [' '.repeat(blanks), texts.map((text) => text.slice(blanks))]
 }
 
 export function segment(lattice: Lattice, step: number, best?: number): Segment {
