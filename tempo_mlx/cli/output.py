@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tempo_mlx.config import OutputConfig
-from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.errors import OutputError
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ class RunPrinter:
             self._line({"event": "step", "data": plain(step.record(self.decoding.loaded.tokenizer))})
 
     def _make_live(self) -> Printer:
+        from tempo_mlx.decode.settled import removal_window
         from tempo_mlx.report.terminal import make_printer
         from tempo_mlx.report.text import make_label
 
