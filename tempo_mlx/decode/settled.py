@@ -10,8 +10,9 @@ from typing import Generic
 
 import numpy as np
 
+from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.paths import Chosen, Floats, Ints, Layer, T, TokenSet, chosen_of, layer_after, usable
+from tempo_mlx.decode.paths import Chosen, Layer, T, TokenSet, chosen_of, layer_after, usable
 
 
 def removal_window(config: GenerateConfig) -> int:
