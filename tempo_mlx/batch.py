@@ -17,6 +17,7 @@ from typing import Any
 from tempo_mlx.api import stream
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
 from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, TempoError
+from tempo_mlx.files import read_text
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.model import check_same
@@ -43,10 +44,7 @@ def read_items(path: Path, configure: Configure) -> list[Item]:
 
     Raises PromptError that names a line which is none.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"Cannot read the prompts in {path}: {error}.") from error
+    lines = read_text(path, "the prompts").splitlines()
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     items = [
         _read_item(index, f"{path}, line {number}", line, configure)

@@ -194,6 +194,18 @@ def test_raw_confidence_needs_no_calibration_and_says_what_it_is(
     assert [step.exit_layer for step in run.steps[1:7]] == [1, 1, 1, 1, None, 1]
 
 
+def test_a_text_that_is_none_is_one_sentence(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(twins.twin("llama"))
+    missing, binary = tmp_path / "missing.txt", tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe")
+    for file, words in ((missing, "is no file"), (binary, "Cannot read the text in")):
+        assert main(["calibrate", path, "--text", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and str(file) in error and "Traceback" not in error
+
+
 # Statistics
 
 

@@ -204,8 +204,8 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "arrays", "strict", "settings", "_version", "config", "resolution", "sources", "blas", "mlx",
-         "lattice", "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
+ORDER = ["errors", "arrays", "files", "strict", "settings", "_version", "config", "resolution", "sources", "blas",
+         "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
          "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
 
 

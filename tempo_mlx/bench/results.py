@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_mlx.bench.timing import Timing
-from tempo_mlx.report.files import write_atomic
+from tempo_mlx.files import write_atomic
 
 MLX_LM = "mlx-lm"  # whom others are held against
 

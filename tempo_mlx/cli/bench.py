@@ -97,7 +97,7 @@ def write(
     from tempo_mlx.bench import plots
     from tempo_mlx.bench.page import page
     from tempo_mlx.bench.results import to_json
-    from tempo_mlx.report.files import write_atomic
+    from tempo_mlx.files import write_atomic
 
     drawn = plots.draw(results, output) if plots.available() else {}
     if not drawn:

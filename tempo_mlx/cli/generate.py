@@ -145,7 +145,7 @@ def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out
 
 def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console) -> None:
     """The reasoning, the summary line and the time table: all that is not the text."""
-    from tempo_mlx.report.files import write_atomic
+    from tempo_mlx.files import write_atomic
     from tempo_mlx.report.terminal import summary
 
     streamed = output.stream and run.is_lattice

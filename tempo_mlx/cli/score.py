@@ -14,6 +14,7 @@ from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import PromptError
+from tempo_mlx.files import read_text
 from tempo_mlx.sources import load_settings
 
 
@@ -41,7 +42,8 @@ def score(
 
     load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
     text = read_prompt(prompt, None, None)
-    texts = [*(continuations or []), *(_lines(file) if file is not None else [])]
+    lines = [] if file is None else read_text(file, "the continuations").splitlines()
+    texts = [*(continuations or []), *lines]
     if not texts or not all(texts):
         raise PromptError(
             'There is an empty continuation, or none; give texts such as " Paris", or a --file.'
@@ -57,10 +59,3 @@ def score(
         return
     for each in scores:
         out.print(f"{each.log_prob:10.4f} {each.mean_log_prob:10.4f}  {each.text}", soft_wrap=True)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"Cannot read the continuations in {file}: {error}.") from error

@@ -45,7 +45,7 @@ def show(
     out, err = make_consoles(output.color)
     run = Run.load(file)
     if html is not None:
-        from tempo_mlx.report.files import write_atomic
+        from tempo_mlx.files import write_atomic
         from tempo_mlx.report.html import to_html
 
         write_atomic(html, to_html(run.to_json()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +21,8 @@ import platformdirs
 
 from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import OutputError
+from tempo_mlx.files import write_atomic
 from tempo_mlx.model.forward import Model
 from tempo_mlx.settings import settings_of
 
@@ -109,11 +110,7 @@ def _read() -> dict[str, dict[int, float]]:
 
 def _write(kept: Mapping[str, Mapping[int, float]]) -> None:
     """Best effort: without a writable cache it is measured again."""
-    store = _store()
-    draft = store.with_suffix(f".{os.getpid()}.tmp")
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(kept))
-        draft.replace(store)
-    except OSError as error:
+        write_atomic(_store(), json.dumps(kept), make_folder=True)
+    except OutputError as error:
         log.info("could not keep the measurement: %s", error)

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx._version import __version__
-from tempo_mlx.errors import BackendError, OutputError
+from tempo_mlx.errors import BackendError
 from tempo_mlx.exits.calibration import Calibration, Translator, candidates, key_of, place_of
 from tempo_mlx.exits.fit import fit_translator, judge, shortlist
 from tempo_mlx.exits.samples import TOGETHER, HiddenStates, read_prompts, sample_texts
 from tempo_mlx.exits.schedule import costs_of, with_schedule
+from tempo_mlx.files import replacing
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
@@ -136,13 +137,9 @@ def collect(
 
 def cached(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """The arrays in `path`, made and written there first if need be. Raises OutputError."""
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(".part.npz")
-            np.savez(draft, **make())
-            draft.replace(path)
-        with np.load(path) as opened:
-            return dict(opened)
-    except OSError as error:
-        raise OutputError(f"Cannot keep {path}: {error.strerror or error}.") from error
+    if not path.exists():
+        made = make()
+        with replacing(path, make_folder=True) as draft:
+            np.savez(draft, **made)
+    with np.load(path) as opened:
+        return dict(opened)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from tempo_mlx.arrays import Floats
-from tempo_mlx.errors import ConfigError, ModelError, OutputError
+from tempo_mlx.errors import ConfigError, ModelError
+from tempo_mlx.files import replacing
 from tempo_mlx.weights.registry import cache_directory
 
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
@@ -101,13 +102,8 @@ class Calibration:
             for item in self.exits
         ]
         about = _About(format="tempo-mlx/exits", version=2, key=self.key, made=dict(self.made), exits=exits)
-        draft = path.with_suffix(".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, make_folder=True) as draft:
             save_file(arrays, draft, metadata={"tempo-mlx": about.model_dump_json()})
-            draft.replace(path)
-        except OSError as error:
-            raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def candidates(layers: int, chosen: Sequence[int] | None = None) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.files import read_text
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
@@ -63,7 +64,7 @@ def read_prompts(loaded: LoadedModel, files: Sequence[Path] = ()) -> list[list[i
         else:
             result.append(tokenizer.encode(text))
     for file in files:
-        paragraphs = [" ".join(p.split()[:24]) for p in file.read_text("utf-8").split("\n\n")]
+        paragraphs = [" ".join(p.split()[:24]) for p in read_text(file, "the text").split("\n\n")]
         result += [tokenizer.encode(paragraph) for paragraph in paragraphs if paragraph]
     return result
 

@@ -22,8 +22,8 @@ from tempo_mlx.decode.paths import T, TokenSet, best_paths, is_usable, layers_of
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
+from tempo_mlx.files import write_atomic
 from tempo_mlx.report.checks import FINISH_REASONS, check
-from tempo_mlx.report.files import write_atomic
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.text import pieces
 from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read

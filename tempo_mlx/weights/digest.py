@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from tempo_mlx.errors import OutputError
+from tempo_mlx.files import write_atomic
 from tempo_mlx.weights.registry import cache_directory
 
 WORTH_REMEMBERING = 1 << 24  # bytes; smaller files are quick to hash
@@ -34,17 +35,9 @@ def of_model(path: Path) -> str:
 
 def remember(path: Path, sha256: str) -> None:
     """Note a sum that has just been computed. Best effort: without a writable cache it is computed again."""
-    store = _store()
-    known = {**_known(), _key(path): sha256}
-    known = dict(list(known.items())[-1000:])
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=store.parent)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(known, file)
-        Path(name).replace(store)
-    except OSError:
-        pass
+    known = list({**_known(), _key(path): sha256}.items())[-1000:]
+    with suppress(OutputError):
+        write_atomic(_store(), json.dumps(dict(known)), make_folder=True)
 
 
 def _remembered(path: Path) -> str:

@@ -1,0 +1,69 @@
+"""Reading texts that a user names, and writing so that a reader finds the whole file or what was there before."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tempo_mlx.errors import OutputError, PromptError
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """The text (UTF-8) of a file; `what` it is, for the message. Raises PromptError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"Cannot read {what} in {path}: {error}.") from error
+
+
+def write_atomic(path: str | os.PathLike[str], text: str, *, make_folder: bool = False) -> None:
+    """Write text (UTF-8) as `replacing` does; to a device or pipe directly, as there is nothing to rename."""
+    target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with _explained(path):
+            target.write_text(text, encoding="utf-8")
+        return
+    with replacing(path, make_folder=make_folder) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write to, which is then flushed to the disk and renamed into place.
+
+    A symbolic link is followed. Raises OutputError where the file cannot be written; what was there before is then
+    unchanged.
+    """
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    if target.is_dir():
+        raise OutputError(f"Cannot write {path}: it is a directory; name a file in it.")
+    with _explained(path):
+        if make_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        try:
+            draft.touch(exist_ok=False)
+            yield draft
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            if mode is not None:
+                draft.chmod(mode)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"Cannot write {path}: {reason}; choose a place that exists, has room and can be written."
+        ) from error
