@@ -21,7 +21,8 @@ settings file, in `POST /generate` and in a run file's `config`, and `TEMPO_MAX_
 Precedence: flag, environment (a `.env` file of the current directory counts as environment), settings file
 (`--config`, TOML, YAML or JSON), default. An unknown name or a value out of range is an error that names it. So
 is a flag or a line of a settings file without effect: one that the decoder cannot use, or that needs another
-setting. The environment only sets defaults; there, what has no effect is dropped.
+setting. The environment only sets defaults; there, what has no effect is dropped, and what can only be meant for others
+(`DEVICE=cuda:0`, a `MODEL_PATH` where nothing is, an unknown `TEMPO_X`) is ignored with a note.
 
 Each setting is for everyday use, for study, or for ablation: to see what a part of the method is worth by leaving it
 out or doing it otherwise. A shortcut is a further spelling, often the original tool's, that sets another setting; run

@@ -2,12 +2,14 @@
 
 Precedence: flag, environment (TEMPO_<NAME>; the process's own before `.env`), file, default. What a user
 gives by flag or file is explicit: it must be usable. The environment is weaker: it sets defaults, which are
-dropped where the chosen decoder has no use for them (see config.resolve).
+dropped where the chosen decoder has no use for them (see resolution.py). It is also everybody's: what others may have
+meant for themselves, such as DEVICE=cuda:0, is ignored with a note.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +19,13 @@ from typing import Any, TypeVar
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import Shortcuts, resolve
-from tempo_mlx.settings import Checked, Setting, canonical, settings_of, suggestion
+from tempo_mlx.settings import Checked, Setting, canonical, settings_of, shown, suggestion
 
 C = TypeVar("C", bound=Checked)
 PREFIX = "TEMPO_"
 OTHER_NAMES = frozenset({"TEMPO_BLAS"})  # read elsewhere (blas.py)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Given:
     flags: Mapping[str, object]
     environment: Mapping[str, object]
     file: Mapping[str, object]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is to be said besides the text."""
+        return bool({**self.file, **self.environment, **self.flags}.get("quiet"))
 
     def with_flags(self, **flags: object) -> Given:
         """The same with further flags."""
@@ -63,38 +72,72 @@ def load_settings(
     elsewhere: further tables whose names in the environment belong to other commands (called only when a
     name is met that `configs` do not have).
 
-    Raises ConfigError, naming the key and where it stands, for an unknown key or a value out of range.
+    Raises ConfigError, naming the key and where it stands, for an unknown key or a value out of range; in the
+    environment only a value of ours, TEMPO_X, can be wrong: the rest is ignored, with a warning in the log.
     """
     settings: dict[str, Setting] = {}
     for config in configs:
         settings.update(settings_of(config))
-    return Given(
+    given = Given(
         canonical(flags, settings),
-        _from_environment({**_read_dotenv(dotenv), **environ}, settings, elsewhere),
+        _from_environment(environment := {**_read_dotenv(dotenv), **environ}, settings),
         _from_file(Path(file), settings) if file is not None else {},
     )
+    for note in _foreign(environment, settings, given.flags, elsewhere) if not given.quiet else ():
+        log.warning("%s", note)
+    return given
 
 
-def _from_environment(
-    environ: Mapping[str, str], settings: Mapping[str, Setting], elsewhere: Callable[[], Sequence[type]]
-) -> dict[str, object]:
+def _from_environment(environ: Mapping[str, str], settings: Mapping[str, Setting]) -> dict[str, object]:
     result: dict[str, object] = {}
     for name, setting in settings.items():
-        source = next((key for key in setting.environment if environ.get(key)), None)
+        source = next((key for key in setting.environment if _is_ours(key, environ, setting)), None)
         if source is not None:
             result[name] = setting.parse(environ[source], source)
+    return result
+
+
+def _is_ours(key: str, environ: Mapping[str, str], setting: Setting) -> bool:
+    """Whether the environment sets `setting` by the name `key`: TEMPO_X always does, DEVICE only to what can be."""
+    text = environ.get(key)
+    if not text or key.startswith(PREFIX):
+        return bool(text)
+    try:
+        setting.parse(text)
+    except ConfigError:
+        return False
+    place = Path(text)
+    is_path = place.is_absolute() or text[0] in ".~" or place.suffix == ".gguf" or len(place.parts) > 2
+    return setting.name != "model" or not is_path or place.expanduser().exists()
+
+
+def _foreign(
+    environ: Mapping[str, str],
+    settings: Mapping[str, Setting],
+    given: Mapping[str, object],
+    elsewhere: Callable[[], Sequence[type]],
+) -> list[str]:
+    """What the environment holds that is ours by name only, in sentences; not where it would not count anyway."""
+    notes = []
+    for setting in settings.values():
+        for key in setting.environment:
+            if environ.get(key) and setting.name not in given and not _is_ours(key, environ, setting):
+                wanted = "an existing model" if setting.name == "model" else setting.values_text
+                notes.append(
+                    f"The environment's {key} ({shown(environ[key])}) is ignored, since it is not {wanted}; "
+                    f"{setting.environment[0]} is ours alone."
+                )
     known = {key for setting in settings.values() for key in setting.environment} | OTHER_NAMES
     unknown = sorted(key for key in environ if key.startswith(PREFIX) and key not in known)
     if unknown:
-        known |= {
-            key for config in elsewhere() for s in settings_of(config).values() for key in s.environment
-        }
-        for key in unknown:
-            if key not in known:
-                raise ConfigError(
-                    f"The environment variable {key} is not a setting; {suggestion(key, known)}"
-                )
-    return result
+        others = (settings_of(config).values() for config in elsewhere())
+        known |= {key for table in others for setting in table for key in setting.environment}
+        unknown = [key for key in unknown if key not in known]
+    notes += [
+        f"The environment's {key} is not a setting, and is ignored; {suggestion(key, known)}"
+        for key in unknown
+    ]
+    return notes
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:

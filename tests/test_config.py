@@ -245,11 +245,10 @@ def test_every_kind_of_settings_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"TEMPO_TRESHOLD": "1"}, ["TEMPO_TRESHOLD", "TEMPO_THRESHOLD?"]),
         ({"TEMPO_THRESHOLD": "2"}, ["TEMPO_THRESHOLD", "2"]),
         ({"TEMPO_THRESHOLD": "nan"}, ["TEMPO_THRESHOLD", "nan"]),
         ({"TEMPO_CHAT": "maybe"}, ["TEMPO_CHAT", "true or false"]),
-        ({"DEVICE": "tpu"}, ["DEVICE", "tpu"]),
+        ({"TEMPO_DEVICE": "cuda:0"}, ["TEMPO_DEVICE", "cuda:0", "gpu"]),
     ],
 )
 def test_a_bad_environment_variable_is_named(
@@ -258,6 +257,44 @@ def test_a_bad_environment_variable_is_named(
     with pytest.raises(ConfigError) as caught:
         load_settings(None, environ, {}, dotenv=tmp_path / "none")
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"DEVICE": "cuda:0"}, ["DEVICE ('cuda:0') is ignored", "gpu", "TEMPO_DEVICE"]),
+        (
+            {"MODEL_PATH": "/opt/other/model.onnx"},
+            ["MODEL_PATH ('/opt/other/model.onnx') is ignored", "TEMPO_MODEL"],
+        ),
+        ({"MODEL_PATH": "missing.gguf"}, ["MODEL_PATH"]),
+        ({"TEMPO_TRESHOLD": "1"}, ["TEMPO_TRESHOLD is not a setting", "TEMPO_THRESHOLD?"]),
+    ],
+)
+def test_what_others_have_in_the_environment_is_ignored_and_noted_once(
+    tmp_path: Path, environ: dict[str, str], words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the process and of a project's .env; not where it would not count, nor where only the text is wanted."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("".join(f"{name}={value}\n" for name, value in environ.items()))
+    for source, file in ((environ, tmp_path / "none"), ({}, dotenv), (environ, dotenv)):
+        caplog.clear()
+        given = load_settings(None, source, {}, dotenv=file)
+        assert given.make(LoadConfig) == LoadConfig() and given.generation() == GenerateConfig()
+        (record,) = caplog.records
+        assert record.levelname == "WARNING" and all(word in record.getMessage() for word in words)
+    caplog.clear()
+    load_settings(None, environ, {"quiet": True}, dotenv=tmp_path / "none")
+    if "TEMPO_TRESHOLD" not in environ:
+        load_settings(None, environ, {"device": "cpu", "model": "a"}, dotenv=tmp_path / "none")
+    assert not caplog.records
+
+
+def test_a_model_path_that_can_be_meant_for_us_is(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    for text in (str(tmp_path / "model.gguf"), str(tmp_path), "org/name", "smollm2-135m"):
+        given = load_settings(None, {"MODEL_PATH": text}, {}, dotenv=tmp_path / "none")
+        assert given.make(LoadConfig).model == text
 
 
 def test_dotenv_may_not_name_code_to_load(tmp_path: Path) -> None:
