@@ -260,6 +260,18 @@ def test_no_two_files_import_each_other() -> None:
     sorter.prepare()  # raises CycleError, which names the files
 
 
+def test_a_file_is_one_story_and_a_function_one_screen() -> None:
+    long = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text("utf-8")
+        long += [f"{path.name} has {lines} lines" for lines in [len(text.splitlines())] if lines > 450]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                long += [f"{path.name}: {node.name} has {lines} lines"] if lines > 60 else []
+    assert not long, long
+
+
 def test_mlx_is_imported_in_one_place() -> None:
     """Everything else takes it from there, so that the BLAS is loaded first."""
     importing = [

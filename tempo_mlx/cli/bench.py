@@ -51,18 +51,14 @@ def bench(
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads sleep, so that cores are free
     from tempo_mlx.bench.contenders import NAMES, check_equal, line_up
-    from tempo_mlx.bench.machine import QUIET, environment, load_average
+    from tempo_mlx.bench.machine import environment, load_average
     from tempo_mlx.bench.results import read_results, to_json, write_results
     from tempo_mlx.bench.steps import tokens
     from tempo_mlx.bench.suites import SUITES, choose, measure
 
     out, err = make_consoles()
     names = choose(suite or [])
-    before = load_average()
-    if before is not None and before > QUIET:
-        err.print(
-            f"Note: the load average is {before:.1f}; with other work on the machine times mean little."
-        )
+    note_other_work(err)
     config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
     place, store = page or output / "speed.md", output / "speed.json"
     for file in (place, store):
@@ -82,6 +78,14 @@ def bench(
             write_results(store, conditions, list(results.values()))  # at once, so that nothing is lost
     write(list(results.values()), facts, equal, quick, place, output, err)
     err.print(f"Saved {place}, {output / 'speed.jsonl'} and {store}", soft_wrap=True)
+
+
+def note_other_work(err: Console) -> None:
+    from tempo_mlx.bench.machine import QUIET, load_average
+
+    load = load_average()
+    if load is not None and load > QUIET:
+        err.print(f"Note: the load average is {load:.1f}; with other work on the machine times mean little.")
 
 
 def write(
