@@ -87,7 +87,7 @@ def members(
 
 def step(index: int, tokens: list[Member], prompt_length: int = 3, rejected: Sequence[Rejected] = ()) -> Step:
     residual = 1.0 - sum(token.probability for token in tokens)
-    return Step(index, prompt_length + index, 0.1, residual, tokens, list(rejected))
+    return Step(index, prompt_length + index, 0.1, residual, tuple(tokens), tuple(rejected))
 
 
 def sky_steps() -> list[Step]:

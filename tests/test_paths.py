@@ -25,7 +25,7 @@ GONE = Removal("posterior", 0.0, 0.1)
 
 
 def make_step(index: int, members: list[Member]) -> Step:
-    return Step(index, index, 0.1, 0.0, members)
+    return Step(index, index, 0.1, 0.0, tuple(members))
 
 
 def random_run(

@@ -228,7 +228,7 @@ def tree_run(model: Any, temperature: float = 1.0) -> Run:
             else:
                 members.append(Member(node[-1], probability, None, None, parents))
         residual = 1.0 - sum(member.probability for member in members) / num_parents
-        steps.append(Step(depth - 1, prompt + depth - 1, None, residual, members[::-1]))
+        steps.append(Step(depth - 1, prompt + depth - 1, None, residual, tuple(members[::-1])))
     return build_run(
         steps,
         prompt=RunPrompt("prompt", PROMPT),

@@ -321,8 +321,8 @@ class Mcts(Decoder):
             position=slot,
             threshold=self.config.threshold if self.by_threshold else None,
             residual_probability=1.0 - chosen.probability,
-            tokens=[Member(chosen.token, chosen.probability, own_slot, weight, edges)],
-            rejected=others,
+            tokens=(Member(chosen.token, chosen.probability, own_slot, weight, edges),),
+            rejected=tuple(others),
         )
 
 

@@ -6,7 +6,6 @@ learn something. A decoder knows no texts: they are put in when the record is ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -141,25 +140,8 @@ class Step(RunStep):
     learns = frozenset({"rejected", "removed", "seconds"})
     tokens: tuple[Member, ...]
     rejected: tuple[Rejected, ...]
-
-    def __init__(
-        self,
-        step: int,
-        position: int,
-        threshold: float | None,
-        residual_probability: float,
-        tokens: Iterable[Member],
-        rejected: Iterable[Rejected] = (),
-        exit_layer: int | None = None,
-        removed: tuple[int, ...] = (),
-        seconds: float = 0.0,
-    ) -> None:
-        members, dropped = tuple(tokens), tuple(rejected)
-        super().__init__(
-            step, position, threshold, residual_probability, members, dropped, exit_layer=exit_layer
-        )
-        self.removed = removed
-        self.seconds = seconds
+    removed: tuple[int, ...] = ()
+    seconds: float = 0.0
 
     def __setattr__(self, name: str, value: object) -> None:
         learn(self, name, value)
@@ -167,8 +149,8 @@ class Step(RunStep):
     @classmethod
     def of(cls, record: RunStep) -> Step:
         """A recorded step as a decoder keeps it; the edges in slot order."""
-        members = [Member(**{**vars(t), "parents": tuple(sorted(t.parents))}) for t in record.tokens]
-        return cls(**{**vars(record), "tokens": members})
+        members = (Member(**{**vars(t), "parents": tuple(sorted(t.parents))}) for t in record.tokens)
+        return cls(**{**vars(record), "tokens": tuple(members)})
 
     def record(self, tokenizer: Tokenizer) -> RunStep:
         """The step as the run file says it, with the text of each token, read alone."""

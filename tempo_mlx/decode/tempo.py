@@ -196,7 +196,7 @@ class Tempo(Decoder):
             position=self.lattice.prompt_length + index,
             threshold=None if self.threshold is None else self.threshold(index),
             residual_probability=1.0 - sum(m.probability for m in members),
-            tokens=members,
+            tokens=tuple(members),
             exit_layer=self.exit_layer,
         )
 

@@ -198,16 +198,17 @@ class Tree(Decoder):
         self.waiting = [node.token for node in self.nodes]
         self.done = choice.done or not kept
         members = [member_of(node) for _, node in reversed(new)]
-        return Step(
+        step = Step(
             step=index,
             position=self.lattice.prompt_length + index,
             threshold=self.rule.threshold,
             residual_probability=1.0 - sum(m.probability for m in members) / max(len(parents), 1),
-            tokens=members,
-            rejected=choice.rejected,
+            tokens=tuple(members),
+            rejected=tuple(choice.rejected),
             exit_layer=self.exit_layer,
-            removed=removed,
         )
+        step.removed = removed
+        return step
 
     def grow(self, choice: Choice, frontier: Frontier) -> list[tuple[int, Node]]:
         """The chosen children as nodes, each with the row it comes from."""
