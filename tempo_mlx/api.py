@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
+from tempo_mlx.config import GenerateConfig, LoadConfig
 from tempo_mlx.decode import thinking
-from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
-from tempo_mlx.decode.functions import Functions, Prune, Select, described
+from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading
+from tempo_mlx.decode.functions import Functions, Prune, Select
 from tempo_mlx.decode.mcts import Value
 from tempo_mlx.decode.prefill import Interrupt, Interrupted, never
-from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.score import read_paths
-from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.step import Step
-from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.errors import ConfigError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.loading import LoadedModel, load_model
-from tempo_mlx.model.forward import Model
-from tempo_mlx.report.build import build_run
-from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
+from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.stops import Stops, StopWatch, cut_at_stop
 from tempo_mlx.resolution import resolve
-from tempo_mlx.weights import Tokenizer
+from tempo_mlx.task import Task
 
 Prompt = str | Sequence[int] | RunPrompt
 
@@ -82,9 +75,8 @@ def stream(
             f"config is for the {resolved.decoder} decoder, and decoder is a {spec.name}; give one of them."
         )
     functions = Functions(prune, select, schedule, value)
-    return Stream(
-        loaded, prompt, resolved, interrupted=interrupted, cache=cache, functions=functions, spec=spec
-    )
+    encoded = encode_prompt(loaded, prompt, resolved)
+    return Stream(Task(loaded, encoded, resolved, functions, spec), interrupted, cache)
 
 
 class Stream(Iterator[Step]):
@@ -94,32 +86,17 @@ class Stream(Iterator[Step]):
     for. `failure`: the loss of a rank that ended it (finish_reason "cancelled").
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        prompt: Prompt,
-        config: GenerateConfig,
-        *,
-        interrupted: Interrupt = never,
-        cache: Any | None = None,
-        functions: Functions | None = None,
-        spec: DecoderSpec | None = None,
-    ) -> None:
-        self.loaded = loaded
-        self.spec = spec or DECODERS[config.decoder]
-        self.functions = functions or Functions()
-        self.functions.check(self.spec, DECODERS.values())
-        self.config = with_measured_width(config, loaded.model)
-        self.prompt = encode_prompt(loaded, prompt, config)
-        self.exits = open_exits(loaded.model, self.config, self.prompt.token_ids)
+    def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
+        self.task, self.cache = task.measured(), cache
+        self.loaded, self.prompt, self.config = task.loaded, task.prompt, self.task.config
+        self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
         self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
-        self._watch = stop_watch(loaded.tokenizer, self.config, self.spec, self.functions)
-        self.cancellation = Cancellation(config.timeout, interrupted)
+        self._watch = self.task.watch()
+        self.cancellation = Cancellation(self.config.timeout, interrupted)
         self.started = self.cancellation.started
         self.prefilled = self.ended = self.started
-        self.cache = cache
 
     @property
     def steps(self) -> list[Step]:
@@ -169,23 +146,18 @@ class Stream(Iterator[Step]):
         except RankLostError as lost:
             self.failure = lost
             readings = self.readings()
-        return assemble(
-            self.loaded,
-            self.prompt,
-            self.config,
+        return self.task.assemble(
             self.decoder,
             readings=readings,
             finish_reason=self.finish_reason or self._reason_to_stop() or "cancelled",
             timing=self.timing(),
             early_exit=self.exits.report() if self.exits is not None else None,
-            functions=self.functions,
-            spec=self.spec,
         )
 
     def readings(self) -> list[Reading]:
         """The texts so far with their exact log-probabilities, best first; of a lattice those of `paths`."""
         decoder = self.decoder
-        if decoder is None or not self.steps or not self.spec.lattice:
+        if decoder is None or not self.steps or not self.task.spec.lattice:
             return [] if decoder is None else decoder.readings()
         if not self.config.paths or self.failure is not None:
             return []
@@ -218,16 +190,13 @@ class Stream(Iterator[Step]):
         cache = self.cache
         if cache is not None and self.exits is not None:
             cache = self.exits.cache_around(cache)
-        setup = make_setup(
-            self.loaded, self.prompt, self.config, model, self.cancellation, cache, self.functions, self.spec
-        )
-        return self.spec.start(setup)
+        return self.task.start(model, self.cancellation, cache)
 
     def _reason_to_stop(self) -> str | None:
         """Why no further step follows, if so."""
         if self.decoder is not None and self.steps:
             limit = self.config.max_cache_tokens
-            if reason := ending(self.decoder, self._watch):
+            if reason := self.task.ending(self.decoder, self._watch):
                 return reason
             if len(self.steps) >= self.config.max_tokens:
                 return "length"
@@ -254,108 +223,6 @@ class Cancellation:
         if self._timeout is not None and time.perf_counter() - self.started > self._timeout:
             return "timeout"
         return self._outside()
-
-
-def make_setup(
-    loaded: LoadedModel,
-    prompt: RunPrompt,
-    config: GenerateConfig,
-    model: Model,
-    interrupted: Interrupt,
-    cache: Any | None = None,
-    functions: Functions | None = None,
-    spec: DecoderSpec | None = None,
-) -> Setup:
-    """What a decoder of this prompt is begun with. model: what runs its rows, the loaded one or one around it."""
-    tokenizer = loaded.tokenizer
-    lattice = (spec or DECODERS[config.decoder]).lattice
-    guide = None
-    if config.thinking_budget is not None:
-        guide = thinking.Budget(tokenizer, config.thinking_budget, thinking.is_open(prompt.text))
-    stops = Stops(tokenizer, config.stop) if config.stop and not lattice else None
-    return Setup(
-        model,
-        prompt.token_ids,
-        config,
-        tokenizer.eos_ids,
-        cache,
-        interrupted,
-        guide,
-        stops,
-        functions or Functions(),
-    )
-
-
-def ending(decoder: Decoder, watch: StopWatch) -> str | None:
-    """Why nothing can follow the steps so far, if so."""
-    if decoder.finished or watch(decoder.steps):
-        return "stop"
-    full = decoder.prompt_length + len(decoder.steps) >= decoder.model.architecture.max_position_embeddings
-    return "length" if full else None
-
-
-def stop_watch(
-    tokenizer: Tokenizer, config: GenerateConfig, spec: DecoderSpec, functions: Functions | None = None
-) -> StopWatch:
-    """What says that a lattice has come to a stop string; texts of a tree end on their own."""
-    own_rule = functions is not None and functions.prune is not None
-    return StopWatch(
-        Stops(tokenizer, config.stop if spec.lattice else ()), None if own_rule else removal_window(config)
-    )
-
-
-def assemble(
-    loaded: LoadedModel,
-    prompt: RunPrompt,
-    config: GenerateConfig,
-    decoder: Decoder | None,
-    *,
-    readings: Sequence[Reading] = (),
-    finish_reason: str,
-    timing: Mapping[str, float],
-    early_exit: Mapping[str, Any] | None = None,
-    functions: Functions | None = None,
-    spec: DecoderSpec | None = None,
-) -> Run:
-    """The run of a decoding, whoever drove it; reasoning is kept apart where it was asked for."""
-    tokenizer, own = loaded.tokenizer, functions or Functions()
-    thinks, opened = config.enable_thinking, thinking.is_open(prompt.text)
-    texts = []
-    for reading in readings:
-        ids = reading.token_ids
-        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-        texts.append(cut_at_stop(tokenizer.decode(shown, continues=True), config.stop))
-    answers = [thinking.split(text, opened) for text in texts] if thinks else [(None, text) for text in texts]
-    run = build_run(
-        [] if decoder is None else decoder.steps,
-        prompt=prompt,
-        model_info=loaded.model.info,
-        config=own.in_force(as_dict(config)),
-        tokenizer=tokenizer,
-        decoder=config.decoder,
-        finish_reason=finish_reason,
-        timing=timing,
-        early_exit=early_exit,
-        paths=[
-            RunPath(reading.token_ids, answer, reading.log_prob, exact=True)
-            for reading, (_, answer) in zip(readings, answers, strict=True)
-        ],
-        tree=None if decoder is None else decoder.statistics(tokenizer.token_text),
-        custom=custom(own, spec),
-    )
-    if not thinks:
-        return run
-    alone = answers and not DECODERS[config.decoder].lattice
-    reasoning, answer = answers[0] if alone else thinking.split(run.final_text, opened)
-    return replace(run, reasoning=reasoning, final_text=answer)
-
-
-def custom(functions: Functions, spec: DecoderSpec | None) -> dict[str, RunRule] | None:
-    """For the run's file: what of the caller's own decided; None where nothing did."""
-    given = functions.given()
-    if spec is not None and spec is not DECODERS.get(spec.name):
-        given["decoder"] = spec.start
-    return {name: RunRule(*described(function)) for name, function in given.items()} or None
 
 
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:

@@ -205,8 +205,8 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 # Layers
 
 ORDER = ["errors", "arrays", "files", "strict", "settings", "_version", "config", "resolution", "sources", "blas",
-         "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "api",
-         "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
+         "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "task",
+         "api", "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
 
 
 def imports_of(path: Path) -> Iterator[str]:

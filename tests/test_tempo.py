@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempo_mlx.api import Stream, generate, stream
+from tempo_mlx.api import generate, stream
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Setup
@@ -243,9 +243,7 @@ def test_cancelling_keeps_what_there_is(loaded: LoadedModel) -> None:
 
 
 def test_interruption_reaches_into_the_prompt(loaded: LoadedModel) -> None:
-    decoding = Stream(
-        loaded, PROMPT, resolve({}), interrupted=lambda: "cancelled" if loaded.model.calls else None
-    )
+    decoding = stream(loaded, PROMPT, interrupted=lambda: "cancelled" if loaded.model.calls else None)
     list(decoding)
     assert decoding.finish_reason == "cancelled" and len(loaded.model.calls) == 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tempo_mlx.api import Stream
+from tempo_mlx.api import stream
 from tempo_mlx.bench.contenders import Field, MlxLm, Ours, Transformers
 from tempo_mlx.bench.processes import run_original
 from tempo_mlx.bench.results import Measurement, Result
@@ -41,11 +41,11 @@ class Decoding:
         self.steps = self.rows = 0
         seconds = 0.0
         for prompt in self.prompts:
-            stream = Stream(self.loaded, prompt, self.config)
-            for step in stream:
+            decoding = stream(self.loaded, prompt, self.config)
+            for step in decoding:
                 self.steps += 1
                 self.rows += sum(member.slot is not None for member in step.tokens)
-            seconds += stream.timing()["decode_seconds"]
+            seconds += decoding.timing()["decode_seconds"]
         return seconds
 
     def timing(self, whole: Timing) -> Timing:
@@ -143,7 +143,7 @@ def branches(field: Field, effort: Effort) -> Result:
 
     def ours(**settings: Any) -> Callable[[], float]:
         config = resolve({"max_tokens": length, "min_steps": length, **settings})
-        return partial(stopwatch, lambda: list(Stream(field.loaded, ids, config)))
+        return partial(stopwatch, lambda: list(stream(field.loaded, ids, config)))
 
     plain = ours(decoder="plain", temperature=0.0)
     cases: dict[str, Callable[[], float]] = {

@@ -27,7 +27,7 @@ class RunPrinter:
     def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
         self.output, self.out, self.err, self.decoding = output, out, err, decoding
         self.format = format_of(output)
-        self.inline = decoding.spec.lattice
+        self.inline = decoding.task.spec.lattice
         self.streams = self.format == "text" and output.stream
         self.live: Printer | None = None
 

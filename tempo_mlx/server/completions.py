@@ -25,6 +25,7 @@ from tempo_mlx.report.text import Tokenizer
 from tempo_mlx.server.decoding import step_event
 from tempo_mlx.server.events import Output, StepEvents
 from tempo_mlx.server.observe import Watched
+from tempo_mlx.task import Task
 
 
 def complete(
@@ -40,9 +41,9 @@ def complete(
     watched = None if count is None else Watched(loaded.model, max(count, 1), config.temperature)
     if watched is not None:
         loaded = replace(loaded, model=watched)
-    stream = Stream(loaded, prompt, config, interrupted=interrupted)
+    stream = Stream(Task(loaded, prompt, config), interrupted)
     yield Output("begin", {"prompt_tokens": len(prompt.token_ids)})
-    growing = stream.spec.lattice
+    growing = stream.task.spec.lattice
     reading: SettledReading[Member] = SettledReading(removal_window(config))
     text = TextStream(tokenizer, config.stop)
     parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))

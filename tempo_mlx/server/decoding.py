@@ -11,6 +11,7 @@ from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.events import Output, StepEvents
+from tempo_mlx.task import Task
 
 
 def generate(
@@ -22,7 +23,7 @@ def generate(
     interrupted: Interrupt,
 ) -> Iterator[Output]:
     """The outputs of /generate."""
-    stream = Stream(loaded, prompt, config, interrupted=interrupted)
+    stream = Stream(Task(loaded, prompt, config), interrupted)
     yield start(id, loaded, prompt, config)
     events = StepEvents(loaded.tokenizer)
     for step in stream:

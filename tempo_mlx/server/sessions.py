@@ -18,6 +18,7 @@ from tempo_mlx.server.prompts import read_prompt
 from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.sessions.editable import EditableRun
 from tempo_mlx.sessions.imports import read_run
+from tempo_mlx.task import Task
 
 REMEMBERED = 1000  # ids of sessions that are gone, to say so
 
@@ -97,7 +98,7 @@ class Sessions:
 
     def _summary(self, session: Kept) -> dict[str, Any]:
         run = session.run
-        return {**self._times(session), "steps": len(run.tempo.steps), "text": run.prompt.text[:80]}
+        return {**self._times(session), "steps": len(run.tempo.steps), "text": run.task.prompt.text[:80]}
 
     def _find(self, id: str, owner: str | None) -> Kept:
         if id in self.expired:
@@ -154,7 +155,7 @@ class Sessions:
             config = with_measured_width(payload["config"], loaded.model)
             prompt = read_prompt(loaded, payload, config, self.config.max_prompt_tokens)
         try:
-            run = EditableRun(loaded, prompt, config, self.config.session_slots, interrupted)
+            run = EditableRun(Task(loaded, prompt, config), self.config.session_slots, interrupted)
             yield from run.take_over(steps, interrupted)
         except Interrupted as stop:
             raise ApiError(504 if str(stop) == "timeout" else 409, str(stop),

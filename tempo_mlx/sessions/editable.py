@@ -13,18 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.api import assemble, ending, make_setup, stop_watch
-from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.prefill import Interrupt, Interrupted
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import Member, Rejected, Removal, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ConflictError, NotInRunError, UnfitError
-from tempo_mlx.loading import LoadedModel
-from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.sessions.arena import Arena
 from tempo_mlx.strict import plain
+from tempo_mlx.task import Task
 
 UNDO_LEVELS = 64
 BY_HAND = "by hand"
@@ -41,25 +38,17 @@ class State:
 class EditableRun:
     """One kept run. Its methods change it; every change can be undone."""
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        prompt: RunPrompt,
-        config: GenerateConfig,
-        max_rows: int,
-        interrupted: Interrupt,
-    ) -> None:
+    def __init__(self, task: Task, max_rows: int, interrupted: Interrupt) -> None:
         """Runs the prompt. Raises UnfitError where one cannot go back in such a run, PromptError, Interrupted."""
-        self.spec = DECODERS[config.decoder]
-        if not self.spec.editable:
+        if not task.spec.editable:
             kinds = " or ".join(spec.name for spec in DECODERS.values() if spec.editable)
-            raise UnfitError(f"Sessions need decoder {kinds}, not {config.decoder}.", "decoder")
-        if config.early_exit:
+            raise UnfitError(f"Sessions need decoder {kinds}, not {task.spec.name}.", "decoder")
+        if task.config.early_exit:
             raise UnfitError("Sessions go through the whole model; leave out early_exit.", "early_exit")
-        self.loaded, self.prompt, self.config = loaded, prompt, config
-        self.arena = Arena(loaded.model, max_rows, config.temperature)
+        self.task, self.tokenizer = task, task.loaded.tokenizer
+        self.arena = Arena(task.loaded.model, max_rows, task.config.temperature)
         begun = time.perf_counter()
-        tempo = self.spec.start(make_setup(loaded, prompt, config, self.arena, interrupted))
+        tempo = task.start(self.arena, interrupted)
         assert isinstance(tempo, Tempo)
         tempo.cache.learn(tempo.lattice)
         self.prefill_seconds, self.decode_seconds = time.perf_counter() - begun, 0.0
@@ -74,7 +63,7 @@ class EditableRun:
     @property
     def finished(self) -> str | None:
         """Why the run cannot go on, if so."""
-        return ending(self.tempo, stop_watch(self.loaded.tokenizer, self.config, self.spec))
+        return self.task.ending(self.tempo, self.task.watch())
 
     # -- what a reader does
 
@@ -90,14 +79,14 @@ class EditableRun:
         """Continue by `count` steps, fewer when the text ends; what was done stays when it is interrupted."""
         if self.finished:
             raise ConflictError("The run is finished; undo, or branch from an earlier step.")
-        tempo, watch = self.tempo.copy(), stop_watch(self.loaded.tokenizer, self.config, self.spec)
+        tempo, watch = self.tempo.copy(), self.task.watch()
         begun, done = time.perf_counter(), 0
         try:
             while done < count and not interrupted():
                 step = self._advance(tempo)
                 done += 1
                 yield step
-                if ending(tempo, watch):
+                if self.task.ending(tempo, watch):
                     break
         finally:
             self.decode_seconds += time.perf_counter() - begun
@@ -158,7 +147,7 @@ class EditableRun:
     # -- how it is done
 
     def _label(self, action: str, step: int, token: int) -> str:
-        return f"{action} {step}: {self.loaded.tokenizer.token_text(token).strip()}"
+        return f"{action} {step}: {self.tokenizer.token_text(token).strip()}"
 
     def _advance(self, tempo: Tempo) -> Step:
         """One step, after making room for it where the arena is full."""
@@ -222,10 +211,7 @@ class EditableRun:
     def run(self) -> Run:
         self.tempo.note_evidence()
         seconds = self.decode_seconds
-        return assemble(
-            self.loaded,
-            self.prompt,
-            self.config,
+        return self.task.assemble(
             self.tempo,
             finish_reason=self.finished or "cancelled",
             timing={
@@ -246,7 +232,7 @@ class EditableRun:
 
     def members(self, index: int) -> dict[str, Any]:
         """Everything known about one step's candidates, and what each kept one would say next."""
-        step, tokenizer = self._step(index), self.loaded.tokenizer
+        step, tokenizer = self._step(index), self.tokenizer
         self.tempo.note_evidence()
         if index == len(self.tempo.steps) - 1 and self.tempo.waiting and self.tempo.probed is None:
             ahead = self._look_ahead()

@@ -1,0 +1,127 @@
+"""One decoding to be done: what it begins with, when it is over, and the run that becomes of it.
+
+Whoever drives a decoder (api.Stream, sessions.EditableRun) asks here, so that both mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.decode import thinking
+from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
+from tempo_mlx.decode.functions import Functions, described
+from tempo_mlx.decode.prefill import Interrupt
+from tempo_mlx.decode.registry import DECODERS
+from tempo_mlx.decode.settled import removal_window
+from tempo_mlx.decode.width import with_measured_width
+from tempo_mlx.loading import LoadedModel
+from tempo_mlx.model.forward import Model
+from tempo_mlx.report.build import build_run
+from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
+from tempo_mlx.report.run import Run
+from tempo_mlx.report.stops import Stops, StopWatch, cut_at_stop
+
+
+@dataclass(frozen=True)
+class Task:
+    """functions, own: of the caller's, in place of what the settings say. Raises ConfigError where they cannot be."""
+
+    loaded: LoadedModel
+    prompt: RunPrompt
+    config: GenerateConfig
+    functions: Functions = field(default_factory=Functions)
+    own: DecoderSpec | None = None
+
+    def __post_init__(self) -> None:
+        self.functions.check(self.spec, DECODERS.values())
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self.own or DECODERS[self.config.decoder]
+
+    @property
+    def opened(self) -> bool:
+        """Whether the prompt ends inside a block of reasoning."""
+        return thinking.is_open(self.prompt.text)
+
+    def measured(self) -> Task:
+        """With a number for a width that is to be measured."""
+        return replace(self, config=with_measured_width(self.config, self.loaded.model))
+
+    def start(self, model: Model, interrupted: Interrupt, cache: Any | None = None) -> Decoder:
+        """Begin. model: what runs the rows, the loaded one or one around it. Raises PromptError, Interrupted."""
+        tokenizer, config = self.loaded.tokenizer, self.config
+        guide = None
+        if config.thinking_budget is not None:
+            guide = thinking.Budget(tokenizer, config.thinking_budget, self.opened)
+        stops = Stops(tokenizer, config.stop) if config.stop and not self.spec.lattice else None
+        ids, eos = self.prompt.token_ids, tokenizer.eos_ids
+        return self.spec.start(
+            Setup(model, ids, config, eos, cache, interrupted, guide, stops, self.functions)
+        )
+
+    def watch(self) -> StopWatch:
+        """What says that a lattice has come to a stop string; texts of a tree end on their own."""
+        stops = Stops(self.loaded.tokenizer, self.config.stop if self.spec.lattice else ())
+        return StopWatch(stops, None if self.functions.prune is not None else removal_window(self.config))
+
+    def ending(self, decoder: Decoder, watch: StopWatch) -> str | None:
+        """Why nothing can follow its steps, if so. watch: this decoding's."""
+        if decoder.finished or watch(decoder.steps):
+            return "stop"
+        context = self.loaded.model.architecture.max_position_embeddings
+        return "length" if len(self.prompt.token_ids) + len(decoder.steps) >= context else None
+
+    def assemble(
+        self,
+        decoder: Decoder | None,
+        *,
+        readings: Sequence[Reading] = (),
+        finish_reason: str,
+        timing: Mapping[str, float],
+        early_exit: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run so far; reasoning is kept apart where it was asked for."""
+        tokenizer = self.loaded.tokenizer
+        answers = [self._split(self._text(reading)) for reading in readings]
+        run = build_run(
+            [] if decoder is None else decoder.steps,
+            prompt=self.prompt,
+            model_info=self.loaded.model.info,
+            config=self.functions.in_force(as_dict(self.config)),
+            tokenizer=tokenizer,
+            decoder=self.config.decoder,
+            finish_reason=finish_reason,
+            timing=timing,
+            early_exit=early_exit,
+            paths=[
+                RunPath(reading.token_ids, answer, reading.log_prob, exact=True)
+                for reading, (_, answer) in zip(readings, answers, strict=True)
+            ],
+            tree=None if decoder is None else decoder.statistics(tokenizer.token_text),
+            custom=self.custom(),
+        )
+        if not self.config.enable_thinking:
+            return run
+        alone = answers and not self.spec.lattice
+        reasoning, answer = answers[0] if alone else self._split(run.final_text)
+        return replace(run, reasoning=reasoning, final_text=answer)
+
+    def custom(self) -> dict[str, RunRule] | None:
+        """For the run's file: what of the caller's own decided; None where nothing did."""
+        given = self.functions.given()
+        if self.own is not None:
+            given["decoder"] = self.own.start
+        return {name: RunRule(*described(function)) for name, function in given.items()} or None
+
+    def _text(self, reading: Reading) -> str:
+        ids, tokenizer = reading.token_ids, self.loaded.tokenizer
+        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
+        return cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
+
+    def _split(self, text: str) -> tuple[str | None, str]:
+        """(reasoning, answer) of a text; reasoning only where it was asked for."""
+        return thinking.split(text, self.opened) if self.config.enable_thinking else (None, text)
