@@ -131,7 +131,7 @@ def test_a_pruning_function_is_named(model: LoadedModel) -> None:
     run = tempo_mlx.generate(model, PROMPT, prune=everything, threshold=0.02, **LENGTH)
     assert any(token.removed_after is not None for step in run.steps for token in step.tokens)
     assert run.custom is not None and list(run.custom) == ["prune"]
-    assert run.config["use_retroactive_pruning"] is None and run.config["threshold"] == 0.02
+    assert run.config["pruning_signal"] is None and run.config["threshold"] == 0.02
 
 
 def test_a_value_function_is_named(model: LoadedModel) -> None:
@@ -158,7 +158,7 @@ def test_a_function_is_used_or_refused(model: LoadedModel, name: str, decoder: s
 
 @pytest.mark.parametrize(
     "settings",
-    [{"select": two_best}, {"selection": "top-k"}, {"dynamic_threshold": True}],
+    [{"select": two_best}, {"selection": "top-k"}, {"final_threshold": 0.5}],
 )
 def test_what_contradicts_a_schedule_is_refused(model: LoadedModel, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="schedule function"):
