@@ -71,7 +71,7 @@ clean:
 	rm -rf $(VENV) $(WEB)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
-	@python=$${PYTHON:-`scripts/find-python.sh`} && "$$python" -m venv $(VENV)
+	@python=`scripts/find-python.sh` && "$$python" -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml $(BIN)/python
 	@echo "Installing tempo-mlx into $(VENV) (the first time takes a minute or two) ..." >&2

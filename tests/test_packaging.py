@@ -155,9 +155,17 @@ def fake_python(directory: Path, name: str, version: tuple[int, int], venv: bool
     (directory / name).chmod(0o755)
 
 
-def find_python(directory: Path) -> subprocess.CompletedProcess[str]:
+def find_python(
+    directory: Path, system: str = "Linux", machine: str = "x86_64", version: str = "glibc 2.35", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The script on a machine of this kind, with nothing on PATH but what stands in `directory`."""
+    answers = {"uname": f'case "$1" in -s) echo {system};; -m) echo {machine};; esac',
+               "sw_vers": f"echo {version}", "getconf": f'test -n "{version}" && echo {version}'}  # fmt: skip
+    for name, answer in answers.items():
+        (directory / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (directory / name).chmod(0o755)
     command = ["/bin/sh", str(ROOT / "scripts" / "find-python.sh")]
-    return subprocess.run(command, env={"PATH": str(directory)}, capture_output=True, text=True)
+    return subprocess.run(command, env={"PATH": str(directory), **env}, capture_output=True, text=True)
 
 
 def test_the_newest_python_is_taken(tmp_path: Path) -> None:
@@ -175,6 +183,67 @@ def test_without_a_python_one_sentence_says_what_to_do(tmp_path: Path) -> None:
     fake_python(tmp_path, "python3.12", (3, 12), venv=False)
     done = find_python(tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "python3.12-venv" in done.stderr
+
+
+def test_the_python_that_is_given_is_taken_or_refused_by_name(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3.13", (3, 13))
+    fake_python(tmp_path, "mine", (3, 10))
+    fake_python(tmp_path, "old", (3, 9))
+    assert find_python(tmp_path, PYTHON="mine").stdout == f"{tmp_path}/mine\n"
+    done = find_python(tmp_path, PYTHON="old")
+    assert done.returncode == 1 and done.stderr.startswith("PYTHON=old is no Python 3.10 or newer")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "named"),
+    [
+        ("Darwin", "arm64", "13.7.1", "this is macOS 13.7.1"),
+        ("Darwin", "x86_64", "15.1", "this is a Mac with another processor (x86_64)"),
+        ("Linux", "x86_64", "glibc 2.31", "this is a Linux with glibc 2.31"),
+        ("Linux", "aarch64", "", "this is a Linux with another C library"),
+        ("Linux", "riscv64", "glibc 2.41", "this is Linux on riscv64"),
+    ],
+)
+def test_a_machine_without_a_wheel_of_mlx_is_told_so_before_pip_fails(
+    system: str, machine: str, version: str, named: str, tmp_path: Path
+) -> None:
+    fake_python(tmp_path, "python3.13", (3, 13))
+    done = find_python(tmp_path, system, machine, version)
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+    assert named in done.stderr and "glibc 2.35" in done.stderr and "macOS 14" in done.stderr
+    make = [
+        "make",
+        f"VENV={tmp_path / 'venv'}",
+        str(tmp_path / "venv" / "bin" / "python"),
+        "PYTHON=python3.13",
+    ]
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    made = subprocess.run(make, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert made.returncode and named in made.stderr and not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version"),
+    [("Darwin", "arm64", "14.0"), ("Darwin", "arm64", "26"), ("Linux", "aarch64", "glibc 2.41"),
+     ("Linux", "x86_64", "glibc 3.0")],
+)  # fmt: skip
+def test_a_machine_with_one_goes_on(system: str, machine: str, version: str, tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3.13", (3, 13))
+    assert find_python(tmp_path, system, machine, version).stdout == f"{tmp_path}/python3.13\n"
+
+
+def test_every_job_of_a_matrix_takes_its_own_python_and_not_the_newest() -> None:
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for name, job in yaml.safe_load(workflow.read_text())["jobs"].items():
+            if "matrix.python" not in str(job):
+                continue
+            makes = [step for step in job["steps"] if re.match("make run|scripts/", step.get("run", ""))]
+            assert makes, name
+            for step in makes:
+                assert step["env"]["PYTHON"] == "${{ steps.python.outputs.python-path }}", (name, step)
+            if any(step["run"] == "make run" for step in makes):
+                (asked,) = (step["run"] for step in job["steps"] if "sys.version_info" in step.get("run", ""))
+                assert asked.startswith(".venv/bin/python") and '"${{ matrix.python }}"' in asked
 
 
 PROMPTS = ["plain words", "it's", 'say "hi"', "a $5 `echo` \\n tail", "#1; rm -rf /", "$(HOME) ${HOME}", "-x"]
