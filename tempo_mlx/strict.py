@@ -24,7 +24,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tempo_mlx.errors import TempoError
 
@@ -49,12 +49,21 @@ class Record:
         schema = handler(source)
         record: Any = handler.resolve_ref_schema(schema)
         for entry in record["schema"]["fields"]:
-            if entry["schema"]["type"] != "default":
-                continue
             if entry["name"] in cls.may_lack:  # left out or given; never null
                 entry["schema"]["schema"] = entry["schema"]["schema"]["schema"]
-            else:
+            elif entry["schema"]["type"] == "default":
                 entry["schema"] = entry["schema"]["schema"]
+            if entry["schema"]["type"] == "tuple":
+                entry["schema"]["fail_fast"] = True
+        names = frozenset(entry["name"] for entry in record["schema"]["fields"])
+
+        def refuse_unknown(value: object) -> object:
+            """Once, however many there are; pydantic would keep a fault for each."""
+            if isinstance(value, dict) and not names.issuperset(value):
+                raise PydanticCustomError("unknown_field", "", {"name": min(set(value) - names)})
+            return value
+
+        record["schema"] = core_schema.no_info_before_validator_function(refuse_unknown, record["schema"])
         return schema
 
     @classmethod
@@ -146,8 +155,8 @@ def sentence(problem: ValidationError, file: str, where: str = "") -> str:
         return f"In the {file}, {path[: path.rindex('[')]} must be a list of {length}, not of {len(value)}."
     if kind == "missing":
         return f"The {file} lacks {path}."
-    if kind == "unexpected_keyword_argument":
-        return f"The {file} holds an unknown field, {path}."
+    if kind == "unknown_field":
+        return f"The {file} holds an unknown field, {path}{'.' * bool(path)}{first['ctx']['name']}."
     if kind == "float_type" and isinstance(value, int) and not isinstance(value, bool):
         kind = "finite_number"  # too large for a float
     return f"In the {file}, {path or 'it'} must be {WANTED.get(kind, 'valid')}, not {kind_of(value)}."

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tempo_mlx.decode.step import Removal, Step
 from tempo_mlx.errors import OutputError, RunFileError
 from tempo_mlx.report.records import RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import cut_at_stop
+from tempo_mlx.strict import adapter
 from tests.runs import EOS, WORDS, make_run, members, sky_run, sky_steps, step
 
 
@@ -110,6 +112,19 @@ def test_the_decoders_steps_come_back_from_a_run() -> None:
     recorded = sky_run().steps[1]
     first, *others = recorded.tokens
     assert step.record(WORDS) == replace(recorded, tokens=(replace(first, posterior=0.5), *others))
+
+
+def test_a_file_that_is_wrong_all_over_takes_no_more_than_one_that_is_wrong_once() -> None:
+    """Every fault kept would be some hundred bytes, of a file that says a fault in ten."""
+    value = sky_run().to_dict()
+    del value["format"], value["version"]
+    token_of(value)["parents"] = [["x", "y", "z"]] * 1000
+    value["steps"][1]["rejected"] = [{}] * 1000
+    value["steps"][2]["tokens"] = ["x"] * 1000
+    value["prompt"] |= {f"extra {index}": 1 for index in range(1000)}
+    with pytest.raises(ValidationError) as error:
+        adapter(Run).validate_python(value)
+    assert error.value.error_count() < 20
 
 
 def test_a_deeply_nested_file_is_one_sentence() -> None:
@@ -280,8 +295,8 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "empty prompt": (lambda v: v["prompt"].update(token_ids=[]), "no tokens"),
     "step misnumbered": (lambda v: v["steps"][1].update(step=2), "numbered 2"),
     "step without tokens": (lambda v: v["steps"][0].update(tokens=[]), "no tokens"),
-    "slot used twice": (lambda v: token_of(v).update(slot=6), "slots"),
-    "slot left out": (lambda v: token_of(v).update(slot=70), "slots"),
+    "slot used twice": (lambda v: token_of(v).update(slot=6), "go on from 5"),
+    "slot left out": (lambda v: token_of(v).update(slot=70), "go on from 5"),
     "slot without weight": (lambda v: token_of(v).update(weight=None), "slot and weight"),
     "weight without slot": (lambda v: token_of(v).update(slot=None), "slot and weight"),
     "parents at step 0": (lambda v: v["steps"][0]["tokens"][0].update(parents=[[2, 1.0, 0.5]]), "first step"),
