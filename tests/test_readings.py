@@ -9,10 +9,11 @@ import pytest
 
 from tempo_mlx.decode.paths import is_read, trace, usable
 from tempo_mlx.decode.settled import SettledReading
-from tempo_mlx.decode.step import Member, Step
+from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.text import inline_set
 from tests.readings import FILE, WRONG, best_by, ranks
+from tests.runs import EOS
 
 CASES = json.loads(FILE.read_text())
 
@@ -64,3 +65,20 @@ def test_the_cases_tell_a_wrong_rule(name: str) -> None:
     runs = [Run.from_json(json.dumps(case["run"])) for case in CASES]
     lattices = [run.steps for run in runs if run.decoder == "superposed"]
     assert any(best_by(WRONG[name], steps) != best_by(usable, steps) for steps in lattices)
+
+
+def test_rows_gone_beside_an_end_of_text_do_not_hold_up_the_reading() -> None:
+    """The set still takes part with its rows; once a chat stream waited there until the run ended."""
+    reading: SettledReading[Member] = SettledReading(window=1)
+    settled = []
+    for index in range(6):
+        before = (2 + index,) if index else ()
+        edges = tuple(Edge(slot, 1.0, 0.5) for slot in before)
+        tokens = [Member(1, 0.5, 3 + index, 1.0, edges), Member(EOS, 0.25, None, None, edges)]
+        if index == 3:
+            row = reading.tail[-1].member
+            row.removed_after, row.removed_why = 2, Removal("posterior", 0.02, 0.1)
+        settled.append(
+            [chosen.member.slot for chosen in reading.add(Step(index, 3 + index, None, 0.0, tokens))]
+        )
+    assert settled == [[], [], [3], [4], [5], [6]]
