@@ -1,8 +1,8 @@
-"""Early exit: rows leave the model where the choice made there is sure enough, or are run ahead of being asked for.
+"""Early exit: rows leave the model at a layer that is confident enough, or are run before they are asked for.
 
-A model is calibrated once (calibrate.py, from samples.py, fit.py and schedule.py), and what that found is kept
-(calibration.py). A run opens its exits (plan.py) and decodes with a model that wraps its own: `EarlyExit`,
-`SelfSpeculation` where nothing may change, `DistributedExits` over several ranks.
+A model is calibrated once (calibrate.py, with samples.py, fit.py, agreement.py and schedule.py), and the result is kept
+(calibration.py). A run opens its exits (plan.py) and decodes with a model that wraps the loaded one: `EarlyExit`,
+`SelfSpeculation` where results must not change, `DistributedExits` over several ranks.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tempo_mlx.ranks.model import DistributedModel
 
 
 class Exits(Model, Protocol):
-    """A model for one run whose rows may leave early. Its caches may be behind: see `finish` and `inside`."""
+    """A model, for one run, whose rows may leave early. Its caches may lag behind: see `finish` and `inside`."""
 
     def cache_around(self, cache: Any) -> Any:
-        """A cache of the model itself, as this one takes it. Both are the same slots from now on."""
+        """Wrap a cache of the plain model; both hold the same slots from now on."""
         ...
 
     def inside(self, cache: Any) -> Any:
-        """The cache of the model itself, complete, for work that the exits have no part in."""
+        """The plain model's cache, completed, for work without exits."""
         ...
 
     def finished(self, cache: Any) -> bool:
@@ -35,7 +35,7 @@ class Exits(Model, Protocol):
         ...
 
     def finish(self, cache: Any) -> None:
-        """Run whatever is behind through every layer, and audit what has not been."""
+        """Run all waiting rows through every layer, and finish the audit."""
         ...
 
     def timing(self) -> Mapping[str, float]:

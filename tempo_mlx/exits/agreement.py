@@ -1,4 +1,4 @@
-"""What agreement may be promised of the choices that exits make, from those that were judged."""
+"""How often an exit agrees with the whole model: confidence bounds from choices that were checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from tempo_mlx.arrays import Bools, Float32s, Floats, Ints
 
 CONFIDENCE = 0.95
-LEAST = 30  # samples without which nothing is promised
+LEAST = 30  # samples below which no bound is given
 POINTS = 100  # of a curve
 
 Place = tuple[int, int]  # layer and width of an exit
@@ -26,8 +26,8 @@ class Outcome:
 
 
 def promised(right: Bools, texts: Ints) -> float:
-    """A lower bound of the agreement that such choices have elsewhere: Clopper and Pearson's, one-sided at CONFIDENCE,
-    of as many independent choices as those of whole texts are worth, which stand and fall together.
+    """A lower bound on the agreement to expect on new texts: Clopper-Pearson, one-sided at CONFIDENCE. Choices within
+    one text are correlated, so the sample size is first divided by the design effect.
     """
     worth = len(right) / design_effect(right, texts)
     return lower_bound(right.mean() * worth, worth)
@@ -36,7 +36,7 @@ def promised(right: Bools, texts: Ints) -> float:
 def together(
     places: Sequence[Place], least: Mapping[Place, float], outcomes: Mapping[Place, Outcome], texts: Ints
 ) -> float:
-    """The agreement promised of all choices that several exits make, each of what those before it let pass."""
+    """The agreement bound of several exits in sequence, each seeing only what the earlier ones let through."""
     open_still = np.ones(len(texts), bool)
     right = np.zeros(len(texts), bool)
     for place in places:
@@ -48,7 +48,7 @@ def together(
 
 
 def curve(outcome: Outcome, texts: Ints) -> Floats:
-    """(n, 3): margins falling, the agreement promised of the choices with so much, and their number."""
+    """(n, 3): falling margins, the agreement bound of the choices with at least that margin, and their count."""
     order = np.argsort(-outcome.margins, kind="stable")
     places = np.unique(np.linspace(min(LEAST, len(order)), len(order), POINTS).astype(int))
     points = []
@@ -60,7 +60,7 @@ def curve(outcome: Outcome, texts: Ints) -> Floats:
 
 
 def design_effect(right: Bools, texts: Ints) -> float:
-    """How much more a share varies over samples that come in whole texts than over independent ones; at least 1."""
+    """How much more a proportion varies over clustered samples (whole texts) than over independent ones; at least 1."""
     share = right.mean()
     if share in (0.0, 1.0):
         return 1.0
@@ -73,7 +73,7 @@ def design_effect(right: Bools, texts: Ints) -> float:
 
 
 def lower_bound(successes: float, trials: float, confidence: float = CONFIDENCE) -> float:
-    """The least probability under which so many successes are not too many to be believed (Clopper and Pearson)."""
+    """The one-sided Clopper-Pearson lower bound of a success probability."""
     count = int(trials)
     hits = min(math.floor(successes + 1e-9), count)
     if hits <= 0:
@@ -87,7 +87,7 @@ def lower_bound(successes: float, trials: float, confidence: float = CONFIDENCE)
 
 
 def at_most(hits: int, trials: int, probability: float) -> float:
-    """The binomial probability of at most so many hits."""
+    """The binomial probability of `hits` or fewer."""
     k = np.arange(hits + 1)
     ways = np.cumsum(np.log(np.where(k, (trials - k + 1) / np.maximum(k, 1), 1)))  # logarithms
     return float(np.exp(ways + k * np.log(probability) + (trials - k) * np.log1p(-probability)).sum())

@@ -1,4 +1,4 @@
-"""Running ahead: what may follow, from the text itself, and whether trying it pays."""
+"""Running rows ahead of need: guesses at the next tokens, and whether acting on them pays off."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SHORTEST = 2  # tokens that must read alike
-LONGEST = 7  # tokens that are guessed at most, and compared
-SEARCHED = 64  # places that are compared, the latest ones
+SHORTEST = 2  # tokens that must match
+LONGEST = 7  # most tokens compared, and guessed
+SEARCHED = 64  # most recent places that are compared
 
 LOOKUP, EXIT = "lookup", "exit"  # who runs ahead
-LEARNING = 3  # steps of one row that run in full first, to know what they take
-RELEARNING = 24  # steps after which one runs in full again
-REMEMBERED = 7  # full steps, of which the median counts
-PAUSE = 64  # steps that nobody runs ahead who has lost a full step's time
+LEARNING = 3  # first one-row steps, run in full to measure their time
+RELEARNING = 24  # steps after which one is measured in full again
+REMEMBERED = 7  # full steps whose median is used
+PAUSE = 64  # steps for which a source stops running ahead once it has lost a full step's time
 
 
 class Lookup:
     """The tokens of a text, and where each pair of neighbours stood (prompt lookup decoding, A. Saxena 2023).
 
-    As many tokens are guessed as read alike, since long matches go on more often than short ones.
+    It guesses as many tokens as matched: long matches continue more often than short ones.
     """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
@@ -36,7 +36,7 @@ class Lookup:
                 self._after.setdefault(self._ending, []).append(len(self._tokens))
 
     def guess(self) -> list[int]:
-        """The tokens that followed the longest ending that was there before, of equals the latest one; may be empty."""
+        """The tokens after the longest earlier match of the text's ending (the latest of equals); may be empty."""
         best = at = 0
         for place in self._after.get(self._ending, [])[-2 : -2 - SEARCHED : -1]:
             alike = self._alike(place)
@@ -51,7 +51,7 @@ class Lookup:
         return tuple(self._tokens[-SHORTEST:])
 
     def _alike(self, place: int) -> int:
-        """How many tokens before `place` are those before the end."""
+        """How many tokens before `place` match those at the end."""
         tokens = self._tokens
         count = SHORTEST
         while count < min(LONGEST, place) and tokens[place - 1 - count] == tokens[-1 - count]:
@@ -60,7 +60,7 @@ class Lookup:
 
 
 class Payoff:
-    """Whether running ahead is worth it: what it took, against what the steps it gave would have taken in full."""
+    """Whether running ahead pays off: its cost against that of the full steps it saved."""
 
     def __init__(self) -> None:
         self._full: deque[float] = deque(maxlen=REMEMBERED)
@@ -86,7 +86,7 @@ class Payoff:
         return float(np.median(self._full)) if self._full else 0.0
 
     def took(self, seconds: float, source: str | None) -> None:
-        """A pass took so long; it gave one step, whatever else it gives."""
+        """Note the time of a pass that yielded one step for certain."""
         if source is None:
             self._full.append(seconds)
             self._full_at = self._steps
@@ -94,5 +94,5 @@ class Payoff:
             self._won[source] += self.full - seconds
 
     def yielded(self, source: str | None) -> None:
-        """A row that was run ahead was asked for: one more full step that need not be run."""
+        """A row run ahead was asked for, which saves a full step."""
         self._won[source] += self.full

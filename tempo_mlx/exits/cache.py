@@ -1,4 +1,4 @@
-"""A cache some of whose newest rows have not run all layers yet."""
+"""A cache whose newest rows may not have been through all layers yet."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.visibility import causal_bias
 
-MOST_DRAFTED = 6  # rows that an exit drafts, the first one included, before all go through the upper layers
-MOST_WAITING = 4  # passes whose rows may be behind at a time
-AUDITED_EVERY = 4  # so-many-th pass that leaves, after the first ones, since an audit costs the head
+MOST_DRAFTED = 6  # rows an exit drafts, the first included, before all go through the upper layers
+MOST_WAITING = 4  # passes whose rows may wait at the same time
+AUDITED_EVERY = 4  # after the first ones, only every fourth early pass is audited: each costs a full head
 
 
 @dataclass
 class WaitingRows:
-    """The rows of one pass. x (L, E): what layer `level` is to be given; positions (L,); bias (L, S), with S as it was
-    at the pass. left: where they left and what was chosen there, if that is to be audited.
+    """The rows of one pass. x (L, E): the input of layer `level`; positions (L,); bias (L, S), with S as of the pass.
+    left: the exit they took and the tokens chosen there, if those are to be audited.
     """
 
     x: mx.array
@@ -33,7 +33,7 @@ class WaitingRows:
 
 @dataclass(frozen=True)
 class Drafted:
-    """A row run through every layer ahead of being asked for, and its logits (1, V)."""
+    """A row that was run through every layer before it was asked for, and its logits (1, V)."""
 
     token: int
     rows: WaitingRows
@@ -42,7 +42,7 @@ class Drafted:
     def is_of(
         self, tokens: Sequence[int] | Ints, positions: Sequence[int] | Ints, bias: Float32s | None
     ) -> bool:
-        """Whether it is the pass asked for. Biases may differ by what rounding does to a lineage."""
+        """Whether it is the requested pass. Biases may differ by rounding."""
         if len(tokens) != 1 or (tokens[0], positions[0]) != (self.token, self.rows.positions[0]):
             return False
         own = self.rows.bias
@@ -54,7 +54,7 @@ class Drafted:
 class ExitCache:
     """`inner`, whose last slots are those of the rows in `waiting` (in slot order, the deeper ones first) or `drafted`.
 
-    catch_up(self) runs what waits through all layers; it is called before a slot goes that a waiting row sees.
+    catch_up(self) runs waiting rows through all layers; it is called before a slot that one of them sees is dropped.
     """
 
     def __init__(self, inner: Cache, catch_up: Callable[[ExitCache], None]) -> None:

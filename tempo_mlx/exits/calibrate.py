@@ -1,6 +1,6 @@
-"""Calibrating early exit: text of the model's own, translators fitted to it, margins held to it.
+"""Calibrate early exit: generate text with the model, fit translators to it, measure agreement on held-out prompts.
 
-Everything that takes time is kept as it is done, so that a calibration that was interrupted goes on.
+Every slow stage is saved when it is done, so an interrupted calibration resumes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tempo_mlx.loading import LoadedModel
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
 
-WIDTHS = (2048, 4096, 8192)  # how many tokens of the shortlist an exit may choose among, each judged
+WIDTHS = (2048, 4096, 8192)  # shortlist lengths that are tried at each exit
 LAST_WIDTHS = (4096, 8192, 16384)  # at the last layer, where everything else is exact
-FITTED_WIDTH = 4096  # with which translators are fitted
+FITTED_WIDTH = 4096  # the shortlist that translators are fitted with
 TEMPERATURES = (0.0, 0.7)  # every prompt is continued once with each
 HELD_OUT = 3  # every third prompt judges, the others fit
-DEV = 12  # of the others, every so-many-th stops the fitting
+DEV = 12  # of the others, every twelfth decides when to stop fitting
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,7 +48,7 @@ def calibrate(
     """Calibrate a model; see `calibrate` on the command line. `progress`: (stage, done, of all).
 
     files: texts of a user's own, whose paragraphs are continued as well. translators: without them the layers are read
-    as they are, as suits a model that was trained to be (LayerSkip, arXiv 2404.16710).
+    as they are, which suits models trained for early exit (LayerSkip, arXiv 2404.16710).
     Raises BackendError, ConfigError, ModelError, OutputError.
     """
     model = loaded.model
@@ -87,7 +87,7 @@ def calibrate(
 
 
 def forget_samples(key: str) -> None:
-    """Delete what an interrupted calibration would have gone on from."""
+    """Delete what an interrupted calibration would have resumed from."""
     shutil.rmtree(_samples_of(key), ignore_errors=True)
 
 
@@ -96,7 +96,7 @@ def _samples_of(key: str) -> Path:
 
 
 def split(samples: HiddenStates, prompts: int) -> tuple[HiddenStates, HiddenStates, HiddenStates]:
-    """To fit on, to stop the fitting by, and to judge by; all texts of one prompt go to the same."""
+    """Training, development and held-out samples; all texts of one prompt go to the same split."""
     numbers = np.arange(samples.texts.max() + 1)
     prompt = numbers % prompts
     held, dev = prompt % HELD_OUT == HELD_OUT - 1, prompt % DEV == 0
@@ -136,7 +136,7 @@ def collect(
 
 
 def cached(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The arrays in `path`, made and written there first if need be. Raises OutputError."""
+    """The arrays in `path`, made and written there first if it does not exist. Raises OutputError."""
     if not path.exists():
         made = make()
         with replacing(path, make_folder=True) as draft:

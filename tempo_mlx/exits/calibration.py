@@ -1,9 +1,9 @@
-"""What early exit knows of a model: where rows may leave it, and how sure they must be. Made by `calibrate`.
+"""A model's calibration: where rows may exit, and at which confidence. Made by `calibrate`.
 
 An exit is a layer with a translator (affine, from what the layer gives to what the last layer would have given: the
-tuned lens, arXiv 2303.08112), and a curve: how often the choice made there was the whole model's, by how large the
-margin of the choice was. One safetensors file holds them all, with a shortlist of the vocabulary, under the name of
-the weights that they belong to.
+tuned lens, arXiv 2303.08112), and a curve: how often the choice made there was the whole model's, by the margin of
+that choice. One safetensors file, named after the weights it belongs to, holds them all, with a shortlist of the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tempo_mlx.weights.registry import cache_directory
 
 TARGETS = (0.90, 0.95, 0.98, 0.99)  # the agreements for which exits are chosen
 SHIPPED = Path(__file__).parent / "shipped"
-ALLOWED = 20  # errors, by the target, among the choices that are tested first
+ALLOWED = 20  # errors that the target allows among the choices tested first
 NAME_LENGTH = 24  # of the key, in a file name
 
 Translator = tuple[NDArray[np.float16], NDArray[np.float16]]  # weight (E, E) and offset (E,)
@@ -44,11 +44,11 @@ class _About(BaseModel):
 class Exit:
     """One layer (zero-based) that rows may leave after, choosing among the first `width` tokens of the shortlist.
 
-    curve (n, 3), margins falling: a margin, the lower bound of the agreement of choices with at least so much, and
-    how many those were; the last row counts all. pays: for which targets leaving here saves time beside the other
-    exits of that target, and from which margin on they keep it together. drafts: for which targets, and from which
-    margin on, it is the one to draft with for lossless decoding, where that saves time. weight (E, E) and offset
-    (E,), float16: of the translator; None: there is none, and what the layer gives is read as it is.
+    curve (n, 3), by falling margin: the margin, the lower bound of the agreement of choices with at least that margin,
+    and their number; the last row counts all. pays: the targets for which leaving here saves time together with
+    that target's other exits, and the least margin at which they meet it together. drafts: the targets for which
+    this is the exit to draft with in lossless decoding, if that saves time, and the least margin. weight (E, E) and
+    offset (E,), float16: the translator; None: the layer's output is read as it is.
     """
 
     layer: int
@@ -60,17 +60,17 @@ class Exit:
     offset: NDArray[np.float16] | None = None
 
     def margin(self, target: float) -> float | None:
-        """The least margin at which choices agree at least so often; None: none was found to."""
+        """The least margin at which choices reach the target agreement; None: no margin does."""
         point = self._point(target)
         return None if point is None else float(self.curve[point, 0])
 
     def share(self, target: float) -> float:
-        """Of the choices, how many have that margin."""
+        """The share of choices with at least that margin."""
         point = self._point(target)
         return 0.0 if point is None else float(self.curve[point, 2] / self.curve[-1, 2])
 
     def _point(self, target: float) -> int | None:
-        """From so many choices on that the target allows ALLOWED errors, the bound holds up to here (fixed-sequence
+        """The last point up to which the bound holds, starting where the target allows ALLOWED errors (fixed-sequence
         testing, Learn then Test, arXiv 2110.01052).
         """
         start = int(np.searchsorted(self.curve[:, 2], ALLOWED / (1 - target)))
@@ -81,12 +81,12 @@ class Exit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All exits of a model, by layer and width, and the tokens (n,) that choices are made from, the likeliest first."""
+    """All exits of a model, by layer and width, and their shortlist (n,) of tokens, most likely first."""
 
     key: str
     exits: tuple[Exit, ...]
     shortlist: NDArray[np.int32]
-    made: Mapping[str, Any] = field(default_factory=dict)  # from how many prompts and tokens, with what
+    made: Mapping[str, Any] = field(default_factory=dict)  # how many prompts and tokens, and which version
 
     def save(self, path: Path) -> None:
         """Write the file. Raises OutputError."""
@@ -107,7 +107,7 @@ class Calibration:
 
 
 def candidates(layers: int, chosen: Sequence[int] | None = None) -> list[int]:
-    """The layers (zero-based) that may become exits, the last among them: every fourth one unless told.
+    """The layers (zero-based) that may become exits, always including the last; by default every fourth.
 
     Raises ConfigError for a model too shallow, or a layer it does not have.
     """
@@ -122,7 +122,7 @@ def candidates(layers: int, chosen: Sequence[int] | None = None) -> list[int]:
 
 
 def key_of(info: Mapping[str, Any]) -> str:
-    """What names a model's weights, quantisation included: their hash, or the hub's revision."""
+    """What identifies a model's weights, quantisation included: their hash, or the hub's revision."""
     key = info.get("sha256") or info.get("revision")
     if not isinstance(key, str):
         raise ModelError("The model has neither hash nor revision, so no calibration can be kept for it.")
@@ -130,12 +130,12 @@ def key_of(info: Mapping[str, Any]) -> str:
 
 
 def place_of(key: str) -> Path:
-    """Where the calibration of a model is kept: beside the models."""
+    """Where a model's calibration is kept: in the model cache."""
     return cache_directory() / "exits" / f"{key[:NAME_LENGTH]}.safetensors"
 
 
 def find_calibration(info: Mapping[str, Any]) -> Calibration:
-    """The calibration of the loaded model `info` is of: the user's own, or the one that comes with the package.
+    """The calibration of the loaded model that `info` describes: the user's own, or the one shipped with the package.
 
     Raises ModelError: there is none, it is of another model, or damaged.
     """

@@ -1,8 +1,8 @@
 """Early exit where the model is spread over ranks: an `EarlyExit` on each, and one for the decoder to ask.
 
-Every rank decides for itself where rows leave, from logits that MLX's collectives made the same on all, bit for bit;
-so all take the same way through the layers. Self-speculation goes by the time that passes take, which no two ranks
-agree on, and is refused.
+Every rank decides for itself where rows leave, from logits that MLX's collectives make identical on all of them; so
+all take the same path through the layers. Self-speculation depends on measured times, which differ between ranks, and
+is refused.
 """
 
 from __future__ import annotations

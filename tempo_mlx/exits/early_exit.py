@@ -1,14 +1,14 @@
-"""Early exit: a model whose rows may leave before the last layer, and which keeps account of what that cost.
+"""Early exit: a model whose rows may leave before the last layer, and which measures what that saves.
 
-`EarlyExit` is a model like any other to the decoders. A pass looks at the exits of a plan; where the choice made there
-is sure enough for every row, the logits made there are the answer, and the rows wait. The next pass that goes deeper
-takes them along through the layers they have not seen, so that weights are read once and every key and value in the
-cache ends up what it would have been (EE-LLM, arXiv 2312.04916, catches up alike). What the whole model would have
-chosen for them is then known: the audit, by which an exit that does not keep its promise is closed.
+To the decoders, `EarlyExit` is a model like any other. A pass looks at the exits of a plan; where one is confident
+enough for every row, its logits are the answer, and the rows wait. The next pass that goes deeper takes them along
+through the layers they have missed, so weights are read once and every key and value in the cache ends up what it
+would have been (EE-LLM, arXiv 2312.04916, catches up the same way). What the whole model would have chosen for them is
+then known; this audit closes an exit that falls short of its promise.
 
-A row that stands alone is run together with those that would follow if the text went on as it did before (`Lookup`):
-weights are read once for all of them, and what the decoder then asks for is there already. Such rows go through every
-layer; at the last one they may be spared the vocabulary like any others.
+A single row is run together with those that would follow if the text went on as it did before (`Lookup`): weights are
+read once for all of them, and what the decoder asks for next is there already. Such rows go through every layer; at
+the last one they may skip the full vocabulary like any others.
 
 A set's rows leave together. L rows of a pass, S slots, E model dim, V vocabulary, C tokens an exit chooses among.
 """
@@ -32,17 +32,17 @@ from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.transformer import Transformer
 
-MOST_ROWS = 16  # more are a prompt, whose layers are matrix products: nothing is saved there
+MOST_ROWS = 16  # more rows are a prompt, which is compute-bound: nothing is saved there
 AUDITED_TOGETHER = 16
 AUDITED_FIRST = 16  # passes that leave, all of them audited; later ones, every AUDITED_EVERY-th
-FLOOR = 10.0  # logits that tokens outside the shortlist have below the least one inside
+FLOOR = 10.0  # how far below the least shortlisted logit all other tokens are set
 
 
 class EarlyExit:
     """A Transformer with exits. One for each run: it knows the run's tokens, and counts."""
 
     def __init__(self, model: Transformer, plan: ExitPlan, context: Sequence[int] = ()) -> None:
-        """context: tokens of the text so far, which an exit may always choose, and which may come again."""
+        """context: tokens of the text so far, which an exit may always choose, and which may recur."""
         self.model, self.plan = model, plan
         self.architecture, self.info = model.architecture, model.info
         self.layers = model.architecture.num_hidden_layers
@@ -107,8 +107,8 @@ class EarlyExit:
     def step_ahead(self, first: WaitingRows, guessed: Sequence[int], cache: ExitCache) -> Forward:
         """A pass of one row, and of those that would follow if the next tokens were those guessed.
 
-        All go through every layer. An exit at the last one answers if it is sure of every row up to the first that
-        chooses otherwise than guessed; those after it are dropped.
+        All go through every layer. An exit at the last one answers if it is confident about every row up to the first
+        that disagrees with the guess; the rows after that are dropped.
         """
         rows = [first]
         with self.account.running_ahead():
@@ -119,7 +119,7 @@ class EarlyExit:
         return self.answer(cache, rows, guessed, logits)
 
     def answer_ahead(self, rows: Sequence[WaitingRows], guessed: Sequence[int]) -> Float32s:
-        """The logits of rows that have run every layer, as many as are sure, or all of them."""
+        """The logits of rows that have run every layer: by the exit at the last layer if it is sure, else in full."""
         x = joined(rows)
         for item in self.plan.open:
             if item.layer == self.layers - 1:
@@ -139,15 +139,15 @@ class EarlyExit:
     def enter(
         self, tokens: Sequence[int] | Ints, positions: Ints, bias: Float32s | None, cache: ExitCache
     ) -> WaitingRows:
-        """Append rows that have run no layer yet."""
+        """Append rows that have not been through any layer yet."""
         return cache.enter(self.model.embedded(tokens), positions, bias)
 
     def follow(self, rows: WaitingRows, token: int, cache: ExitCache) -> WaitingRows:
-        """Append the row that comes after one that stands alone, if `token` does."""
+        """Append the row that comes after a single one if its token is `token`."""
         return self.enter([token], rows.positions + 1, np.pad(rows.bias, ((0, 0), (0, 1))), cache)
 
     def deepen(self, cache: ExitCache, stop: int) -> None:
-        """Run the newest rows through every layer before `stop`, and with them all that wait on the way."""
+        """Run the newest rows up to layer `stop`, together with all rows that wait on the way."""
         while cache.waiting and (low := cache.waiting[-1].level) < stop:
             alike = [rows for rows in cache.waiting if rows.level == low]
             upto = min([stop, *(rows.level for rows in cache.waiting if rows.level > low)])
@@ -162,7 +162,7 @@ class EarlyExit:
                 rows.x, rows.level = part, upto
 
     def leave(self, cache: ExitCache, rows: WaitingRows, item: OpenExit, found: Found) -> Forward:
-        """Let the newest rows wait where they are, or write at once what later rows would see of them."""
+        """Let the newest rows wait where they are, or fill in their remaining keys and values at once."""
         rows.left = (item, found.choices)
         if rows.level == self.layers:
             return self.answer(cache, [rows], (), self.spread(found))
@@ -176,7 +176,7 @@ class EarlyExit:
     def answer(
         self, cache: ExitCache, rows: list[WaitingRows], guessed: Sequence[int], logits: Float32s
     ) -> Forward:
-        """The first rows' logits. Those of guessed ones are kept, as far as there are any; all have run every layer."""
+        """The logits of the first rows; those of the guessed rows are kept. All have been through every layer."""
         first = len(rows[0].positions)
         drafted = [
             Drafted(token, each, logits[at : at + 1])
@@ -196,7 +196,7 @@ class EarlyExit:
         return found
 
     def count(self, rows: WaitingRows, logits: Float32s) -> Forward:
-        """The answer to a pass, which counts from now on, and may have to be audited."""
+        """The answer to a pass, which is now counted, and audited if it is due."""
         if rows.left is None:
             self.account.passed(self.layers)
             return Forward(logits)
@@ -209,7 +209,7 @@ class EarlyExit:
         return Forward(logits, None, np.full(len(choices), item.layer))
 
     def settle(self, cache: ExitCache) -> None:
-        """All waiting rows have run every layer: they are ordinary rows now, and those that left are to be audited."""
+        """All waiting rows have been through every layer: they are ordinary rows now; early ones await their audit."""
         self.await_audit(cache.waiting)
         cache.waiting = []
 
@@ -219,11 +219,11 @@ class EarlyExit:
             self.audit()
 
     def audit(self) -> None:
-        """Hold the choices made at exits against the whole model's, and close exits that fell short."""
+        """Compare the choices made at exits with the whole model's."""
         if not self._to_audit:
             return
         if not self.account.times["head"]:
-            self.head(self._to_audit[0].x[:1])  # or it would be unknown what the others saved
+            self.head(self._to_audit[0].x[:1])  # a timing to compare the exits' savings with
         with self.account.clock("audit"):
             best = np.array(self.model.logits(joined(self._to_audit)).argmax(axis=-1))
             for rows in self._to_audit:
@@ -239,7 +239,7 @@ class EarlyExit:
             return np.array(self.model.logits(x), copy=False)
 
     def catch_up(self, cache: ExitCache) -> None:
-        """Run every row that waits through the layers it has not seen."""
+        """Run every waiting row through its remaining layers."""
         self.deepen(cache, self.layers)
         self.settle(cache)
 
@@ -273,17 +273,17 @@ def joined(rows: Sequence[WaitingRows]) -> mx.array:
 
 
 def agreeing(choices: Ints, guessed: Sequence[int]) -> int:
-    """How many guesses, from the first on, are what the row before them chose."""
+    """How many leading guesses are what the row before each chose."""
     pairs = list(zip(choices.tolist(), guessed, strict=False))
     return next((at for at, (choice, guess) in enumerate(pairs) if choice != guess), len(pairs))
 
 
 class Account:
-    """What a run did, and what that saved: seconds by kind of work, and how deep each pass went."""
+    """What a run did and saved: seconds by kind of work, and the depth of each pass."""
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
-        self.passes = self.depth = 0  # of a step; layers that those went through before the answer
+        self.passes = self.depth = 0  # of a step; layers they went through before the answer
         self.left = 0  # passes that left early
         self.drafted = self.accepted = 0  # rows run ahead, and those that were asked for
         self.ahead, self.ahead_seconds = 0, 0.0  # passes that guesses were run with, and what they took
@@ -312,7 +312,7 @@ class Account:
 
     @contextmanager
     def running_ahead(self) -> Iterator[None]:
-        """What is spent meanwhile is for a pass and for guesses at those after it."""
+        """Book the time spent inside to a pass that also runs guesses."""
         seconds, times = self.seconds.copy(), self.times.copy()
         yield
         self.ahead += 1
@@ -320,8 +320,8 @@ class Account:
         self.seconds, self.times = seconds, times
 
     def timing(self) -> dict[str, float]:
-        """Shares of the time of going all the way with every pass, as far as this run can tell: saved by layers
-        (catching up taken off), by the vocabulary head (looks and audits taken off), and by running ahead.
+        """Estimated savings as shares of the time of full passes: from layers (net of catching up), from the
+        vocabulary head (net of looks and audits), and from running ahead.
         """
         took = self.seconds
         if not (self.passes and self.times["head"] and self._alone[0]):

@@ -1,4 +1,4 @@
-"""From samples to exits: the tokens they choose among, their translators, and what they would have chosen.
+"""From samples to exits: shortlist, translators, and the choices an exit would have made.
 
 Letters: N samples, E model dim, V vocabulary, C tokens of the shortlist.
 """
@@ -19,15 +19,15 @@ from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.transformer import Transformer
 
 RIDGE = 0.1  # of the inputs' variance
-HOPELESS = 0.4  # agreement, after the regression, from which no fitting makes an exit that pays
+HOPELESS = 0.4  # agreement after the regression below which further fitting never made an exit that pays
 EPOCHS = 4
 BATCH = 256
-LOOKED_AT = 4  # every so-many-th sample says which tokens are probable
+LOOKED_AT = 4  # every fourth sample is used to rank tokens by probability
 LEARNING_RATE = 1e-3
 
 
 def shortlist(model: Transformer, train: HiddenStates, size: int, always: Sequence[int]) -> NDArray[np.int32]:
-    """Tokens (size,), the likeliest first: `always`, every choice seen, then by the probability the model gave them."""
+    """Tokens (size,), most likely first: `always`, then every token chosen, then by the model's probability."""
     rank = np.bincount(train.choices, minlength=model.architecture.vocab_size).astype(np.float64)
     rank[rank > 0] += len(train.choices)
     rank[list(always)] = np.inf
@@ -41,10 +41,10 @@ def shortlist(model: Transformer, train: HiddenStates, size: int, always: Sequen
 def fit_translator(
     model: Transformer, head: Linear, train: HiddenStates, dev: HiddenStates, at: int
 ) -> dict[str, Float32s]:
-    """`weight` (E, E) and `offset` (E,) that take hidden[at] to where the last layer would, for the head's purposes.
+    """`weight` (E, E) and `offset` (E,) that map hidden[at] to what the last layer would give.
 
-    A ridge regression of what the layers between add, then the divergence from the model's own distribution over the
-    shortlist, by Adam; of the epochs the one with the most agreement on `dev`.
+    Ridge regression of what the layers in between add, then Adam on the divergence from the model's distribution over
+    the shortlist; the epoch with the best agreement on `dev` is kept.
     """
     x, y = train.hidden[at].astype(np.float32), train.hidden[-1].astype(np.float32)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -21,14 +21,14 @@ from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.model.transformer import Transformer
 
-SURE = 0.05  # an exit is closed once fewer choices agree than chance at its target would let happen so rarely
+SURE = 0.05  # significance at which an exit that agrees too rarely for its target is closed
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an exit says of L rows: logits (L, C) of `tokens` (C,), and how sure it is (L,)."""
+    """What an exit finds for L rows: logits (L, C) of `tokens` (C,), and its confidence (L,)."""
 
     logits: Float32s
     tokens: Ints
@@ -90,7 +90,7 @@ class OpenExit:
         self._head, self._translator = head, translator
 
     def read(self, x: mx.array) -> Found:
-        """What the exit says of rows x (L, E) that its layer gave."""
+        """Evaluate rows x (L, E), the output of its layer."""
         if self._translator is not None:
             weight, offset = self._translator
             x = x @ weight + offset
@@ -102,23 +102,23 @@ class OpenExit:
         return Found(logits, self._head.tokens, np.abs(two[:, 1] - two[:, 0]))
 
     def note(self, agreed: Bools) -> None:
-        """What the audit of some rows found."""
+        """Count the result of an audit."""
         self.audited += len(agreed)
         self.agreed += int(agreed.sum())
 
     @property
     def closed(self) -> bool:
-        """Whether so little agreement would be rare if the promise held (one-sided binomial test)."""
+        """Whether the agreement is significantly below the promise (one-sided binomial test)."""
         if self.target is None or self.agreed >= self.target * self.audited:
             return False
         return at_most(self.agreed, self.audited, self.target) < SURE
 
 
 class ExitPlan:
-    """The exits of a run, and what becomes of rows that leave: `propagate`d at once, or caught up exactly.
+    """The exits of a run, and what happens to rows that leave: `propagate`d at once, or caught up exactly.
 
-    drafts: the exit that drafts for lossless decoding, if that pays. lookup: whether what the text said before is
-    guessed to come again.
+    drafts: the exit that drafts in lossless decoding, if that pays. lookup: whether to guess from repetitions in the
+    text.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ExitPlan:
 
 
 def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPlan]:
-    """The plan that the settings ask for, and the model as what it must be.
+    """The plan that the settings ask for, and the model as a Transformer.
 
     Raises ModelError (no calibration, or of another model), ConfigError (layers; not the MLX backend).
     """
@@ -186,7 +186,7 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
 
 
 def _with_targets(layers: Sequence[int], config: GenerateConfig) -> list[tuple[int, float]]:
-    """The layers asked for, or these, and what each must reach."""
+    """The configured layers, or the given ones, each with its target."""
     layers = config.exit_layers or layers
     targets = config.confidence_thresholds or (config.exit_target_agreement,) * len(layers)
     return sorted(zip(layers, targets, strict=True))
@@ -195,7 +195,7 @@ def _with_targets(layers: Sequence[int], config: GenerateConfig) -> list[tuple[i
 def _judged(
     calibration: Calibration, config: GenerateConfig, margins: Callable[[Exit], Mapping[float, float]]
 ) -> Iterator[tuple[Exit, float, float]]:
-    """The exits with such margins by target, the agreement each must promise, and the margin."""
+    """The exits that have such margins for the target: exit, agreement to promise, least margin."""
     target = config.exit_target_agreement
     known = min((known for known in TARGETS if known >= target), default=max(TARGETS))
     for item in calibration.exits:
@@ -204,7 +204,7 @@ def _judged(
 
 
 def _named(calibration: Calibration, config: GenerateConfig) -> Iterator[tuple[Exit, float, float]]:
-    """Of the layers that the settings name: the exit, the agreement it must promise, and its margin."""
+    """The exits of the configured layers: exit, agreement to promise, least margin."""
     off: list[str] = []
     for layer, wanted in _with_targets((), config):
         there = [item for item in calibration.exits if item.layer == layer]

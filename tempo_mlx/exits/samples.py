@@ -1,4 +1,4 @@
-"""Text of the model's own, and what its layers made of it: the samples that exits are fitted and judged on."""
+"""Hidden states of text that the model wrote: the samples that exits are fitted and judged on."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.transformer import Transformer
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
-TOGETHER = 16  # texts that grow in one pass: rows are cheaper together
+TOGETHER = 16  # texts decoded in one pass: rows are cheaper together
 LARGEST = 6e4  # of a float16, nearly
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """N positions of many texts. hidden (layers, N, E) float16: what each layer of interest gave; tokens (N,): the
-    newest token there; choices (N,): the one that the whole model would take next; texts (N,): which text. Those of a
-    text stand together, in order.
+    """N positions of many texts, those of one text in order. hidden (layers, N, E) float16: the outputs of the chosen
+    layers; tokens (N,): the token at each position; choices (N,): the whole model's next token; texts (N,): the text
+    it belongs to.
     """
 
     hidden: NDArray[np.float16]
@@ -79,10 +79,10 @@ def sample_texts(
     seed: int,
     note: Callable[[int], None] = lambda done: None,
 ) -> HiddenStates:
-    """Continue all prompts by `tokens` tokens at once on one cache, in which each text sees itself alone.
+    """Continue all prompts by `tokens` tokens together, on one cache in which each text sees only itself.
 
-    temperature: 0 takes the best token, otherwise tokens are drawn. A text ends where the model ends it. note: told the
-    number of tokens so far.
+    temperature: 0 is greedy, otherwise tokens are sampled. A text ends at an EOS token. note: called with the number of
+    tokens so far.
     """
     random = np.random.default_rng(seed)
     cache = model.new_cache()
@@ -125,6 +125,6 @@ def sample_texts(
 
 
 def draw(logits: Float32s, temperature: float, random: np.random.Generator) -> Ints:
-    """One token of each row of logits (k, V): the best after Gumbel noise, which is the same as drawing."""
+    """Sample one token for each row of logits (k, V), by the Gumbel-max trick."""
     noisy: Ints = (logits / temperature + random.gumbel(size=logits.shape)).argmax(axis=1)
     return noisy

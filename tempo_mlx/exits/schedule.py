@@ -1,4 +1,4 @@
-"""Which exits to keep open: what each saves, weighed against what looking there costs, on samples played through."""
+"""Which exits to keep open: a cost model of decoding, simulated on the samples with every choice of exits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tempo_mlx.exits.calibration import TARGETS, Exit, Translator
 from tempo_mlx.model.transformer import Transformer
 
 MOST_EXITS = 3
-LEAST_GAIN = 0.005  # of the cost of a token, that one more exit must bring
-LEAST_DRAFT_GAIN = 0.12  # that drafting must bring; where .09 was predicted, a quarter of texts lost 5%
+LEAST_GAIN = 0.005  # share of a token's cost that one more exit must save
+LEAST_DRAFT_GAIN = 0.12  # share that drafting must save: with .09 predicted, a quarter of texts lost 5%
 STRICTER = 10  # steps in which margins are raised
-PLAYED = 4000  # samples
-MORE = 0.06  # of what the first row takes, each further row of a pass takes; measured on a CPU of two cores
+PLAYED = 4000  # samples in the simulation
+MORE = 0.06  # cost of each further row of a pass, relative to the first; measured on a two-core CPU
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one row: a layer, the head, a look at an exit by width; of each further row: more_layer, more_head."""
+    """Costs of one row: a layer, the head, a look at an exit (by width); of each further row: more_layer, more_head."""
 
     layers: int
     layer: float
@@ -36,7 +36,7 @@ class Costs:
 
 
 def costs_of(model: Transformer, widths: Sequence[int]) -> Costs:
-    """By the weights that are read, which is what a pass of few rows takes its time for, on any device."""
+    """In bytes of weights read, which bounds the time of a pass of few rows on any device."""
     a = model.architecture
     parts = [(block.qkv, block.output, block.gate_up, block.down) for block in model.blocks]
     layer = sum(array.nbytes for block in parts for part in block for array in part.arrays()) / len(parts)
@@ -59,12 +59,12 @@ def with_schedule(
     prompts: int,
     costs: Costs,
 ) -> list[Exit]:
-    """The exits, each with the targets for which it pays, or pays to draft with. Of a layer that never does only the
-    widest is kept, to say so, and no translator.
+    """The exits, each with the targets for which it pays, to leave at or to draft with. Of a layer where none pays
+    only the widest is kept, for the report, without its translator.
 
-    texts (N,): which text each judged sample is of, those of one prompt equal modulo `prompts`. What a later exit is
-    left with is harder than what it was judged on, as the exits before it took the sure choices; so margins are raised
-    until all exits of a target keep it together.
+    texts (N,): the text of each sample; those of one prompt are equal modulo `prompts`. A later exit sees harder
+    choices than it was judged on, as earlier exits take the easy ones; so margins are raised until the exits of a
+    target meet it together.
     """
     plain = {place: Exit(*place, curve(outcome, texts % prompts)) for place, outcome in outcomes.items()}
     pays: dict[Place, dict[float, float]] = {place: {} for place in plain}
@@ -92,7 +92,7 @@ def with_schedule(
 
 
 def _margins(exits: Mapping[Place, Exit], target: float) -> dict[Place, float]:
-    """Of the exits that can promise it."""
+    """The margins of the exits that can promise it."""
     found = {place: item.margin(target) for place, item in exits.items()}
     return {place: margin for place, margin in found.items() if margin is not None}
 
@@ -100,7 +100,7 @@ def _margins(exits: Mapping[Place, Exit], target: float) -> dict[Place, float]:
 def choose(
     margins: Mapping[Place, float], outcomes: Mapping[Place, Outcome], texts: Ints, costs: Costs
 ) -> list[Place]:
-    """The exits to keep open, at most one a layer, added one by one as long as each makes a token cheaper."""
+    """The exits to keep open, at most one per layer, added greedily while each makes a token cheaper."""
     passes = {place: outcomes[place].margins[:PLAYED] >= least for place, least in margins.items()}
     chosen: list[Place] = []
     best = costs.full
@@ -117,17 +117,17 @@ def choose(
         if least > best - LEAST_GAIN * costs.full:
             break
         near = [place for place in prices if prices[place] <= least + LEAST_GAIN * costs.full]
-        place = max(near, key=lambda each: each[1])  # of equals the widest, which misses least
+        place = max(near, key=lambda each: each[1])  # among equals the widest, which misses the fewest tokens
         best = prices[place]
         chosen.append(place)
     return sorted(chosen)
 
 
 def price(chosen: Sequence[Place], passes: Mapping[Place, Bools], texts: Ints, costs: Costs) -> float:
-    """What a token costs when rows leave as `passes` says and are caught up exactly (see exits/early_exit.py)."""
+    """The cost of a token when rows leave as `passes` says and are caught up exactly (see exits/early_exit.py)."""
     last = costs.layers - 1
     total = 0.0
-    waiting: list[int] = []  # levels of rows that left, none below the one after it
+    waiting: list[int] = []  # levels of rows that left, in falling order
 
     def run(first: int, stop: int) -> float:
         behind = sum(stop - max(first, level) for level in waiting if level < stop)
@@ -174,8 +174,8 @@ def choose_draft(
 
 
 def drafting_price(place: Place, sure: Bools, right: Bools, texts: Ints, costs: Costs) -> float:
-    """What a token costs when the exit drafts while it is `sure` and all rows are then checked together (see
-    exits/self_speculation.py). What follows a wrong draft is unknown: nothing more is taken to be drafted there.
+    """The cost of a token when the exit drafts while it is `sure` and all rows are then checked together (see
+    exits/self_speculation.py). The samples do not say what would follow a wrong draft, so drafting ends there.
     """
     layer, width = place
     row = costs.layer * (layer + 1)

@@ -1,11 +1,10 @@
-"""Lossless early exit: rows are run ahead, the whole model decides (self-speculative decoding, as LayerSkip does it).
+"""Lossless early exit: rows are run ahead, the whole model decides (self-speculative decoding, as in LayerSkip).
 
-A pass of one row is followed, inside the same call, by the passes that would come next: those that the text itself
-suggests (`Lookup`), or else, where that pays, those that an exit chooses as long as it is sure: the token chosen, the
-next position, seeing what the row before saw. All of them go through the upper layers together, for one reading of
-the weights. The first row's logits are the answer. The others' are kept: when the decoder asks for just that pass,
-its logits are there, exact, and when it asks for another, they are dropped and the model is run. So no decoder knows
-of it, and none can be led astray: neither by the end of a text, nor by a removal, nor by chance.
+A pass of one row also runs, in the same call, the rows likely to come next: those that the text suggests (`Lookup`),
+or, where that pays, those an exit drafts while it is confident. All go through the upper layers together, reading the
+weights once. The first row's logits are the answer; the others' are kept. If the decoder asks for exactly that pass
+next, its exact logits are there; if it asks for another, they are dropped and the model is run. So decoders need not
+know, and nothing can mislead them: not the end of a text, not a removal, not sampling.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class SelfSpeculation(EarlyExit):
         return found
 
     def run_ahead(self, rows: list[WaitingRows], cache: ExitCache) -> list[int]:
-        """The tokens of rows that may come next, which are appended to `rows` and to the cache."""
+        """Append rows that may come next to `rows` and to the cache; returns their tokens."""
         self._source = None
         self.payoff.step()
         if self.plan.lookup and self.payoff.allows(LOOKUP) and (guessed := self.lookup.guess()):
@@ -67,7 +66,7 @@ class SelfSpeculation(EarlyExit):
         return chosen
 
     def timing(self) -> dict[str, float]:
-        """How many rows were run ahead, and how many of them the decoder asked for: it depends on what pays."""
+        """How many rows were run ahead, and how many of those were used; both vary with timing."""
         return {
             "early_exit_drafted": self.account.drafted,
             "early_exit_accepted": self.account.accepted,

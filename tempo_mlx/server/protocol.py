@@ -86,7 +86,6 @@ class Problem:
 
     id: str
     status: int
-    type: str
     code: str
     message: str
     param: str | None = None

@@ -143,13 +143,8 @@ class Worker:
             message = problem(job.id, error)
         except Exception:  # one request's failure must not end the others; the traceback is logged
             log.exception("request failed", extra={"request_id": job.id})
-            message = Problem(
-                job.id,
-                500,
-                "server_error",
-                "internal_error",
-                "The request failed inside the server; see its log.",
-            )
+            sentence = "The request failed inside the server; see its log."
+            message = Problem(job.id, 500, "internal_error", sentence)
         job.busy = False
         self.last_forward = time.monotonic()
         if message is None:
@@ -201,7 +196,7 @@ def problem(id: str, error: TempoError | ApiError) -> Problem:
     """How an error of ours is shown to the client."""
     if isinstance(error, TempoError):
         error = translate(error)
-    return Problem(id, error.status, error.type, error.code, error.message, error.param)
+    return Problem(id, error.status, error.code, error.message, error.param)
 
 
 def resident_bytes() -> int:
