@@ -21,7 +21,6 @@ from pydantic import (
     Strict,
     TypeAdapter,
     ValidationError,
-    WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -32,7 +31,7 @@ Text = Annotated[str, Strict()]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]  # an integer is one, too
 Switch = Annotated[bool, Strict()]
-Object = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})]  # JSON of any shape
+Object = Mapping[str, Any]  # JSON of any shape
 
 
 class Record:
@@ -78,9 +77,15 @@ class Record:
         schema["properties"] = {}
         for name in names:
             (text,) = (extra for extra in hints[name].__metadata__ if isinstance(extra, str))
-            field = {key: value for key, value in found[name].items() if key not in ("title", "default")}
-            schema["properties"][name] = {**field, "description": text}
+            schema["properties"][name] = {**tidy(found[name]), "description": text}
         return reference
+
+
+def tidy(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Without what goes without saying, which versions of pydantic say differently."""
+    said = {"title": schema.get("title"), "default": None, "additionalProperties": True}
+    result = {key: value for key, value in schema.items() if key not in said or value != said[key]}
+    return {**result, "anyOf": [tidy(kind) for kind in schema["anyOf"]]} if "anyOf" in schema else result
 
 
 def as_list(named_tuple: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
