@@ -16,6 +16,7 @@ from typing import Any
 
 from tempo_mlx.api import stream
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
+from tempo_mlx.decode.prefill import Interrupt, never
 from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, TempoError
 from tempo_mlx.files import read_text
 from tempo_mlx.loading import LoadedModel, load_model
@@ -71,11 +72,10 @@ def _read_item(index: int, where: str, line: str, configure: Configure) -> Item:
 
 
 Line = tuple[str | None, str | None]  # the line, None when it was interrupted; and the error that it tells of
-Interrupted = Callable[[], str | None]
-MakeLines = Callable[[Sequence[Item], Interrupted], Iterator[Line]]
+MakeLines = Callable[[Sequence[Item], Interrupt], Iterator[Line]]
 
 
-def make_lines(loaded: LoadedModel, items: Sequence[Item], interrupted: Interrupted) -> Iterator[Line]:
+def make_lines(loaded: LoadedModel, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]:
     """One after the other. interrupted: see api.stream."""
     for item in items:
         yield make_line(loaded, item, interrupted)
@@ -85,7 +85,7 @@ def run_batch(
     make: MakeLines,
     items: Sequence[Item],
     out: Path,
-    interrupted: Interrupted = lambda: None,
+    interrupted: Interrupt = never,
 ) -> Iterator[tuple[int, str | None]]:
     """Write a line for every item that `out` has none of yet; yields how many there are, and the line's error.
 
@@ -107,7 +107,7 @@ def run_batch(
         ) from problem
 
 
-def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupted) -> Line:
+def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupt) -> Line:
     """Raises RankLostError: whose loss is not this line's."""
     if isinstance(item.config, str):
         return _error_line(item, item.config)
@@ -146,7 +146,7 @@ class Spread:
         self.number = self.leader.number()
         check_same(self.leader.run_all(_load, self.number, config), config)
 
-    def __call__(self, items: Sequence[Item], interrupted: Interrupted) -> Iterator[Line]:
+    def __call__(self, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]:
         return self.leader.spread(_make_line, [(self.number, item) for item in items], interrupted)
 
 

@@ -65,5 +65,5 @@ class NotInRunError(SessionError):
     """The run has no such step or slot."""
 
 
-class UnfitError(SessionError):
-    """Nothing could be kept that was begun like this, or chosen like this."""
+class ArgumentError(SessionError):
+    """An argument names something that such a run cannot be made with."""

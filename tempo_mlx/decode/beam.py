@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tempo_mlx.decode.decoder import DecoderSpec, Setup
-from tempo_mlx.decode.selection import make_selector
+from tempo_mlx.decode.selection import draw, make_selector
 from tempo_mlx.decode.step import Removal
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Node, Tree, best_children
 
@@ -93,8 +93,7 @@ class Samples:
         """One of the selected tokens of a row's distribution, by their probabilities."""
         probabilities = np.exp(frontier.tempered[row])
         tokens = self.select(probabilities, frontier.nodes[row].length, ())
-        mass = np.cumsum(probabilities[tokens], dtype=np.float64)
-        return int(tokens[np.searchsorted(mass, random.random() * mass[-1], side="right")])
+        return int(tokens[draw(probabilities[tokens], random.random())])
 
 
 def by_branch(nodes: list[Node], width: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.decoder import DecoderSpec, Setup
+from tempo_mlx.decode.selection import draw
 from tempo_mlx.decode.step import Rejected, Removal
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Tree, best_children
 
@@ -96,8 +97,7 @@ class Branches:
             )
         if not self.sampled:
             return int(tokens[scores.argmax()])
-        mass = np.cumsum(np.exp(scores))
-        return int(tokens[np.searchsorted(mass, place * mass[-1], side="right")])
+        return int(tokens[draw(np.exp(scores), place)])
 
     def others(self, frontier: Frontier, taken: set[tuple[int, int]]) -> Iterator[Child]:
         """Children at or above the threshold besides those taken, the most probable text first."""

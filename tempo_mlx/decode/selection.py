@@ -109,6 +109,12 @@ def select(
     return kept if len(kept) else np.array([best])
 
 
+def draw(mass: NDArray[np.floating], place: float) -> int:
+    """The index at `place`, 0..1, of the cumulated mass (n,), which need not sum to 1."""
+    cumulative = np.cumsum(mass, dtype=np.float64)
+    return int(np.searchsorted(cumulative, place * cumulative[-1], side="right"))
+
+
 def _best(probabilities: NDArray[np.floating], count: int, floor: float) -> Ints:
     """The `count` most probable ids with probability >= floor > 0, best first, ties by id."""
     # At most 1/f tokens reach probability f, so a first look at f = 1e-4 spares sorting the vocabulary.

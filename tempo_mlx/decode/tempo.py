@@ -18,6 +18,7 @@ from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, open_sets, settle
 from tempo_mlx.decode.rules import Rules, make_rules
 from tempo_mlx.decode.schedules import Schedule
+from tempo_mlx.decode.selection import draw
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
 from tempo_mlx.decode.strategies import screen
 from tempo_mlx.errors import RunFileError
@@ -280,10 +281,9 @@ class Tempo(Decoder):
 
 def sample(probabilities: Float32s, excluded: Iterable[int], random: np.random.Generator) -> Ints:
     """One token drawn from the distribution without the excluded ids."""
-    mass = probabilities.astype(np.float64)
+    mass = probabilities.copy()
     mass[list(excluded)] = 0.0
-    cumulative = np.cumsum(mass)
-    return np.array([np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
+    return np.array([draw(mass, random.random())])
 
 
 def superposed(setup: Setup) -> Tempo:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tempo_mlx.errors import (
+    ArgumentError,
     ConfigError,
     ConflictError,
     MemoryLimitError,
@@ -16,7 +17,6 @@ from tempo_mlx.errors import (
     RunFileError,
     SessionError,
     TempoError,
-    UnfitError,
 )
 
 TYPES = {
@@ -64,7 +64,7 @@ class ApiError(Exception):
 STATUSES: tuple[tuple[type[TempoError], int, str, str | None], ...] = (
     (PromptError, 400, "invalid_prompt", "prompt"),
     (ConfigError, 422, "invalid_value", None),
-    (UnfitError, 422, "invalid_value", None),
+    (ArgumentError, 422, "invalid_value", None),
     (RunFileError, 422, "invalid_run", "run"),
     (ModelError, 400, "model_error", None),
     (MemoryLimitError, 409, "memory", None),

@@ -17,7 +17,7 @@ from tempo_mlx.decode.prefill import Interrupt, Interrupted
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import Member, Rejected, Removal, Step
 from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.errors import ConflictError, NotInRunError, UnfitError
+from tempo_mlx.errors import ArgumentError, ConflictError, NotInRunError
 from tempo_mlx.report.run import Run
 from tempo_mlx.sessions.arena import Arena
 from tempo_mlx.strict import plain
@@ -39,12 +39,12 @@ class EditableRun:
     """One kept run. Its methods change it; every change can be undone."""
 
     def __init__(self, task: Task, max_rows: int, interrupted: Interrupt) -> None:
-        """Runs the prompt. Raises UnfitError where one cannot go back in such a run, PromptError, Interrupted."""
+        """Runs the prompt. Raises ArgumentError where one cannot go back in such a run, PromptError, Interrupted."""
         if not task.spec.editable:
             kinds = " or ".join(spec.name for spec in DECODERS.values() if spec.editable)
-            raise UnfitError(f"Sessions need decoder {kinds}, not {task.spec.name}.", "decoder")
+            raise ArgumentError(f"Sessions need decoder {kinds}, not {task.spec.name}.", "decoder")
         if task.config.early_exit:
-            raise UnfitError("Sessions go through the whole model; leave out early_exit.", "early_exit")
+            raise ArgumentError("Sessions go through the whole model; leave out early_exit.", "early_exit")
         self.task, self.tokenizer = task, task.loaded.tokenizer
         self.arena = Arena(task.loaded.model, max_rows, task.config.temperature)
         begun = time.perf_counter()
@@ -96,7 +96,7 @@ class EditableRun:
     def branch(self, step: int, token: int) -> None:
         """Cut the run back to `step`, and let that step be this token alone."""
         if not 0 <= token < self.arena.architecture.vocab_size:
-            raise UnfitError(f"token_id {token} is not in the model's vocabulary.", "token_id")
+            raise ArgumentError(f"token_id {token} is not in the model's vocabulary.", "token_id")
         self._rechoose(step, [token], self._label("branch", step, token))
 
     def remove(self, slot: int) -> None:
