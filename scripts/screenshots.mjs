@@ -9,7 +9,7 @@ const STORY = {
   prompt: 'Once upon a time in a distant galaxy',
   max_tokens: 40,
   threshold: 0.07,
-  use_retroactive_pruning: true,
+  pruning_signal: 'posterior',
   seed: 42,
 }
 
@@ -48,7 +48,7 @@ await member.getByText('What it would say next').waitFor()
 await shoot(member, 'web-member')
 
 const branches = await open(
-  { ...STORY, use_retroactive_pruning: false, preset: 'branches', branches: 4 },
+  { ...STORY, pruning_signal: '', preset: 'branches', branches: 4 },
   { viewport: { width: 1440, height: 900 } },
 )
 await generate(branches)

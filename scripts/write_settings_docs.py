@@ -1,15 +1,23 @@
-"""Write docs/settings.md from the settings tables: `python scripts/write_settings_docs.py`."""
+"""Write what follows from the settings tables: docs/settings.md, and what the page's tests hold its form against.
+
+`python scripts/write_settings_docs.py`, or `make docs`; a test holds both files against what this would write.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
-from tempo_mlx.resolution import ACCEPTED, PRESETS, REFUSED, Shortcuts
+from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, as_dict
+from tempo_mlx.resolution import ACCEPTED, PRESETS, REFUSED, Shortcuts, resolve, upgrade
+from tempo_mlx.server.schemas import settings_table
 from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.settings import Setting, by_audience, settings_of
 
-TARGET = Path(__file__).parents[1] / "docs" / "settings.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "settings.md"
+FORMS = ROOT / "tempo_mlx" / "server" / "web" / "src" / "testing" / "settings.json"
 
 INTRODUCTION = """\
 # Settings
@@ -105,5 +113,61 @@ def _original() -> str:
     return "\n".join(lines) + "\n"
 
 
+CHOSEN: list[dict[str, str]] = [
+    {},
+    {"preset": "original"},
+    {"preset": "original", "attend": "weighted", "relative_threshold": "0"},
+    {"preset": "plain", "temperature": "0"},
+    {"preset": "original", "allow_intraset_token_visibility": "true"},
+    {"allow_intraset_token_visibility": "true"},
+    {"enable_thinking": "true", "thinking_budget": "20"},
+    {"decoder": "tree", "branches": "3"},
+    {"pruning_signal": "attention", "sigmoid_steepness": "0"},
+    {"final_threshold": "0", "relu_activation_point": "0", "max_parallel_tokens": "auto"},
+    {"selection": "top-p", "top_p": "0.8"},
+    {"early_exit": "true", "exit_layers": "3, 7"},
+]
+
+
+def forms() -> str:
+    """The table as the page gets it, and what follows from choices and from old files' settings: what is no default."""
+    table = {
+        "model": "smollm2-135m",
+        "context_length": 8192,
+        "chat": True,
+        "session_decoders": [],
+        **settings_table(),
+    }
+    settings = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
+    chosen = [
+        (choice, {name: settings[name].parse(text) for name, text in choice.items()}) for choice in CHOSEN
+    ]
+    runs = sorted((ROOT / "tests" / "fixtures" / "runs-0.1.0").glob("*.json"))
+    old = [json.loads(run.read_text("utf-8"))["config"] for run in runs]
+    parts: dict[str, list[Any]] = {
+        "settings": table.pop("settings"),
+        "forms": [{"chosen": choice, "changed": _changed(resolve(given))} for choice, given in chosen],
+        "old": [{"config": config, "changed": _changed(resolve(upgrade(config)))} for config in old],
+    }
+    listed = [f'"{name}": [\n{_lines(rows)}\n]' for name, rows in parts.items()]
+    return f'{{"table": {json.dumps(table)},\n' + ",\n".join(listed) + "}\n"
+
+
+def _lines(rows: list[Any]) -> str:
+    """One a line, so that a change shows where it is."""
+    return ",\n".join(json.dumps(row) for row in rows)
+
+
+def files() -> dict[Path, str]:
+    """What is to be written where."""
+    return {PAGE: settings_docs(), FORMS: forms()}
+
+
+def _changed(config: GenerateConfig) -> dict[str, object]:
+    default = as_dict(GenerateConfig())
+    return {name: value for name, value in as_dict(config).items() if value != default[name]}
+
+
 if __name__ == "__main__":
-    TARGET.write_text(settings_docs(), "utf-8")
+    for path, text in files().items():
+        path.write_text(text, "utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -13,12 +12,10 @@ from starlette.responses import JSONResponse, Response
 from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.resolution import PRESETS, SWITCHES
 from tempo_mlx.server.context import ERRORS, context, owner
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.schemas import GenerateBody, describe, explicit_settings
+from tempo_mlx.server.schemas import GenerateBody, explicit_settings, settings_table
 from tempo_mlx.server.streaming import last, native
-from tempo_mlx.settings import by_audience, settings_of
 
 router = APIRouter(responses=ERRORS)
 
@@ -79,7 +76,6 @@ async def cancel(id: Annotated[str, Path(max_length=64)], request: Request) -> d
 async def settings(request: Request) -> dict[str, Any]:
     c = context(request)
     ready, config = c.engine.ready, c.config
-    shown = by_audience(settings_of(GenerateConfig).values())
     try:
         defaults = as_dict(c.configuration({}))
     except ApiError:
@@ -89,7 +85,6 @@ async def settings(request: Request) -> dict[str, Any]:
         "context_length": ready.context_length if ready else None,
         "chat": ready.has_chat_template if ready else None,
         "defaults": defaults,
-        "presets": {name: dict(values) for name, values in PRESETS.items()},
         "limits": {
             "max_prompt_tokens": config.max_prompt_tokens or (ready.context_length - 1 if ready else None),
             "max_tokens": config.max_tokens_limit,
@@ -98,13 +93,10 @@ async def settings(request: Request) -> dict[str, Any]:
             "queue_size": config.queue_size,
             "request_timeout": config.request_timeout,
         },
-        "decoders": list(settings_of(GenerateConfig)["decoder"].choices),
         "session_decoders": [
             spec.name for spec in DECODERS.values() if spec.editable and config.max_sessions
         ],
-        "groups": list(dict.fromkeys(s.row.group for s in shown)),
-        "settings": [describe(s) for s in shown],
-        "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
+        **settings_table(),
     }
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.config import DECODERS, GenerateConfig
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.resolution import Shortcuts, resolve
+from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.settings import Setting, settings_of
+from tempo_mlx.settings import Setting, by_audience, settings_of
 
 PROMPT = "The text to continue; with chat on, the user's message."
 MESSAGES = "A conversation, instead of a prompt; implies chat."
@@ -167,6 +168,18 @@ def _named(message: str) -> str | None:
     """The setting a message is about: it comes first."""
     word = message.split(" ", 1)[0]
     return word if word in SETTINGS else None
+
+
+def settings_table() -> dict[str, Any]:
+    """What the page's form follows: it is given the table and the rules in it, and has none of its own."""
+    shown = by_audience(settings_of(GenerateConfig).values())
+    return {
+        "presets": {name: dict(values) for name, values in PRESETS.items()},
+        "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
+        "decoders": list(DECODERS),
+        "groups": list(dict.fromkeys(setting.row.group for setting in shown)),
+        "settings": [describe(setting) for setting in shown],
+    }
 
 
 def describe(setting: Setting) -> dict[str, Any]:

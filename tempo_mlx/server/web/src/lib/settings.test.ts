@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { table } from '../testing/table'
+import { forms, old, table } from '../testing/table'
 import {
   changesIn,
+  choicesOf,
   chooseRecipe,
   fill,
   parseSetting,
@@ -35,8 +36,8 @@ describe('a field', () => {
     ['threshold', 'NaN'],
     ['max_tokens', '2.5'],
     ['max_tokens', '0'],
-    ['min_p', '1'],
-    ['min_p', '0'],
+    ['exit_target_agreement', '1'],
+    ['top_p', '0'],
     ['attend', 'everyone'],
     ['exit_layers', '3, x'],
     ['chat', 'maybe'],
@@ -79,9 +80,37 @@ describe('a form', () => {
   })
 })
 
+describe('the form and resolve()', () => {
+  const changed = (chosen: Record<string, string>) => {
+    const { values } = fill(table, chosen)
+    const usual = Object.fromEntries(table.settings.map((s) => [s.name, s.default]))
+    return Object.fromEntries(Object.entries(values).filter(([k, v]) => JSON.stringify(v) !== JSON.stringify(usual[k])))
+  }
+
+  it.each(forms)('agree on what follows from $chosen', (form) => {
+    expect(changed(form.chosen)).toEqual(form.changed)
+    const { applies, errors } = fill(table, form.chosen)
+    expect(errors).toEqual({})
+    for (const name of Object.keys(form.chosen)) if (name !== 'preset') expect(applies).toContain(name)
+  })
+
+  it.each(old)('agree on what settings of version 0.1.0 mean', ({ config, changed: expected }) => {
+    expect(changed(choicesOf(table, config))).toEqual(expected)
+  })
+
+  it('show a switch that brings what it needs, unless that was chosen otherwise', () => {
+    expect(fill(table, {}).applies).toContain('enable_thinking')
+    expect(fill(table, {}).applies).not.toContain('thinking_budget')
+    expect(fill(table, { chat: 'false', enable_thinking: 'true' }).applies).not.toContain('enable_thinking')
+  })
+})
+
 describe('recipes', () => {
   it('are those the server can serve', () => {
-    expect(recipes(table).map((r) => r.name)).toEqual(['lineage', 'original', 'plain', 'early-exit'])
+    const names = ['lineage', 'original', 'branches', 'plain', 'early-exit']
+    expect(recipes(table).map((r) => r.name)).toEqual(names)
+    const { branches: _, ...presets } = table.presets
+    expect(recipes({ ...table, presets }).map((r) => r.name)).toEqual(names.filter((name) => name !== 'branches'))
   })
 
   it('are recognised and chosen', () => {
@@ -119,5 +148,10 @@ describe('a link', () => {
   it('always names the seed, and reports what it does not know', () => {
     expect(writeLink(table, 'x', {})).toBe('#prompt=x&seed=42')
     expect(readLink(table, '#prompt=x&colour=red').unknown).toEqual(['colour'])
+  })
+
+  it('of version 0.1.0 means what it meant', () => {
+    const { chosen, unknown } = readLink(table, '#pruning_signal=random&use_retroactive_pruning=true&use_relu=false')
+    expect([chosen, unknown]).toEqual([{ pruning_signal: 'random', relu_activation_point: '' }, []])
   })
 })

@@ -6,6 +6,7 @@ import type { Value, Values } from './run'
 export interface Setting {
   name: string
   group: string
+  audience: 'everyday' | 'study' | 'ablation'
   help: string
   type: 'boolean' | 'integer' | 'number' | 'string'
   many: boolean
@@ -19,8 +20,10 @@ export interface Setting {
   choices: string[]
   values_text: string
   decoders: string[] | null
-  /** other settings, and the values under which this one counts; no values: whenever it is on */
+  /** other settings, and the values under which this one counts; no values: any but the default */
   needs: Record<string, Value[]> | null
+  /** which of them get the first such value where this one is given and they are not */
+  implies: string[]
 }
 
 export interface SettingsTable {
@@ -29,6 +32,8 @@ export interface SettingsTable {
   /** does the model have a chat template; null while it is being loaded */
   chat: boolean | null
   presets: Record<string, Values>
+  /** further spellings, which run files of version 0.1.0 hold: what each sets when it is on, and off */
+  shortcuts: Record<string, { setting: string; on: Value; off: Value; exactly: boolean }>
   decoders: string[]
   session_decoders: string[]
   groups: string[]
@@ -116,7 +121,7 @@ export function fill(table: SettingsTable, chosen: Chosen): Form {
     if (parsed.error !== undefined) errors[setting.name] = parsed.error
     else values[setting.name] = parsed.value
   }
-  imply(values, chosen)
+  imply(table, values, chosen)
   const applies = new Set(table.settings.filter((s) => counts(table, s, values)).map((s) => s.name))
   for (const setting of table.settings) {
     if (!applies.has(setting.name)) {
@@ -132,28 +137,31 @@ export function fill(table: SettingsTable, chosen: Chosen): Form {
   return { values, errors, applies, explicit }
 }
 
-/** What the server's resolve() adds where nothing else was said, so that the form shows it. */
-function imply(values: Values, chosen: Chosen): void {
-  if (values.enable_thinking === true && chosen.chat === undefined) values.chat = true
-  if (values.allow_intraset_token_visibility === true && chosen.attend === undefined && values.attend === 'lineage') {
-    values.attend = 'weighted'
+/** A switch brings what it needs, where nothing else was said, so that the form shows it; the server does the same. */
+function imply(table: SettingsTable, values: Values, chosen: Chosen): void {
+  for (const setting of table.settings.filter((s) => values[s.name] === true)) {
+    for (const name of setting.implies) {
+      const allowed = setting.needs?.[name] ?? []
+      if (chosen[name] === undefined && !met(table, name, allowed, values)) values[name] = allowed[0] ?? true
+    }
   }
 }
 
 function counts(table: SettingsTable, setting: Setting, values: Values): boolean {
-  const decoder = String(values.decoder)
-  if (setting.decoders && !setting.decoders.includes(decoder)) return false
-  for (const [name, allowed] of Object.entries(setting.needs ?? {})) {
-    const other = table.settings.find((s) => s.name === name)
-    if (!other || (other.decoders && !other.decoders.includes(decoder))) continue
-    const value = values[name]
-    if (allowed.length > 0 ? !allowed.some((v) => same(v, value)) : isOff(value)) return false
-  }
-  return true
+  if (!usedBy(setting, values)) return false
+  const brought = setting.type === 'boolean' && values[setting.name] !== true ? setting.implies : []
+  const needs = Object.entries(setting.needs ?? {}).filter(([name]) => !brought.includes(name))
+  return needs.every(([name, allowed]) => met(table, name, allowed, values))
 }
 
-function isOff(value: Value | undefined): boolean {
-  return !value || (Array.isArray(value) && value.length === 0)
+function met(table: SettingsTable, name: string, allowed: Value[], values: Values): boolean {
+  const other = table.settings.find((s) => s.name === name)
+  if (!other || !usedBy(other, values)) return true
+  return allowed.length > 0 ? allowed.some((v) => same(v, values[name])) : !same(values[name], other.default)
+}
+
+function usedBy(setting: Setting, values: Values): boolean {
+  return setting.decoders?.includes(String(values.decoder)) ?? true
 }
 
 function same(a: Value | undefined, b: Value | undefined): boolean {
@@ -241,6 +249,16 @@ export function chooseRecipe(table: SettingsTable, chosen: Chosen, recipe: Recip
   return { ...Object.fromEntries(kept), ...recipe.chosen }
 }
 
+/** The choices that ask for a run's settings again, whatever version wrote them. */
+export function choicesOf(table: SettingsTable, config: Values): Chosen {
+  const values = { ...config }
+  for (const [name, { setting, off }] of Object.entries(table.shortcuts)) {
+    if (values[name] === false) values[setting] = off
+  }
+  const differs = ({ name, default: usual }: Setting) => name in values && !same(values[name], usual)
+  return Object.fromEntries(table.settings.filter(differs).map((s) => [s.name, writeSetting(s, values[s.name]!)]))
+}
+
 // --- links: the fragment of the address, which never leaves the browser ---
 
 export interface Link {
@@ -267,7 +285,9 @@ export function readLink(table: SettingsTable, fragment: string): Link & { unkno
   const unknown: string[] = []
   for (const [name, text] of query) {
     if (name === 'prompt') continue
+    const shortcut = table.shortcuts[name] // in links of version 0.1.0
     if (name === PRESET || table.settings.some((s) => s.name === name)) chosen[name] = text
+    else if (shortcut) chosen[shortcut.setting] ??= String((text === 'true' ? shortcut.on : shortcut.off) ?? '')
     else unknown.push(name)
   }
   return { prompt: query.get('prompt') ?? '', chosen, unknown }
