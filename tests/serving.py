@@ -64,10 +64,32 @@ class Served:
         return sum(float(value) for value in pattern.findall(self.get("/metrics").text))
 
 
+PACED = """
+import json, sys
+from tempo_mlx.config import LoadConfig
+from tempo_mlx.server.serve import serve
+from tempo_mlx.server.settings import Pace, ServerConfig
+model, settings, pace = json.loads(sys.argv[1])
+announce = lambda url: print(f"Serving on {url}", file=sys.stderr, flush=True)
+serve(LoadConfig(model=model), ServerConfig(port=0, **settings), {}, announce, Pace(**pace))
+"""
+
+
 @contextlib.contextmanager
-def serving(model: Path | str, *flags: str, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """Start `tempo-mlx serve` on a free port, wait until it is ready, stop it in the end."""
+def serving(
+    model: Path | str,
+    *flags: str,
+    env: dict[str, str] | None = None,
+    pace: dict[str, float] | None = None,
+    **settings: Any,
+) -> Iterator[Served]:
+    """Start `tempo-mlx serve` on a free port, wait until it is ready, stop it in the end.
+
+    pace: what the command has no flags for, see Pace; beside it `settings` takes the place of flags.
+    """
     command = [sys.executable, "-m", "tempo_mlx", "serve", "--model", str(model), "--port", "0", *flags]
+    if pace is not None:
+        command = [sys.executable, "-c", PACED, json.dumps([str(model), settings, pace])]
     with tempfile.TemporaryDirectory() as empty:  # no .env of whoever runs the tests
         process = subprocess.Popen(
             command,

@@ -36,7 +36,9 @@ def model() -> LoadedModel:
 
 def begin(model: LoadedModel, steps: int = STEPS, **settings: Any) -> EditableRun:
     config = resolve({"min_steps": 50, **settings})
-    run = EditableRun(Task(model, encode_prompt(model, "Once upon a time", config), config), 500, lambda: None)
+    run = EditableRun(
+        Task(model, encode_prompt(model, "Once upon a time", config), config), 500, lambda: None
+    )
     for _ in run.extend(steps, lambda: None) if steps else ():
         pass
     return run
@@ -130,6 +132,10 @@ def test_what_cannot_be_done_says_whose_fault_it_is(model: LoadedModel) -> None:
 def test_the_same_decoder_stands_behind_both(model: LoadedModel) -> None:
     run = begin(model, **CASES["lineage"])
     assert isinstance(run.tempo, Tempo)
-    alone = tempo_mlx.generate(model, "Once upon a time", max_tokens=STEPS, min_steps=STEPS, **CASES["lineage"])
-    assert [[t.id for t in s.tokens] for s in run.run().steps] == [[t.id for t in s.tokens] for s in alone.steps]
+    alone = tempo_mlx.generate(
+        model, "Once upon a time", max_tokens=STEPS, min_steps=STEPS, **CASES["lineage"]
+    )
+    assert [[t.id for t in s.tokens] for s in run.run().steps] == [
+        [t.id for t in s.tokens] for s in alone.steps
+    ]
     assert run.run().final_text == alone.final_text and run.run().text == alone.text

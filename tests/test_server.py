@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Served]:
-    with serving(model, "--concurrency", "2", "--queue-size", "2", "--heartbeat", "0.2") as served:
+    with serving(model, concurrency=2, queue_size=2, pace={"heartbeat": 0.2}) as served:
         yield served
 
 
@@ -336,7 +336,7 @@ def test_a_killed_worker_is_replaced_and_everyone_is_told(model: Path) -> None:
 
 
 def test_a_worker_that_gives_no_sign_of_life_is_replaced(model: Path) -> None:
-    with serving(model, "--worker-timeout", "3", "--probe-after", "0.2") as served:
+    with serving(model, pace={"worker_timeout": 3, "probe_after": 0.2}) as served:
         pid = served.health()["worker"]["pid"]
         os.kill(pid, signal.SIGSTOP)  # it lives, and does nothing
         stalled = served.wait_until(lambda health: health["status"] != "ok", 20)

@@ -23,7 +23,7 @@ from tempo_mlx.server.engine import Engine
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.security import Guard
-from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.settings import Pace, ServerConfig
 from tempo_mlx.server.streaming import Gone
 
 PAGE = Path(__file__).parent / "web" / "dist"
@@ -35,10 +35,12 @@ SENTENCES = {
 CODES = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
-def create_app(load: LoadConfig, config: ServerConfig, ambient: Mapping[str, Any] | None = None) -> FastAPI:
+def create_app(
+    load: LoadConfig, config: ServerConfig, ambient: Mapping[str, Any] | None = None, pace: Pace | None = None
+) -> FastAPI:
     """The server as an ASGI application; its worker lives as long as its lifespan."""
     metrics = Metrics()
-    context = Context(load, config, ambient or {}, metrics, Engine(load, config, metrics))
+    context = Context(load, config, ambient or {}, metrics, Engine(load, config, metrics, pace or Pace()))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

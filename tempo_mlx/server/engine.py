@@ -37,7 +37,7 @@ from tempo_mlx.server.protocol import (
     Stop,
     Submit,
 )
-from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.settings import Pace, ServerConfig
 from tempo_mlx.server.worker import main as worker_main
 
 log = logging.getLogger("tempo_mlx.server")
@@ -70,8 +70,8 @@ class Ticket:
 class Engine:
     """Owns the worker process. `submit` a request, iterate over `events(ticket)`, `cancel` it."""
 
-    def __init__(self, load: LoadConfig, config: ServerConfig, metrics: Metrics) -> None:
-        self.load, self.config, self.metrics = load, config, metrics
+    def __init__(self, load: LoadConfig, config: ServerConfig, metrics: Metrics, pace: Pace) -> None:
+        self.load, self.config, self.metrics, self.pace = load, config, metrics, pace
         self.state: State = "loading"
         self.ready: Ready | None = None
         self.failure: Failed | None = None
@@ -241,7 +241,7 @@ class Engine:
             for ticket in list(self._running.values()):
                 if now > ticket.deadline and ticket.cancelled is None:
                     self.cancel(ticket, "timeout")
-            if self.state == "ready" and now - self.beat_at > self.config.worker_timeout:
+            if self.state == "ready" and now - self.beat_at > self.pace.worker_timeout:
                 log.error("worker gives no sign of life", extra={"seconds": round(now - self.beat_at, 1)})
                 assert self._process is not None
                 self._process.kill()
@@ -366,10 +366,10 @@ class Engine:
         """`ok`, `loading`, `dead`, `stalled` or `shutting_down`. An idle worker has to prove that it still computes."""
         if self.state != "ready":
             return {"stopping": "shutting_down", "failed": "dead"}.get(self.state, self.state)
-        if time.monotonic() - self.beat_at > max(5.0, 0.5 * self.config.worker_timeout):
+        if time.monotonic() - self.beat_at > max(5.0, 0.5 * self.pace.worker_timeout):
             return "stalled"
         idle = not self._running and self.beat is not None
-        if idle and self.beat is not None and self.beat.last_forward_age > self.config.probe_after:
+        if idle and self.beat is not None and self.beat.last_forward_age > self.pace.probe_after:
             if self._probing is None or self._probing.done():
                 self._probing = self._loop.create_future()
                 self._outbox.put(Probe())

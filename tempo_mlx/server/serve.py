@@ -14,7 +14,7 @@ from tempo_mlx.errors import ModelError, OutputError
 from tempo_mlx.server.app import create_app
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.logs import configuration, configure
-from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.settings import Pace, ServerConfig
 
 
 class Server(uvicorn.Server):
@@ -41,13 +41,14 @@ def serve(
     config: ServerConfig,
     ambient: Mapping[str, Any],
     announce: Callable[[str], None] = lambda url: None,
+    pace: Pace | None = None,
 ) -> None:
     """Serve until interrupted. `announce` gets the address once it is bound.
 
     Raises OutputError when the address cannot be bound, ModelError when the model cannot be loaded.
     """
     configure(config.log_level, config.log_format)
-    app = create_app(load, config, ambient)
+    app = create_app(load, config, ambient, pace)
     context: Context = app.state.context
     listening = bind(config.host, config.port)
     server = Server(

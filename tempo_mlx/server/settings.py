@@ -30,6 +30,15 @@ def _access(default: object, help: str, **rest: Any) -> Any:
     return row(default, "Access", help, **rest)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that nobody has to set, but tests."""
+
+    heartbeat: float = 15  # between signs of life in a stream
+    worker_timeout: float = 120  # without a sign of life, after which the worker is restarted
+    probe_after: float = 30  # of idleness, after which /health runs a real forward pass
+
+
 # fmt: off
 @dataclass(frozen=True)
 class ServerConfig(Checked):
@@ -72,13 +81,6 @@ class ServerConfig(Checked):
     session_ttl: float = _limit(3600, "Seconds after which an unused session goes.", above=0, maximum=1e7)
     session_slots: int = _limit(16_384, "Most cache rows one session may hold, dropped alternatives included.",
                                 minimum=16, maximum=2**24)
-    heartbeat: float = _limit(15, "Seconds between signs of life in a stream.", above=0, maximum=3600)
-    worker_timeout: float = _limit(
-        120, "Seconds without a sign of life after which the worker is restarted.", above=0, maximum=1e6,
-    )
-    probe_after: float = _limit(
-        30, "Seconds of idleness after which /health runs a real forward pass.", above=0, maximum=1e6,
-    )
     shutdown_timeout: float = _limit(
         10, "Seconds that requests in flight get to finish at shutdown.", minimum=0, maximum=3600,
     )

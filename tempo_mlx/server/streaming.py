@@ -121,12 +121,12 @@ class EventStream(Response):
 
     def _pause(self) -> float:
         """Seconds until something has to be said."""
-        left = max(0.01, self.quiet_since + self.engine.config.heartbeat - time.monotonic())
+        left = max(0.01, self.quiet_since + self.engine.pace.heartbeat - time.monotonic())
         return min(left, 0.5) if self.ticket.state == "waiting" else left
 
     def _silence(self) -> Iterator[bytes]:
         yield from self._queued()
-        if time.monotonic() - self.quiet_since >= self.engine.config.heartbeat:
+        if time.monotonic() - self.quiet_since >= self.engine.pace.heartbeat:
             yield from self.beat(self.ticket)
 
     def _queued(self) -> Iterator[bytes]:
