@@ -18,7 +18,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 # Every decoder, and what it uses of the settings that not all do. A new one needs a line here, and rows below where
 # it brings settings of its own.
-DECODERS: Mapping[str, frozenset[str]] = {
+USES: Mapping[str, frozenset[str]] = {
     "superposed": frozenset({"temperature", "threshold", "selection", "width", "sets", "thinking", "exits"}),
     "tree": frozenset({"temperature", "threshold", "branches", "thinking", "exits"}),
     "mcts": frozenset({"temperature", "threshold", "selection", "width", "mcts"}),
@@ -31,7 +31,7 @@ DECODERS: Mapping[str, frozenset[str]] = {
 
 def _using(what: str) -> tuple[str, ...]:
     """The decoders that use it."""
-    return tuple(name for name, used in DECODERS.items() if what in used)
+    return tuple(name for name, used in USES.items() if what in used)
 
 
 def _input(default: object, help: str, **rest: Any) -> Any:
@@ -247,7 +247,7 @@ class GenerateConfig(Checked):
     )
 
     decoder: str = row(
-        "superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(DECODERS),
+        "superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES),
     )
     beam_width: int = _search(5, "Beams, or samples.", "beams", minimum=1, maximum=256)
     diversity_strength: float = _search(

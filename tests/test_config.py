@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tempo_mlx.config import DECODERS, GenerateConfig, LoadConfig, OutputConfig, as_dict
+from tempo_mlx.config import USES, GenerateConfig, LoadConfig, OutputConfig, as_dict
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import SWITCHES, Shortcuts, resolve, upgrade
 from tempo_mlx.settings import by_audience, settings_of
@@ -408,8 +409,9 @@ def test_every_needed_setting_and_decoder_exists() -> None:
 
 
 def test_every_decoder_uses_something_that_a_row_asks_for() -> None:
+    assert list(USES) == list(DECODERS) == list(settings_of(GenerateConfig)["decoder"].choices)
     asked = [set(s.row.decoders) for s in settings_of(GenerateConfig).values() if s.row.decoders is not None]
-    for decoder, used in DECODERS.items():
+    for decoder, used in USES.items():
         assert sum(decoder in decoders for decoders in asked) >= len(used)
     assert all(asked), "no row is for nobody: a typo in what it is used by"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from tempo_mlx.config import DECODERS, GenerateConfig
+from tempo_mlx.config import USES, GenerateConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
@@ -176,7 +176,7 @@ def settings_table() -> dict[str, Any]:
     return {
         "presets": {name: dict(values) for name, values in PRESETS.items()},
         "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
-        "decoders": list(DECODERS),
+        "decoders": list(USES),
         "groups": list(dict.fromkeys(setting.row.group for setting in shown)),
         "settings": [describe(setting) for setting in shown],
     }
