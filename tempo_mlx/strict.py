@@ -121,15 +121,31 @@ def plain(value: Any) -> Any:
 
 def copy_json(value: object, error: type[TempoError], where: str) -> Any:
     """A copy of nested mappings, sequences, text, numbers and None; raises `error` for NaN and all that is no JSON."""
-    if value is None or isinstance(value, (bool, str, int)):
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise error(f"In {where} there is text that is not valid Unicode.")
         return value
     if isinstance(value, float):
         return read(Number, value, error, where=where)
     if isinstance(value, Mapping):
-        return {str(key): copy_json(item, error, f"{where}.{key}") for key, item in value.items()}
+        return {
+            copy_json(str(key), error, where): copy_json(item, error, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [copy_json(item, error, f"{where}[{index}]") for index, item in enumerate(value)]
     raise error(f"{where} cannot be written to a file: it is {kind_of(value)}.")
+
+
+def is_unicode(text: str) -> bool:
+    """Lone surrogates are no text: they cannot be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @cache
@@ -147,12 +163,17 @@ def read(kind: Any, value: object, error: type[TempoError], file: str = "run fil
 
 def sentence(problem: ValidationError, file: str, where: str = "") -> str:
     """The first thing that is wrong, in our own words."""
-    errors = problem.errors(include_url=False)
+    try:
+        errors = problem.errors(include_url=False)
+    except UnicodeEncodeError:
+        return f"The {file} holds a field whose name is not valid Unicode."
     first = errors[0]
     kind, place, value = first["type"], first["loc"], first["input"]
+    if kind == "unknown_field":
+        place = (*place, first["ctx"]["name"])
     path = where
     for part in place:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     if kind == "too_long":
         return f"In the {file}, {path} must be a list of {first['ctx']['max_length']}, not of {len(value)}."
     if kind == "missing" and isinstance(place[-1], int):
@@ -161,7 +182,7 @@ def sentence(problem: ValidationError, file: str, where: str = "") -> str:
     if kind == "missing":
         return f"The {file} lacks {path}."
     if kind == "unknown_field":
-        return f"The {file} holds an unknown field, {path}{'.' * bool(path)}{first['ctx']['name']}."
+        return f"The {file} holds an unknown field, {path}."
     if kind == "float_type" and isinstance(value, int) and not isinstance(value, bool):
         kind = "finite_number"  # too large for a float
     return f"In the {file}, {path or 'it'} must be {WANTED.get(kind, 'valid')}, not {kind_of(value)}."

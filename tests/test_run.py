@@ -336,6 +336,25 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         lambda v: v["steps"][1]["rejected"][0].update(text="\ud800"),
         "Unicode",
     ),
+    "lone surrogate in a signal": (
+        lambda v: token_of(v, 1)["removed_why"].update(signal="\ud800"),
+        "Unicode",
+    ),
+    "lone surrogate in a reason": (
+        lambda v: v["steps"][1]["rejected"][0].update(why="\ud800"),
+        "Unicode",
+    ),
+    "lone surrogate in a rule": (
+        lambda v: v.update(custom={"prune": {"name": "\ud800", "sha256": None}}),
+        "Unicode",
+    ),
+    "lone surrogate in a setting": (lambda v: v["config"].update(stop=["\ud800"]), r"config\.stop\[0\]"),
+    "lone surrogate in a setting's name": (lambda v: v["config"].update({"\ud800": 1}), "In config"),
+    "lone surrogate in an unknown name": (lambda v: v.update({"\ud800": 1}), "name is not valid Unicode"),
+    "lone surrogate in a rule's place": (
+        lambda v: v.update(custom={"\ud800": {}}),
+        r"lacks custom\..*\.name",
+    ),
     "version as true": (lambda v: v.update(version=True), "version must be a whole number from 0, not true"),
     "version as text": (lambda v: v.update(version="1"), "version must be a whole number from 0, not text"),
     "position null": (lambda v: token_of(v).update(position=None), "position must be a whole number"),

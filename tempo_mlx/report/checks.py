@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import RunFileError
+from tempo_mlx.strict import is_unicode
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
@@ -23,8 +25,11 @@ def check(run: Run) -> None:
     reasons = " or ".join(FINISH_REASONS)
     need(run.finish_reason in FINISH_REASONS, f"finish_reason is {run.finish_reason!r}; it must be {reasons}")
     need(bool(run.prompt.token_ids), "prompt has no tokens")
+    rules = chain.from_iterable(
+        (name, rule.name, rule.sha256 or "") for name, rule in (run.custom or {}).items()
+    )
     texts = (run.prompt.text, run.reasoning or "", run.text, run.final_text, *(p.text for p in run.paths))
-    need(all(map(is_unicode, texts)), "texts are not all valid Unicode")
+    need(all(map(is_unicode, (*texts, *rules))), "texts are not all valid Unicode")
     check_finite((path.logprob for path in run.paths), "paths")
     next_slot = run.prompt_length
     previous: frozenset[int] = frozenset()
@@ -45,7 +50,7 @@ def check_step(step: RunStep, index: int, previous: frozenset[int], num_steps: i
     for token in step.tokens:
         check_token(token, step, f"{where}, token {token.id},", previous, num_steps)
     for item in step.rejected:
-        need(is_unicode(item.text), f"{where} rejects a text that is not valid Unicode")
+        need(is_unicode(item.text + item.why), f"{where} rejects a text that is not valid Unicode")
         check_probabilities((item.probability,), where)
     return sorted(token.slot for token in step.tokens if token.slot is not None)
 
@@ -66,6 +71,7 @@ def check_token(token: RunToken, step: RunStep, where: str, previous: frozenset[
     need(token.slot is not None, f"{where} is removed, but without a slot")
     need(step.step < after < num_steps, f"{where} must name a later step of the run as removed_after")
     if why is not None:
+        need(is_unicode(why.signal), f"{where} names a signal that is not valid Unicode")
         check_finite((why.score, why.threshold), where)
 
 
@@ -97,12 +103,3 @@ def check_probabilities(numbers: Iterable[float], where: str) -> None:
     for number in numbers:
         if not -PROBABILITY_TOLERANCE <= number <= 1.0 + PROBABILITY_TOLERANCE:  # NaN neither
             raise RunFileError(f"The run's {where} has {number}, which is no probability.")
-
-
-def is_unicode(text: str) -> bool:
-    """Lone surrogates are no text: they cannot be written as UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
