@@ -74,6 +74,9 @@ def test_help_names_every_setting_in_its_group(capsys: pytest.CaptureFixture[str
             assert re.search(rf"{setting.flag}[ ,/]", text), setting.flag
             assert f"─ {setting.row.group} ─" in text
     assert not any(re.search(rf"{flag}[ ,/]", text) for flag in REFUSED)
+    panels = [text.index(f"─ {group} ─") for group in ("Input", "Search", "Early exit", "Output", "Schedule")]
+    assert panels == sorted(panels), "what everyone uses comes first"
+    assert text.index("--threshold") < text.index("--attend ") < text.index("--combine ")
 
 
 def test_text_goes_to_stdout_and_all_else_to_stderr(model: str, capsys: pytest.CaptureFixture[str]) -> None:

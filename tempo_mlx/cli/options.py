@@ -52,7 +52,7 @@ def with_settings(
             }
             command(flags=flags, **{p.name: values[p.name] for p in own})
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *options)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*options, *own)]
         del run.__wrapped__  # typer would read its signature
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

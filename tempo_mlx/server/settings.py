@@ -26,6 +26,10 @@ def _limit(default: object, help: str, **rest: Any) -> Any:
     return row(default, "Server limits", help, **rest)
 
 
+def _room(default: object, help: str, **rest: Any) -> Any:
+    return row(default, "Server limits", help, "study", **rest)
+
+
 def _access(default: object, help: str, **rest: Any) -> Any:
     return row(default, "Access", help, **rest)
 
@@ -50,7 +54,7 @@ class ServerConfig(Checked):
     )
     frontend_port: int = _network(
         5173, "Port of the page's development server on this machine, whose requests are accepted.",
-        minimum=1, maximum=65535, environment=("FRONTEND_PORT",),
+        audience="study", minimum=1, maximum=65535, environment=("FRONTEND_PORT",),
     )
     model_alias: str | None = _network(None, "Name under which the model is served.", default_text="the model's own")
     allowed_hosts: tuple[str, ...] = _network(
@@ -66,7 +70,7 @@ class ServerConfig(Checked):
     )
 
     concurrency: int = _limit(4, "Requests decoded at the same time, in turns.", minimum=1, maximum=64)
-    queue_size: int = _limit(32, "Requests that may wait; more are refused with 503.", minimum=0, maximum=10_000)
+    queue_size: int = _room(32, "Requests that may wait; more are refused with 503.", minimum=0, maximum=10_000)
     request_timeout: float = _limit(
         600, "Seconds a request may take; what was generated is kept.", above=0, maximum=1e6,
     )
@@ -74,14 +78,14 @@ class ServerConfig(Checked):
         None, "Longest prompt accepted.", minimum=1, maximum=2**31 - 1, default_text="the model's context",
     )
     max_tokens_limit: int = _limit(4096, "Most logical steps a request may ask for.", minimum=1, maximum=1_000_000)
-    max_rows_limit: int = _limit(32, "Widest set, most branches, beams or paths a request may ask for.",
-                                 minimum=1, maximum=256)
-    max_body_mb: float = _limit(8.0, "Largest request body in MB.", above=0, maximum=1024)
-    max_sessions: int = _limit(8, "Sessions kept; the least recently used goes first.", minimum=0, maximum=1024)
-    session_ttl: float = _limit(3600, "Seconds after which an unused session goes.", above=0, maximum=1e7)
-    session_slots: int = _limit(16_384, "Most cache rows one session may hold, dropped alternatives included.",
-                                minimum=16, maximum=2**24)
-    shutdown_timeout: float = _limit(
+    max_rows_limit: int = _room(32, "Widest set, most branches, beams or paths a request may ask for.",
+                                minimum=1, maximum=256)
+    max_body_mb: float = _room(8.0, "Largest request body in MB.", above=0, maximum=1024)
+    max_sessions: int = _room(8, "Sessions kept; the least recently used goes first.", minimum=0, maximum=1024)
+    session_ttl: float = _room(3600, "Seconds after which an unused session goes.", above=0, maximum=1e7)
+    session_slots: int = _room(16_384, "Most cache rows one session may hold, dropped alternatives included.",
+                               minimum=16, maximum=2**24)
+    shutdown_timeout: float = _room(
         10, "Seconds that requests in flight get to finish at shutdown.", minimum=0, maximum=3600,
     )
 
