@@ -1,6 +1,6 @@
 """One task in a process of its own: `python -m tempo_mlx.bench.child load|memory CONTENDER MODEL DTYPE`.
 
-Prints {"seconds": of loading, "peak": bytes of memory at most} as its last line.
+Its last line is {"seconds": loading time, "peak": peak memory in bytes}.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def open_model(contender: str, model: str, dtype: str) -> tuple[Any, float]:
-    """The contender, loaded by its own loader, and the seconds of that; imports come first and do not count."""
+    """The contender, loaded by its own loader, and the seconds that took, without imports."""
     from tempo_mlx.bench.contenders import MlxLm, Ours, Transformers
 
     if contender == "mlx_lm":
@@ -28,7 +28,7 @@ def open_model(contender: str, model: str, dtype: str) -> tuple[Any, float]:
         load = partial(Transformers, Path(model), dtype)
     else:
         from tempo_mlx.api import load as load_ours
-        from tempo_mlx.model import mlx_backend  # noqa: F401 (an import that load would make)
+        from tempo_mlx.model import mlx_backend  # noqa: F401 (load would import it)
 
         def load() -> Ours:
             return Ours("tempo-mlx", load_ours(model).model)
@@ -38,7 +38,7 @@ def open_model(contender: str, model: str, dtype: str) -> tuple[Any, float]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process had; Linux's ru_maxrss also counts what the parent had when it forked."""
+    """Peak memory of this process; Linux's ru_maxrss would include the parent's at the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024

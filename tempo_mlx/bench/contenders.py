@@ -1,7 +1,7 @@
-"""Who is compared: the same weights in tempo-mlx (MLX and torch), in mlx-lm and in transformers.
+"""What is compared: the same weights in tempo-mlx (MLX and torch), mlx-lm and transformers.
 
-The others load a directory that `convert` writes of the model as tempo-mlx holds it, by their own loaders. All give
-float32 logits in host memory.
+The others use their own loaders on a directory that `convert` writes in the number format tempo-mlx computes in. All
+return float32 logits in host memory.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tempo_mlx.weights.convert import convert
 
 NAMES = ("tempo-mlx", "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
-TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # of a logit, beside tempo-mlx's own
+TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # difference of a logit from tempo-mlx's
 
 
 class Contender(Protocol):
-    """A model that can run a prompt, and rows on top of it."""
+    """A model that can run a prompt, and rows after it."""
 
     name: str
 
     def start(self, ids: Sequence[int], copies: int = 1) -> tuple[Any, Float32s]:
-        """Run a prompt: what the next rows go on from, and the last logits (V,). copies: rows at a time later."""
+        """Run a prompt; returns the state for the next rows, and the last logits (V,). copies: rows per later pass."""
         ...
 
     def rows(self, state: Any, tokens: Sequence[int]) -> Float32s:
-        """(k, V): the logits after each of k tokens at the position that follows the prompt; then forget them."""
+        """(k, V): the logits after each of k alternative next tokens, which are then dropped."""
         ...
 
 
@@ -67,7 +67,7 @@ class Ours:
 
 
 class MlxLm:
-    """mlx-lm: the rows are a batch, each with a cache of its own."""
+    """mlx-lm: the rows are a batch, each with its own cache."""
 
     name = "mlx-lm"
 
@@ -139,9 +139,9 @@ def _host(logits: Any) -> Float32s:
 
 
 class Field:
-    """The contenders of one benchmark. `loaded`: tempo-mlx's model on MLX, which the others are made equal to.
+    """The contenders of one benchmark. `loaded`: tempo-mlx's model on MLX, the reference.
 
-    `directory`: the model as a directory for the others, in the same numbers.
+    `directory`: the same model in the same number format, for the others.
     """
 
     def __init__(self, loaded: LoadedModel, contenders: Sequence[Contender], directory: Path) -> None:
@@ -156,16 +156,16 @@ class Field:
         return ours
 
     def named(self, name: str) -> Any:
-        """The contender of that name, None where it does not take part."""
+        """The contender of that name; None if it does not take part."""
         return next((each for each in self.contenders if each.name == name), None)
 
 
 @contextmanager
 def line_up(load: LoadConfig, names: Sequence[str], say: Any) -> Iterator[Field]:
-    """Load everyone once. Contenders that cannot take part here are left out, and `say` told why."""
+    """Load all contenders once. Those that cannot take part are left out, and `say` is told why."""
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise ConfigError(f"{unknown[0]} is no contender; choose of {', '.join(NAMES)}.")
+        raise ConfigError(f"{unknown[0]} is no contender; choose from {', '.join(NAMES)}.")
     loaded = load_model(load)
     info = loaded.model.info
     packed = info.get("quantization") is not None
@@ -193,14 +193,14 @@ def line_up(load: LoadConfig, names: Sequence[str], say: Any) -> Iterator[Field]
 
 
 def _calm_torch() -> None:
-    """As many threads as there are cores. (OMP_WAIT_POLICY=PASSIVE must be in the environment before.)"""
+    """Use one thread per core. (OMP_WAIT_POLICY=PASSIVE must already be in the environment.)"""
     import torch
 
     torch.set_num_threads(max(1, min(os.cpu_count() or 1, 8)))
 
 
 def check_equal(field: Field, ids: Sequence[int], steps: int = 6) -> dict[str, float]:
-    """Every contender must say the same before it is timed: the largest difference of a logit, by name.
+    """Check that all contenders agree before they are timed; returns the largest difference of a logit, by name.
 
     After the prompt, and after each of `steps` greedy tokens. Raises ModelError where one differs.
     """

@@ -1,4 +1,4 @@
-"""Full decoding beside early exit, lossy and lossless: what is gained, and what it costs in agreement."""
+"""Full decoding compared with early exit, lossy and lossless: speed and agreement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NGRAM = 4
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to decode the prompt, and its runs' decoding seconds, in the order of the rounds."""
+    """One way to decode the prompt: its last run, and the decoding seconds of each round."""
 
     name: str
     run: Run
@@ -32,11 +32,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm held against full decoding.
+    """An arm compared with full decoding.
 
-    speedup: by the best rounds. same: steps that begin alike, of all. agreement: audited, of choices made early;
-    None where none was. perplexity: of the text, under the whole model. repetition: share of its 4-grams that
-    came before. layers: run for a step on average, before its answer.
+    speedup: of the best rounds. same: share of steps before the first difference. agreement: of the audited early
+    choices; None without any. perplexity: of the text under the whole model. repetition: share of repeated 4-grams.
+    layers: mean number of layers run per step before its answer.
     """
 
     name: str
@@ -66,7 +66,7 @@ def arms_of(config: GenerateConfig) -> dict[str, GenerateConfig]:
 def decode_all(
     loaded: LoadedModel, prompt: Any, arms: Mapping[str, GenerateConfig], rounds: int = 1
 ) -> dict[str, Arm]:
-    """Decode with every arm, in turn within each round, so that a busy moment hits all alike."""
+    """Decode with every arm in each round, so that a busy moment hits all arms equally."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     runs = {}
     for _ in range(rounds):
@@ -77,7 +77,7 @@ def decode_all(
 
 
 def compare(loaded: LoadedModel, arms: Mapping[str, Arm]) -> list[Comparison]:
-    """Every arm beside the full one."""
+    """Every arm compared with the full one."""
     full = arms[FULL]
     layers = loaded.model.architecture.num_hidden_layers
     return [
@@ -102,7 +102,7 @@ def ids_of(run: Run) -> list[int]:
 
 
 def same_beginning(one: Run, other: Run) -> int:
-    """How many steps, from the first on, chose the same sets."""
+    """The number of leading steps with the same sets."""
     sets = [[[token.id for token in step.tokens] for step in run.steps] for run in (one, other)]
     pairs = list(zip(*sets, strict=False))
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
@@ -114,7 +114,7 @@ def perplexity(loaded: LoadedModel, run: Run) -> float:
 
 
 def repetition(ids: Sequence[int], length: int = NGRAM) -> float:
-    """The share of n-grams that stood earlier in the text."""
+    """The share of n-grams that occurred earlier in the text."""
     grams = [tuple(ids[at : at + length]) for at in range(len(ids) - length + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -24,11 +24,11 @@ PROMPTS = (
     "The cat sat on the",
 )
 TEXTS = 5
-WIDE, LONG = 4, 500  # rows and slots at which the cost of pruning is held against its bound
+WIDE, LONG = 4, 500  # rows and slots at which the cost of pruning is compared with its bound
 
 
 class Decoding:
-    """Runs of one configuration over prompts: seconds, logical steps and rows of the decoding, without prompts."""
+    """Runs of one configuration over prompts; counts seconds, logical steps and rows, prompts excluded."""
 
     def __init__(
         self, loaded: LoadedModel, length: int, prompts: Sequence[str | list[int]] = PROMPTS, **settings: Any
@@ -54,7 +54,7 @@ class Decoding:
 
 
 def tempo(field: Field, effort: Effort, original: Path | None = None) -> Result:
-    """Runs at the defaults, on both backends, and by the original TEMPO where a checkout of it is there."""
+    """Runs at the defaults on both backends, and the original TEMPO if there is a checkout of it."""
     length = 10 if effort.quick else 40
     result = Result(
         "tempo",
@@ -101,7 +101,9 @@ def pruning(field: Field, effort: Effort) -> Result:
         "weighed and none goes. Attention is that of all layers.",
     )
     all_kept = {"attention_threshold": 0.0, "relative_threshold": 0.0, "sigmoid_steepness": 0.0}
-    signals: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # settings; and those by which none goes
+    signals: dict[
+        str, tuple[dict[str, Any], dict[str, Any]]
+    ] = {  # settings; those by which nothing is removed
         "off": ({}, {}),
         "posterior": ({"pruning_signal": "posterior"}, {"posterior_threshold": 0.0}),
         "attention": ({"pruning_signal": "attention"}, all_kept),

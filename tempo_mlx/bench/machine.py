@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code: versions, device, and how fast memory can be read."""
+"""What a measurement depends on besides the code: versions, device, memory bandwidth."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tempo_mlx.mlx import mx
 
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "numpy")
 BUFFER = 1 << 29  # bytes; larger than any cache
-QUIET = 0.7  # load average per two cores above which timings say little
+QUIET = 0.7  # load average above which timings on two cores mean little
 
 
 def environment(info: dict[str, Any]) -> dict[str, Any]:
-    """Flat and short: it goes into every line of the results. info: of the model measured."""
+    """Flat and short, as it goes into every line of the results. info: of the measured model."""
     return {
         "date": date.today().isoformat(),
         "tempo_mlx": __version__,
@@ -53,12 +53,12 @@ def processor() -> str:
 
 
 def load_average() -> float | None:
-    """Runnable processes during the last minute; None where the system does not say."""
+    """Runnable processes over the last minute; None where the system does not tell."""
     return os.getloadavg()[0] if sys.platform != "win32" else None
 
 
 def read_bandwidth(rounds: int = 8) -> float:
-    """Bytes a second that the device the model computes on can read, by the fastest of several ways."""
+    """Bytes per second that the computing device can read, by the fastest of several ways."""
     if mx.default_device().type == mx.gpu:
         array = mx.zeros((BUFFER // 4,), mx.float32)
         mx.eval(array)

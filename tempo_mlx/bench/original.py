@@ -1,7 +1,7 @@
 """The original TEMPO on the same weights: `python original.py CHECKOUT MODEL_DIRECTORY STEPS PROMPT...`.
 
-Prints the seconds of its decoding as its last line. Runs as a script in a process of its own, with nothing of
-tempo-mlx in it; github.com/JoeLuker/tempo.
+Its last line is the decoding time in seconds. Runs as a script in its own process, without any of tempo-mlx;
+github.com/JoeLuker/tempo.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def main(checkout: str, directory: str, steps: str, *prompts: str) -> None:
     runner_module.TokenizerAdapter = functools.partial(runner_module.TokenizerAdapter, device=device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     load = transformers.AutoModelForCausalLM.from_pretrained
-    model = (
-        load(directory, attn_implementation="eager").eval().to(device)
-    )  # eager: what its main program uses
+    model = load(directory, attn_implementation="eager").eval().to(device)  # eager, as in its main program
     runner = runner_module.ExperimentRunner(wrapper(model, tokenizer, device), tokenizer, device)
 
     def run(prompt: str, count: int) -> float:

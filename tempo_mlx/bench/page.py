@@ -1,4 +1,4 @@
-"""The page a benchmark writes: every table, every floor, every goal, missed ones included."""
+"""The page a benchmark writes: every table, floor and goal, including missed ones."""
 
 from __future__ import annotations
 

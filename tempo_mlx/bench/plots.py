@@ -24,7 +24,7 @@ def available() -> bool:
 
 
 def draw(results: Sequence[Result], directory: Path) -> dict[str, Path]:
-    """The SVG of every suite that has a plot, by suite; a PNG lies beside each."""
+    """Draw a plot for every suite, as SVG and PNG; returns the SVG files by suite."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,7 +60,7 @@ def _bars(result: Result, axes: Any) -> None:
 
 
 def _curve(pattern: str, label: str) -> Callable[[Result, Any], None]:
-    """One line a contender over the number in the case's name."""
+    """One line per contender over the number in the case's name."""
 
     def plot(result: Result, axes: Any) -> None:
         series: dict[str, list[tuple[int, float]]] = {}

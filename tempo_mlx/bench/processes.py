@@ -1,4 +1,4 @@
-"""Suites that need a process of their own for every run: load, memory, startup; and the original TEMPO."""
+"""Suites that start a new process for every run: load, memory, startup; and the original TEMPO."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def load(field: Field, effort: Effort) -> Result:
 
 
 def memory(field: Field, effort: Effort) -> Result:
-    """The most memory at any time: load, 512 tokens of prompt, 32 steps."""
+    """Peak memory: load, 512 tokens of prompt, 32 steps."""
     result = Result(
         "memory", "Peak memory of a process that loads, runs a prompt of 512 tokens, and 32 steps."
     )
     timings = _in_turns(field, "memory", "peak", effort.processes(4))
-    megabytes = {  # a thousandth of what counts as milliseconds
+    megabytes = {  # bytes -> MB, as Measurement multiplies by 1000
         name: Timing(tuple(size / 1e9 for size in timing.samples)) for name, timing in timings.items()
     }
     result.add("load, 512 tokens, 32 steps", megabytes)
@@ -79,7 +79,7 @@ def startup(field: Field, effort: Effort) -> Result:
 
 
 def run_original(checkout: Path, directory: Path, prompts: Sequence[str], length: int) -> float:
-    """Seconds the original TEMPO needs to decode these prompts, by its own count; loading not included."""
+    """Seconds the original TEMPO takes to decode these prompts, as it reports them, without loading."""
     done = _run(
         [str(Path(__file__).with_name("original.py")), str(checkout), str(directory), str(length), *prompts]
     )
@@ -102,7 +102,7 @@ def _told(command: Sequence[str], quantity: str) -> float:
 
 
 def _run(arguments: Sequence[str], with_blas: bool = False) -> str:
-    """The standard output of a Python process. with_blas: give it the BLAS that tempo-mlx loads by itself."""
+    """The standard output of a Python process. with_blas: preload the BLAS that tempo-mlx would use."""
     path = blas.ensure().path if with_blas else None
     environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false"} | ({"LD_PRELOAD": path} if path else {})
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a suite found: rows for a table, for one line of JSON each, and for the page."""
+"""The results of a suite, as a table, JSON lines and the page show them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from tempo_mlx.bench.timing import Timing
 from tempo_mlx.files import write_atomic
 
-MLX_LM = "mlx-lm"  # whom others are held against
+MLX_LM = "mlx-lm"  # the usual reference
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender on one case. value: the lower quartile, in `unit`. ratio: to `reference` of the same case."""
+    """One contender on one case. value: the lower quartile, in `unit`. ratio: to `reference` on the same case."""
 
     case: str
     contender: str
@@ -32,7 +32,7 @@ class Measurement:
     def of(
         cls, case: str, contender: str, timing: Timing, beside: tuple[str, Timing] | None = None
     ) -> Measurement:
-        """Milliseconds; `beside` names what the ratio is to."""
+        """In milliseconds; `beside`: the reference of the ratio, by name."""
         name, other = beside or (None, None)
         ratio = None if other is None else timing.quartile / other.quartile
         quartile, median = timing.quartile * 1e3, timing.median * 1e3
@@ -41,7 +41,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of merit held against the bound the project set itself on the reference machine."""
+    """A figure of merit and the bound that the project set for the reference machine."""
 
     what: str
     value: float
@@ -54,8 +54,8 @@ class Goal:
 
 @dataclass
 class Result:
-    """One suite. floor: the least a case could take, in the rows' unit, with the reason in words. load_average: of
-    the machine while it was measured.
+    """One suite. floor: the theoretical minimum, in the rows' unit, with the reason in words. load_average: of the
+    machine during the measurement.
     """
 
     suite: str
@@ -79,19 +79,19 @@ class Result:
         return next((row.value for row in self.rows if (row.case, row.contender) == (case, contender)), None)
 
     def add(self, case: str, timings: Mapping[str, Timing], reference: str = MLX_LM) -> None:
-        """All contenders on one case, beside the reference, or the first where that takes no part."""
+        """All contenders on one case, compared with the reference, or with the first if that does not take part."""
         reference = reference if reference in timings else next(iter(timings))
         for name, timing in timings.items():
             beside = None if name == reference else (reference, timings[reference])
             self.rows.append(Measurement.of(case, name, timing, beside))
 
     def reads(self, size: float, what: str, bandwidth: float) -> None:
-        """The floor is that of reading so many bytes once."""
+        """Set the floor to the time of reading `size` bytes once."""
         self.floor = 1e3 * size / bandwidth
         self.floor_is = f"{size / 1e6:.0f} MB of {what}, read once at {bandwidth / 1e9:.1f} GB/s"
 
     def goal(self, what: str, value: float | None, bound: float) -> None:
-        """Hold a figure against its bound, where it was measured."""
+        """Add a figure with its bound, if it was measured."""
         if value is not None:
             self.goals.append(Goal(what, value, bound))
 
@@ -114,13 +114,13 @@ def floor_line(result: Result) -> str | None:
 
 
 def read_results(path: Path, conditions: Mapping[str, Any]) -> dict[str, Result]:
-    """The results in a file, by suite, if they were measured under the same conditions; none otherwise."""
+    """The results in a file, by suite, if measured under the same conditions; otherwise none."""
     try:
         stored = json.loads(path.read_text("utf-8"))
         if stored["conditions"] == dict(conditions):
             return {each["suite"]: Result.from_dict(each) for each in stored["suites"]}
     except (OSError, ValueError, LookupError, TypeError):
-        pass  # nothing to go on from
+        pass  # nothing to continue from
     return {}
 
 
@@ -131,13 +131,13 @@ def write_results(path: Path, conditions: Mapping[str, Any], results: Sequence[R
 
 
 def to_json(result: Result, environment: Mapping[str, Any]) -> list[str]:
-    """One line a row, complete in itself."""
+    """One self-contained line per row."""
     shared = {"floor": result.floor, "environment": dict(environment)}
     return [json.dumps({"benchmark": result.suite, **asdict(row), **shared}) for row in result.rows]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, whatever the terminal is."""
+    """Columns as wide as needed, whatever the terminal."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -17,7 +17,7 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.linear import Concatenated, QuantizedLinear
 from tempo_mlx.model.transformer import Transformer
 
-PROMPT = 128  # slots below the rows, where nothing else is said; contexts under 256 tokens are not for this
+PROMPT = 128  # slots below the rows, unless stated otherwise
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 LENGTHS = (512, 2000, 8000)
 PROMPTS = (128, 512, 2048)
@@ -32,7 +32,7 @@ TRIED = (
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure. bandwidth: bytes a second; gflops: of a large float32 product."""
+    """How much to measure. bandwidth: bytes per second; gflops: of a large float32 product."""
 
     quick: bool
     bandwidth: float
@@ -42,7 +42,7 @@ class Effort:
         return max(2, many // 4) if self.quick else many
 
     def processes(self, many: int) -> int:
-        """Rounds where each run is a process."""
+        """Rounds if each run is a process."""
         return 1 if self.quick else many
 
 
@@ -72,7 +72,7 @@ def decode(field: Field, effort: Effort) -> Result:
 
 
 def rows(field: Field, effort: Effort) -> Result:
-    """What k rows cost beside one, how much of that is products, and what attention mass adds."""
+    """The cost of k rows relative to one, the share of matrix products, and what attention mass adds."""
     result = Result(
         "rows",
         f"A pass of k rows on top of {PROMPT} slots. Ours are the members of one set on one cache; the others' are a "
@@ -130,7 +130,7 @@ def rows(field: Field, effort: Effort) -> Result:
 
 
 def context(field: Field, effort: Effort) -> Result:
-    """One row on longer and longer prompts."""
+    """One row on prompts of growing length."""
     lengths = _lengths(field, LENGTHS[:2] if effort.quick else LENGTHS)
     result = Result("context", "One row on top of so many slots.")
     ratios: list[float | None] = []
@@ -195,7 +195,7 @@ def _inputs(linear: Any) -> int:
 
 
 def weight_bytes(model: Any) -> int:
-    """What one step reads of the weights; an embedding that is not the head is read a row at a time."""
+    """Bytes of weights that one step reads; a separate embedding is read one row at a time and not counted."""
     return sum(int(array.nbytes) for linear in linears(model) for array in linear.arrays())
 
 
@@ -208,7 +208,7 @@ def tokens(field: Field, count: int) -> list[int]:
 
 
 def _lengths(field: Field, wanted: Sequence[int]) -> list[int]:
-    """Those that the model's context holds."""
+    """The lengths that fit the model's context."""
     limit = field.loaded.model.architecture.max_position_embeddings
     return [length for length in wanted if length < limit] or [limit // 2]
 
@@ -219,7 +219,7 @@ def _one_row(
     rounds: int,
     others: Mapping[str, Callable[[], float]] = {},
 ) -> dict[str, Timing]:
-    """Every contender's step of one row on top of these ids, and other cases in turns with them."""
+    """Time one row after these ids for every contender, interleaved with other cases."""
     cases = dict(others)
     for each in field.contenders:
         cases[each.name] = partial(stopwatch, partial(each.rows, each.start(ids)[0], tokens(field, 1)))

@@ -1,4 +1,4 @@
-"""All suites, and one benchmark of any of them."""
+"""All suites, and how they are run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SUITES: dict[str, Suite] = {
 
 
 def choose(names: Sequence[str]) -> list[str]:
-    """The suites asked for (a name may hold several, with commas), all without any. Raises ConfigError."""
+    """The suites asked for (a name may hold several, separated by commas), or all. Raises ConfigError."""
     wanted = [name.strip() for each in names for name in each.split(",") if name.strip()]
     for name in wanted:
         if name not in SUITES:
-            raise ConfigError(f"{name} is no suite; choose of {', '.join(SUITES)}.")
+            raise ConfigError(f"{name} is no suite; choose from {', '.join(SUITES)}.")
     return [name for name in SUITES if not wanted or name in wanted]
 
 
 def measure(
     field: Field, names: Sequence[str], *, quick: bool, original: Path | None = None
 ) -> Iterator[Result]:
-    """The results of these suites, one after the other."""
+    """Run these suites one after the other."""
     effort = Effort(quick, read_bandwidth(), blas.measure_gflops())
     for name in names:
         suite = partial(generation.tempo, original=original) if name == "tempo" else SUITES[name]

@@ -1,4 +1,4 @@
-"""Cases that take turns, so that a busy moment of the machine hits all of them alike."""
+"""Interleaved timing: cases take turns, so that a busy moment of the machine hits all of them equally."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SETTLE = 0.01  # seconds, for threads of the one before to go to sleep
+SETTLE = 0.01  # seconds, for the previous case's threads to go to sleep
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of many runs of one case. The lower quartile is what is compared: noise only ever adds."""
+    """Seconds of many runs of one case. The lower quartile is compared, as noise only adds time."""
 
     samples: tuple[float, ...]
 
@@ -27,13 +27,13 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Distance between the quartiles, as a share of the median."""
+        """Interquartile range relative to the median."""
         low, high = np.quantile(self.samples, [0.25, 0.75])
         return float((high - low) / self.median)
 
 
 def stopwatch(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
+    """Time `work`, in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -44,8 +44,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Run each case `rounds` times `repeats`, in turns; a case returns the seconds it took.
 
-    Every turn begins with a pause and, with `warm_up`, a run that is not counted: what ran before has filled the
-    caches with its own weights.
+    Every turn begins with a pause and, with `warm_up`, an uncounted run, as the previous case has filled the CPU caches
+    with its own weights.
     """
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
@@ -58,5 +58,5 @@ def interleaved(
 
 
 def ratio(timings: Mapping[str, Timing], one: str, other: str) -> float | None:
-    """How many times as long one takes as the other; None where that was not timed."""
+    """Lower quartile of one relative to the other's; None if the other was not timed."""
     return timings[one].quartile / timings[other].quartile if other in timings else None

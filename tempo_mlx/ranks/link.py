@@ -1,4 +1,4 @@
-"""How the processes of one run find each other, and the connection from each to rank 0."""
+"""How the processes of one run find each other, and each one's connection to rank 0."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from tempo_mlx.mlx import mx
 
-TIMEOUT = 30.0  # until told otherwise
+TIMEOUT = 30.0  # seconds, unless set otherwise
 BEAT_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
-NOTE_SIZE = 1024  # bytes of what rank 0 tells the others over MLX
+NOTE_SIZE = 1024  # bytes of the note that rank 0 sends over MLX
 
 
 class Link:
-    """One connection: whole objects both ways, and a beat a second, by which each side knows that the other lives.
+    """One connection: objects in both directions, and a heartbeat every second.
 
     received(object) and lost(reason) are called from the link's own thread; `lost` once, and nothing after it.
     """
@@ -57,7 +57,7 @@ class Link:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # closed already
-            self.socket.shutdown(socket.SHUT_RDWR)  # ends what other threads wait for
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes threads that wait on it
 
     @property
     def same_machine(self) -> bool:
@@ -75,7 +75,7 @@ class Link:
             lost(f"gave no sign of life for {self.timeout:g} seconds", True)
 
     def _beat(self) -> None:
-        with contextlib.suppress(OSError):  # `_read` notices too, and tells
+        with contextlib.suppress(OSError):  # `_read` notices and reports it
             while True:
                 self.send(None)
                 time.sleep(BEAT_SECONDS)
@@ -95,7 +95,7 @@ def join() -> mx.distributed.Group:
 
 
 def tell(group: mx.distributed.Group, note: dict[str, Any] | None) -> dict[str, Any]:
-    """Give every rank the note that rank 0 has."""
+    """Broadcast rank 0's note to every rank."""
     import numpy as np
 
     from tempo_mlx.mlx import mx
@@ -131,7 +131,7 @@ def addresses() -> list[str]:
 
 
 def hosts_of_rank_0() -> list[str]:
-    """What rank 0's machine may be reached by, the most likely first: MLX's own settings, then its name."""
+    """Where rank 0 may be reached, most likely first: MLX's settings, then the host name."""
     named = [os.environ.get(name, "") for name in ("MLX_JACCL_COORDINATOR", "NCCL_HOST_IP")]
     known = [address.rpartition(":")[0] or address for address in (*addresses()[:1], *named) if address]
     return [*known, socket.gethostname()]
@@ -142,7 +142,7 @@ def is_local(host: str) -> bool:
 
 
 def _wait_in_the_kernel() -> None:
-    """Let MLX's ring sleep where all ranks share one machine's cores.
+    """Let MLX's ring block in the kernel where all ranks share one machine's cores.
 
     Its threads poll their sockets without a pause; four ranks on two cores then spend 70 ms on a sum, and 5 ms
     where the kernel wakes them.
@@ -153,7 +153,7 @@ def _wait_in_the_kernel() -> None:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
         except OSError:
-            continue  # closed since: the one that the list was read by
+            continue  # closed since: the descriptor that listed the directory
         with socket.socket(fileno=os.dup(descriptor)) as end:
             if end.family == socket.AF_INET and {_port(end.getsockname), _port(end.getpeername)} & ports:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))  # 1 ms

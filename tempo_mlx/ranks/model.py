@@ -1,7 +1,7 @@
-"""A model over several ranks (tensor parallelism), for whoever decodes: a Model like any other.
+"""A model over several ranks (tensor parallelism): to decoders, a Model like any other.
 
 Every rank holds its shard and its part of the caches. Rank 0 holds `DistributedModel`, whose calls run on all shards
-at once; what comes back is rank 0's copy of the logits, which all ranks have.
+at once; it returns rank 0's copy of the logits, which are the same on all ranks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tempo_mlx.weights import Checkpoint, open_checkpoint
 
 
 class DistributedModel(Shared):
-    """See `model.forward.Model`; on the ranks it is a `ModelShard`. `info` is what one process would say of itself: the
-    runs are the same."""
+    """See `model.forward.Model`; each rank holds a `ModelShard`. `info` is that of a single process: runs are the
+    same."""
 
     def __init__(self, leader: Leader, architecture: Architecture, info: dict[str, Any]) -> None:
         super().__init__(leader)
@@ -56,12 +56,12 @@ class DistributedModel(Shared):
         return rows
 
     def memory(self) -> list[tuple[int, int]]:
-        """Bytes that MLX holds on each rank: now, and at most so far."""
+        """Bytes that MLX holds on each rank: now, and at its peak."""
         return self.leader.run_all(_memory)
 
 
 class DistributedCache(Shared):
-    """The caches of all ranks, each of its own heads; only the positions are here."""
+    """The caches of all ranks, each of its own heads; rank 0 keeps only the positions."""
 
     def __init__(self, leader: Leader, positions: Ints) -> None:
         super().__init__(leader)
@@ -108,13 +108,13 @@ def check_same(infos: Sequence[dict[str, Any]], config: LoadConfig) -> None:
             )
 
 
-# What every rank does when rank 0 says so
+# What every rank runs when rank 0 calls it
 
 
 @dataclass(frozen=True)
 class ModelShard:
-    """What one rank runs: its part of the model, or what wraps that (early exit). share: its part of the heads, by
-    which its attention counts."""
+    """What one rank runs: its part of the model, or early exit around that. share: its fraction of the heads, which
+    weights its attention."""
 
     model: Any
     share: float

@@ -1,13 +1,13 @@
-"""The processes of one run: rank 0 decides, the others do what it says.
+"""The processes of one run: rank 0 decides, the others follow.
 
-`mlx.launch` starts the same command on every rank. Rank 0 goes on as if it were alone; whatever it wants computed is
-a function that it calls on every rank at once (`Leader.run`), and inside of which MLX's collectives meet. The others
-`follow`: they decide nothing, print nothing, and so can never disagree.
+`mlx.launch` starts the same command on every rank. Rank 0 runs as if it were alone; whatever it wants computed is a
+function that it calls on all ranks at once (`Leader.run`), in which MLX's collectives meet. The others `follow`: they
+decide nothing and print nothing, so they can never disagree.
 
-Orders travel over one TCP connection from each rank to rank 0, which also carries a beat a second each way. So every
-rank knows within `timeout` seconds that another one is gone or stands still, also while MLX waits for it: rank 0
-raises RankLostError out of the call, the others end. Python objects are pickled: as with MLX's own connections, who
-can reach the machines' network is trusted, and a secret that came over MLX's connections is asked for.
+Calls travel over one TCP connection from each rank to rank 0, which also carries a heartbeat every second in both
+directions. So every rank knows within `timeout` seconds that another has died or hangs, even while MLX waits for it:
+rank 0 raises RankLostError from the call, the others end. Python objects are pickled: as with MLX's own connections,
+the machines' network is trusted, and peers must present a secret that was shared over MLX's connections.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from tempo_mlx.ranks.link import (
 if TYPE_CHECKING:
     from tempo_mlx.mlx import mx
 
-ASK_SECONDS = 0.1  # between two looks at whether work is still wanted
-REASON_SECONDS = 2.0  # how long a failed computation waits for news of a lost rank, which would explain it
+ASK_SECONDS = 0.1  # how often `spread` checks for an interruption
+REASON_SECONDS = 2.0  # how long a failed computation waits to learn whether a lost rank is the cause
 
 
 def rank() -> int | None:
     """This process's rank; None where no launcher started it, or no other process."""
     if "MLX_HOSTFILE" in os.environ and not addresses():
-        return None  # mlx.launch -n 1 names a file, and leaves it empty
+        return None  # mlx.launch -n 1 names an empty file
     for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
@@ -65,9 +65,9 @@ def rank() -> int | None:
 
 @dataclass
 class Local:
-    """What a rank keeps for the functions that are called on it: MLX's group, and objects by number.
+    """A rank's state for the functions called on it: MLX's group, and objects by number.
 
-    stopping: what this rank does is no longer wanted.
+    stopping: set when the result of the current call is no longer wanted.
     """
 
     group: mx.distributed.Group
@@ -77,7 +77,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Call:
-    """Call function(local, *arguments); `reply`: and say what it returns."""
+    """Call function(local, *arguments), and send back the result if `reply`."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -103,21 +103,21 @@ class Leave:
 
 @cache
 def lead() -> Leader:
-    """Rank 0's side, made once: it stands for the process, as MLX's group does."""
+    """Rank 0's side, one per process, as with MLX's group."""
     return Leader()
 
 
 class Leader:
-    """Calls functions on all ranks. This rank's own calls run in a thread, so that whoever waits for one can be told
-    that it will never return."""
+    """Calls functions on all ranks. This rank's own calls run in a thread, so that a caller can be told when one will
+    never return."""
 
     def __init__(self) -> None:
-        """Waits for the other ranks. Raises BackendError where they do not come."""
+        """Wait for the other ranks. Raises BackendError if they do not connect."""
         self.failure: RankLostError | None = None
         self.links: dict[int, Link] = {}
         self._pids: dict[int, int] = {}
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()  # rank, what it says
+        self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()  # (rank, message)
         self._numbers = iter(range(1, sys.maxsize))
         self._stopping = threading.Event()
         self._dropped: list[int] = []
@@ -137,7 +137,7 @@ class Leader:
         return next(self._numbers)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call function(local, *arguments) on every rank; what it returns on this one.
+        """Call function(local, *arguments) on every rank; returns this rank's result.
 
         Raises RankLostError, from then on always, and whatever the function raises here.
         """
@@ -146,12 +146,12 @@ class Leader:
         return self.run_here(function, *arguments)
 
     def run_here(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call it on this rank alone: nothing in it may wait for the others."""
+        """Call it on this rank only; it must not wait for the others."""
         self._calls.put(Call(function, arguments, reply=True))
         return self._take()[1]
 
     def run_all(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What it returns on every rank."""
+        """Call it on every rank; returns all results, by rank."""
         call = Call(function, arguments, reply=True)
         self._send(call)
         self._calls.put(call)
@@ -159,7 +159,7 @@ class Leader:
         return [replies[rank] for rank in range(self.size)]
 
     def tell(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call it on every rank, in the order of all calls, and do not wait."""
+        """Call it on every rank without waiting; calls keep their order."""
         self._drop()
         call = Call(function, arguments, reply=False)
         self._send(call)
@@ -171,7 +171,7 @@ class Leader:
         jobs: Sequence[tuple[Any, ...]],
         interrupted: Callable[[], str | None] = lambda: None,
     ) -> Iterator[Any]:
-        """function(local, *job) of every job, in order; each is done by one rank, by whoever is free.
+        """The results of function(local, *job), in order; each job runs on one rank, whichever is free.
 
         Ends early once `interrupted()`, when this rank, told by `local.stopping`, has broken off.
         """
@@ -201,7 +201,7 @@ class Leader:
             yield done.pop(index)
 
     def forget(self, number: int) -> None:
-        """The object is no longer needed. For finalisers, which may run in the midst of a call: told with the next."""
+        """Drop an object. Safe in finalisers, which may run during a call: sent with the next one."""
         self._dropped.append(number)
 
     def _drop(self) -> None:
@@ -215,20 +215,20 @@ class Leader:
             raise self.failure
 
     def set_timeout(self, seconds: float) -> None:
-        """After how many seconds without a sign of life a rank counts as lost."""
+        """Seconds without a heartbeat after which a rank counts as lost."""
         for link in self.links.values():
             link.timeout = seconds
         self._send(Timeout(seconds))
 
     def close(self) -> None:
-        """Let the others go. After a loss this ends the process: MLX's threads wait for ever, and so would it."""
+        """Release the other ranks. After a loss, end the process: MLX's threads would wait forever."""
         self._closing = True
         if self.failure is not None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
         for link in self.links.values():
-            with contextlib.suppress(OSError):  # gone already, which is what is wanted
+            with contextlib.suppress(OSError):  # already gone, which is fine
                 link.send(Leave(0))
 
     def _send(self, message: Any, only: int | None = None) -> None:
@@ -248,7 +248,7 @@ class Leader:
         self.check()
         rank, value = self._inbox.get(timeout=patience)
         if isinstance(value, Exception):
-            if not isinstance(value, TempoError):  # a lost rank may be why
+            if not isinstance(value, TempoError):  # a lost rank may be the cause
                 deadline = time.monotonic() + REASON_SECONDS
                 while self.links and self.failure is None and time.monotonic() < deadline:
                     time.sleep(0.01)
@@ -257,7 +257,7 @@ class Leader:
         return rank, value
 
     def _work(self, note: dict[str, Any]) -> None:
-        """Thread: everything that MLX does on this rank."""
+        """Thread: all MLX work of this rank."""
         try:
             local = Local(join(), self._stopping)
             tell(local.group, note)
@@ -274,7 +274,7 @@ class Leader:
             else:
                 if call.reply:
                     self._inbox.put((0, value))
-                del value  # which may be large, and the next call may be long in coming
+                del value  # it may be large, and the next call may take long to arrive
 
     def _accept(self, server: socket.socket, secret: str) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -285,7 +285,7 @@ class Leader:
                 connected.settimeout(CONNECT_SECONDS)
                 hello = json.loads(connected.makefile("rb", buffering=0).readline(NOTE_SIZE))
             except ValueError:
-                continue  # somebody else
+                continue  # not one of our ranks
             except OSError as error:
                 missing = sorted({*range(1, self.size)} - {*self.links})
                 raise BackendError(
@@ -311,7 +311,7 @@ class Leader:
             self._inbox.put((rank, message))
 
     def _lost(self, rank: int, reason: str, stalled: bool) -> None:
-        """End it for everybody. A process that stands still on this machine is killed, or it would stay for ever."""
+        """End all ranks. A process on this machine that hangs is killed, or it would stay forever."""
         with self._failing:
             if self._closing or self.failure is not None:
                 return
@@ -332,20 +332,20 @@ def _forget(local: Local, numbers: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """Stands among a call's arguments for the object of this number, of which each rank has its own."""
+    """Stands, in a call's arguments, for each rank's own object of this number."""
 
     number: int
 
 
 class Shared:
-    """Rank 0's hold on an object that every rank has its own of; they let theirs go when rank 0 lets this go."""
+    """Rank 0's handle of an object that every rank has its own of; they drop theirs when the handle goes."""
 
     def __init__(self, leader: Leader) -> None:
         self.leader, self.number = leader, leader.number()
         weakref.finalize(self, leader.forget, self.number).atexit = False
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the object, or of one inside it ("model.finish"), on every rank; what it returns here."""
+        """Call a method of the object, or of one inside it ("model.finish"), on every rank; returns the result here."""
         return self.leader.run(_call, self.number, method, _sent(arguments))
 
     def tell(self, method: str, *arguments: Any) -> None:
@@ -353,7 +353,7 @@ class Shared:
         self.leader.tell(_call, self.number, method, _sent(arguments))
 
     def give(self, result: Held, method: str, *arguments: Any) -> Held:
-        """Call it, without waiting; what it returns on each rank is what `result` holds there."""
+        """Call it without waiting; on each rank, its result becomes the object of `result`."""
         self.leader.tell(_call, self.number, method, _sent(arguments), result.number)
         return result
 
@@ -374,8 +374,8 @@ def _call(local: Local, number: int, method: str, arguments: list[Any], result: 
 
 
 def follow() -> NoReturn:
-    """The life of every rank but 0: do what rank 0 says, until it says to leave or is gone. Raises BackendError."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a wait inside MLX would not let Python answer
+    """The loop of every rank but 0: run rank 0's calls until it says to leave or is gone. Raises BackendError."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python cannot handle signals while MLX waits
     local = Local(join())
     me = local.group.rank()
     note = tell(local.group, None)
@@ -395,7 +395,7 @@ def follow() -> NoReturn:
             calls.put(message)
 
     def lost(reason: str, stalled: bool) -> None:
-        if me == 1:  # one of them says it
+        if me == 1:  # one message is enough
             print(f"Error: Rank 0 {reason}; the other ranks end.", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(1)
 
@@ -407,7 +407,7 @@ def follow() -> NoReturn:
             if call.reply:
                 link.send(value)
             del value  # as above
-        except Exception as error:  # rank 0 says what it was, and ends this rank too
+        except Exception as error:  # rank 0 reports it, and ends this rank
             link.send(CallFailed(f"{type(error).__name__}: {error}"))
             time.sleep(TIMEOUT)
             os._exit(1)

@@ -1,11 +1,11 @@
 """One rank's part of a model: tensor parallelism (Megatron-LM, arXiv:1909.08053), for every family and format.
 
-Each rank holds some attention heads, some MLP columns and some rows of the vocabulary, and reads nothing else. It
-adds up with the others after attention and after the MLP, and gathers the logits. Block and Transformer are those
-of one process: they are told of fewer heads, and given the linears below.
+Each rank reads only its attention heads, MLP columns and rows of the vocabulary. Ranks sum their outputs after
+attention and after the MLP, and gather the logits. Block and Transformer are those of one process, with fewer heads
+and the linears below.
 
-mlx.nn's AllToShardedLinear and ShardedToAllLinear do not fit: they begin as a random weight of their own, want
-dimensions that divide, and hold no part of a head. What they compute is here.
+mlx.nn's AllToShardedLinear and ShardedToAllLinear do not fit: they start from a random weight, need dimensions that
+divide evenly, and cannot hold part of a head.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tempo_mlx.weights import Checkpoint
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank holds of a layer: query heads, key/value heads, MLP columns; and which rows of the vocabulary.
+    """What one rank holds of a layer: query heads, key/value heads, MLP columns; and its rows of the vocabulary.
 
-    `copies`: ranks that hold the same key/value head.
+    `copies`: number of ranks that hold the same key/value head.
     """
 
     queries: range
@@ -39,11 +39,11 @@ class Shard:
 
 
 def plan_shards(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
-    """The shard of every rank. `group`: MLP columns that are stored together, and so stay together.
+    """The shard of every rank. `group`: MLP columns that are quantised together and must stay together.
 
     Key/value heads go to ranks whole, with the query heads that use them; with more ranks than such heads, ranks
-    share one and split its queries. Where that is uneven (SmolLM2's 3 on 2 ranks), whoever has fewer heads has more
-    MLP columns, so that every rank holds as many weights. Raises ConfigError with more ranks than query heads.
+    share one and split its queries. Where that is uneven (SmolLM2's 3 on 2 ranks), a rank with fewer heads gets
+    more MLP columns, so that weights are balanced. Raises ConfigError with more ranks than query heads.
     """
     heads = _heads(a, ranks)
     if a.intermediate_size < ranks * group:
@@ -93,7 +93,7 @@ def _even(count: int, parts: int) -> list[range]:
 
 
 class Summed(Linear):
-    """A linear of which this rank has some input columns: what all have is added up, then the bias, once."""
+    """A linear of which this rank has some input columns: partial products are summed, then the bias is added once."""
 
     def __init__(self, linear: Linear, bias: mx.array | None, group: mx.distributed.Group) -> None:
         self.linear, self.bias, self.group = linear, bias, group
