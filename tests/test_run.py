@@ -127,6 +127,12 @@ def test_a_file_that_is_wrong_all_over_takes_no_more_than_one_that_is_wrong_once
     assert error.value.error_count() < 20
 
 
+def test_a_removal_may_come_without_a_reason() -> None:
+    value = sky_run().to_dict()
+    token_of(value, 1)["removed_why"] = None
+    assert Run.from_json(json.dumps(value)).to_dict() == value
+
+
 def test_a_deeply_nested_file_is_one_sentence() -> None:
     """Whether the JSON reader or the copy of its values gives up first."""
     text = sky_run().to_json()
@@ -351,6 +357,10 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "lone surrogate in a setting": (lambda v: v["config"].update(stop=["\ud800"]), r"config\.stop\[0\]"),
     "lone surrogate in a setting's name": (lambda v: v["config"].update({"\ud800": 1}), "In config"),
     "lone surrogate in an unknown name": (lambda v: v.update({"\ud800": 1}), "name is not valid Unicode"),
+    "lone surrogate in a rule's hash": (
+        lambda v: v.update(custom={"prune": {"name": "x", "sha256": "\ud800"}}),
+        "Unicode",
+    ),
     "lone surrogate in a rule's place": (
         lambda v: v.update(custom={"\ud800": {}}),
         r"lacks custom\..*\.name",
