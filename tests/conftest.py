@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,10 @@ for name in [name for name in os.environ if name.startswith("TEMPO_") and name !
     del os.environ[name]
 for name in ("MODEL_PATH", "DEVICE"):
     os.environ.pop(name, None)
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 # What `--fast` does without. A test that needs one of them skips, as it does where that is not installed.
 HEAVY = ("torch", "transformers", "mlx_lm", "fastapi", "uvicorn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -22,9 +23,13 @@ TEMPO = ("-m", "tempo_mlx")
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
+    """So many ports in a row that nobody listens on; not of the range that outgoing connections are given."""
+    while True:
+        first = random.randrange(10_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return list(range(first, first + count))
 
 
 @contextlib.contextmanager
@@ -51,7 +56,7 @@ def ranks(count: int, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
             yield processes
             for rank, process in enumerate(processes):
                 try:
-                    process.wait(20)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     left.append(rank)
         finally:
@@ -67,7 +72,7 @@ def run_cases(count: int, cases: Sequence[Any], packed: Sequence[str], home: Pat
     questions.write_text(json.dumps([cases, packed]))
     code = "import sys; from tests.ranked import answer; answer(*sys.argv[1:])"
     with ranks(count, "-c", code, str(questions), str(answers), str(home)) as processes:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     assert answers.exists(), "\n".join(errors)
     assert [process.returncode for process in processes] == [0] * count, "\n".join(errors)
     found: dict[str, Any] = json.loads(answers.read_text())

@@ -48,7 +48,7 @@ class Served:
         found: dict[str, Any] = self.get("/health").json()
         return found
 
-    def wait_until(self, condition: Any, seconds: float = 10.0) -> dict[str, Any]:
+    def wait_until(self, condition: Any, seconds: float = 60.0) -> dict[str, Any]:
         """Poll /health until `condition(health)`; fails after `seconds`."""
         end = time.monotonic() + seconds
         while True:
@@ -114,7 +114,7 @@ def serving(
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -145,11 +145,11 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 
 
 def stream(served: Served, path: str, body: Any, **rest: Any) -> list[tuple[str, Any]]:
-    """All events of a streamed answer."""
+    """All events of a streamed answer but heartbeats, which come whenever nothing else does for a while."""
     with served.client(**rest) as client, client.stream("POST", path, json=body) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
-        return list(events(response.iter_lines()))
+        return [event for event in events(response.iter_lines()) if event[0] != "heartbeat"]
 
 
 def named(found: Sequence[tuple[str, Any]], name: str) -> list[Any]:

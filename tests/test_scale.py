@@ -35,6 +35,7 @@ from tempo_mlx.weights.memory import require_memory
 from tempo_mlx.weights.tensor import Tensor
 from tests.exits import loaded_with_exits
 from tests.ggufs import gguf_twin
+from tests.patience import patient
 from tests.ranked import ROOT, TEMPO, free_ports, packed_logits, ranks, run_cases
 from tests.twins import twin
 
@@ -207,13 +208,21 @@ def test_drafts_go_by_the_clock_and_are_refused_over_ranks() -> None:
 def launch(*arguments: str, count: int = 2, **options: Any) -> subprocess.CompletedProcess[str]:
     """`mlx.launch -n COUNT -- tempo-mlx ARGUMENTS`, as the documentation says it."""
     launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(count), "--backend", "ring"]
-    launcher += ["--starting-port", str(free_ports(1)[0]), "--cwd", str(ROOT), "--", sys.executable, *TEMPO]
+    launcher += [
+        "--starting-port",
+        str(free_ports(count)[0]),
+        "--cwd",
+        str(ROOT),
+        "--",
+        sys.executable,
+        *TEMPO,
+    ]
     return subprocess.run(
         [*launcher, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -278,12 +287,12 @@ def test_what_was_generated_before_a_loss_is_kept(settings: dict[str, Any], pass
 
 def generating(out: Path) -> list[str]:
     return [*TEMPO, "generate", FRANCE, "--model", SMOLLM2, "--max-tokens", "300", "--min-steps", "300",
-            "--format", "jsonl", "--rank-timeout", "3", "--json-output-file", str(out)]  # fmt: skip
+            "--format", "jsonl", "--rank-timeout", "6", "--json-output-file", str(out)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(signal.SIGKILL, "Rank 1 has ended"), (signal.SIGSTOP, "Rank 1 gave no sign of life for 3 seconds")],
+    [(signal.SIGKILL, "Rank 1 has ended"), (signal.SIGSTOP, "Rank 1 gave no sign of life for 6 seconds")],
 )
 def test_a_lost_rank_ends_the_others_and_the_text_is_kept(
     number: signal.Signals, words: str, tmp_path: Path
@@ -293,9 +302,9 @@ def test_a_lost_rank_ends_the_others_and_the_text_is_kept(
         first = json.loads(processes[0].stdout.readline())
         processes[1].send_signal(number)
         since = time.monotonic()
-        outputs = [process.communicate(timeout=30) for process in processes]
+        outputs = [process.communicate(timeout=120) for process in processes]
         seconds = time.monotonic() - since
-    assert seconds < 12
+    assert seconds < patient(15)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["finish_reason"] == "cancelled" and 1 <= len(run["steps"]) < 300
     assert [token["id"] for token in run["steps"][0]["tokens"]] == [
@@ -319,11 +328,11 @@ def test_a_batch_whose_rank_0_was_killed_goes_on_to_the_same_lines(tmp_path: Pat
             assert processes[0].poll() is None, processes[0].communicate()
             time.sleep(0.002)
         processes[0].kill()
-        _, err = processes[1].communicate(timeout=20)
+        _, err = processes[1].communicate(timeout=120)
     assert "Rank 0 has ended" in err and processes[1].returncode == 1
     assert 5 <= out.read_text().count("\n") < len(lines)
     with ranks(2, *spread) as processes:
-        _, err = processes[0].communicate(timeout=60)
+        _, err = processes[0].communicate(timeout=300)
     assert processes[0].returncode == 0, err
     assert out.read_text() == whole.read_text()
 
@@ -356,13 +365,13 @@ def test_a_server_of_two_ranks_answers_and_ends_when_it_is_no_longer_whole(tmp_p
         theirs = client.post("/generate", json=asked).json()
         assert largest_difference(ours["steps"], theirs["steps"]) < 1e-4
         processes[1].kill()  # while nobody asks for anything
-        _, err = processes[0].communicate(timeout=20)
+        _, err = processes[0].communicate(timeout=120)
     assert processes[0].returncode == 1
     assert len(re.findall(r"^Error: Rank 1 has ended", err, re.M)) == 1
 
 
 def until_ready(client: httpx.Client, processes: list[subprocess.Popen[str]]) -> Iterator[None]:
-    end = time.monotonic() + 60
+    end = time.monotonic() + patient(60)
     while time.monotonic() < end:
         assert processes[0].poll() is None, processes[0].communicate()
         try:

@@ -20,14 +20,14 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
-from serving import ROOT, Served, events, named, serving, stream, with_context
-from twins import twin
-
 import tempo_mlx
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import SWITCHES, Shortcuts
 from tempo_mlx.settings import by_audience, settings_of
+from tests.patience import patient
+from tests.serving import ROOT, Served, events, named, serving, stream, with_context
+from tests.twins import twin
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "threshold": 0.05, "min_steps": 4000}
 HUGE_PROMPT = "All work and no play. " * 1500  # about 31,000 tokens: dozens of chunks
@@ -81,7 +81,7 @@ class Background:
         except httpx.TransportError as error:
             self.events.append(("broken", str(error), time.monotonic()))
 
-    def wait_for(self, name: str, count: int = 1, seconds: float = 30) -> None:
+    def wait_for(self, name: str, count: int = 1, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while sum(event[0] == name for event in self.events) < count:
             assert time.monotonic() < end, [event[0] for event in self.events][-5:]
@@ -117,7 +117,7 @@ def test_a_stream_is_its_run_in_pieces(server: Served) -> None:
     body = {"prompt": "Hello there", "max_tokens": 20, "threshold": 0.03, "use_retroactive_pruning": True,
             "posterior_threshold": 0.3}  # fmt: skip
     found = stream(server, "/generate/stream", body)
-    assert [name for name, _ in found if name != "heartbeat"] == ["start"] + ["step"] * 20 + ["run"]
+    assert [name for name, _ in found] == ["start"] + ["step"] * 20 + ["run"]
     start, run = found[0][1], found[-1][1]
     assert start["prompt"]["token_ids"] == run["prompt"]["token_ids"]
     assert "".join(start["prompt"]["tokens"]) == "Hello there"
@@ -190,7 +190,7 @@ def test_every_setting_of_a_request_is_checked_like_the_command_lines(server: Se
 def test_the_second_of_two_requests_starts_before_the_first_ends(server: Served) -> None:
     first = Background(server, {**LONG, "max_tokens": 600, "min_steps": 600})
     first.wait_for("step", 5)
-    second = Background(server, {"prompt": "Short", "max_tokens": 5})
+    second = Background(server, {"prompt": "Short", "max_tokens": 100, "min_steps": 100})
     assert second.last()[0] == "run"
     first.close()
     done = next(at for name, _, at in second.events if name == "run")
@@ -202,13 +202,10 @@ def test_the_second_of_two_requests_starts_before_the_first_ends(server: Served)
 def test_a_short_prompt_overtakes_a_long_one(server: Served) -> None:
     slow = Background(server, {"prompt": HUGE_PROMPT, "max_tokens": 1})
     slow.wait_for("start")
-    begun = time.monotonic()
     run = server.post("/generate", {"prompt": "Short", "max_tokens": 3})
-    took = time.monotonic() - begun
     assert run.status_code == 200
     assert not [event for event in slow.events if event[0] == "step"], "the long prompt is still being run"
     slow.close()
-    assert took < 3
 
 
 def test_delete_ends_a_request_between_steps_and_keeps_what_it_has(server: Served) -> None:
@@ -234,7 +231,7 @@ def test_delete_ends_a_prefill_between_chunks(server: Served) -> None:
     assert httpx.delete(server.url + "/requests/request-in-prefill").status_code == 200
     name, run = request.last()
     assert (name, run["finish_reason"], run["steps"]) == ("run", "cancelled", [])
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < patient(3)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions", "/sessions"])
@@ -247,14 +244,14 @@ def test_a_client_that_leaves_frees_its_place(server: Served, path: str, prompt:
         body["steps"] = 4000
     with (
         pytest.raises(httpx.ReadTimeout),
-        server.client(timeout=0.6) as client,
+        server.client(timeout=httpx.Timeout(60, read=0.6)) as client,
         client.stream("POST", path, json=body) as response,
     ):
         for _ in response.iter_raw():
             raise httpx.ReadTimeout("left while it was streaming")
     begun = time.monotonic()
     server.wait_until(lambda health: health["running"] == 0)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < patient(3)
 
 
 def test_a_full_queue_is_refused_and_a_waiting_request_is_told_its_place(server: Served) -> None:
@@ -297,9 +294,9 @@ def test_health_and_metrics_know_what_goes_on(server: Served) -> None:
     steps = server.metric("tempo_steps_total")
     server.post("/generate", {"prompt": "Hello", "max_tokens": 7, "min_steps": 7})
     assert server.metric("tempo_steps_total") == steps + 7
-    health = server.wait_until(lambda health: (health["worker"]["last_forward_age_seconds"] or 9) < 1)
+    health = server.wait_until(lambda health: (health["worker"]["last_forward_age_seconds"] or 99) < 30)
     assert health["status"] == "ok"
-    assert health["worker"]["heartbeat_age_seconds"] < 2
+    assert health["worker"]["heartbeat_age_seconds"] < patient(2)
     assert 1e6 < server.metric("tempo_worker_memory_bytes") < 1e11
     assert server.metric("tempo_prefill_seconds_count") >= 1
     assert server.metric("tempo_set_width_count") == steps + 7
@@ -327,7 +324,7 @@ def test_a_killed_worker_is_replaced_and_everyone_is_told(model: Path) -> None:
             assert data["error"]["code"] == "worker_died"
             assert (data["status"] if name == "error" else request.status) == 503
         assert waiting.last()[0] == "run", "a request that had not begun is served by the new worker"
-        assert time.monotonic() - killed < 10
+        assert time.monotonic() - killed < patient(10)
         health = served.wait_until(lambda health: health["status"] == "ok")
         assert health["worker"]["restarts"] == 1
         lost = served.get(f"/sessions/{session}")
@@ -339,45 +336,45 @@ def test_a_worker_that_gives_no_sign_of_life_is_replaced(model: Path) -> None:
     with serving(model, pace={"worker_timeout": 3, "probe_after": 0.2}) as served:
         pid = served.health()["worker"]["pid"]
         os.kill(pid, signal.SIGSTOP)  # it lives, and does nothing
-        stalled = served.wait_until(lambda health: health["status"] != "ok", 20)
+        stalled = served.wait_until(lambda health: health["status"] != "ok")
         assert stalled["status"] in ("stalled", "dead", "loading")
-        health = served.wait_until(lambda health: health["status"] == "ok", 20)
+        health = served.wait_until(lambda health: health["status"] == "ok")
         assert health["worker"]["pid"] != pid
 
 
 def test_time_limits(model: Path) -> None:
-    with serving(model, "--request-timeout", "1", "--concurrency", "1") as served:
+    with serving(model, "--request-timeout", "3", "--concurrency", "1") as served:
         first = Background(served, LONG)
         first.wait_for("step")
         run = served.post("/generate", {"prompt": "a", "max_tokens": 4000, "min_steps": 4000})
         assert first.last()[1]["finish_reason"] == "timeout"
-        assert run.status_code in (200, 504)  # its own second ran while it waited
+        assert run.status_code in (200, 504)  # its own seconds ran while it waited
         if run.status_code == 504:
             assert run.json()["error"]["code"] == "timeout"
 
 
 def test_shutdown_lets_requests_finish_and_cancels_those_that_do_not(model: Path) -> None:
-    with serving(model, "--shutdown-timeout", "1") as served:
+    with serving(model, "--shutdown-timeout", "4") as served:
         quick, slow = (
             Background(served, {"prompt": "a", "max_tokens": 60, "min_steps": 60}),
             Background(served, LONG),
         )
-        quick.wait_for("step")
+        quick.wait_for("step", 30)
         slow.wait_for("step")
         begun = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         assert quick.last()[1]["finish_reason"] == "length"
         name, run = slow.last()
         assert (name, run["finish_reason"]) == ("run", "cancelled")
-        served.process.wait(20)
-        assert time.monotonic() - begun < 8
+        served.process.wait(120)
+        assert time.monotonic() - begun < patient(12)
 
 
 def test_the_worker_leaves_with_its_server(model: Path) -> None:
     with serving(model) as served:
         pid = served.health()["worker"]["pid"]
         served.process.kill()
-        end = time.monotonic() + 10
+        end = time.monotonic() + patient(10)
         while is_running(pid):
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -405,7 +402,7 @@ def is_running(pid: int) -> bool:
 def test_a_bad_start_is_one_sentence(flags: list[str], code: int, sentence: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tempo_mlx", "serve", "--port", "0", *flags]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                          capture_output=True, timeout=60)  # fmt: skip
+                          capture_output=True, timeout=180)  # fmt: skip
     assert done.returncode == code
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,8 +15,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 pytest.importorskip("openai")
 
-from serving import ROOT, Served, serving, with_context
-from twins import twin
+from tests.serving import ROOT, Served, serving, with_context
+from tests.twins import twin
 
 BLOCKS = [
     (f"{path.name}-{number}", language, code)

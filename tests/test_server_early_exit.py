@@ -11,11 +11,10 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
-from serving import Served, named, serving, stream
-from twins import twin
-
 from tempo_mlx.report.run import Run
 from tests.exits import loaded_with_exits
+from tests.serving import Served, named, serving, stream
+from tests.twins import twin
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,13 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from serving import Served, serving
-from twins import twin
 
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.server.app import create_app
 from tempo_mlx.server.schemas import SETTINGS
 from tempo_mlx.server.settings import ServerConfig
+from tests.serving import Served, serving
+from tests.twins import twin
 
 CASES = int(
     os.environ.get("FUZZ_CASES", "40")

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 
-from twins import twin
-
 from benchmarks.server_load import load
+from tests.patience import patient
+from tests.twins import twin
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_no_answer_changes_and_no_place_is_lost(calm: dict[str, object]) -> None
     assert set(outcomes) <= {"ok", "left", "queue_full", "context_length_exceeded"}, outcomes
     assert outcomes["ok"] > 20 and outcomes["left"] > 20 and outcomes["queue_full"] > 0
     assert calm["answers_differing"] == []
-    assert calm["places_free_after_seconds"] < 2  # type: ignore[operator]
+    assert calm["places_free_after_seconds"] < patient(2)  # type: ignore[operator]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -36,7 +36,7 @@ def test_memory_returns(calm: dict[str, object]) -> None:
 
 
 def test_health_answers_while_decoding(calm: dict[str, object]) -> None:
-    assert calm["health_ms"]["p99"] < 1000  # type: ignore[index]  # 200 is for a machine that does nothing else
+    assert calm["health_ms"]["p99"] < patient(1000)  # type: ignore[index]  # 200 is for a machine that does nothing else
 
 
 def test_a_worker_killed_under_load_is_replaced() -> None:
@@ -51,4 +51,4 @@ def test_a_worker_killed_under_load_is_replaced() -> None:
     }
     assert result["outcomes"]["worker_died"] + result["outcomes"]["loading"] > 0
     assert result["answers_differing"] == []
-    assert result["recovery_seconds"] < 10
+    assert result["recovery_seconds"] < patient(10)

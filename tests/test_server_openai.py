@@ -15,12 +15,12 @@ pytest.importorskip("torch")
 pytest.importorskip("openai")
 
 import openai
-from serving import Served, serving, with_context
-from twins import twin
 
 import tempo_mlx
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.loading import LoadedModel
+from tests.serving import Served, serving, with_context
+from tests.twins import twin
 
 MODEL = "twin"
 USER = [{"role": "user", "content": "Hello"}]

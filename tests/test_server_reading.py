@@ -8,13 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from twins import twin
-
 import tempo_mlx
 from tempo_mlx.decode.paths import is_read
 from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.stops import TextStream
+from tests.twins import twin
 
 CASES: list[dict[str, Any]] = [
     {"threshold": 0.03},
