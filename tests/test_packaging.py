@@ -305,6 +305,34 @@ def test_imports_run_one_way() -> None:
     assert not wrong, wrong
 
 
+def test_the_architecture_page_names_the_layers_and_who_computes() -> None:
+    """In their order; and MLX or torch stands in the last column of those that import it, and of no other."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w+) \| .* \| (.*) \|$", page.split("## Layers")[1], re.M)
+    assert [name for name, _ in rows if name != "layer"] == ORDER
+    for name, touched in rows[1:]:
+        files = (
+            [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).rglob("*.py")
+        )
+        code = "\n".join(path.read_text("utf-8") for path in files)
+        mlx = r"^ *(import|from) (tempo_mlx\.)?mlx\b|^ *from tempo_mlx import .*\bmlx\b"
+        assert ("MLX" in touched) == bool(re.search(mlx, code, re.M)), name
+        assert ("torch" in touched) == bool(re.search(r"^ *(import|from) torch\b", code, re.M)), name
+
+
+def test_a_step_of_the_architecture_page_is_the_one_in_the_code() -> None:
+    """The numbered boxes are the calls of `Tempo.advance`, in their order."""
+    tree = ast.parse((PACKAGE / "decode" / "tempo.py").read_text("utf-8"))
+    (advance,) = (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "advance"
+    )
+    calls = [node.func for node in ast.walk(advance) if isinstance(node, ast.Call)]
+    named = sorted((call.lineno, call.attr) for call in calls if isinstance(call, ast.Attribute))
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    boxes = re.findall(r'\["(\d) (\w+):', page)
+    assert [name for _, name in sorted(boxes)] == [name for _, name in named]
+
+
 def test_no_two_files_import_each_other() -> None:
     """Not in a circle of any length either; imports for types alone aside."""
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
