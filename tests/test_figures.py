@@ -24,7 +24,8 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?")
 FIGURE = re.compile(r"(?<![\w./-])(?:\d[\d,]*\.\d+(?:e-?\d+)?%?|\d+%)(?![\w/])")
 SETTINGS = {"0.90", "0.95", "0.98", "0.99", "0.1", "0.2", "0.5", "0.7", "95%"}  # targets, thresholds, levels
 VERSION = re.compile(
-    r"\d+\.\d+\.\d+\.\d+|(?:Python|glibc|macOS|arXiv|MLX|versions?|Node(?:\.js)?) \d[\d.:]*(?: to \d[\d.]*)?"
+    r"\d+\.\d+\.\d+\.\d+|(?:Python|glibc|macOS|Debian|Ubuntu|arXiv|MLX|versions?|Node(?:\.js)?)"
+    r" \d[\d.:]*(?: to \d[\d.]*)?"
 )
 RESULTS = ROOT / "benchmarks" / "results"
 
