@@ -29,7 +29,7 @@ from tempo_mlx.decode.paths import (
 )
 from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report.records import RunPath
-from tests.runs import EOS, ByteTokenizer, make_run, step
+from tests.runs import EOS, ByteTokenizer, make_run, sky_steps, step
 
 FILE = Path(__file__).with_suffix(".json")
 PROMPT = 3  # tokens
@@ -163,7 +163,9 @@ def branches() -> list[Step]:
     return [step(0, first), step(1, second), step(2, third)]
 
 
-def case(name: str, steps: Sequence[Step], paths: Sequence[Sequence[int]] | None = None) -> dict[str, Any]:
+def case(
+    name: str, steps: Sequence[Step], paths: Sequence[Sequence[int]] | None = None, **config: Any
+) -> dict[str, Any]:
     """A run, the ranks of its best path, and those of each of its paths."""
     decoder = "superposed" if paths is None else "tree"
     layers = layers_of(steps)
@@ -172,7 +174,7 @@ def case(name: str, steps: Sequence[Step], paths: Sequence[Sequence[int]] | None
     recorded = [
         RunPath(tuple(ids), "".join(TOKENIZER.token_text(i) for i in ids if i), -1.0, True) for ids in paths
     ]
-    run = replace(make_run(steps, TOKENIZER, decoder=decoder, paths=recorded), versions={})
+    run = replace(make_run(steps, TOKENIZER, decoder=decoder, paths=recorded, config=config), versions={})
     traces = [ranks(steps, [chosen.member for chosen in trace(steps, ids)]) for ids in paths]
     best = ranks(steps, members_of(layers, best_paths(layers)[0])) if decoder == "superposed" else traces[0]
     return {"name": name, "best": best, "paths": traces, "run": run.to_dict()}
@@ -190,8 +192,10 @@ def cases() -> list[dict[str, Any]]:
     found += [case(f"texts {a!r} and {b!r}", pair(a, b)) for a, b in pairwise(TEXTS[1:])]
     found.append(case("a tie", tie()))
     found.append(case("branches", branches(), [[1, EOS], [2, 13, 1], [9, 13, 1]]))
+    for stop in (["\twas"], ["as"], ["x", "y"], [" is"], ["\u00a0y"], ["not there"]):
+        found.append(case(f"stop {stop}", sky_steps(), stop=stop))
     random = np.random.default_rng(1)
-    while len(found) < 50:
+    while len(found) < 56:
         steps = lattice(lambda options: options[int(random.integers(len(options)))])
         if len(steps) > 2 and clear(steps):
             found.append(case(f"random {len(found)}", steps))

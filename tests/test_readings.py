@@ -10,8 +10,9 @@ import pytest
 from tempo_mlx.decode.paths import is_read, trace, usable
 from tempo_mlx.decode.settled import SettledReading
 from tempo_mlx.decode.step import Edge, Member, Removal, Step
+from tempo_mlx.report.build import inline_text
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.text import inline_set
+from tempo_mlx.report.stops import cut_at_stop
 from tests.readings import FILE, WRONG, best_by, ranks
 from tests.runs import EOS
 
@@ -30,8 +31,9 @@ def test_it_is_read_as_on_the_page(case: dict[str, Any]) -> None:
     if run.decoder == "superposed":
         path = run.best_path()
         assert ranks(run.steps, path) == case["best"]
-        assert run.final_text == "".join(token.text for token in path if is_read(token))
-        assert run.text == "".join(inline_set(s.tokens, [t.text for t in s.tokens]) for s in run.steps)
+        texts = [token.text if is_read(token) else "" for token in path]
+        assert run.final_text == cut_at_stop("".join(texts), run.config.get("stop", ()))
+        assert run.text == inline_text(run.steps, texts, len(run.final_text))
 
 
 @pytest.mark.parametrize("endless", [False, True])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tempo_mlx.decode.settled import SettledReading
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.report.stops import Stops, StopWatch, TextStream, cut_at_stop
+from tempo_mlx.report.stops import Stops, StopWatch, TextStream, cut_at_stop, inline_stream
 from tempo_mlx.report.text import texts_along
 from tests.readings import TOKENIZER, lattice
 from tests.runs import WORDS, ByteTokenizer, make_run, members, sky_steps, step
@@ -181,3 +181,27 @@ def test_the_window_of_a_reading_bounds_what_is_looked_at_again() -> None:
 def test_every_text_of_a_run_ends_before_a_stop_string(stop: list[str], final: str, text: str) -> None:
     run = make_run(sky_steps(), config={"stop": stop, "attend": "lineage"})
     assert (run.final_text, run.text) == (final, text)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ([" to"], " [was/is][ blue/ish]"),
+        (["oda"], " [was/is][ blue/ish] t"),
+        ([" is"], ""),
+        (["."], " [was/is][ blue/ish] today"),
+        ([" was", "nothing"], " [was/is][ blue/ish] today[./<eos>]"),
+    ],
+)
+def test_what_is_printed_while_it_grows_ends_there_too(stop: list[str], text: str) -> None:
+    stream = inline_stream(WORDS, stop, window=2)
+    said = ["".join(piece.text for piece in stream.add(each)) for each in sky_steps()]
+    said.append("".join(piece.text for piece in stream.finish()))
+    assert "".join(said) == text
+    assert stream.pending() == []
+
+
+def test_letters_of_a_string_are_looked_for_one_by_one() -> None:
+    letters = ByteTokenizer([bytes([byte]) for byte in b"abcd"])
+    assert Stops(letters, ["abcd"])([3, 2, 1, 0, 0])
+    assert not Stops(letters, ["abcd"])([3, 2, 0, 1, 0])

@@ -47,14 +47,15 @@ class RunPrinter:
         from tempo_mlx.report.terminal import make_printer
         from tempo_mlx.report.text import make_label
 
-        decoding, window = self.decoding, removal_window(self.decoding.config)
+        decoding, config = self.decoding, self.decoding.config
+        window = removal_window(config)
         if decoding.config.enable_thinking:
             from tempo_mlx.cli.thinking import ThinkingPrinter
             from tempo_mlx.decode import thinking
 
             opened = thinking.is_open(decoding.prompt.text)
             return ThinkingPrinter(
-                self.out, self.err, decoding.loaded.tokenizer, window=window, opened=opened
+                self.out, self.err, decoding.loaded.tokenizer, window=window, opened=opened, stop=config.stop
             )
         return make_printer(
             self.out,
@@ -65,6 +66,7 @@ class RunPrinter:
             window=window,
             label=make_label(self.output.show_token_ids, self.output.show_probabilities),
             status=not self.output.quiet,
+            stop=config.stop,
         )
 
     def _make_branches(self) -> Printer | None:

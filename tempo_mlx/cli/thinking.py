@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.thinking import Splitter
+from tempo_mlx.report.stops import inline_stream
 from tempo_mlx.report.terminal import printable
-from tempo_mlx.report.text import InlineStream, Piece, Tokenizer
+from tempo_mlx.report.text import Piece, Tokenizer
 
 
 class ThinkingPrinter:
     """Settled inline text, split at the tags. `opened`: the prompt ended inside the reasoning."""
 
     def __init__(
-        self, out: Console, err: Console, tokenizer: Tokenizer, *, window: int | None, opened: bool
+        self,
+        out: Console,
+        err: Console,
+        tokenizer: Tokenizer,
+        *,
+        window: int | None,
+        opened: bool,
+        stop: Sequence[str] = (),
     ) -> None:
         self._out, self._err = out, err
-        self._stream = InlineStream(tokenizer, window=window)
+        self._stream = inline_stream(tokenizer, stop, window=window)
         self._splitter = Splitter(opened)
         self._reasoned = False
 

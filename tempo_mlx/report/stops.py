@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
-from tempo_mlx.decode.paths import Token, is_read
+from tempo_mlx.decode.paths import Chosen, Token, is_read
 from tempo_mlx.decode.settled import SettledReading
-from tempo_mlx.decode.step import Step
-from tempo_mlx.report.text import REPLACEMENT, JointText, Tokenizer, texts_along
+from tempo_mlx.decode.step import Member, Step
+from tempo_mlx.report.text import REPLACEMENT, InlineStream, JointText, Label, Piece, Tokenizer, texts_along
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -90,3 +91,54 @@ class TextStream:
         end = len(text) if self._ended else max(len(text) - self._hold, 0)
         self._held = self._held[end:]
         return text[:end]
+
+
+class StoppedInline(InlineStream):
+    """Inline text that ends where the best path comes to a stop string; a set waits until that is known of it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        *,
+        window: int | None,
+        removed: bool = False,
+        label: Label | None = None,
+    ) -> None:
+        super().__init__(tokenizer, window=window, removed=removed, label=label)
+        self._stop = stop
+        self._hold = max(map(len, stop), default=1) - 1
+        self._reading: SettledReading[Member] = SettledReading(window)
+        self._along = JointText(tokenizer)
+        self._own: list[str] = []  # what the best path reads of the first of the open sets
+        self._ended = False
+
+    def add(self, step: Step) -> list[Piece]:
+        if self._ended:
+            return []
+        self._open.append(step)
+        return self._release(self._reading.add(step), self._hold)
+
+    def finish(self) -> list[Piece]:
+        return self._release([] if self._ended else self._reading.tail, 0) + super().finish()
+
+    def _release(self, path: Sequence[Chosen[Member]], hold: int) -> list[Piece]:
+        for chosen in path:
+            own = "".join(self._along.add(chosen.member.id)) if is_read(chosen.member) else ""
+            self._own.append(own)
+        text = "".join(self._own)
+        cut = cut_at_stop(text, self._stop)
+        left = len(cut) if cut != text else len(text) - hold
+        result: list[Piece] = []
+        while self._own and len(self._own[0]) <= left:
+            left -= len(self._own.pop(0))
+            result += self._pieces(self._open.pop(0), self._joint)
+        if cut != text:
+            result.append(Piece(self._own[0][:left]))
+            self._ended, self._own, self._open = True, [], []
+        return result
+
+
+def inline_stream(tokenizer: Tokenizer, stop: Sequence[str], **how: Any) -> InlineStream:
+    """See InlineStream; with stop strings it ends before the first of them."""
+    return StoppedInline(tokenizer, stop, **how) if stop else InlineStream(tokenizer, **how)

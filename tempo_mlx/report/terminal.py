@@ -19,6 +19,7 @@ from rich.text import Text
 from tempo_mlx.decode.paths import is_usable
 from tempo_mlx.decode.step import Step
 from tempo_mlx.report.run import Run
+from tempo_mlx.report.stops import inline_stream
 from tempo_mlx.report.text import (
     InlineStream,
     Label,
@@ -52,19 +53,21 @@ def make_printer(
     window: int | None,
     label: Label | None = None,
     status: bool = True,
+    stop: Sequence[str] = (),
 ) -> Printer:
     """The printer that suits `out`: live where it is a colour terminal, plain otherwise.
 
-    prompt: shown dim before the text on a live terminal; prompt_length: its slots; window: see InlineStream.
+    prompt: shown dim before the text on a live terminal; prompt_length: its slots; window: see InlineStream;
+    stop: strings before which the text ends.
     status: also show a line of tokens/s, set width and lattice size while decoding, where a terminal is there
     that the text does not go to, or that is redrawn anyway.
     """
+    stream = inline_stream(tokenizer, stop, window=window, removed=is_live(out), label=label)
+    line = StatusLine(prompt_length)
     if is_live(out):
-        return LivePrinter(
-            out, tokenizer, prompt, window, label, StatusLine(prompt_length) if status else None
-        )
+        return LivePrinter(out, stream, prompt, line if status else None)
     watched = status and err.is_terminal and not err.is_dumb_terminal and not out.is_terminal
-    return PlainPrinter(out, err if watched else None, tokenizer, window, label, StatusLine(prompt_length))
+    return PlainPrinter(out, err if watched else None, stream, line)
 
 
 def make_branch_printer(
@@ -128,14 +131,12 @@ class PlainPrinter:
         self,
         out: Console,
         watch: Console | None,
-        tokenizer: Tokenizer,
-        window: int | None,
-        label: Label | None,
+        stream: InlineStream,
         status: StatusLine,
     ) -> None:
         self._out = out
         self._status = status
-        self._stream = InlineStream(tokenizer, window=window, label=label)
+        self._stream = stream
         self._live = _live(watch, "") if watch else None
         if self._live:
             self._live.start()
@@ -163,14 +164,12 @@ class LivePrinter:
     def __init__(
         self,
         out: Console,
-        tokenizer: Tokenizer,
+        stream: InlineStream,
         prompt: str,
-        window: int | None,
-        label: Label | None,
         status: StatusLine | None,
     ) -> None:
         self._out = out
-        self._stream = InlineStream(tokenizer, window=window, removed=True, label=label)
+        self._stream = stream
         self._status = status
         self._tail = Text().append(printable(prompt), "dim")  # settled text of the line not full yet
         self._drawn = -REFRESH_SECONDS

@@ -22,8 +22,8 @@ from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import Stops, TextStream
 from tempo_mlx.report.text import Tokenizer
-from tempo_mlx.server.decoding import step_event
-from tempo_mlx.server.events import Output, StepEvents
+from tempo_mlx.server.decoding import costs
+from tempo_mlx.server.events import Output, stats_of
 from tempo_mlx.server.observe import Watched
 from tempo_mlx.task import Task
 
@@ -48,14 +48,13 @@ def complete(
     text = TextStream(tokenizer, config.stop)
     parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))
     scores = Scores(tokenizer, watched, len(prompt.token_ids), count)
-    events, sent = StepEvents(tokenizer), []
+    sent: list[dict[str, Any]] = []
     for step in stream:
-        event = step_event(events, stream, step)
         chosen = [c for c in reading.add(step) if is_read(c.member)] if growing else []
         tokens = scores.entries(chosen)
         sent += tokens
         data = {**parts.add(text.add(c.member.id for c in chosen)), "tokens": tokens}
-        yield Output("delta", data, step=step.step, stats=event.stats)
+        yield Output("delta", data, step=step.step, stats=stats_of(step, *costs(stream, step)))
     run = stream.run()
     if growing:
         tail = scores.entries(reading.tail)

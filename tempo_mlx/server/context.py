@@ -34,6 +34,21 @@ STATUSES = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in STATUSES.items()
 }
+JSON: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "required": ["data"],
+            "properties": {name: {"type": "string"} for name in ("event", "data", "id")},
+        }
+    }
+}
+
+
+def answers(description: str, content: dict[str, Any], status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer, for the documentation."""
+    return {status: {"description": description, "content": content}}
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 from tempo_mlx.api import Stream
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.prefill import Interrupt
+from tempo_mlx.decode.step import Step
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.events import Output, StepEvents
@@ -27,14 +28,15 @@ def generate(
     yield start(id, loaded, prompt, config)
     events = StepEvents(loaded.tokenizer)
     for step in stream:
-        yield step_event(events, stream, step)
+        yield events.event(step, *costs(stream, step))
     yield Output("run", stream.run().to_dict(), last=True)
 
 
-def step_event(events: StepEvents, stream: Stream, step: Any) -> Output:
+def costs(stream: Stream, step: Step) -> tuple[int, float | None]:
+    """The cache's slots, and of the first step the seconds that the prompt took."""
     assert stream.decoder is not None
     prefill = stream.timing()["prefill_seconds"] if step.step == 0 else None
-    return events.event(step, len(stream.decoder.cache), prefill)
+    return len(stream.decoder.cache), prefill
 
 
 def start(id: str, loaded: LoadedModel, prompt: RunPrompt, config: GenerateConfig) -> Output:

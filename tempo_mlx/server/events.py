@@ -12,6 +12,7 @@ from tempo_mlx.report.text import Tokenizer
 from tempo_mlx.strict import plain
 
 SCORED_SETS = 64  # sets back whose scores are compared at every step
+TOLD = ("slot", "removed_after", "removed_why", "posterior", "attention")  # of a member that was removed
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class StepEvents:
     def _remember(self, step: Step) -> None:
         for member in step.tokens:
             if member.slot is not None:
-                scores = (member.posterior, member.attention)
-                self._seen[member.slot] = _Seen(step.step, member, scores, member.removed_after is not None)
+                removed = member.removed_after is not None
+                self._seen[member.slot] = _Seen(step.step, member, scores_of(member), removed)
         horizon = step.step - SCORED_SETS
         while self._seen:
             slot = next(iter(self._seen))
@@ -59,38 +60,35 @@ class StepEvents:
     def event(self, step: Step, cache_slots: int, prefill_seconds: float | None = None) -> Output:
         removed, scores = [], []
         for slot, seen in self._seen.items():
-            member = seen.member
-            now = (member.posterior, member.attention)
+            member, now = seen.member, scores_of(seen.member)
             if member.removed_after is not None and not seen.removed:
                 seen.removed = True
-                removed.append(
-                    {
-                        "slot": slot,
-                        "step": seen.step,
-                        "removed_after": int(member.removed_after),
-                        "removed_why": plain(member.removed_why),
-                        "posterior": _number(member.posterior),
-                        "attention": _number(member.attention),
-                    }
-                )  # fmt: skip
+                record = plain(member.record(""))
+                removed.append({"step": seen.step, **{name: record[name] for name in TOLD}})
             elif now != seen.scores:
-                scores.append([slot, _number(member.posterior), _number(member.attention)])
+                scores.append([slot, *now])
             seen.scores = now
         self._remember(step)
         self._steps += 1
         elapsed = time.perf_counter() - self._begun
-        stats: dict[str, float] = {
-            "width": len(step.tokens),
-            "rows": sum(member.slot is not None for member in step.tokens),
-            "cache_slots": cache_slots,
-            "step_seconds": step.seconds,
-        }
-        if prefill_seconds is not None:
-            stats["prefill_seconds"] = prefill_seconds
+        stats = stats_of(step, cache_slots, prefill_seconds)
         shown = {**stats, "elapsed_seconds": elapsed, "tokens_per_second": self._steps / max(elapsed, 1e-9)}
         data = {**plain(step.record(self._tokenizer)), "removed": removed, "scores": scores, "stats": shown}
         return Output("step", data, step=step.step, stats=stats)
 
 
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
+def stats_of(step: Step, cache_slots: int, prefill_seconds: float | None) -> dict[str, float]:
+    """What the server counts of a step; prefill_seconds: of the first one."""
+    stats: dict[str, float] = {
+        "width": len(step.tokens),
+        "rows": sum(member.slot is not None for member in step.tokens),
+        "cache_slots": cache_slots,
+        "step_seconds": step.seconds,
+    }
+    return stats if prefill_seconds is None else {**stats, "prefill_seconds": prefill_seconds}
+
+
+def scores_of(member: Member) -> tuple[float | None, float | None]:
+    """In Python's numbers, whatever they were computed in."""
+    posterior, attention = member.posterior, member.attention
+    return None if posterior is None else float(posterior), None if attention is None else float(attention)

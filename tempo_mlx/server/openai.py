@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -17,12 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.server.context import ERRORS, Context, context, request_id
-from tempo_mlx.server.engine import Ticket
+from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, request_id
+from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.protocol import Event
-from tempo_mlx.server.routes import EVENT_SCHEMA
-from tempo_mlx.server.schemas import LONGEST_TEXT, Body, Settings, explicit_settings
+from tempo_mlx.server.schemas import LONGEST_TEXT, Body, Settings, as_chat, explicit_settings
 from tempo_mlx.server.streaming import EventStream, last, sse
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
@@ -212,14 +211,25 @@ def _scored(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8"))}
 
 
-class Chunks:
-    """Turns the worker's outputs into chunks of one streamed answer."""
+class Chunks(EventStream):
+    """One streamed answer, as OpenAI's chunks."""
 
-    def __init__(self, shape: Shape, n: int, usage: bool) -> None:
+    def __init__(self, engine: Engine, ticket: Ticket, shape: Shape, n: int, usage: bool) -> None:
+        super().__init__(engine, ticket)
         self.shape, self.n, self.usage = shape, n, usage
         self.offset = 0
 
-    def __call__(self, event: Event) -> Iterable[bytes]:
+    def failed(self, error: ApiError) -> bytes:
+        return sse(None, json.dumps(error.body(self.ticket.id)))
+
+    def beat(self) -> bytes:
+        return b": heartbeat\n\n"
+
+    def queued(self) -> Iterator[bytes]:
+        """OpenAI has no word for it."""
+        yield from ()
+
+    def written(self, event: Event) -> Iterable[bytes]:
         data = json.loads(event.data)
         shape = self.shape
         if event.name == "begin":
@@ -271,15 +281,7 @@ def model_card(c: Context) -> dict[str, Any]:
     return {"id": c.model_name, "object": "model", "created": int(c.started), "owned_by": "tempo-mlx"}
 
 
-ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The completion; server-sent events with stream.",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": EVENT_SCHEMA},
-        },
-    }
-}
+ANSWER = answers("The completion; server-sent events with stream.", {**JSON, **EVENTS})
 
 
 @router.post("/completions", responses=ANSWER, summary="Continue a prompt")
@@ -323,11 +325,7 @@ async def complete(
     c.check_model(body.model)
     given = settings_of(body, c, max_tokens)
     if chat:
-        if given.get("chat") is False or "system" in given:
-            raise refused(
-                "messages bring their own chat and system message; leave them out of tempo.", "tempo"
-            )
-        given["chat"] = True
+        as_chat(given, "tempo")
     given.setdefault("max_tokens", c.config.max_tokens_limit)
     config = c.configuration(given)
     if logprobs is not None and not DECODERS[config.decoder].log_probs:
@@ -343,7 +341,7 @@ async def complete(
         if len(prompts) > 1:
             raise refused("stream takes one prompt at a time.", "prompt")
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return stream(c, submit(prompts[0]), Chunks(shape, n, usage))
+        return Chunks(c.engine, submit(prompts[0]), shape, n, usage)
     choices, counts = [], {"prompt_tokens": 0, "completion_tokens": 0}
     for prompt in prompts:
         data = json.loads((await last(c.engine, submit(prompt), request)).data)
@@ -356,16 +354,6 @@ async def complete(
             "usage": total(counts),
         }
     )
-
-
-def stream(c: Context, ticket: Ticket, render: Callable[[Event], Iterable[bytes]]) -> EventStream:
-    def fail(error: ApiError) -> Iterable[bytes]:
-        yield sse(None, json.dumps(error.body(ticket.id)))
-
-    def beat(ticket: Ticket) -> Iterable[bytes]:
-        yield b": heartbeat\n\n"
-
-    return EventStream(c.engine, ticket, render=render, fail=fail, beat=beat)
 
 
 def refused(message: str, param: str) -> ApiError:

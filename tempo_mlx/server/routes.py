@@ -12,42 +12,29 @@ from starlette.responses import JSONResponse, Response
 from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.server.context import ERRORS, context, owner
+from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.schemas import GenerateBody, explicit_settings, settings_table
-from tempo_mlx.server.streaming import last, native
+from tempo_mlx.server.schemas import GenerateBody, as_chat, explicit_settings, settings_table
+from tempo_mlx.server.streaming import EventStream, last
 
 router = APIRouter(responses=ERRORS)
-
-RUN: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The run file, version 1.",
-        "content": {"application/json": {"schema": {"type": "object"}}},
-    }
-}
-EVENT_SCHEMA = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {name: {"type": "string"} for name in ("event", "data", "id")},
-}
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
-}
 
 
 def generate_payload(request: Request, body: Any) -> dict[str, Any]:
     """Prompt and configuration of a body, checked against the limits."""
     given = explicit_settings(body)
     if body.messages is not None:
-        if given.get("chat") is False or "system" in given:
-            raise ApiError(422, "invalid_value", "messages bring their own chat and system message; leave out "
-                           "chat and system.", "messages")  # fmt: skip
-        given["chat"] = True
+        as_chat(given, "messages")
     messages = None if body.messages is None else [m.model_dump() for m in body.messages]
     return {"prompt": body.prompt, "messages": messages, "config": context(request).configuration(given)}
 
 
-@router.post("/generate", tags=["generate"], responses=RUN, summary="Decode, and return the run")
+@router.post(
+    "/generate",
+    tags=["generate"],
+    responses=answers("The run file, version 1.", JSON),
+    summary="Decode, and return the run",
+)
 async def generate(body: GenerateBody, request: Request) -> Response:
     c = context(request)
     ticket = c.submit(request, "generate", generate_payload(request, body))
@@ -55,11 +42,14 @@ async def generate(body: GenerateBody, request: Request) -> Response:
 
 
 @router.post(
-    "/generate/stream", tags=["generate"], responses=EVENTS, summary="Decode, one event a step, then the run"
+    "/generate/stream",
+    tags=["generate"],
+    responses=answers("Server-sent events.", EVENTS),
+    summary="Decode, one event a step, then the run",
 )
 async def generate_stream(body: GenerateBody, request: Request) -> Response:
     c = context(request)
-    return native(c.engine, c.submit(request, "generate", generate_payload(request, body)))
+    return EventStream(c.engine, c.submit(request, "generate", generate_payload(request, body)))
 
 
 @router.delete("/requests/{id}", tags=["generate"], summary="Cancel a request; it ends with what it has")
@@ -100,16 +90,11 @@ async def settings(request: Request) -> dict[str, Any]:
     }
 
 
-HEALTH: dict[int | str, dict[str, Any]] = {
-    503: {
-        "description": "Not able to serve.",
-        "content": {"application/json": {"schema": {"type": "object"}}},
-    }
-}
-
-
 @router.get(
-    "/health", tags=["server"], responses=HEALTH, summary="Whether the model can be used; no key needed"
+    "/health",
+    tags=["server"],
+    responses=answers("Not able to serve.", JSON, status=503),
+    summary="Whether the model can be used; no key needed",
 )
 async def health(request: Request) -> JSONResponse:
     c = context(request)

@@ -145,6 +145,14 @@ def explicit_settings(body: BaseModel) -> dict[str, Any]:
     return {name: getattr(body, name) for name in body.model_fields_set if name in SETTINGS}
 
 
+def as_chat(given: dict[str, Any], param: str) -> None:
+    """Settings for a conversation. Raises ApiError: it says itself that it is one, and what its system message is."""
+    if given.get("chat") is False or "system" in given:
+        sentence = "messages bring their own chat and system message; leave out chat and system."
+        raise ApiError(422, "invalid_value", sentence, param)
+    given["chat"] = True
+
+
 def configuration(
     given: Mapping[str, Any], ambient: Mapping[str, Any], max_tokens: int, max_rows: int
 ) -> GenerateConfig:

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tempo_mlx.server.context import ERRORS, context, owner
+from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
 from tempo_mlx.server.engine import Ticket
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.routes import EVENTS, generate_payload
+from tempo_mlx.server.routes import generate_payload
 from tempo_mlx.server.schemas import (
     BranchBody,
     ContinueBody,
@@ -22,13 +22,12 @@ from tempo_mlx.server.schemas import (
     PinBody,
     SlotBody,
 )
-from tempo_mlx.server.streaming import last, native
+from tempo_mlx.server.streaming import EventStream, last
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], responses=ERRORS)
 
 SessionId = Annotated[str, Path(max_length=64, description="The session's id.")]
-JSON: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-STATE: dict[int | str, dict[str, Any]] = {200: {"description": "The session's state.", "content": JSON}}
+STATE = answers("The session's state.", JSON)
 
 
 def submit(request: Request, action: str, session: str | None = None, **payload: Any) -> Ticket:
@@ -51,7 +50,7 @@ def answer(data: str, status: int = 200, **headers: str) -> Response:
     return Response(data, status, headers, media_type="application/json")
 
 
-@router.post("", status_code=201, responses={201: {"description": "The new session's state.", "content": JSON}},
+@router.post("", status_code=201, responses=answers("The new session's state.", JSON, status=201),
              summary="Create a session from a prompt and settings, or from a run")  # fmt: skip
 async def create(body: CreateBody, request: Request) -> Response:
     engine = context(request).engine
@@ -61,7 +60,7 @@ async def create(body: CreateBody, request: Request) -> Response:
     return answer(await perform(request, "create", id, steps=body.steps, **payload), 201)
 
 
-@router.get("", summary="The sessions there are", responses={200: {"content": JSON}})
+@router.get("", summary="The sessions there are", responses=answers("As asked.", JSON))
 async def every(request: Request) -> Response:
     return answer(await perform(request, "list"))
 
@@ -77,7 +76,7 @@ async def delete(id: SessionId, request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/{id}/run", summary="The run file of a session", responses={200: {"content": JSON}})
+@router.get("/{id}/run", summary="The run file of a session", responses=answers("As asked.", JSON))
 async def run(id: SessionId, request: Request) -> Response:
     data = json.loads(await perform(request, "state", id))["run"]
     name = f'attachment; filename="{id}.json"'
@@ -85,7 +84,7 @@ async def run(id: SessionId, request: Request) -> Response:
 
 
 @router.get("/{id}/steps/{step}", summary="One step: its members, why they are there, what each would say next",
-            responses={200: {"content": JSON}})  # fmt: skip
+            responses=answers("As asked.", JSON))  # fmt: skip
 async def members(id: SessionId, step: Annotated[int, Path(ge=0, le=2**31)], request: Request) -> Response:
     return answer(await perform(request, "members", id, step=step))
 
@@ -122,11 +121,11 @@ async def go_on(id: SessionId, body: ContinueBody, request: Request) -> Response
 
 @router.post(
     "/{id}/continue/stream",
-    responses=EVENTS,
+    responses=answers("Server-sent events.", EVENTS),
     summary="Continue by some steps, one event a step, then the state",
 )
 async def go_on_stream(id: SessionId, body: ContinueBody, request: Request) -> Response:
-    return native(
+    return EventStream(
         context(request).engine, submit(request, "continue", id, steps=limited(request, body.steps))
     )
 

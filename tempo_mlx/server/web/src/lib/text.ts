@@ -54,6 +54,21 @@ export function printedBest(segment: Segment): string {
   return endsText(item.member.token) ? '' : segment.lead + item.text
 }
 
+/** The segments up to where the run's text ends: before a stop string, in the midst of a token maybe. */
+export function upTo(segments: readonly Segment[], text: string): Segment[] {
+  let at = 0
+  for (const [index, segment] of segments.entries()) {
+    const own = printed(segment)
+    if (!text.startsWith(own, at)) {
+      const item = segment.items.find((i) => i.member.index === segment.best) ?? segment.items[0]!
+      const rest: Segment = { ...segment, kind: 'plain', lead: '', items: [{ ...item, text: text.slice(at) }] }
+      return [...segments.slice(0, index), rest]
+    }
+    at += own.length
+  }
+  return [...segments]
+}
+
 function escapeBreaks(text: string): string {
   return text.replaceAll('\n', '\\n').replaceAll('\r', '\\r').replaceAll('\t', '\\t')
 }
