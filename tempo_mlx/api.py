@@ -67,12 +67,14 @@ def stream(
     Raises ConfigError for a setting or function that is unknown, out of range, or without effect; PromptError.
     """
     spec = decoder if isinstance(decoder, DecoderSpec) else None
+    if config is not None and settings:
+        raise ConfigError(f"config says every setting already; leave out {', '.join(settings)}, or it.")
     if decoder is not None:
         settings["decoder"] = decoder if spec is None else spec.name
     resolved = resolve(settings) if config is None else config
-    if spec is not None and resolved.decoder != spec.name:
+    if resolved.decoder != settings.get("decoder", resolved.decoder):
         raise ConfigError(
-            f"config is for the {resolved.decoder} decoder, and decoder is a {spec.name}; give one of them."
+            f"config is for the {resolved.decoder} decoder, and decoder is {settings['decoder']}; give one of them."
         )
     functions = Functions(prune, select, schedule, value)
     encoded = encode_prompt(loaded, prompt, resolved)

@@ -206,8 +206,11 @@ def test_a_decoder_of_ones_own_is_named(model: LoadedModel) -> None:
     assert all(len(step.tokens) == 3 for step in run.steps)
     assert run.decoder == "superposed" and run.custom is not None
     assert run.custom["decoder"].name.endswith("wide") and run.custom["decoder"].sha256
-    with pytest.raises(ConfigError, match="plain"):
-        tempo_mlx.stream(model, PROMPT, GenerateConfig(decoder="plain"), decoder=own)
+    for decoder in (own, "superposed"):
+        with pytest.raises(ConfigError, match="plain"):
+            tempo_mlx.stream(model, PROMPT, GenerateConfig(decoder="plain"), decoder=decoder)
+    with pytest.raises(ConfigError, match="max_tokens"):
+        tempo_mlx.stream(model, PROMPT, GenerateConfig(), max_tokens=3)
 
 
 def blocks() -> list[str]:
