@@ -91,9 +91,7 @@ def _add_pages(app: FastAPI) -> None:
 
     if (PAGE / "index.html").is_file():
         serve_file("/", PAGE / "index.html")
-        for (
-            entry
-        ) in PAGE.iterdir():  # what is there at the start, by name: no request can reach anything else
+        for entry in PAGE.iterdir():  # fixed at startup: no request can reach any other file
             if entry.is_dir():
                 app.mount(f"/{entry.name}", StaticFiles(directory=entry))
             else:
@@ -131,15 +129,17 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:
-        return Response(status_code=499)  # nobody is there to read it
+        return Response(status_code=499)  # the client has disconnected
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return answer(request, ApiError(500, "internal_error", "The server made an error; see its log."))
+        return answer(
+            request, ApiError(500, "internal_error", "The server failed on this request; see its log.")
+        )
 
 
 def explain(error: RequestValidationError, status: int) -> ApiError:
-    """The first thing that is wrong, by name; what was sent is not repeated, it may be private or unprintable."""
+    """The first problem, by field name; the value is not repeated, as it may be private or unprintable."""
     first = min(error.errors(), key=lambda e: len(e["loc"]) if e["type"] == "extra_forbidden" else 0)
     if first["type"] == "json_invalid":
         return ApiError(400, "bad_request", SENTENCES[400])

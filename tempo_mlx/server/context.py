@@ -1,4 +1,4 @@
-"""What the routes share: settings, engine, metrics, and how a request becomes a ticket."""
+"""What all routes share: settings, engine, metrics, and submitting a request."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def answers(description: str, content: dict[str, Any], status: int = 200) -> dic
 class Context:
     load: LoadConfig
     config: ServerConfig
-    ambient: Mapping[str, Any]  # generation settings of the environment: defaults for every request
+    ambient: Mapping[str, Any]  # generation settings from the environment: defaults of every request
     metrics: Metrics
     engine: Engine
     started: float = field(default_factory=time.time)
 
     @property
     def model_name(self) -> str:
-        """The name requests use."""
+        """The model name that requests use."""
         return model_name(self.load, self.config)
 
     def check_model(self, name: str) -> None:

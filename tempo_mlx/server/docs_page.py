@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as one static page, without scripts: it works offline and under a strict CSP."""
+"""GET /docs: the OpenAPI document as one static page without scripts, for offline use and a strict CSP."""
 
 from __future__ import annotations
 

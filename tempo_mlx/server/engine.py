@@ -1,6 +1,6 @@
-"""The server's side of the worker: start it, queue requests for it, hand out its events, replace it when it dies.
+"""The server's side of the worker: start it, queue requests, hand out its events, replace it when it dies.
 
-Everything here runs on the event loop, except two threads that do nothing but read from and write to the pipe.
+Everything runs on the event loop, except two threads that only read from and write to the pipe.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from tempo_mlx.server.worker import main as worker_main
 log = logging.getLogger("tempo_mlx.server")
 
 WATCH_SECONDS = 0.25
-STABLE_SECONDS = 30.0  # a worker that lived so long is restarted at once, others after a growing pause
+STABLE_SECONDS = 30.0  # a worker that lived this long is restarted at once, others after a growing pause
 LONGEST_PAUSE = 30.0
 REMEMBERED_SESSIONS = 1000
-UNREAD_EVENTS = 10_000  # a client that lets so many pile up is not reading
+UNREAD_EVENTS = 10_000  # a client with this many unread events has stopped reading
 
 State = Literal["loading", "ready", "dead", "failed", "stopping"]
 
@@ -79,8 +79,8 @@ class Engine:
         self.restarts = 0
         self.beat: Beat | None = None
         self.beat_at = time.monotonic()
-        self.generation = 0  # counts workers: what a dead one left in the pipe is not mistaken for news
-        self.sessions: OrderedDict[str, None] = OrderedDict()  # made by this worker, as far as remembered
+        self.generation = 0  # counts workers, so that a dead one's messages are ignored
+        self.sessions: OrderedDict[str, None] = OrderedDict()  # made by this worker, the most recent ones
         self.lost_sessions: OrderedDict[str, None] = OrderedDict()  # made by workers that died
         self._waiting: deque[Ticket] = deque()
         self._running: dict[str, Ticket] = {}
@@ -98,7 +98,7 @@ class Engine:
         self._keep(self._watch())
 
     async def stop(self) -> None:
-        """End the worker: politely, then not."""
+        """Ask the worker to end, then kill it."""
         self.state = "stopping"
         for task in self._tasks:
             task.cancel()
@@ -111,17 +111,13 @@ class Engine:
                 process.kill()
                 await asyncio.to_thread(process.join, 5.0)
         for ticket in [*self._running.values(), *self._waiting]:
-            self._finish(
-                ticket, ApiError(503, "shutting_down", "The server is shutting down; try again later.")
-            )
+            self._finish(ticket, shutting_down())
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests; let those in flight finish, and after `seconds` cancel them (their text is kept)."""
+        """Refuse new requests and let those in flight finish; after `seconds`, cancel them (their text is kept)."""
         self.state = "stopping"
         for ticket in list(self._waiting):
-            self._finish(
-                ticket, ApiError(503, "shutting_down", "The server is shutting down; try again later.")
-            )
+            self._finish(ticket, shutting_down())
         end = time.monotonic() + seconds
         while self._running and time.monotonic() < end:
             await asyncio.sleep(0.02)
@@ -141,7 +137,7 @@ class Engine:
             target=worker_main, args=(theirs, self.load, self.config), name="tempo-mlx worker", daemon=True
         )
         self._process.start()
-        theirs.close()  # so that the worker's death closes the pipe
+        theirs.close()  # so that the pipe closes when the worker dies
         self._outbox = queue.SimpleQueue()
         threading.Thread(target=_write, args=(ours, self._outbox), name="to worker", daemon=True).start()
         threading.Thread(
@@ -150,8 +146,8 @@ class Engine:
         log.info("worker started", extra={"worker_pid": self._process.pid, "restarts": self.restarts})
 
     def _read(self, connection: Connection, generation: int) -> None:
-        """Thread: hand every message of the worker to the event loop."""
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to be told
+        """Thread: pass the worker's messages to the event loop."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed
             try:
                 while True:
                     message = connection.recv()
@@ -195,7 +191,7 @@ class Engine:
                 self.cancel(ticket)
 
     def _died(self, generation: int) -> None:
-        """The worker is gone: tell those it was working for, and start another."""
+        """The worker is gone: fail its requests, and start another."""
         if generation != self.generation or self.state in ("failed", "stopping"):
             return
         if ranks.rank() is not None:
@@ -230,7 +226,7 @@ class Engine:
         self._spawn()
 
     async def _watch(self) -> None:
-        """Enforce deadlines, and kill a worker that gives no sign of life."""
+        """Enforce deadlines, and kill a worker that hangs."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = time.monotonic()
@@ -283,7 +279,7 @@ class Engine:
         return ticket if ticket is not None and ticket.owner == owner else None
 
     def cancel(self, ticket: Ticket, reason: str = "cancelled") -> None:
-        """End a request: at once if it waits, between two steps if it runs."""
+        """End a request: at once if it waits, between two steps if it is running."""
         if ticket.state == "waiting":
             self._finish(
                 ticket, ApiError(409, "cancelled", "The request was cancelled before its turn came.")
@@ -312,7 +308,7 @@ class Engine:
                 return
 
     def position(self, ticket: Ticket) -> int:
-        """How many requests are before this one; 0 when it is running."""
+        """How many requests are ahead of this one; 0 when it is running."""
         return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
 
     @property
@@ -353,7 +349,7 @@ class Engine:
 
     def _unavailable(self) -> ApiError:
         if self.state == "stopping":
-            return ApiError(503, "shutting_down", "The server is shutting down; try again later.")
+            return shutting_down()
         if self.state == "failed":
             assert self.failure is not None
             return ApiError(503, "model_failed", self.failure.message)
@@ -363,7 +359,7 @@ class Engine:
     # -- health
 
     async def probe(self, patience: float = 5.0) -> str:
-        """`ok`, `loading`, `dead`, `stalled` or `shutting_down`. An idle worker has to prove that it still computes."""
+        """`ok`, `loading`, `dead`, `stalled` or `shutting_down`. An idle worker must prove that it still computes."""
         if self.state != "ready":
             return {"stopping": "shutting_down", "failed": "dead"}.get(self.state, self.state)
         if time.monotonic() - self.beat_at > max(5.0, 0.5 * self.pace.worker_timeout):
@@ -386,8 +382,12 @@ class Engine:
         return self._process.pid if self._process is not None else None
 
 
+def shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "The server is shutting down; try again later.")
+
+
 def _write(connection: Connection, outbox: queue.SimpleQueue[FromServer | None]) -> None:
-    """Thread: send what is in the outbox, so that a full pipe never blocks the event loop."""
-    with contextlib.suppress(OSError):  # a dead worker: the reader reports it
+    """Thread: send the outbox, so that a full pipe never blocks the event loop."""
+    with contextlib.suppress(OSError):  # the worker is dead: the reader reports it
         while (message := outbox.get()) is not None:
             connection.send(message)

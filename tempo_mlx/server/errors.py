@@ -1,4 +1,4 @@
-"""The one shape of every error the server sends: OpenAI's, with our sentence in it."""
+"""The one shape of all errors that the server sends: OpenAI's, with our message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TYPES = {
 
 @dataclass
 class ApiError(Exception):
-    """Raised anywhere in the server; becomes the response (or, in a stream, the last event)."""
+    """Raised anywhere in the server; becomes the response, or the last event of a stream."""
 
     status: int
     code: str
@@ -56,7 +56,7 @@ class ApiError(Exception):
         }
 
     def encoded(self, request_id: str | None) -> bytes:
-        """The body as JSON bytes; ASCII, so that no text a client sent can break it."""
+        """The body as ASCII JSON, so that no text from a client can break it."""
         return json.dumps(self.body(request_id)).encode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""What the worker says about a request: events, ready to be sent."""
+"""The events of a request, as the worker sends them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.report.text import Tokenizer
 from tempo_mlx.strict import plain
 
-SCORED_SETS = 64  # sets back whose scores are compared at every step
+SCORED_SETS = 64  # how many sets back scores are compared at every step
 TOLD = ("slot", "removed_after", "removed_why", "posterior", "attention")  # of a member that was removed
 
 
@@ -35,7 +35,7 @@ class _Seen:
 
 
 class StepEvents:
-    """Turns steps into `step` events; remembers earlier members, to say which were removed or weighed anew."""
+    """Turns steps into `step` events; remembers earlier members, to report removals and new scores."""
 
     def __init__(self, tokenizer: Tokenizer, earlier: Iterable[Step] = ()) -> None:
         self._tokenizer = tokenizer

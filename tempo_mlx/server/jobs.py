@@ -1,4 +1,4 @@
-"""What the worker does for a request: each kind is a generator of outputs, advanced one turn at a time."""
+"""The worker's side of a request: a generator of outputs for each kind, advanced one turn at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Jobs:
         self.loaded.model.forward([0], [0], None, self.loaded.model.new_cache(), logits="last")
 
     def check_ranks(self) -> None:
-        """Raises RankLostError if the model has lost a part."""
+        """Raises RankLostError if the model has lost a rank."""
         if self.loaded.leader is not None:
             self.loaded.leader.check()
 
@@ -47,10 +47,7 @@ class Jobs:
     def start(
         self, kind: Kind, payload: dict[str, Any], id: str, interrupted: Interrupt
     ) -> Generator[Output | None, None, None]:
-        """The request's outputs; what it computes, it computes when the next one is asked for.
-
-        Close it when no more is wanted: what it holds is let go then.
-        """
+        """The request's outputs, computed lazily. Close the generator to release what it holds."""
         if kind == "session":
             return self.sessions.perform(payload, id, interrupted)
         return self._decode(kind, payload, id, interrupted)

@@ -1,4 +1,4 @@
-"""Logging of the server and its worker: to stderr, a record a line, text or JSON. Prompts only when asked for."""
+"""Logging of server and worker: to stderr, one record per line, as text or JSON. Prompts only on request."""
 
 from __future__ import annotations
 

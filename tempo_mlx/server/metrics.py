@@ -1,4 +1,4 @@
-"""What GET /metrics shows (Prometheus). One registry per server, nothing global."""
+"""The Prometheus metrics of GET /metrics. One registry per server, nothing global."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the server and its worker process say to each other, over one pipe.
+"""The messages between the server and its worker process, over one pipe.
 
-Only plain values cross it. An event's payload is already JSON: the worker makes it, the server passes it on.
+They hold plain values only. An event's payload is already JSON: the worker writes it, the server passes it on.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Probe:
-    """Server -> worker: run one real forward pass, so that /health knows that the model still computes."""
+    """Server -> worker: run one real forward pass, so that /health knows the model still computes."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Server -> worker: leave."""
+    """Server -> worker: exit."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """Worker -> server: the model cannot be loaded, or is lost, and trying again will not help."""
+    """Worker -> server: the model cannot be loaded, or is lost; retrying will not help."""
 
     message: str
     exit_code: int
@@ -57,7 +57,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Beat:
-    """Worker -> server, at least once a second while it is well."""
+    """Worker -> server: heartbeat, at least once a second."""
 
     last_forward_age: float  # seconds
     memory_bytes: int
@@ -82,7 +82,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Problem:
-    """An error of a request, as it is shown to the client. The last thing that is said about it."""
+    """An error of a request, as the client sees it; ends the request."""
 
     id: str
     status: int

@@ -1,6 +1,6 @@
-"""What stands before every route: request id, Host, Origin, key, rate, size and type of the body, safe headers.
+"""What every request must pass: request id, Host, Origin, key, rate, body size and type; and security headers.
 
-One plain ASGI middleware, so that streams and disconnects pass through it untouched.
+A plain ASGI middleware, so that streams and disconnects pass through unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tempo_mlx.server.settings import ServerConfig
 log = logging.getLogger("tempo_mlx.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-BODY_SECONDS = 30.0  # a client gets so long to send its body
+BODY_SECONDS = 30.0  # how long a client may take to send its body
 KEYED_PATHS = ("/generate", "/sessions", "/requests", "/v1", "/settings", "/metrics")  # those that need a key
 UNKNOWN_KEY = ""
 UNLIMITED = ("/health", "/metrics")
@@ -75,7 +75,7 @@ class Guard:
             self._check_origin(headers)
             state["owner"] = owner = self._check_key(scope, headers)
             await self._check_rate(scope, owner or None)
-            if owner == UNKNOWN_KEY:  # guesses count against their address
+            if owner == UNKNOWN_KEY:  # failed keys count against the client's address
                 raise ApiError(401, "invalid_api_key", "A valid API key is needed: Authorization: Bearer KEY.",
                                headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
             body = await self._read_body(scope, headers, receive)
@@ -101,14 +101,14 @@ class Guard:
             headers.setdefault(name, value)
         if not scope["path"].startswith("/assets/"):
             headers.setdefault("Cache-Control", "no-store")
-        if origin in self.config.cors_origins:  # errors too must be readable there
+        if origin in self.config.cors_origins:  # so that errors are readable there too
             headers["Access-Control-Allow-Origin"] = origin
             headers.add_vary_header("Origin")
         if scope["scheme"] == "https":
             headers.setdefault("Strict-Transport-Security", "max-age=31536000")
 
     def _check_host(self, headers: Headers) -> None:
-        """A page that rebinds its own name to our address still sends its own name."""
+        """Against DNS rebinding: such a page still sends its own host name."""
         host = headers.get("host", "")
         name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":", 1)[0]
         if not self.config.answers_to(name):
@@ -128,7 +128,9 @@ class Guard:
         scheme, _, value = headers.get("authorization", "").partition(" ")
         key = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         given = _digest(key)
-        matches = [hmac.compare_digest(given, known) for known in self.keys]  # all of them: no early exit
+        matches = [
+            hmac.compare_digest(given, known) for known in self.keys
+        ]  # compare with all, for constant time
         return given.hex()[:16] if any(matches) else UNKNOWN_KEY
 
     async def _check_rate(self, scope: Scope, owner: str | None) -> None:
@@ -168,7 +170,7 @@ async def _collect(receive: Receive, limit: int) -> bytes:
         size += len(parts[-1])
         if size > limit:
             raise _too_large(limit)
-        more = message.get("more_body", False)  # absent when the client has left
+        more = message.get("more_body", False)  # absent when the client has disconnected
     return b"".join(parts)
 
 
@@ -187,7 +189,7 @@ async def respond(send: Send, error: ApiError, request_id: str) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """First the body that was read, then whatever the connection says (its end)."""
+    """The body that was already read, then the connection's own messages (its end)."""
     given = False
 
     async def replay() -> Any:

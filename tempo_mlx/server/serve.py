@@ -1,4 +1,4 @@
-"""Running the server: uvicorn, with a shutdown that first lets requests finish."""
+"""Run the server: uvicorn, with a shutdown that lets requests finish first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tempo_mlx.server.settings import Pace, ServerConfig
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which refuses new requests at shutdown and gives those in flight their time."""
+    """uvicorn's server; at shutdown it refuses new requests and lets those in flight finish."""
 
     context: Context
 
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
         await drain
 
     def _give_up(self) -> None:
-        """The model cannot be loaded: there is nothing to serve."""
+        """The model cannot be loaded, so there is nothing to serve."""
         self.should_exit = True
 
 
@@ -43,7 +43,7 @@ def serve(
     announce: Callable[[str], None] = lambda url: None,
     pace: Pace | None = None,
 ) -> None:
-    """Serve until interrupted. `announce` gets the address once it is bound.
+    """Serve until interrupted. `announce` is called with the address once it is bound.
 
     Raises OutputError when the address cannot be bound, ModelError when the model cannot be loaded.
     """
@@ -83,7 +83,7 @@ class Failure(ModelError):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OutputError with what to do."""
+    """A listening socket. Raises OutputError if the address cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,7 +1,7 @@
-"""The worker process: owns the model, and gives every request a turn, one step at a time.
+"""The worker process: owns the model, and gives requests turns of one step each.
 
-A request is an iterator of outputs; advancing it once is one turn. A long prompt is run in chunks: between two of
-them the worker reads its messages, and gives turns to requests that are decoding and to shorter prompts.
+A request is an iterator of outputs; advancing it once is one turn. A long prompt is run in chunks: between two chunks
+the worker reads its messages, and gives turns to requests that are decoding and to shorter prompts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ BEAT_SECONDS = 0.25
 
 def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None:
     """Entry of the spawned process: load the model, then serve until told to stop or the server is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the server decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of the terminal; the server decides
     configure(config.log_level, config.log_format)
     from tempo_mlx.loading import load_model
     from tempo_mlx.server.jobs import Jobs
@@ -58,16 +60,16 @@ def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None
     except TempoError as error:
         connection.send(Failed(str(error), error.exit_code))
         return
-    loaded.model.info["id"] = model_name(load, config)  # which may have been a path: not for clients
+    loaded.model.info["id"] = model_name(load, config)  # it may have been a path, which clients must not see
     jobs = Jobs(loaded, config)
     jobs.probe()
     try:
         connection.send(jobs.ready())
         Worker(connection, jobs).run()
-    except RankLostError as error:  # without it the model is not whole, and cannot be again
+    except RankLostError as error:  # the model is incomplete, for good
         connection.send(Failed(str(error), error.exit_code))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the server is gone: nobody is left to work for
+        return  # the server is gone
 
 
 @dataclass
@@ -78,8 +80,8 @@ class Job:
     size: int  # of its prompt, for the order of prefills
     outputs: Generator[Output | None, None, None] = field(init=False)
     started: bool = False  # its prompt has been run
-    busy: bool = False  # an outer frame of the stack is advancing it
-    reason: str | None = None  # why it shall end
+    busy: bool = False  # being advanced further up the call stack
+    reason: str | None = None  # why it must end
 
 
 class Worker:
@@ -101,7 +103,7 @@ class Worker:
             self.beat()
 
     def receive(self, patience: float) -> None:
-        """Handle the messages that are there; wait for the first for at most `patience` seconds."""
+        """Handle all pending messages; wait for the first for at most `patience` seconds."""
         while self.connection.poll(patience):
             self.handle(self.connection.recv())
             patience = 0.0
@@ -132,7 +134,7 @@ class Worker:
         message: Event | Problem | None
         try:
             output = next(job.outputs)
-            if output is None:  # a turn spent on work that has nothing to show
+            if output is None:  # a turn without output
                 message = None
             else:
                 message = Event(
@@ -141,7 +143,7 @@ class Worker:
                 job.started = job.started or output.step is not None
         except (TempoError, ApiError) as error:
             message = problem(job.id, error)
-        except Exception:  # one request's failure must not end the others; the traceback is logged
+        except Exception:  # must not end the other requests; the traceback is logged
             log.exception("request failed", extra={"request_id": job.id})
             sentence = "The request failed inside the server; see its log."
             message = Problem(job.id, 500, "internal_error", sentence)
@@ -152,10 +154,10 @@ class Worker:
         self.send(message)
         if isinstance(message, Problem) or message.last:
             del self.jobs[job.id]
-            job.outputs.close()  # it knows this job through `interrupted`: a circle, with the run's cache in it
+            job.outputs.close()  # breaks a reference cycle through `interrupted` that holds the cache
 
     def interrupted(self, job: Job) -> str | None:
-        """Asked by a decoder between two chunks of a prompt and between two steps."""
+        """Called by a decoder between two chunks of a prompt and between two steps."""
         self.last_forward = time.monotonic()
         if not job.started:
             self.receive(0.0)
@@ -183,7 +185,7 @@ class Worker:
 
 
 def prompt_size(payload: Mapping[str, Any]) -> int:
-    """Characters (or tokens) of a request's prompt: shorter prompts may overtake longer ones."""
+    """Characters (or tokens) of a request's prompt; shorter prompts may overtake longer ones."""
     texts = [message["content"] for message in payload.get("messages") or ()]
     return len(payload.get("prompt") or "") + sum(map(len, texts))
 
@@ -193,14 +195,14 @@ def encode(data: object) -> str:
 
 
 def problem(id: str, error: TempoError | ApiError) -> Problem:
-    """How an error of ours is shown to the client."""
+    """An error as the client sees it."""
     if isinstance(error, TempoError):
         error = translate(error)
     return Problem(id, error.status, error.code, error.message, error.param)
 
 
 def resident_bytes() -> int:
-    """Memory this process holds; on macOS the most it ever held, the best there is without a dependency."""
+    """Memory of this process; on macOS its peak, as there is nothing better without a dependency."""
     if sys.platform == "linux":
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource
