@@ -92,11 +92,7 @@ class Conversation:
         with Interrupts() as interrupts:
             decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
             printer = RunPrinter(output, out, err, decoding)
-            try:
-                for step in decoding:
-                    printer.add(step)
-            finally:
-                printer.stop()
+            printer.follow()
             run = decoding.run()
             printer.finish(run)
             if decoding.failure is not None:

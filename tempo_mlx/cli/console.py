@@ -72,6 +72,14 @@ def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") ->
         console.print(f"{indent}{name:<{width}}  {value}", soft_wrap=True)
 
 
+def write_text(console: Console, text: str) -> None:
+    """Write text as it is, at once; on a terminal without control characters."""
+    from tempo_mlx.report.terminal import printable
+
+    console.file.write(printable(text) if console.is_terminal else text)
+    console.file.flush()
+
+
 def log_to_stderr(verbose: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")

@@ -21,7 +21,6 @@ from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
-    from tempo_mlx.api import Stream
     from tempo_mlx.loading import LoadedModel
     from tempo_mlx.report.run import Run
 
@@ -102,7 +101,7 @@ def decode(
         printer = RunPrinter(output, out, err, decoding)
         closed = None
         try:
-            _drain(decoding, printer)
+            printer.follow()
         except BrokenPipeError as error:
             closed = error
             decoding.cancel()
@@ -120,15 +119,6 @@ def decode(
         if decoding.failure is not None:
             raise decoding.failure
         return run, interrupts.exit_code
-
-
-def _drain(decoding: Stream, printer: RunPrinter) -> None:
-    try:
-        for step in decoding:
-            log.debug("step %s", step)
-            printer.add(step)
-    finally:
-        printer.stop()
 
 
 def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import tempfile
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tempo_mlx.cli.console import write_text
 from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import OutputError
 
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
     from tempo_mlx.report.terminal import Printer
 
+log = logging.getLogger("tempo_mlx.cli")
+
 
 class RunPrinter:
-    """Prints one run to stdout in the format asked for. `add` each step, then `finish` with the run."""
+    """Prints one run to stdout in the format asked for: `follow` the decoding, then `finish` with the run."""
 
     def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
         self.output, self.out, self.err, self.decoding = output, out, err, decoding
@@ -77,37 +81,38 @@ class RunPrinter:
             self.out, self.decoding.loaded.tokenizer, prompt_length=length, status=status
         )
 
-    def stop(self) -> None:
-        """End the live display, whatever happened."""
-        if self.live is not None:
-            self.live.finish()
+    def follow(self) -> None:
+        """Add every step of the decoding; the live display ends, whatever happens."""
+        try:
+            for step in self.decoding:
+                log.debug("step %s", step)
+                self.add(step)
+        finally:
+            if self.live is not None:
+                self.live.finish()
 
     def finish(self, run: Run) -> None:
         """Print what only the finished run can say."""
         if self.format == "json":
-            self._write(run.to_json() + "\n")
+            write_text(self.out, run.to_json() + "\n")
         elif self.format == "jsonl":
             self._line({"event": "run", "data": run.to_dict()})
         elif self.format == "html":
             from tempo_mlx.report.html import to_html
 
-            self._write(to_html(run.to_json()))
+            write_text(self.out, to_html(run.to_json()))
         else:
             if run.steps and self.inline and not self.streams:
                 self.live = self._make_live()
                 for step in self.decoding.steps:
                     self.live.add(step)
                 self.live.finish()
-            self._write("".join(line + "\n" for line in path_lines(run, self.output.show_probabilities)))
+            write_text(
+                self.out, "".join(line + "\n" for line in path_lines(run, self.output.show_probabilities))
+            )
 
     def _line(self, value: object) -> None:
-        self._write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def _write(self, text: str) -> None:
-        from tempo_mlx.report.terminal import printable
-
-        self.out.file.write(printable(text) if self.out.is_terminal else text)
-        self.out.file.flush()
+        write_text(self.out, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def format_of(output: OutputConfig) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
+from tempo_mlx.cli.console import write_text
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.thinking import Splitter
 from tempo_mlx.report.stops import inline_stream
@@ -37,7 +38,7 @@ class ThinkingPrinter:
     def finish(self) -> None:
         self._print(*self._splitter.add(_text(self._stream.finish())))
         self._print(*self._splitter.finish())
-        self._write(self._out, "\n")
+        write_text(self._out, "\n")
 
     def _print(self, reasoning: str, answer: str) -> None:
         if reasoning:
@@ -46,11 +47,7 @@ class ThinkingPrinter:
         if answer and self._reasoned:
             self._reasoned = False
             self._err.print("\n")
-        self._write(self._out, answer)
-
-    def _write(self, console: Console, text: str) -> None:
-        console.file.write(printable(text) if console.is_terminal else text)
-        console.file.flush()
+        write_text(self._out, answer)
 
 
 def _text(pieces: Iterable[Piece]) -> str:
