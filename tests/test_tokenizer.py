@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tempo_mlx.errors import ModelError, PromptError
 from tempo_mlx.weights import Tokenizer, open_checkpoint
+from tempo_mlx.weights.gguf_file import read_gguf
 from tempo_mlx.weights.tokenizer_build import SPLITS
 from tempo_mlx.weights.tokenizer_files import from_directory
 from tempo_mlx.weights.tokenizer_gguf import from_gguf
@@ -69,7 +70,7 @@ def spm_gguf(directory: Path, *, space_prefix: bool = True, **metadata: Any) -> 
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return from_gguf(spm_gguf(tmp_path_factory.mktemp("spm")), 420)
+    return from_gguf(read_gguf(spm_gguf(tmp_path_factory.mktemp("spm"))), 420)
 
 
 @pytest.fixture(scope="module", params=["byte_level", "sentencepiece", "smollm2"])
@@ -169,7 +170,7 @@ def test_special_tokens_can_be_left_out(byte_level: Tokenizer) -> None:
 
 def test_sentencepiece_vocabularies_cut_as_the_original(sentencepiece: Tokenizer, tmp_path: Path) -> None:
     original = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=sentencepiece_model())
-    bare = from_gguf(spm_gguf(tmp_path, space_prefix=False), 420)
+    bare = from_gguf(read_gguf(spm_gguf(tmp_path, space_prefix=False)), 420)
     random = np.random.default_rng(1)
     texts = ["".join(random.choice(list("the catsond .,é漢😀\n"), size=40)) for _ in range(200)]
     for text in [text for text in TEXTS if "\0" not in text and text] + texts:
@@ -187,20 +188,20 @@ def test_a_space_follows_other_text_and_only_starts_none(sentencepiece: Tokenize
 
 
 def test_bos_and_eos_follow_the_files_word(tmp_path: Path) -> None:
-    default = from_gguf(spm_gguf(tmp_path), 420)
+    default = from_gguf(read_gguf(spm_gguf(tmp_path)), 420)
     assert default.encode("the")[0] == 1 == default.bos_id
     assert default.encode("the", add_special=False)[0] != 1
-    without = from_gguf(spm_gguf(tmp_path, **{"ggml.add_bos_token": False}), 420)
+    without = from_gguf(read_gguf(spm_gguf(tmp_path, **{"ggml.add_bos_token": False})), 420)
     assert without.encode("the") == default.encode("the", add_special=False)
-    ending = from_gguf(spm_gguf(tmp_path, **{"ggml.add_eos_token": True}), 420)
+    ending = from_gguf(read_gguf(spm_gguf(tmp_path, **{"ggml.add_eos_token": True})), 420)
     assert ending.encode("the") == [*default.encode("the"), 2]
 
 
 def test_a_turns_end_ends_the_text_where_the_template_writes_it(tmp_path: Path) -> None:
     template = "{{ messages[0].content }}<end_of_turn>"
-    tokenizer = from_gguf(spm_gguf(tmp_path, chat_template=template), 420)
+    tokenizer = from_gguf(read_gguf(spm_gguf(tmp_path, chat_template=template)), 420)
     assert tokenizer.eos_ids == {2, tokenizer.token_id("<end_of_turn>")}
-    assert from_gguf(spm_gguf(tmp_path), 420).eos_ids == {2}
+    assert from_gguf(read_gguf(spm_gguf(tmp_path)), 420).eos_ids == {2}
     assert tokenizer.chat([{"content": "x"}]) == "x<end_of_turn>"
 
 
@@ -431,7 +432,7 @@ def _gguf(directory: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("pre", SPLITS)
 def test_every_pre_tokenizer_keeps_every_byte(pre: str, tmp_path: Path) -> None:
-    tokenizer = from_gguf(_gguf(tmp_path, pre=pre), 258)
+    tokenizer = from_gguf(read_gguf(_gguf(tmp_path, pre=pre)), 258)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("the<|end|>")[-1] == 257
@@ -450,7 +451,7 @@ def test_every_pre_tokenizer_keeps_every_byte(pre: str, tmp_path: Path) -> None:
     ],
 )
 def test_pre_tokenizers_cut_where_they_should(pre: str, text: str, cut: list[str], tmp_path: Path) -> None:
-    backend = from_gguf(_gguf(tmp_path, pre=pre), 258).backend
+    backend = from_gguf(read_gguf(_gguf(tmp_path, pre=pre)), 258).backend
     assert [text[start:end] for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(text)] == cut
 
 
@@ -466,17 +467,20 @@ def test_pre_tokenizers_cut_where_they_should(pre: str, text: str, cut: list[str
 )  # fmt: skip
 def test_broken_tokenizer_metadata_is_an_error(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError):
-        from_gguf(_gguf(tmp_path, **changes), 258)
+        from_gguf(read_gguf(_gguf(tmp_path, **changes)), 258)
 
 
 def test_a_piece_that_would_take_forever_is_refused(tmp_path: Path) -> None:
     tokens = ["a", "a" * 5000]
     with pytest.raises(ModelError, match="5000 characters"):
-        from_gguf(_gguf(tmp_path, model="llama", tokens=tokens, scores=[0.0, 1.0], token_type=[1, 1]), 258)
+        from_gguf(
+            read_gguf(_gguf(tmp_path, model="llama", tokens=tokens, scores=[0.0, 1.0], token_type=[1, 1])),
+            258,
+        )
 
 
 def test_ids_outside_the_vocabulary_are_ignored(tmp_path: Path) -> None:
-    tokenizer = from_gguf(_gguf(tmp_path, eos_token_id=2**31, bos_token_id=9999), 258)
+    tokenizer = from_gguf(read_gguf(_gguf(tmp_path, eos_token_id=2**31, bos_token_id=9999)), 258)
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (None, frozenset())
 
 

@@ -220,16 +220,16 @@ def test_sums_are_remembered_until_a_file_changes(
 ) -> None:
     path = tmp_path / "big.gguf"
     path.write_bytes(b"x" * (digest.WORTH_REMEMBERING + 1))
-    first = digest.of_model(path)
+    first = digest.of_files([path])
     assert first == hashlib.sha256(path.read_bytes()).hexdigest()
     calls: list[Path] = []
     real = digest.of_file
     monkeypatch.setattr(digest, "of_file", lambda path: calls.append(path) or real(path))
-    assert digest.of_model(path) == first and not calls
+    assert digest.of_files([path]) == first and not calls
     path.write_bytes(b"y" * (digest.WORTH_REMEMBERING + 1))
-    assert digest.of_model(path) != first and len(calls) == 1
+    assert digest.of_files([path]) != first and len(calls) == 1
     (cache / "sha256.json").write_text("[broken")
-    assert digest.of_model(path) == real(path)
+    assert digest.of_files([path]) == real(path)
 
 
 def test_the_embedded_model_is_the_one_that_was_measured() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from tempo_mlx.architecture import names
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights import digest, download, tokenizer_files, tokenizer_gguf
+from tempo_mlx.weights import digest, download
 from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.directory import read_directory
 from tempo_mlx.weights.gguf_model import read_gguf_model
@@ -67,14 +67,14 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with the weights. Raises: ModelError saying what is wrong with it."""
-        if self.path.is_dir():
-            return tokenizer_files.from_directory(self.path, self.config, self.architecture.vocab_size)
-        return tokenizer_gguf.from_gguf(self.path, self.architecture.vocab_size)
+        return self.contents.tokenizer()
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What a run file records: id, sha256 or revision, family, quantization."""
-        mark = {"revision": self.revision} if self.revision else {"sha256": digest.of_model(self.path)}
+        mark = (
+            {"revision": self.revision} if self.revision else {"sha256": digest.of_files(self.contents.files)}
+        )
         return {"id": self.id, **mark, "family": self.architecture.family, "quantization": self.quantization}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from tempo_mlx.files import write_atomic
 from tempo_mlx.weights.registry import cache_directory
 
 WORTH_REMEMBERING = 1 << 24  # bytes; smaller files are quick to hash
-_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 
 
 def of_file(path: Path) -> str:
@@ -24,13 +24,12 @@ def of_file(path: Path) -> str:
     return sha.hexdigest()
 
 
-def of_model(path: Path) -> str:
-    """SHA-256 of a .gguf file; for a directory, of the sorted list of its model files and their SHA-256."""
-    if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES)
-        listing = "".join(f"{_remembered(each)}  {each.name}\n" for each in files)
-        return hashlib.sha256(listing.encode()).hexdigest()
-    return _remembered(path)
+def of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of the only file; of several, of the sorted list of their names and SHA-256."""
+    if len(files) == 1:
+        return _remembered(files[0])
+    listing = "".join(f"{_remembered(each)}  {each.name}\n" for each in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def remember(path: Path, sha256: str) -> None:

@@ -5,26 +5,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tempo_mlx.architecture import names
 from tempo_mlx.architecture.families import architecture_from_config, text_config
 from tempo_mlx.errors import ModelError
+from tempo_mlx.weights import tokenizer_files
 from tempo_mlx.weights.contents import Contents
+from tempo_mlx.weights.files import safetensors_of
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
 from tempo_mlx.weights.tensor import AffineTensor, DenseTensor, Tensor
 
 _FLOATS = ("F32", "F16", "BF16")
+_DESCRIBING = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # config, tokenizer, chat template
 
 
 def read_directory(path: Path) -> Contents:
     """Config and tensors of a directory. Raises: ModelError naming what is missing, or not supported."""
+    weights = safetensors_of(path)
+    if not weights:
+        raise ModelError(
+            f"{path} holds neither .safetensors weights nor a .gguf file; tempo-mlx reads no pickled files, so "
+            "give a directory that has one of the two."
+        )
     config = dict(text_config(read_json(path / "config.json")))
     architecture = architecture_from_config(config)
     table = _quantization(config)
-    files = _weight_files(path)
+    files = [read_safetensors(each) for each in weights]
     stored = {name: file for file in files for name in file.arrays}
     if len(stored) != sum(len(file.arrays) for file in files):
         raise ModelError(f"Two weight files in {path} hold tensors of the same name; fetch the model again.")
@@ -37,7 +47,15 @@ def read_directory(path: Path) -> Contents:
             raise ModelError(f"{path} holds the tensor {name!r} under two names; fetch the model again.")
         layout = _layout(raw, file, stored, table)
         tensors[name] = _dense(raw, file) if layout is None else _packed(raw, file, stored, layout)
-    return Contents(config, architecture, _label(table, stored), _licence(path), tensors)
+    return Contents(
+        files=(*weights, *sorted(each for each in path.iterdir() if each.suffix in _DESCRIBING)),
+        config=config,
+        architecture=architecture,
+        quantization=_label(table, stored),
+        licence=_licence(path),
+        tensors=tensors,
+        tokenizer=partial(tokenizer_files.from_directory, path, config, architecture.vocab_size),
+    )
 
 
 def _licence(path: Path) -> str | None:
@@ -50,31 +68,6 @@ def _licence(path: Path) -> str | None:
                     return line[len("license:") :].strip()[:100]
     files = sorted(file.name for file in path.glob("LICENSE*"))
     return f"see {files[0]}" if files else None
-
-
-def _weight_files(path: Path) -> list[SafetensorsFile]:
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        table = read_json(index, 64 << 20)
-        places = table.get("weight_map") if isinstance(table, dict) else None
-        if not isinstance(places, dict) or not places or not all(isinstance(n, str) for n in places.values()):
-            raise ModelError(f"{index} has no table of weights (weight_map); fetch the model again.")
-        files = sorted(set(places.values()))
-        if any(Path(name).name != name or not name.endswith(".safetensors") for name in files):
-            raise ModelError(f"{index} names weight files outside its own directory; the model is refused.")
-        opened = [read_safetensors(path / name) for name in files]
-        found = {name for file in opened for name in file.arrays}
-        if missing := sorted(set(places) - found):
-            raise ModelError(
-                f"The weight files in {path} lack the tensor {missing[0]!r}; fetch the model again."
-            )
-        return opened
-    files = sorted(each.name for each in path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{path} holds no .safetensors weights; tempo-mlx reads safetensors and GGUF, no pickled files."
-        )
-    return [read_safetensors(path / name) for name in files]
 
 
 @dataclass(frozen=True)

