@@ -18,7 +18,7 @@ from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import convert as convert_module
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import Dtype, convert
-from tempo_mlx.weights.tensor import float32_to_bfloat16
+from tempo_mlx.weights.tensor import Layout, float32_to_bfloat16
 from tests.ggufs import gguf_twin
 from tests.twins import TWINS, reference, twin
 
@@ -94,8 +94,8 @@ def test_quantised_weights_are_those_of_mlx(bits: int, dtype: Any, tmp_path: Pat
         layer = nn.Linear(dense.shape[1], dense.shape[0], bias=False)
         layer.weight = mx.array(dense).astype(getattr(mx, dtype or "float32"))
         theirs = nn.QuantizedLinear.from_linear(layer, 32, bits)
-        packed, scales, biases, *layout = tensor.quantized()
-        assert layout == [bits, 32]
+        packed, scales, biases, layout = tensor.quantized()
+        assert layout == Layout(bits, 32)
         np.testing.assert_array_equal(packed, np.array(theirs.weight))
         for mine, other in ((scales, theirs.scales), (biases, theirs.biases)):
             np.testing.assert_array_equal(
@@ -225,6 +225,7 @@ import resource, sys
 from pathlib import Path
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import convert
+from tempo_mlx.weights.tensor import Layout
 
 def peak():
     status = Path("/proc/self/status")

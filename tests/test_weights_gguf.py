@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.gguf_file import _TYPES, read_gguf
-from tempo_mlx.weights.tensor import AffineTensor, GGUFTensor
+from tempo_mlx.weights.gguf_tensor import EXACT_GGUF_BITS, GGUFTensor
+from tempo_mlx.weights.tensor import Layout, PackedTensor
 from tests.ggufs import (
     ARCHITECTURES,
     ARRAY,
@@ -176,31 +178,34 @@ def test_every_quantisation_dequantises_as_in_the_gguf_package(kind: int) -> Non
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_the_affine_layout_loses_nothing(kind: str) -> None:
-    weight = np.random.default_rng(1).normal(size=(8, 128)).astype(np.float32)
-    blocks = gguf.quantize(weight, gguf.GGMLQuantizationType[kind])
-    tensor = GGUFTensor(blocks, kind, 128)
-    packed, scales, biases, bits, group = tensor.quantized()
-    assert (packed.shape, scales.shape, group) == ((8, 128 * bits // 32), (8, 4), 32)
-    affine = AffineTensor(packed, scales, biases, bits, group)
-    # the numbers are equal; float32 rounding of scale * q + bias differs from d * (q - 8) by an ulp
-    np.testing.assert_allclose(affine.numpy(), tensor.numpy(), rtol=0, atol=1e-6)
-    chosen = np.array([5, 0, 5])
-    np.testing.assert_array_equal(tensor.rows(chosen).numpy(), tensor.numpy()[chosen])
-    np.testing.assert_array_equal(affine.rows(slice(2, 4)).numpy(), affine.numpy()[2:4])
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_mlx_reads_the_affine_layout(kind: str) -> None:
+@pytest.mark.parametrize("kind", EXACT_GGUF_BITS)
+def test_mlx_s_layout_loses_nothing(kind: str) -> None:
     from tempo_mlx.mlx import mx
 
-    weight = np.random.default_rng(2).normal(size=(8, 64)).astype(np.float32)
-    tensor = GGUFTensor(gguf.quantize(weight, gguf.GGMLQuantizationType[kind]), kind, 64)
-    packed, scales, biases, bits, group = tensor.quantized()
-    wide = [mx.array(each.astype(np.float32)) for each in (scales, biases)]
-    theirs = mx.dequantize(mx.array(packed), *wide, group_size=group, bits=bits)
-    np.testing.assert_allclose(np.array(theirs), tensor.numpy(), atol=1e-6)
+    weight = np.random.default_rng(1).normal(size=(8, 128)).astype(np.float32)
+    tensor = GGUFTensor(gguf.quantize(weight, gguf.GGMLQuantizationType[kind]), kind, 128)
+    packed, scales, biases, layout = tensor.quantized()
+    assert layout == Layout(EXACT_GGUF_BITS[kind], 32, "mxfp4" if kind == "MXFP4" else "affine")
+    assert (packed.shape, scales.shape) == ((8, 128 * layout.bits // 32), (8, 4))
+    ours = PackedTensor(packed, scales, biases, layout)
+    # the numbers are equal; float32 rounding of scale * q + bias differs from d * (q - 8) by an ulp
+    np.testing.assert_allclose(ours.numpy(), tensor.numpy(), rtol=0, atol=1e-6)
+    wide = (
+        [mx.array(scales)]
+        if biases is None
+        else [mx.array(each.astype(np.float32)) for each in (scales, biases)]
+    )
+    theirs = mx.dequantize(mx.array(packed), *wide, **asdict(layout))
+    np.testing.assert_allclose(np.array(theirs.astype(mx.float32)), tensor.numpy(), atol=1e-6)
+    chosen = np.array([5, 0, 5])
+    np.testing.assert_array_equal(tensor.rows(chosen).numpy(), tensor.numpy()[chosen])
+    experts = GGUFTensor(tensor.blocks.reshape(2, 4, -1), kind, 128)
+    np.testing.assert_array_equal(experts.numpy(), tensor.numpy().reshape(2, 4, 128))
+    for mine, other in zip(experts.quantized()[:3], (packed, scales, biases), strict=True):
+        if mine is not None and other is not None:
+            np.testing.assert_array_equal(mine, other.reshape(mine.shape))
+    np.testing.assert_array_equal(experts.rows(slice(1, 2)).numpy(), experts.numpy()[1:2])
+    np.testing.assert_array_equal(experts.cut(32, 96).numpy(), experts.numpy()[..., 32:96])
 
 
 def test_a_scale_that_would_overflow_stays_exact() -> None:
@@ -208,8 +213,7 @@ def test_a_scale_that_would_overflow_stays_exact() -> None:
     blocks[0, :2] = np.frombuffer(np.float16(60000).tobytes(), np.uint8)
     blocks[0, 2:] = 255
     tensor = GGUFTensor(blocks, "Q8_0", 32)
-    packed, scales, biases, bits, group = tensor.quantized()
-    np.testing.assert_array_equal(AffineTensor(packed, scales, biases, bits, group).numpy(), tensor.numpy())
+    np.testing.assert_array_equal(PackedTensor(*tensor.quantized()).numpy(), tensor.numpy())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -16,11 +16,9 @@ from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.safetensors_file import read_safetensors
 from tempo_mlx.weights.tensor import (
-    AffineTensor,
     DenseTensor,
     bfloat16_to_float32,
     float32_to_bfloat16,
-    unpack_bits,
 )  # fmt: skip
 from tests.twins import twin
 
@@ -228,98 +226,3 @@ def test_the_identity_changes_with_any_weight(directory: Path) -> None:
 
 
 # ---- MLX-quantised
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_every_affine_layout_of_mlx(bits: int, group_size: int) -> None:
-    from tempo_mlx.mlx import mx
-
-    weight = mx.array(np.random.default_rng(bits).normal(size=(16, 256)).astype(np.float32))
-    packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
-    tensor = AffineTensor(np.array(packed), np.array(scales), np.array(biases), bits, group_size)
-    assert tensor.shape == (16, 256)
-    theirs = np.array(mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits))
-    np.testing.assert_allclose(tensor.numpy(), theirs, rtol=0, atol=1e-6)
-    assert unpack_bits(np.array(packed), bits).max() < 2**bits
-
-
-def quantised(directory: Path, layouts: dict[str, tuple[int, int] | None], default: tuple[int, int]) -> None:
-    """Quantise the twin's matrices as mlx_lm.convert does; `layouts`: exceptions by name, None: left alone."""
-    from tempo_mlx.mlx import mx
-
-    arrays = load_file(directory / "model.safetensors")
-    table: dict[str, Any] = {"bits": default[0], "group_size": default[1]}
-    for name in list(arrays):
-        stem = name.removesuffix(".weight")
-        layout = layouts.get(stem, default)
-        if stem in layouts:
-            table[stem] = False if layout is None else {"bits": layout[0], "group_size": layout[1]}
-        if arrays[name].ndim == 2 and layout is not None:
-            packed, scales, biases = mx.quantize(mx.array(arrays[name]), group_size=layout[1], bits=layout[0])
-            arrays |= {
-                name: np.array(packed),
-                f"{stem}.scales": np.array(scales),
-                f"{stem}.biases": np.array(biases),
-            }
-    save_file(arrays, directory / "model.safetensors")
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization"] = config["quantization_config"] = table
-    (directory / "config.json").write_text(json.dumps(config))
-
-
-def test_layers_may_be_quantised_each_in_its_own_way(directory: Path) -> None:
-    plain = load_file(directory / "model.safetensors")
-    layouts: dict[str, tuple[int, int] | None] = {
-        "model.embed_tokens": (8, 64), "model.layers.1.mlp.down_proj": (6, 32), "model.layers.2.self_attn.q_proj": None,
-    }  # fmt: skip
-    quantised(directory, layouts, (4, 32))
-    checkpoint = open_checkpoint(str(directory))
-    assert checkpoint.identity["quantization"] == "mlx 4-bit, group 32"
-    for name in checkpoint.names():
-        tensor = checkpoint.tensor(name)
-        stem = name.removesuffix(".weight")
-        layout = layouts.get(stem, (4, 32))
-        if tensor.kind != "mlx_quantized":
-            assert layout is None or plain[name].ndim == 1
-            np.testing.assert_array_equal(tensor.numpy(), plain[name])
-            continue
-        assert layout == tensor.quantized()[3:]
-        step = np.abs(plain[name]).max() * 2 / (2 ** layout[0] - 1)
-        np.testing.assert_allclose(tensor.numpy(), plain[name], rtol=0, atol=step)
-    assert checkpoint.parameters == open_checkpoint(str(twin("llama"))).parameters
-
-
-@pytest.mark.parametrize(
-    ("table", "named"),
-    [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
-        ("awq", "awq"),
-        ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, "mxfp4"),
-        ({"bits": 7, "group_size": 32}, "7"),
-        ({"bits": 4, "group_size": 0}, "0"),
-        ({"bits": 10**30, "group_size": 32}, "bits"),
-        ({"bits": [4], "group_size": 32}, "bits"),
-        ({"bits": 8, "group_size": 32}, "shape|missing|implies"),
-        (None, "quantization"),
-    ],
-)
-def test_quantisations_that_are_not_mlx_own_are_named(directory: Path, table: Any, named: str) -> None:
-    quantised(directory, {}, (4, 32))
-    config = json.loads((directory / "config.json").read_text())
-    config.pop("quantization")
-    config["quantization_config"] = table
-    (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=named):
-        open_checkpoint(str(directory))
-
-
-@pytest.mark.parametrize("part", ["scales", "biases"])
-def test_quantised_weights_need_their_scales(directory: Path, part: str) -> None:
-    quantised(directory, {}, (4, 32))
-    arrays = load_file(directory / "model.safetensors")
-    del arrays[f"model.layers.0.mlp.up_proj.{part}"]
-    save_file(arrays, directory / "model.safetensors")
-    with pytest.raises(ModelError, match=r"up_proj"):
-        open_checkpoint(str(directory))

@@ -190,7 +190,7 @@ def linears(model: Transformer) -> list[Any]:
 def _inputs(linear: Any) -> int:
     first = linear.parts[0] if isinstance(linear, Concatenated) else linear
     if isinstance(first, QuantizedLinear):
-        return int(first.scales.shape[1] * first.group_size)
+        return int(first.scales.shape[1] * first.layout.group_size)
     return int(first.weight.shape[1])
 
 

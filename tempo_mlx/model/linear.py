@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 
 from tempo_mlx import blas
 from tempo_mlx.mlx import mx
+from tempo_mlx.weights.tensor import Layout
 
 TILE = 8  # rows that OpenBLAS's kernels for x86-64 take at once; 5 to 7 take up to half as long again as 8 (measured)
 
@@ -46,50 +48,37 @@ class Linear:
 
 
 class QuantizedLinear(Linear):
-    """A Linear whose weight stays in MLX's affine layout: packed (out, in * bits / 32); scales, biases (out,
-    in / group).
+    """A Linear whose weight stays in one of MLX's layouts: packed (out, in * bits / 32); scales and, if affine, biases
+    (out, in / group).
     """
 
     def __init__(
         self,
         packed: mx.array,
         scales: mx.array,
-        biases: mx.array,
-        group_size: int,
-        bits: int,
+        biases: mx.array | None,
+        layout: Layout,
         bias: mx.array | None = None,
     ) -> None:
         self.packed, self.scales, self.biases = packed, scales, biases
-        self.group_size, self.bits, self.bias = group_size, bits, bias
+        self.layout, self.bias = layout, bias
+        self._options = asdict(layout)  # as MLX's functions want it
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = mx.quantized_matmul(
-            x,
-            self.packed,
-            self.scales,
-            self.biases,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-        )
+        y = mx.quantized_matmul(x, self.packed, self.scales, self.biases, transpose=True, **self._options)
         return y if self.bias is None else y + self.bias
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.packed, self.scales, self.biases, self.bias) if a is not None]
 
     def choose(self, index: mx.array) -> Linear:
-        parts = self.packed[index], self.scales[index], self.biases[index]
         bias = None if self.bias is None else self.bias[index]
-        return QuantizedLinear(*parts, self.group_size, self.bits, bias)
+        biases = None if self.biases is None else self.biases[index]
+        return QuantizedLinear(self.packed[index], self.scales[index], biases, self.layout, bias)
 
     def rows(self, index: mx.array) -> mx.array:
-        return mx.dequantize(
-            self.packed[index],
-            self.scales[index],
-            self.biases[index],
-            group_size=self.group_size,
-            bits=self.bits,
-        )
+        biases = None if self.biases is None else self.biases[index]
+        return mx.dequantize(self.packed[index], self.scales[index], biases, **self._options)
 
 
 class Embedding:
@@ -140,15 +129,13 @@ def fuse(parts: list[Linear]) -> Linear | Concatenated:
     biases = [p.bias for p in parts if p.bias is not None]
     bias = mx.concatenate(biases) if biases else None
     if isinstance(first, QuantizedLinear):
-        same = all(
-            isinstance(p, QuantizedLinear) and (p.group_size, p.bits) == (first.group_size, first.bits)
-            for p in parts
-        )
-        if same:
-            packed, scales, offsets = (
-                mx.concatenate([getattr(p, name) for p in parts]) for name in ("packed", "scales", "biases")
+        alike = [p for p in parts if isinstance(p, QuantizedLinear) and p.layout == first.layout]
+        if len(alike) == len(parts):
+            columns = zip(
+                *([a for a in (p.packed, p.scales, p.biases) if a is not None] for p in alike), strict=True
             )
-            return QuantizedLinear(packed, scales, offsets, first.group_size, first.bits, bias)
+            packed, scales, *offsets = (mx.concatenate(list(column)) for column in columns)
+            return QuantizedLinear(packed, scales, offsets[0] if offsets else None, first.layout, bias)
     elif not any(isinstance(p, QuantizedLinear) for p in parts):
         return Linear(mx.concatenate([p.weight for p in parts]), bias)
     return Concatenated(parts)

@@ -116,9 +116,10 @@ class Reader:
     def make_linear(self, tensor: Tensor, bias: Tensor | None) -> Linear:
         offset = None if bias is None else self.array(bias)
         if self.packed and tensor.kind == "mlx_quantized":
-            packed, scales, biases, bits, group_size = tensor.quantized()
-            scale, zero = (mx.array(part).astype(self.dtype) for part in (scales, biases))
-            return QuantizedLinear(mx.array(packed), scale, zero, group_size, bits, offset)
+            packed, scales, biases, layout = tensor.quantized()
+            scale = mx.array(scales) if biases is None else mx.array(scales).astype(self.dtype)
+            zero = None if biases is None else mx.array(biases).astype(self.dtype)
+            return QuantizedLinear(mx.array(packed), scale, zero, layout, offset)
         return Linear(self.array(tensor), offset)
 
     def vocabulary(self) -> tuple[Embedding, Linear]:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from tempo_mlx.errors import ConfigError, ModelError, OutputError
 from tempo_mlx.mlx import mx
 from tempo_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from tempo_mlx.weights.download import Progress
-from tempo_mlx.weights.tensor import Array, DenseTensor, Tensor, float32_to_bfloat16
+from tempo_mlx.weights.tensor import Array, DenseTensor, Layout, Tensor, float32_to_bfloat16
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BITS = (2, 3, 4, 5, 6, 8)
@@ -29,7 +29,7 @@ GROUP_SIZES = (32, 64, 128)
 
 _SHARD_BYTES = 5 << 30
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32"}
-_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
+_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # What a tokenizer or a reader needs, copied as it is.
 _COPIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -40,26 +40,25 @@ _COPIED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How to write the tensor `name`. layout: (bits, group size) of a quantised one. copied: its layout is the
+    """How to write the tensor `name`. layout: of a quantised one. copied: its layout is the
     source's, and so are its numbers. dtype: of the numbers, or of scales and biases."""
 
     name: str
     tensor: Tensor
     shape: tuple[int, ...]
     dtype: str
-    layout: tuple[int, int] | None = None
+    layout: Layout | None = None
     copied: bool = False
 
     def entries(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name -> safetensors dtype and shape of what is written."""
         if self.layout is None:
             return {self.name: (_NAMES[self.dtype], self.shape)}
-        bits, group_size = self.layout
-        rows, columns = self.shape
-        stem = self.name.removesuffix(".weight")
-        groups = (_NAMES[self.dtype], (rows, columns // group_size))
-        packed = ("U32", (rows, columns * bits // 32))
-        return {self.name: packed, f"{stem}.scales": groups, f"{stem}.biases": groups}
+        *rows, columns = self.shape
+        stem, affine = self.name.removesuffix(".weight"), self.layout.mode == "affine"
+        groups = (_NAMES[self.dtype] if affine else "U8", (*rows, columns // self.layout.group_size))
+        entries = {self.name: ("U32", (*rows, columns * self.layout.bits // 32)), f"{stem}.scales": groups}
+        return entries | ({f"{stem}.biases": groups} if affine else {})
 
     @property
     def nbytes(self) -> int:
@@ -114,14 +113,14 @@ def convert(
 def _plan(name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None) -> Plan:
     shape = source.shape
     if source.kind == "mlx_quantized" and bits is None and dtype is None:
-        _, scales, _, own_bits, own_group = source.rows(slice(0, 1)).quantized()
-        kind = DenseTensor(scales).kind
-        return Plan(name, source, shape, kind, (own_bits, own_group), copied=True)
+        _, scales, _, layout = source.rows(slice(0, 1)).quantized()
+        kind = DenseTensor(scales).kind if layout.mode == "affine" else "bfloat16"
+        return Plan(name, source, shape, kind, layout, copied=True)
     own: str = "bfloat16" if source.kind == "mlx_quantized" else source.kind
     chosen = dtype or own
     # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups
     if bits is not None and len(shape) == 2 and shape[1] % group_size == 0:
-        return Plan(name, source, shape, chosen, (bits, group_size))
+        return Plan(name, source, shape, chosen, Layout(bits, group_size))
     return Plan(name, source, shape, chosen)
 
 
@@ -129,21 +128,20 @@ def _arrays(plan: Plan) -> Iterator[Array]:
     """What `plan` writes, in the order of its entries."""
     tensor = plan.tensor
     if plan.copied:
-        packed, scales, biases, _, _ = tensor.quantized()
-        if DenseTensor(scales).kind != plan.dtype:
+        packed, scales, biases, _ = tensor.quantized()
+        if biases is not None and DenseTensor(scales).kind != plan.dtype:
             raise ModelError(
                 f"The scales of {plan.name} do not fit {plan.dtype}; convert with a dtype of float32."
             )
-        yield from (packed, scales, biases)
+        yield from (each for each in (packed, scales, biases) if each is not None)
         return
     if plan.layout is None:
         yield _dense(tensor, plan.dtype)
         return
-    bits, group_size = plan.layout
     dense = mx.array(_dense(tensor, plan.dtype))
     if plan.dtype == "bfloat16":
         dense = dense.view(mx.bfloat16)
-    weight, *parts = mx.quantize(dense, group_size=group_size, bits=bits)
+    weight, *parts = mx.quantize(dense, group_size=plan.layout.group_size, bits=plan.layout.bits)
     yield np.array(weight)
     for part in parts:
         yield np.array(part.view(mx.uint16) if plan.dtype == "bfloat16" else part)
@@ -207,11 +205,9 @@ def _write_config(checkpoint: Checkpoint, plans: list[Plan], directory: Path, dt
     config["torch_dtype"] = dtype or dense.most_common(1)[0][0]
     layouts = {plan.name.removesuffix(".weight"): plan.layout for plan in plans if plan.layout is not None}
     if layouts:
-        bits, group_size = Counter(layouts.values()).most_common(1)[0][0]
-        table: dict[str, Any] = {"bits": bits, "group_size": group_size, "mode": "affine"}
-        for stem, layout in layouts.items():
-            if layout != (bits, group_size):
-                table[stem] = {"bits": layout[0], "group_size": layout[1], "mode": "affine"}
+        common = Counter(layouts.values()).most_common(1)[0][0]
+        table: dict[str, Any] = asdict(common)
+        table |= {stem: asdict(layout) for stem, layout in layouts.items() if layout != common}
         config |= {"quantization": table, "quantization_config": table}
     _write_json(directory / "config.json", dict(sorted(config.items())))
 

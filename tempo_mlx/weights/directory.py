@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.files import safetensors_of
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
-from tempo_mlx.weights.tensor import AffineTensor, DenseTensor, Tensor
+from tempo_mlx.weights.tensor import MODES, Array, DenseTensor, Layout, PackedTensor, Tensor
 
 _FLOATS = ("F32", "F16", "BF16")
 _DESCRIBING = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # config, tokenizer, chat template
@@ -45,8 +44,11 @@ def read_directory(path: Path) -> Contents:
         name = names.from_huggingface(raw)
         if name in tensors:
             raise ModelError(f"{path} holds the tensor {name!r} under two names; fetch the model again.")
-        layout = _layout(raw, file, stored, table)
-        tensors[name] = _dense(raw, file) if layout is None else _packed(raw, file, stored, layout)
+        stem = raw.removesuffix(".weight")
+        if f"{stem}.scales" in stored:
+            tensors[name] = _packed(raw, file, stored, _layout(stem, table, path))
+        else:
+            tensors[name] = _dense(raw, file)
     return Contents(
         files=(*weights, *sorted(each for each in path.iterdir() if each.suffix in _DESCRIBING)),
         config=config,
@@ -70,51 +72,43 @@ def _licence(path: Path) -> str | None:
     return f"see {files[0]}" if files else None
 
 
-@dataclass(frozen=True)
-class Layout:
-    bits: int
-    group_size: int
-
-
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """MLX's quantization table of a config, or None; other methods are refused."""
-    table = config.get("quantization", config.get("quantization_config"))
+    """MLX's quantization table of a config, or None; other methods are refused, but Gpt-oss's, which is MLX's mxfp4."""
+    table = config.get("quantization") or config.get("quantization_config")
     if table is None:
         return None
+    if isinstance(table, dict) and table.get("quant_method") in ("mxfp4", "mxfp8"):
+        return {"mode": table["quant_method"]}
     if not isinstance(table, dict) or not {"bits", "group_size"} <= set(table):
         method = table.get("quant_method") if isinstance(table, dict) else table
         raise ModelError(
             f"The model is quantised with {str(method)[:40]!r}; of quantised safetensors only MLX's own are "
             "supported (look for an mlx-community or GGUF version of it)."
         )
-    if table.get("mode", "affine") != "affine":
-        raise ModelError(f"MLX's quantization mode {str(table['mode'])[:40]!r} is not supported; affine is.")
     return table
 
 
-def _layout(
-    raw: str, file: SafetensorsFile, stored: Mapping[str, SafetensorsFile], table: Mapping[str, Any] | None
-) -> Layout | None:
-    """How the weight `raw` is quantised; None: it is dense."""
-    stem = raw.removesuffix(".weight")
-    if f"{stem}.scales" not in stored:
-        return None
+def _layout(stem: str, table: Mapping[str, Any] | None, path: Path) -> Layout:
+    """How the weight `stem` is quantised: as its own entry says, of which MLX's defaults fill up what is left out."""
     if table is None:
-        raise ModelError(f"{file.path} holds quantised weights, but config.json has no quantization table.")
-    override = table.get(stem)
-    if override is None:
-        override = table.get(names.from_huggingface(raw).removesuffix(".weight"))
-    own = override if isinstance(override, dict) else {}
-    bits, group_size = own.get("bits", table["bits"]), own.get("group_size", table["group_size"])
-    if (
-        own.get("mode", "affine") != "affine"
-        or bits not in (2, 3, 4, 5, 6, 8)
-        or group_size not in (32, 64, 128)
-    ):
+        raise ModelError(f"{path} holds quantised weights, but config.json has no quantization table.")
+    own = table.get(stem)
+    if own is None:
+        own = table.get(names.from_huggingface(stem))
+    own = own if isinstance(own, dict) else table
+    mode = own.get("mode") or "affine"
+    if not isinstance(mode, str) or mode not in MODES:
         raise ModelError(
-            f"{stem} is quantised to {bits!r} bits in groups of {group_size!r}, which MLX does not have."
+            f"{stem} is quantised in the mode {str(mode)[:40]!r}, which MLX does not have; it has {', '.join(MODES)}."
         )
-    return Layout(int(bits), int(group_size))
+    sizes, defaults = MODES[mode]
+    stated = {key: value for key, value in own.items() if value is not None}
+    bits, group_size = stated.get("bits", defaults[0]), stated.get("group_size", defaults[1])
+    if type(bits) is not int or type(group_size) is not int or (bits, group_size) not in sizes:
+        raise ModelError(
+            f"{stem} is quantised to {bits!r} bits in groups of {group_size!r}, which MLX does not have in mode {mode}."
+        )
+    return Layout(bits, group_size, mode)
 
 
 def _dense(raw: str, file: SafetensorsFile) -> DenseTensor:
@@ -128,31 +122,36 @@ def _dense(raw: str, file: SafetensorsFile) -> DenseTensor:
 
 def _packed(
     raw: str, file: SafetensorsFile, stored: Mapping[str, SafetensorsFile], layout: Layout
-) -> AffineTensor:
+) -> PackedTensor:
     array, stem = file.arrays[raw], raw.removesuffix(".weight")
-    if array.dtype != "U32" or len(array.shape) != 2 or array.shape[1] * 32 % layout.bits:
+    if array.dtype != "U32" or len(array.shape) not in (2, 3) or array.shape[-1] * 32 % layout.bits:
         raise ModelError(
             f"Tensor {raw!r} in {file.path} is not packed for {layout.bits} bits; fetch the model again."
         )
-    rows, columns = array.shape[0], array.shape[1] * 32 // layout.bits
+    columns = array.shape[-1] * 32 // layout.bits
     if columns % layout.group_size:
         raise ModelError(f"{stem} in {file.path} does not fill its groups of {layout.group_size}.")
-    parts = []
-    for part in (f"{stem}.scales", f"{stem}.biases"):
-        holder = stored.get(part)
-        entry = None if holder is None else holder.arrays[part]
-        fits = entry is not None and entry.shape == (rows, columns // layout.group_size)
-        if holder is None or entry is None or entry.dtype not in _FLOATS or not fits:
+    affine, groups = layout.mode == "affine", (*array.shape[:-1], columns // layout.group_size)
+
+    def part(kind: str) -> Array:
+        holder = stored.get(f"{stem}.{kind}")
+        entry = None if holder is None else holder.arrays[f"{stem}.{kind}"]
+        fits = entry is not None and entry.shape == groups and entry.dtype in (_FLOATS if affine else ("U8",))
+        if holder is None or not fits:
             raise ModelError(
-                f"{part} of {file.path} is missing or of the wrong shape; fetch the model again."
+                f"The {kind} of the quantised {stem} in {file.path} are missing or of the wrong shape; fetch the "
+                "model again."
             )
-        parts.append(holder.array(part))
-    return AffineTensor(file.array(raw), parts[0], parts[1], layout.bits, layout.group_size)
+        return holder.array(f"{stem}.{kind}")
+
+    return PackedTensor(file.array(raw), part("scales"), part("biases") if affine else None, layout)
 
 
 def _label(table: Mapping[str, Any] | None, stored: Mapping[str, SafetensorsFile]) -> str:
     if table is not None:
-        return f"mlx {table['bits']}-bit, group {table['group_size']}"
+        layout = _layout("", table, Path())
+        mode = "" if layout.mode == "affine" else f" {layout.mode}"
+        return f"mlx{mode} {layout.bits}-bit, group {layout.group_size}"
     kinds = [file.arrays[name].dtype for name, file in stored.items()]
     most = max(sorted(set(kinds)), key=kinds.count)
     return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(most, most)

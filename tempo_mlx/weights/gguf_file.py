@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights.tensor import DenseTensor, GGUFTensor, Tensor
+from tempo_mlx.weights.gguf_tensor import GGUFTensor
+from tempo_mlx.weights.tensor import DenseTensor, Tensor
 
 # value types of metadata: numpy dtype of the fixed-size ones
 _SCALARS = {

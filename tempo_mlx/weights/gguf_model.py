@@ -14,7 +14,8 @@ from tempo_mlx.weights import tokenizer_gguf
 from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.files import parts_of
 from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf
-from tempo_mlx.weights.tensor import DenseTensor, GGUFTensor, Reordered, Tensor
+from tempo_mlx.weights.gguf_tensor import GGUFTensor
+from tempo_mlx.weights.tensor import DenseTensor, Reordered, Tensor
 
 
 def read_gguf_model(path: Path) -> Contents:

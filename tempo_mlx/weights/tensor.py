@@ -1,12 +1,17 @@
-"""One weight of a checkpoint, still where it lies on disk: dense, MLX-quantised, or in GGUF blocks.
+"""One weight of a checkpoint, still where it lies on disk: dense, MLX-quantised, or (gguf_tensor.py) in GGUF blocks.
 
-MLX's affine layout (mlx.core.quantize): groups of `group_size` weights along the last axis, each weight
-scale * q + bias, with q unsigned and packed into uint32, the first weight in the lowest bits.
+MLX's layouts (mlx.core.quantize): groups of `group_size` weights along the last axis, of `bits` each, packed into
+uint32, the first weight in the lowest bits. Mode affine: scale * q + bias, with q unsigned. mxfp4, mxfp8, nvfp4: q is
+a float of 4 (E2M1) or 8 bits (E4M3), the scale a power of two (E8M0) or, in nvfp4, an E4M3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,10 +23,30 @@ from tempo_mlx.errors import ModelError
 Kind = Literal["float32", "float16", "bfloat16", "mlx_quantized"]
 Array = NDArray[Any]
 Rows = slice | NDArray[np.intp]
-# packed (N, M * bits / 32) uint32, scales and biases (N, M / group_size), bits, group_size
-Quantized = tuple[Array, Array, Array, int, int]
 
-_CHUNK = 1 << 18  # weights dequantised at once: float32 chunks that stay in the cache
+
+@dataclass(frozen=True)
+class Layout:
+    """How MLX packs a weight."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"  # a key of MODES
+
+
+# Mode -> the (bits, group size) that MLX has, and those it takes unless told.
+MODES: Mapping[str, tuple[frozenset[tuple[int, int]], tuple[int, int]]] = MappingProxyType(
+    {
+        "affine": (frozenset(itertools.product((2, 3, 4, 5, 6, 8), (32, 64, 128))), (4, 64)),
+        "mxfp4": (frozenset({(4, 32)}), (4, 32)),
+        "mxfp8": (frozenset({(8, 32)}), (8, 32)),
+        "nvfp4": (frozenset({(4, 16)}), (4, 16)),
+    }
+)
+# packed (..., N, M * bits / 32) uint32, scales and biases (..., N, M / group_size); only affine has biases
+Quantized = tuple[Array, Array, Array | None, Layout]
+
+CHUNK = 1 << 18  # weights dequantised at once: float32 chunks that stay in the cache
 
 
 class Tensor(Protocol):
@@ -45,7 +70,7 @@ class Tensor(Protocol):
         ...
 
     def quantized(self) -> Quantized:
-        """The weight in MLX's affine layout, without loss; only for kind mlx_quantized."""
+        """The weight in one of MLX's layouts, without loss; only for kind mlx_quantized."""
         ...
 
     def rows(self, rows: Rows) -> Tensor:
@@ -105,22 +130,21 @@ class DenseTensor:
         return 1
 
     def cut(self, start: int, stop: int) -> DenseTensor:
-        return DenseTensor(self.data[:, start:stop], self.subtract)
+        return DenseTensor(self.data[..., start:stop], self.subtract)
 
 
 @dataclass(frozen=True)
-class AffineTensor:
-    """A weight stored in MLX's affine layout."""
+class PackedTensor:
+    """A weight stored in one of MLX's layouts."""
 
     packed: Array
-    scales: Array  # float32, float16, or uint16 holding bfloat16
-    biases: Array
-    bits: int
-    group_size: int
+    scales: Array  # affine: float32, float16, or uint16 holding bfloat16; the others: uint8
+    biases: Array | None
+    layout: Layout
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.packed.shape[:-1], self.packed.shape[-1] * 32 // self.bits)
+        return (*self.packed.shape[:-1], self.packed.shape[-1] * 32 // self.layout.bits)
 
     @property
     def kind(self) -> Kind:
@@ -128,108 +152,57 @@ class AffineTensor:
 
     @property
     def nbytes(self) -> int:
-        return int(self.packed.nbytes + self.scales.nbytes + self.biases.nbytes)
+        return int(
+            self.packed.nbytes + self.scales.nbytes + (0 if self.biases is None else self.biases.nbytes)
+        )
 
     def numpy(self) -> Float32s:
-        out = np.empty(self.shape, dtype=np.float32)
-        scales, biases = DenseTensor(self.scales).numpy(), DenseTensor(self.biases).numpy()
-        step = max(1, _CHUNK // max(1, self.shape[-1]))
+        out = np.empty((math.prod(self.shape[:-1]), self.shape[-1]), dtype=np.float32)
+        packed, scales = (each.reshape(len(out), each.shape[-1]) for each in (self.packed, self.scales))
+        biases = None if self.biases is None else DenseTensor(self.biases.reshape(scales.shape)).numpy()
+        factors = (
+            DenseTensor(scales).numpy() if self.layout.mode == "affine" else _SCALES[self.layout.mode][scales]
+        )
+        step = max(1, CHUNK // max(1, self.shape[-1]))
         for start in range(0, len(out), step):
             part = slice(start, start + step)
-            q = unpack_bits(self.packed[part], self.bits)
-            groups = out[part].reshape(len(q), -1, self.group_size)
-            np.multiply(q.reshape(groups.shape), scales[part, :, None], out=groups)
-            groups += biases[part, :, None]
-        return out
+            q = unpack_bits(packed[part], self.layout.bits)
+            if self.layout.mode != "affine":
+                q = _FLOATS[self.layout.bits][q]
+            groups = out[part].reshape(len(q), -1, self.layout.group_size)
+            np.multiply(q.reshape(groups.shape), factors[part, :, None], out=groups)
+            if biases is not None:
+                groups += biases[part, :, None]
+        return out.reshape(self.shape)
 
     def raw(self) -> Array:
         raise ModelError("A quantised weight has no plain numbers; read it with quantized() or numpy().")
 
     def quantized(self) -> Quantized:
-        return self.packed, self.scales, self.biases, self.bits, self.group_size
+        return self.packed, self.scales, self.biases, self.layout
 
-    def rows(self, rows: Rows) -> AffineTensor:
-        return AffineTensor(
-            self.packed[rows], self.scales[rows], self.biases[rows], self.bits, self.group_size
-        )
+    def rows(self, rows: Rows) -> PackedTensor:
+        return self._with(*(None if each is None else each[rows] for each in self._parts))
 
     @property
     def group(self) -> int:
-        return self.group_size
+        return self.layout.group_size
 
-    def cut(self, start: int, stop: int) -> AffineTensor | DenseTensor:
-        size = self.group_size
+    def cut(self, start: int, stop: int) -> PackedTensor | DenseTensor:
+        size = self.layout.group_size
         if start % size or stop % size:
-            return DenseTensor(self.numpy()[:, start:stop])
-        words, groups = (
-            slice(start * self.bits // 32, stop * self.bits // 32),
-            slice(start // size, stop // size),
-        )
-        parts = self.packed[:, words], self.scales[:, groups], self.biases[:, groups]
-        return AffineTensor(*parts, self.bits, size)
-
-
-@dataclass(frozen=True)
-class GGUFTensor:
-    """A weight in GGUF blocks: `blocks` (N, bytes of a row) uint8 of ggml type `type_name`, `columns` weights
-    a row."""
-
-    blocks: NDArray[np.uint8]
-    type_name: str
-    columns: int
+            return DenseTensor(self.numpy()[..., start:stop])
+        words = slice(start * self.layout.bits // 32, stop * self.layout.bits // 32)
+        groups = slice(start // size, stop // size)
+        biases = None if self.biases is None else self.biases[..., groups]
+        return self._with(self.packed[..., words], self.scales[..., groups], biases)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.blocks.shape[:-1], self.columns)
+    def _parts(self) -> tuple[Array, Array, Array | None]:
+        return self.packed, self.scales, self.biases
 
-    @property
-    def kind(self) -> Kind:
-        return "mlx_quantized" if self.type_name in AFFINE_GGUF_BITS else "float32"
-
-    @property
-    def nbytes(self) -> int:
-        bits = AFFINE_GGUF_BITS.get(self.type_name)
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return count * 4 if bits is None else count * bits // 8 + count // 32 * 4
-
-    def numpy(self) -> Float32s:
-        out = np.empty(self.shape, dtype=np.float32)
-        rows = out.reshape(-1, self.columns)
-        blocks = self.blocks.reshape(-1, self.blocks.shape[-1])
-        step = max(1, _CHUNK // self.columns)
-        for start in range(0, len(rows), step):
-            _dequantize(blocks[start : start + step], self.type_name, rows[start : start + step])
-        return out
-
-    def raw(self) -> Array:
-        if self.kind == "mlx_quantized":
-            raise ModelError("A quantised weight has no plain numbers; read it with quantized() or numpy().")
-        return self.numpy()
-
-    def quantized(self) -> Quantized:
-        if self.type_name not in AFFINE_GGUF_BITS:
-            raise ModelError(
-                f"GGUF type {self.type_name} has no equal among MLX's layouts; read it with numpy()."
-            )
-        return _to_affine(self.blocks, self.type_name)
-
-    def rows(self, rows: Rows) -> GGUFTensor:
-        return GGUFTensor(self.blocks[rows], self.type_name, self.columns)
-
-    @property
-    def group(self) -> int:
-        if self.type_name in AFFINE_GGUF_BITS:
-            return 32
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # see _dequantize
-
-        return int(GGML_QUANT_SIZES[GGMLQuantizationType[self.type_name]][0])
-
-    def cut(self, start: int, stop: int) -> GGUFTensor | DenseTensor:
-        if start % self.group or stop % self.group:
-            return DenseTensor(self.numpy()[:, start:stop])
-        width = self.blocks.shape[-1] // (self.columns // self.group)  # bytes of a block
-        octets = slice(start // self.group * width, stop // self.group * width)
-        return GGUFTensor(self.blocks[:, octets], self.type_name, stop - start)
+    def _with(self, packed: Any, scales: Any, biases: Any) -> PackedTensor:
+        return replace(self, packed=packed, scales=scales, biases=biases)
 
 
 @dataclass(frozen=True)
@@ -271,57 +244,21 @@ class Reordered:
         return Reordered(self.tensor.cut(start, stop), self.order)
 
 
-# The ggml types that MLX's affine layout can hold exactly, in groups of 32, and their bits.
-AFFINE_GGUF_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+def _small_floats(exponent_bits: int, fraction_bits: int) -> Float32s:
+    """The value of every float of one sign bit and so many others; E4M3's two NaNs included."""
+    code = np.arange(2 ** (1 + exponent_bits + fraction_bits))
+    fraction = (code & (2**fraction_bits - 1)) / 2**fraction_bits
+    exponent = code >> fraction_bits & (2**exponent_bits - 1)
+    bias = 2 ** (exponent_bits - 1) - 1
+    size = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent - bias), fraction * 2.0 ** (1 - bias))
+    if (exponent_bits, fraction_bits) == (4, 3):
+        size[[127, 255]] = np.nan
+    return np.asarray(np.where(code >> (exponent_bits + fraction_bits), -size, size), np.float32)
 
 
-def _split_blocks(blocks: NDArray[np.uint8], type_name: str) -> tuple[Array, Array | None, Array]:
-    """Scale (N, G) float16, minimum (N, G) float16 or None, and the packed numbers (N, G, 16 or 32) uint8."""
-    size, numbers = {"Q4_0": (18, 2), "Q4_1": (20, 4), "Q8_0": (34, 2)}[type_name]
-    parts = blocks.reshape(len(blocks), -1, size)
-    scale = np.ascontiguousarray(parts[..., :2]).view(np.float16)[..., 0]
-    minimum = np.ascontiguousarray(parts[..., 2:4]).view(np.float16)[..., 0] if type_name == "Q4_1" else None
-    return scale, minimum, parts[..., numbers:]
-
-
-def _dequantize(blocks: NDArray[np.uint8], type_name: str, out: Float32s) -> None:
-    """Write the weights of `blocks` (N, bytes) to `out` (N, M). Layouts: llama.cpp, ggml-quants.c."""
-    if type_name not in AFFINE_GGUF_BITS:
-        # imported here: the package takes a quarter of a second and only K-quants and their like need it
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        out[...] = dequantize(blocks, GGMLQuantizationType[type_name]).reshape(out.shape)
-        return
-    scale, minimum, numbers = _split_blocks(blocks, type_name)
-    groups = out.reshape(len(blocks), -1, 32)
-    if type_name == "Q8_0":
-        groups[...] = numbers.view(np.int8)
-    else:
-        groups[..., :16] = numbers & 15
-        groups[..., 16:] = numbers >> 4
-    if type_name == "Q4_0":
-        groups -= 8
-    groups *= scale.astype(np.float32)[..., None]
-    if minimum is not None:
-        groups += minimum.astype(np.float32)[..., None]
-
-
-def _to_affine(blocks: NDArray[np.uint8], type_name: str) -> Quantized:
-    scale, minimum, numbers = _split_blocks(blocks, type_name)
-    bits = AFFINE_GGUF_BITS[type_name]
-    if type_name == "Q8_0":
-        packed = numbers ^ np.uint8(128)  # int8 + 128, unsigned
-    else:  # low nibbles are weights 0..15, high nibbles 16..31; MLX wants neighbours in one byte
-        unpacked = np.concatenate((numbers & 15, numbers >> 4), axis=-1)
-        packed = unpacked[..., 0::2] | unpacked[..., 1::2] << 4
-    if minimum is None:
-        zero = 8 if bits == 4 else 128  # a power of two: exact unless float16 overflows
-        if bool(np.any(np.abs(scale) > np.float16(65504 / zero))):
-            scale = scale.astype(np.float32)
-        minimum = scale * scale.dtype.type(-zero)
-    flat = np.ascontiguousarray(packed).reshape(len(blocks), -1).view("<u4")
-    return flat, scale, minimum, bits, 32
+_FLOATS = {4: _small_floats(2, 1), 8: _small_floats(4, 3)}  # bits of a weight -> its value
+_E8M0 = np.append(2.0 ** (np.arange(255.0) - 127), np.nan).astype(np.float32)
+_SCALES = {"mxfp4": _E8M0, "mxfp8": _E8M0, "nvfp4": _FLOATS[8]}
 
 
 def unpack_bits(packed: Array, bits: int) -> Array:
