@@ -248,5 +248,6 @@ def encode_chat(
     if config.enable_thinking and not switch:
         system = thinking.system_message(system)
     first = [] if system is None else [{"role": "system", "content": system}]
-    text = tokenizer.chat([*first, *messages], enable_thinking=config.enable_thinking if switch else None)
-    return RunPrompt(text, tuple(tokenizer.encode(text, add_special=False)))
+    variables = {"enable_thinking": config.enable_thinking} if switch else {}
+    text, ids = tokenizer.encode_chat([*first, *messages], **variables)
+    return RunPrompt(text, tuple(ids))

@@ -22,9 +22,9 @@ def thinker(switch: bool = True) -> LoadedModel:
     """A twin whose chat template opens the reasoning itself, or has no such switch."""
     model = loaded()
     tokenizer = copy.copy(model.tokenizer)
-    tokenizer._compiled = None
+    tokenizer._compiled = {}
     if switch:
-        tokenizer.chat_template = f"{tokenizer.chat_template}{SWITCH}"
+        tokenizer.chat_templates = {"default": f"{tokenizer.chat_templates['default']}{SWITCH}"}
     return LoadedModel(model.model, tokenizer, model.config)
 
 

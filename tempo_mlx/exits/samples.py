@@ -59,8 +59,7 @@ def read_prompts(loaded: LoadedModel, files: Sequence[Path] = ()) -> list[list[i
         chat = line.startswith("chat: ")
         text = line.removeprefix("chat: ")
         if chat and tokenizer.has_chat_template:
-            asked = tokenizer.chat([{"role": "user", "content": text}])
-            result.append(tokenizer.encode(asked, add_special=False))
+            result.append(tokenizer.encode_chat([{"role": "user", "content": text}])[1])
         else:
             result.append(tokenizer.encode(text))
     for file in files:

@@ -246,8 +246,9 @@ def _write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_tokens,
     }
-    if tokenizer.chat_template is not None:
-        settings["chat_template"] = tokenizer.chat_template
+    if tokenizer.chat_templates:
+        named = [{"name": name, "template": text} for name, text in tokenizer.chat_templates.items()]
+        settings["chat_template"] = tokenizer.chat_templates.get("default") if len(named) == 1 else named
     _write_json(directory / "tokenizer_config.json", settings)
     generation = {"eos_token_id": sorted(tokenizer.eos_ids), "bos_token_id": tokenizer.bos_id}
     _write_json(directory / "generation_config.json", generation)

@@ -18,8 +18,11 @@ import tokenizers
 from tempo_mlx.errors import ModelError, PromptError
 from tempo_mlx.weights.chat_template import ChatTemplate
 from tempo_mlx.weights.library_errors import tokenizer_errors
+from tempo_mlx.weights.quoting import Quoting
+from tempo_mlx.weights.tokenizer_build import TURN_ENDS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_BEFORE = "\ufdefbefore"  # a token before text that is not the first; a noncharacter, so that no text has it
 _MAX_GROWTH = 64  # how many times longer than its text a normalizer may make a prompt
 
 
@@ -33,20 +36,26 @@ class Tokenizer:
         vocab_size: int,
         bos_id: int | None = None,
         eos_ids: Iterable[int] = (),
-        chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        doubled: Mapping[int, str] | None = None,
     ) -> None:
-        """vocab_size: rows of the model's embedding; special_tokens: bos_token and so on, for templates."""
+        """vocab_size: rows of the model's embedding; chat_templates: by name, the usual one as `default`;
+        special_tokens: bos_token and so on, for templates; doubled: ids whose token has another id too."""
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.vocab_size = vocab_size
         self.bos_id = bos_id
-        self.eos_ids = frozenset(each for each in eos_ids if 0 <= each < vocab_size)
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
         self.special_tokens = dict(special_tokens or {})
-        self._compiled: ChatTemplate | None = None
+        self._compiled: dict[str, ChatTemplate] = {}
+        self._doubled = dict(doubled or {})
+        self._without_special: tokenizers.Tokenizer | None = None
         added = backend.get_added_tokens_decoder()
+        turns = turn_ends((token.content for token in added.values()), self.chat_templates.values())
+        ends = {*eos_ids, *(index for index, token in added.items() if token.content in turns)}
+        self.eos_ids = frozenset(each for each in ends if 0 <= each < vocab_size)
         self._literal = {index: token.content.encode() for index, token in added.items()}
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._bytes: dict[int, bytes] = {}
@@ -55,13 +64,16 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self.chat_template is not None
+        return bool(self.chat_templates)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids. add_special: with the BOS (or EOS) token that the model expects around a text.
 
         Raises: PromptError if a token of the text has no row in the embedding, or the text is not Unicode.
         """
+        return self._readable(self._encode(self.backend, text, add_special))
+
+    def _encode(self, backend: tokenizers.Tokenizer, text: str, add_special: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -69,7 +81,10 @@ class Tokenizer:
                 "The prompt holds half a surrogate pair; give text that is valid Unicode."
             ) from None
         with tokenizer_errors("The model's tokenizer"):
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+            ids: list[int] = backend.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def _readable(self, ids: list[int]) -> list[int]:
         if unknown := [index for index in ids if index >= self.vocab_size]:
             raise PromptError(
                 f"The prompt holds {self.backend.id_to_token(unknown[0])!r}, a token that this model cannot "
@@ -103,7 +118,9 @@ class Tokenizer:
     def _look_up(self, index: int) -> bytes:
         if index in self._literal:
             return self._literal[index]
-        token: str | None = self.backend.id_to_token(index) if 0 <= index < 1 << 31 else None
+        token = self._doubled.get(index) or (
+            self.backend.id_to_token(index) if 0 <= index < 1 << 31 else None
+        )
         if token is None:
             return b""
         if self._byte_level:
@@ -123,27 +140,70 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        enable_thinking: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
         add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
-        """The conversation as the model was trained to see it; encode it with add_special=False.
+        """The conversation as the model was trained to see it; `encode_chat` gives its ids too.
 
-        messages: {"role": ..., "content": ...} each. Raises: PromptError if the template refuses them,
-        ModelError if there is no template or it is broken.
+        messages: {"role": ..., "content": ...} each. template: the name of one of several. variables: whatever else the
+        template knows, such as enable_thinking or reasoning_effort.
+        Raises: PromptError if the template refuses the messages, ModelError if there is none or it is broken.
         """
-        if self.chat_template is None:
+        name = self._template_name(template, tools)
+        if name not in self._compiled:
+            self._compiled[name] = ChatTemplate(self.chat_templates[name])
+        settings = {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+        return self._compiled[name].render(messages, {**self.special_tokens, **settings})
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> tuple[str, list[int]]:
+        """`chat`'s text and its token ids; control tokens that a message spells are text there, and no tokens."""
+        quoting = Quoting((self.token_text(index) for index in self.special_ids), messages)
+        rendered = self.chat(quoting.messages, **settings)
+        ids = quoting.encode(
+            rendered, lambda text: self.encode(text, add_special=False), self._encode_literal
+        )
+        return quoting.text(rendered), ids
+
+    def _encode_literal(self, text: str, first: bool) -> list[int]:
+        """Token ids of text in which no control token is meant; what is not first gets no prefix."""
+        if self._without_special is None:
+            self._without_special = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            self._without_special.encode_special_tokens = True
+            self._without_special.add_tokens([tokenizers.AddedToken(_BEFORE, normalized=False)])
+        ids = self._encode(self._without_special, text if first else _BEFORE + text, False)
+        return self._readable(ids if first else ids[1:])
+
+    def _template_name(self, wanted: str | None, tools: Sequence[Any] | None) -> str:
+        """Which template: the one asked for, that for tools where there are some, the usual one, or the only one."""
+        names = list(self.chat_templates)
+        if not names:
             raise ModelError("This model has no chat template; use --raw, or a model tuned for chat.")
-        if self._compiled is None:
-            self._compiled = ChatTemplate(self.chat_template)
-        settings: dict[str, Any] = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
-        if enable_thinking is not None:
-            settings["enable_thinking"] = enable_thinking
-        return self._compiled.render(messages, settings)
+        fitting = [wanted] if wanted is not None else [*(["tool_use"] if tools else []), "default"]
+        found = [name for name in fitting if name in names] or (
+            names if wanted is None and len(names) == 1 else []
+        )
+        if not found:
+            raise ModelError(
+                f"This model has no chat template {fitting[-1]!r}, only {', '.join(sorted(names))}; use --raw."
+            )
+        return found[0]
 
     @property
     def chat_template_knows_thinking(self) -> bool:
         """Does the template have a switch `enable_thinking`?"""
-        return self.chat_template is not None and "enable_thinking" in self.chat_template
+        return any("enable_thinking" in source for source in self.chat_templates.values())
+
+
+def turn_ends(tokens: Iterable[str], templates: Iterable[str]) -> set[str]:
+    """Those of a vocabulary's tokens that end a turn, as the templates write them.
+
+    Harmony's <|end|> ends a message within a turn: where <|call|> or <|flush|> ends the turn, it does not.
+    """
+    sources = list(templates)
+    found = {token for token in TURN_ENDS.intersection(tokens) if any(token in source for source in sources)}
+    return found - {"<|end|>"} if found & {"<|return|>", "<|call|>", "<|flush|>"} else found
 
 
 class Detokenizer:
@@ -170,14 +230,14 @@ class Detokenizer:
         return text
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters, reversed (openai/gpt-2, encoder.py)."""
+def byte_letters() -> dict[int, str]:
+    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_alphabet()
+_BYTES = {letter: byte for byte, letter in byte_letters().items()}
 
 
 def _state(component: Any) -> Any:

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights.library_errors import tokenizer_errors
 
+_GAP = "\ufdd0gap"  # begins the names of ids that no token has: no text can hold a noncharacter
+_MAX_GAP = 1 << 16
 # sentencepiece's and llama.cpp's token types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Tokens that end a turn, or a text; which of them a model uses, its chat template says.
+TURN_ENDS = frozenset(
+    {
+        "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|eom_id|>", "<|endoftext|>",
+        "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<EOT>", "_<EOT>", "[EOT]",
+        "<|eot|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "[|endofturn|]", "[e~[",
+        "<｜end▁of▁sentence｜>", "<seed:eos>", "<|role_end|>",
+    }
+)  # fmt: skip
 _MAX_PIECE = 256  # characters of a piece that merges lead to; the longest in use have 48
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DIGITS = (r"\p{N}", _GPT2)
-# tokenizer.ggml.pre -> patterns that cut the text one after the other (llama.cpp, src/llama-vocab.cpp)
-SPLITS: Mapping[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,), "olmo": (_GPT2,), "mpt": (_GPT2,), "phi-2": (_GPT2,), "granite-docling": (_GPT2,),
-    "smollm": _DIGITS, "starcoder": _DIGITS, "refact": _DIGITS, "command-r": _DIGITS, "codeshell": _DIGITS,
-    "llama3": (_LLAMA3,), "llama-v3": (_LLAMA3,), "llama-bpe": (_LLAMA3,), "falcon3": (_LLAMA3,),
-    "dbrx": (_LLAMA3,), "smaug-bpe": (_LLAMA3,), "pixtral": (_LLAMA3,),
-    "qwen2": (_QWEN2,), "deepseek-r1-qwen": (_QWEN2,), "stablelm2": (_QWEN2,), "megrez": (_QWEN2,),
-    "tekken": (_TEKKEN,), "gpt-4o": (_GPT4O,), "llama4": (_GPT4O,),
-}  # fmt: skip
 
 
 def byte_level_bpe(
@@ -118,16 +103,45 @@ def merges_from_ranks(
 
 def add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
     """Match control tokens (special) and user-defined ones as a whole wherever they stand in a text."""
-    for kinds, special in (((CONTROL, UNKNOWN), True), ((USER_DEFINED,), False)):
+    chosen = {
+        token: kind
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED) and token.strip("▁")
+    }
+    add_tokens(
+        tokenizer, {token: kind != USER_DEFINED or token in TURN_ENDS for token, kind in chosen.items()}
+    )
+
+
+def add_tokens(tokenizer: Tokenizer, special: Mapping[str, bool]) -> None:
+    """Match these tokens as a whole; those whose value is true are special."""
+    for wanted in (True, False):
         chosen = [
-            AddedToken(token, normalized=False, special=special)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in kinds and token.strip("▁")
+            AddedToken(token, normalized=False, special=wanted)
+            for token, kind in special.items()
+            if kind is wanted
         ]
-        if special:
-            tokenizer.add_special_tokens(chosen)
-        else:
-            tokenizer.add_tokens(chosen)
+        (tokenizer.add_special_tokens if wanted else tokenizer.add_tokens)(chosen)
+
+
+def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, tuple[str, bool]], path: Path) -> None:
+    """Add tokens (text, special) under the ids they were given after the vocabulary was made.
+
+    A token that the vocabulary has keeps its id there. Raises: ModelError if an id is another token's.
+    """
+    known = tokenizer.get_added_tokens_decoder()
+    for index in sorted(later):
+        text, special = later[index]
+        own = tokenizer.token_to_id(text)
+        if own is None:
+            free = tokenizer.get_vocab_size()
+            if index < free or index - free > _MAX_GAP:
+                raise ModelError(
+                    f"The tokenizer in {path} gives {text[:40]!r} the id {index}, which is not free."
+                )
+            add_tokens(tokenizer, {f"{_GAP}{each}": True for each in range(free, index)})
+        if own not in known:
+            add_tokens(tokenizer, {text: special})
 
 
 def set_affixes(tokenizer: Tokenizer, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
@@ -144,7 +158,5 @@ def set_affixes(tokenizer: Tokenizer, bos: tuple[str, int] | None, eos: tuple[st
 
 
 def _numbered(tokens: Sequence[str]) -> dict[str, int]:
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ModelError("The tokenizer's vocabulary holds a token twice; fetch the model again.")
-    return vocabulary
+    """Token -> id; of a token that stands there twice, as padding does, the first is found."""
+    return {token: len(tokens) - 1 - place for place, token in enumerate(reversed(tokens))}

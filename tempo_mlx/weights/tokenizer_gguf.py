@@ -10,12 +10,8 @@ import numpy as np
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
 from tempo_mlx.weights.gguf_file import GGUFFile, StringArray
+from tempo_mlx.weights.pre_tokenizers import SPLITS, STARTING, WHOLE_WORDS
 from tempo_mlx.weights.tokenizer import Tokenizer
-
-# Pre-tokenizers of vocabularies whose whole words win over merges, and that start every text with BOS.
-_WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"})
-# Tokens that end a turn; files made before eot_token_id existed do not say which of them does.
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|eom_id|>")
 
 
 def from_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
@@ -29,25 +25,27 @@ def from_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
     ids = {name: _token(metadata, f"{name}_token_id", len(tokens)) for name in ("bos", "eos", "eot", "eom")}
     if kind == "gpt2":
         backend, starts = _byte_level(metadata, tokens)
+    elif kind == "gemma4":
+        backend, starts = _sentencepiece(metadata, tokens, _merges(metadata), space_prefix=False), True
     elif kind == "llama":
-        backend, starts = _sentencepiece(metadata, tokens, types), True
+        usual = {"bos": 1, "eos": 2} if len(tokens) > 2 else {}
+        ids |= {name: index for name, index in usual.items() if ids[name] is None}
+        merges = build.merges_from_ranks(tokens, _ranks(metadata, tokens), types)
+        prefix = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+        backend, starts = _sentencepiece(metadata, tokens, merges, space_prefix=prefix), True
     else:
-        raise ModelError(f"The GGUF tokenizer {str(kind)[:40]!r} is not supported; gpt2 and llama are.")
+        raise ModelError(
+            f"The GGUF tokenizer {str(kind)[:40]!r} is not supported; gpt2, llama and gemma4 are."
+        )
     build.add_special_tokens(backend, tokens, types)
     bos, eos = ids["bos"], ids["eos"]
-    with_bos = bos is not None and metadata.get("tokenizer.ggml.add_bos_token", starts) is True
-    with_eos = eos is not None and metadata.get("tokenizer.ggml.add_eos_token", False) is True
+    with_bos = metadata.get("tokenizer.ggml.add_bos_token", starts) is True or kind == "gemma4"
+    with_eos = metadata.get("tokenizer.ggml.add_eos_token", False) is True
     build.set_affixes(
         backend,
-        (tokens[bos], bos) if with_bos and bos is not None else None,
-        (tokens[eos], eos) if with_eos and eos is not None else None,
+        None if bos is None or not with_bos else (tokens[bos], bos),
+        None if eos is None or not with_eos else (tokens[eos], eos),
     )
-    template = metadata.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) else None
-    ends = [each for each in (eos, ids["eot"], ids["eom"]) if each is not None]
-    ends += [
-        index for token in _END_OF_TURN if (index := _in_template(token, tokens, types, template)) is not None
-    ]
     named = {
         "bos_token": bos,
         "eos_token": eos,
@@ -57,19 +55,39 @@ def from_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
         backend,
         vocab_size=vocab_size,
         bos_id=bos,
-        eos_ids=ends,
-        chat_template=template,
+        eos_ids=[each for each in (eos, ids["eot"], ids["eom"]) if each is not None],
+        chat_templates=_templates(metadata),
         special_tokens={name: tokens[index] for name, index in named.items() if index is not None},
+        doubled=_doubled(tokens),
     )
 
 
+def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name; the main one is `default`."""
+    key = "tokenizer.chat_template"
+    found = {"default" if name == key else name[len(key) + 1 :]: text for name, text in metadata.items()
+             if name == key or name.startswith(f"{key}.")}  # fmt: skip
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _doubled(tokens: Sequence[str]) -> dict[int, str]:
+    """Ids whose token has an id before them."""
+    first: dict[str, int] = {}
+    return {index: token for index, token in enumerate(tokens) if first.setdefault(token, index) != index}
+
+
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Any, bool]:
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if pre not in build.SPLITS:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str) or pre not in SPLITS:
         raise ModelError(
-            f"The GGUF pre-tokenizer {str(pre)[:40]!r} is not supported; supported are "
-            f"{', '.join(build.SPLITS)}."
+            f"The GGUF pre-tokenizer {str(pre)[:40]!r} is not supported; supported are {', '.join(SPLITS)}."
         )
+    merges = _merges(metadata)
+    backend = build.byte_level_bpe(tokens, merges, SPLITS[pre], ignore_merges=pre in WHOLE_WORDS)
+    return backend, pre in STARTING
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     merges = []
     for merge in _strings(metadata, "merges"):
         cut = merge.find(" ", 1)
@@ -78,23 +96,24 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Any
                 f"The GGUF tokenizer has the malformed merge {merge[:40]!r}; fetch the model again."
             )
         merges.append((merge[:cut], merge[cut + 1 :]))
-    whole = pre in _WHOLE_WORDS
-    return build.byte_level_bpe(tokens, merges, build.SPLITS[pre], ignore_merges=whole), whole
+    return merges
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int]) -> Any:
-    if str(metadata.get("general.architecture")).startswith("gemma"):
-        # Gemma's scores do not follow its merges, its order does; and runs of spaces are written as such.
-        tokens[:] = ["▁" * len(token) if token.strip(" ") == "" else token for token in tokens]
-        ranks: Sequence[float] = range(0, -len(tokens), -1)
-    else:
-        ranks = _numbers(metadata, "scores", len(tokens), None)
+def _ranks(metadata: Mapping[str, Any], tokens: list[str]) -> Sequence[float]:
+    """How early a SentencePiece token is merged: by its score."""
+    if not str(metadata.get("general.architecture")).startswith("gemma"):
+        return _numbers(metadata, "scores", len(tokens), None)
+    # Gemma's scores do not follow its merges, its order does; and runs of spaces are written as such.
+    tokens[:] = ["▁" * len(token) if token.strip(" ") == "" else token for token in tokens]
+    return range(0, -len(tokens), -1)
+
+
+def _sentencepiece(
+    metadata: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], *, space_prefix: bool
+) -> Any:
     unknown = _token(metadata, "unknown_token_id", len(tokens))
     return build.sentencepiece_bpe(
-        tokens,
-        build.merges_from_ranks(tokens, ranks, types),
-        unknown=None if unknown is None else tokens[unknown],
-        space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True) is True,
+        tokens, merges, unknown=None if unknown is None else tokens[unknown], space_prefix=space_prefix
     )
 
 
@@ -121,11 +140,3 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: int | N
 def _token(metadata: Mapping[str, Any], key: str, count: int) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{key}")
     return value if type(value) is int and 0 <= value < count else None
-
-
-def _in_template(token: str, tokens: Sequence[str], types: Sequence[int], template: str | None) -> int | None:
-    """The id of a turn-ending token that the chat template writes."""
-    if template is None or token not in template or token not in tokens:
-        return None
-    index = tokens.index(token)
-    return index if types[index] in (build.CONTROL, build.USER_DEFINED) else None
