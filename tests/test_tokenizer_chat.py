@@ -77,6 +77,45 @@ def test_templates_write_what_transformers_writes(template: str, chat: str, thin
     assert ours == theirs[0]
 
 
+# What Jinja has and some model's template uses, in conversations and tools as transformers gives them.
+WRITINGS = [
+    "{% for role, own in messages | groupby('role') %}{{ role }}{{ own | length }};{% endfor %}",
+    "{% for pair in messages | batch(2, 'none') %}{{ pair | map(attribute='role') | join('+') }};{% endfor %}",
+    "{% for part in messages | slice(2) %}{{ part | length }};{% endfor %}",
+    "{{ '%s-%03d' | format('a', 7) }}{{ messages[0].content | wordcount }}",
+    "{{ messages[0] | pprint }}",
+    "{{ messages[0].content | urlencode }}{{ {'a b': 'c&d'} | urlencode }}",
+    "{{ 'the cat sat on the mat' | wordwrap(7) }}|{{ 'thecat' | wordwrap(3, wrapstring='/') }}",
+    "{{ 'a' | center(5) }}|{{ 'a long text' | truncate(8) }}|{{ 123456 | filesizeformat }}",
+    "{% set comma = joiner(', ') %}{% for m in messages %}{{ comma() }}{{ m.role }}{% endfor %}",
+    "{% set turn = cycler('odd', 'even') %}{% for m in messages %}{{ turn.next() }} {% endfor %}",
+    "{{ '<b>x</b> y' | striptags }}{{ '<' | forceescape }}",
+    "{% for name, value in messages[0] | dictsort %}{{ name }}={{ value }}{% endfor %}",
+    "{% for tool in tools %}{{ tool | tojson }}{{ tool.function.name }}{% endfor %}",
+    "{% if reasoning_effort is defined %}Reasoning: {{ reasoning_effort }}{% endif %}{{ documents is none }}",
+    "{% for key, value in tools[0].function.parameters.properties.items() %}{{ key }}: {{ value.type }}{% endfor %}",
+    "{{ today or strftime_now('%Y') | length }}{% filter upper %}abc{% endfilter %}",
+    "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}x{% endcall %}",
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather", "description": "é", "parameters": {"properties": {"city": {"type": "string"}}},
+        },
+    }
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", WRITINGS)
+def test_jinja_s_own_filters_and_any_variable_are_there(template: str) -> None:
+    utilities = pytest.importorskip("transformers.utils.chat_template_utils")
+    chat, variables = CHATS["conversation"], {"reasoning_effort": "high", "today": "2026-11-28"}
+    theirs, _ = utilities.render_jinja_template([chat], chat_template=template, tools=TOOLS, **variables)
+    ours = ChatTemplate(template).render(chat, {"tools": TOOLS, **variables})
+    assert ours == theirs[0]
+
+
 def test_a_refusal_is_the_users_to_mend() -> None:
     with pytest.raises(PromptError, match="System role not supported"):
         ChatTemplate(GEMMA).render([{"role": "system", "content": "x"}], {"bos_token": ""})
@@ -128,6 +167,11 @@ ESCAPES = [
     "{{ [1] | sum(attribute='__class__') }}",
     "{% for x in messages %}{{ x.__class__.__bases__ }}{% endfor %}",
     "{{ joiner.__init__.__globals__ }}",
+    "{{ joiner(',').__init__.__globals__ }}",
+    "{% set c = cycler(1) %}{{ c.next.__func__.__globals__ }}",
+    "{% for k, v in messages | groupby('__class__') %}{{ k }}{% endfor %}",
+    "{{ '%s' | format(messages.__class__) }}",
+    "{{ messages[0].__init__ | pprint }}",
     "{{ range.__self__ }}",
     "{{ caller.__globals__ }}",
     "{{ loop.__class__ }}",
@@ -182,6 +226,13 @@ BOMBS = [
     "{{ 'a'.center(1000000000) }}",
     "{{ 'a' | center(1000000000) }}",
     "{{ 'a'.zfill(1000000000) }}",
+    "{{ 'a' | center(width=1000000000) }}",
+    "{{ [1] | batch(1000000000, 'x') | list }}",
+    "{{ [1] | slice(1000000000) | list | length }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{% set ns = namespace(s='xx') %}" + DOUBLE.replace("EXPRESSION", "ns.s | wordwrap(1, wrapstring=ns.s)"),
+    "{% set ns = namespace(s='xx') %}" + DOUBLE.replace("EXPRESSION", "'%s%s' | format(ns.s, ns.s)"),
+    "{% set ns = namespace(s=[1]) %}" + DOUBLE.replace("EXPRESSION", "[ns.s, ns.s]") + "{{ ns.s | pprint }}",
     "{{ ('a\n' * 1000) | indent(1000000000) }}",
     "{{ messages | tojson(indent=1000000000) }}",
     "{{ range(10**10) | list | length }}",

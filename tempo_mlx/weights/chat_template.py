@@ -19,13 +19,21 @@ from tempo_mlx.errors import ModelError, PromptError
 _BUDGET = 1 << 23  # characters written or joined; rounds of loops, calls and list items count as some
 _LARGEST = 1 << 22  # what one multiplication may come to
 
-# What templates in use need. Anything else, a template does not get: the rest of Jinja can grow text without end
-# (center, format), or has been a way out of the sandbox (attr).
+# All of Jinja's own but what has been a way out of the sandbox (attr), what differs from one time to the next
+# (random), and what makes HTML (urlize, xmlattr).
 _FILTERS = frozenset(
-    "abs capitalize count d default dictsort e escape first float indent int items join last length list lower "  # noqa: SIM905
-    "map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
-    "trim unique upper".split()
+    "abs batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format "  # noqa: SIM905
+    "groupby indent int items join last length list lower map max min pprint reject rejectattr replace reverse round "
+    "safe select selectattr slice sort string striptags sum title tojson trim truncate unique upper urlencode "
+    "wordcount wordwrap".split()
 )
+# Those that write or read the whole of what they are given, and how much longer it may get.
+_WRITING = {
+    "tojson": 1, "string": 1, "join": 1, "replace": 1, "indent": 1, "trim": 1, "upper": 1, "lower": 1, "title": 1,
+    "split": 1, "center": 1, "escape": 6, "e": 6, "forceescape": 6, "format": 1, "pprint": 8, "striptags": 1,
+    "urlencode": 12, "wordcount": 1, "wordwrap": 2,
+}  # fmt: skip
+_SIZED = ("batch", "center", "slice", "wordwrap")  # a number says how much they write
 _STRING_METHODS = frozenset(
     "capitalize count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric "  # noqa: SIM905
     "isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
@@ -80,6 +88,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.now().strftime(form),
             "namespace": _Namespace,
+            "cycler": jinja2.utils.Cycler,
+            "joiner": jinja2.utils.Joiner,
         }
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -120,19 +130,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _charge(self, name: str, values: Sequence[Any]) -> None:
         """Spend what the filter or string method `name` will write; `values` start with what it works on."""
         first = values[0] if values else ""
-        if name in (
-            "tojson",
-            "string",
-            "join",
-            "replace",
-            "indent",
-            "trim",
-            "upper",
-            "lower",
-            "title",
-            "split",
-        ):
-            self.spend(_length(first, self.left))
+        self.spend(_WRITING.get(name, 0) * _length(first, self.left))
+        if name in _SIZED:
+            self.spend(sum(abs(each) for each in values[1:] if isinstance(each, int)))
+            marks = max((len(each) for each in values[1:] if isinstance(each, str)), default=0)
+            self.spend(marks * _length(first, self.left))
         if name == "join" and len(values) > 1:  # either way round: list|join(text), text.join(list)
             self.spend(_length(values[1], self.left))
             counts = [len(each) for each in values[:2] if isinstance(each, (str, list, tuple, dict))]
