@@ -22,6 +22,7 @@ from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import resolve
 from tempo_mlx.task import Task
+from tempo_mlx.weights.reasoning import THINK
 
 Prompt = str | Sequence[int] | RunPrompt
 
@@ -245,7 +246,7 @@ def encode_chat(
     """The token ids of a conversation that the model is to continue; `config.system` goes before it."""
     tokenizer, system = loaded.tokenizer, config.system
     switch = tokenizer.chat_template_knows_thinking
-    if config.enable_thinking and not switch:
+    if config.enable_thinking and not switch and tokenizer.reasoning == THINK:
         system = thinking.system_message(system)
     first = [] if system is None else [{"role": "system", "content": system}]
     variables = {"enable_thinking": config.enable_thinking} if switch else {}

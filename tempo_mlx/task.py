@@ -45,7 +45,12 @@ class Task:
     @property
     def opened(self) -> bool:
         """Whether the prompt ends inside a block of reasoning."""
-        return thinking.is_open(self.prompt.text)
+        return thinking.is_open(self.prompt.text, self.loaded.tokenizer.reasoning)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether reasoning is told from the answer: where it was asked for, or the model marks it anyway."""
+        return self.config.enable_thinking or (self.config.chat and self.loaded.tokenizer.reasoning.always)
 
     def measured(self) -> Task:
         """With a number for a width that is to be measured."""
@@ -104,7 +109,7 @@ class Task:
             tree=None if decoder is None else decoder.statistics(tokenizer.token_text),
             custom=self.custom(),
         )
-        if not self.config.enable_thinking:
+        if not self.thinks:
             return run
         alone = answers and not self.spec.lattice
         reasoning, answer = answers[0] if alone else self._split(run.final_text)
@@ -124,4 +129,5 @@ class Task:
 
     def _split(self, text: str) -> tuple[str | None, str]:
         """(reasoning, answer) of a text; reasoning only where it was asked for."""
-        return thinking.split(text, self.opened) if self.config.enable_thinking else (None, text)
+        marks = self.loaded.tokenizer.reasoning
+        return thinking.split(text, self.opened, marks) if self.thinks else (None, text)

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempo_mlx.api import generate, stream
-from tempo_mlx.decode.thinking import CLOSE, OPEN, SYSTEM_LINE, Budget, Splitter, is_open, split
+from tempo_mlx.decode.thinking import SYSTEM_LINE, Budget, Splitter, is_open, split
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.verify import verify
+from tempo_mlx.weights.reasoning import THINK, Reasoning, reasoning_of
 from tests.trees import loaded, teacher
 
+OPEN, CLOSE = THINK.open, THINK.close
 SWITCH = "{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}"
 
 
@@ -44,6 +46,53 @@ def thinker(switch: bool = True) -> LoadedModel:
 )  # fmt: skip
 def test_a_text_is_split_at_its_tags(text: str, opened: bool, expected: tuple[str | None, str]) -> None:
     assert split(text, opened) == expected
+
+
+HARMONY = reasoning_of(["<|start|>assistant<|channel|>"])
+GEMMA = reasoning_of(["{{ '<|channel>thought\\n' }}"])
+MAGISTRAL = reasoning_of(["[THINK]"])
+
+
+@pytest.mark.parametrize(
+    ("marks", "text", "expected"),
+    [
+        (HARMONY, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+         ("Hm.", "Yes.")),
+        (HARMONY, "<|channel|>final<|message|>Yes.", (None, "Yes.")),
+        (HARMONY, "<|channel|>analysis<|message|>Hm", ("Hm", "")),
+        (HARMONY, "<|channel|>commentary<|message|>{}", (None, "<|channel|>commentary<|message|>{}")),
+        (GEMMA, "<|channel>thought\nHm.\n<channel|>Yes.", ("Hm.", "Yes.")),
+        (GEMMA, "Yes.", (None, "Yes.")),
+        (MAGISTRAL, "[THINK]Hm.[/THINK]Yes.", ("Hm.", "Yes.")),
+    ],
+)  # fmt: skip
+def test_each_model_s_own_marks(marks: Reasoning, text: str, expected: tuple[str | None, str]) -> None:
+    assert split(text, False, marks) == expected
+    for size in (1, 3, 7):  # as it streams
+        splitter, reasoning, answer = Splitter(False, marks), "", ""
+        for start in range(0, len(text), size):
+            more = splitter.add(text[start : start + size])
+            reasoning, answer = reasoning + more[0], answer + more[1]
+        more = splitter.finish()
+        assert (reasoning + more[0] or None, answer + more[1]) == expected
+
+
+def test_marks_are_known_from_the_template() -> None:
+    assert reasoning_of([]) is reasoning_of(["{{ '<think>' }}"]) is THINK
+    assert reasoning_of(["plain", "[THINK]"]).close == "[/THINK]"
+    assert HARMONY.always and not GEMMA.always and not MAGISTRAL.always
+
+
+def test_reasoning_that_is_marked_unasked_is_kept_apart_in_a_chat() -> None:
+    model = thinker(switch=False)
+    ids = model.tokenizer.encode("<|channel|>analysis<|message|>Hm", add_special=False)
+    assert HARMONY.open + "Hm" == model.tokenizer.decode(ids)
+    template = model.tokenizer.chat_templates["default"]
+    model.tokenizer.chat_templates = {"default": f"{template}{HARMONY.open}"}
+    run = generate(model, "Why?", chat=True, max_tokens=6, decoder="plain", temperature=0)
+    assert run.reasoning and run.final_text == ""
+    raw = generate(model, run.prompt.token_ids, max_tokens=6, decoder="plain", temperature=0)
+    assert raw.reasoning is None and raw.final_text.strip() == run.reasoning
 
 
 @given(

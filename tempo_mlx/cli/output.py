@@ -53,14 +53,13 @@ class RunPrinter:
 
         decoding, config = self.decoding, self.decoding.config
         window = removal_window(config)
-        if decoding.config.enable_thinking:
+        if decoding.task.thinks:
             from tempo_mlx.cli.thinking import ThinkingPrinter
-            from tempo_mlx.decode import thinking
+            from tempo_mlx.decode.thinking import Splitter
 
-            opened = thinking.is_open(decoding.prompt.text)
-            return ThinkingPrinter(
-                self.out, self.err, decoding.loaded.tokenizer, window=window, opened=opened, stop=config.stop
-            )
+            tokenizer = decoding.loaded.tokenizer
+            splitter = Splitter(decoding.task.opened, tokenizer.reasoning)
+            return ThinkingPrinter(self.out, self.err, tokenizer, splitter, window=window, stop=config.stop)
         return make_printer(
             self.out,
             self.err,

@@ -15,21 +15,21 @@ from tempo_mlx.report.text import Piece, Tokenizer
 
 
 class ThinkingPrinter:
-    """Settled inline text, split at the tags. `opened`: the prompt ended inside the reasoning."""
+    """Settled inline text, taken apart by `splitter`."""
 
     def __init__(
         self,
         out: Console,
         err: Console,
         tokenizer: Tokenizer,
+        splitter: Splitter,
         *,
         window: int | None,
-        opened: bool,
         stop: Sequence[str] = (),
     ) -> None:
         self._out, self._err = out, err
         self._stream = inline_stream(tokenizer, stop, window=window)
-        self._splitter = Splitter(opened)
+        self._splitter = splitter
         self._reasoned = False
 
     def add(self, step: Step) -> None:

@@ -46,7 +46,8 @@ def complete(
     growing = stream.task.spec.lattice
     reading: SettledReading[Member] = SettledReading(removal_window(config))
     text = TextStream(tokenizer, config.stop)
-    parts = Parts(config.enable_thinking, thinking.is_open(prompt.text))
+    splitter = thinking.Splitter(stream.task.opened, tokenizer.reasoning)
+    parts = Parts(splitter if stream.task.thinks else None)
     scores = Scores(tokenizer, watched, len(prompt.token_ids), count)
     sent: list[dict[str, Any]] = []
     for step in stream:
@@ -85,8 +86,8 @@ def choice(run: Run, text: str, ended: bool, count: int, tokens: list[dict[str, 
 class Parts:
     """What was sent of the reasoning and of the answer."""
 
-    def __init__(self, thinks: bool, opened: bool) -> None:
-        self._splitter = thinking.Splitter(opened) if thinks else None
+    def __init__(self, splitter: thinking.Splitter | None) -> None:
+        self._splitter = splitter
         self._reasoning = self._answer = ""
 
     def add(self, text: str) -> dict[str, str]:

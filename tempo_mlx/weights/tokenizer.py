@@ -19,6 +19,7 @@ from tempo_mlx.errors import ModelError, PromptError
 from tempo_mlx.weights.chat_template import ChatTemplate
 from tempo_mlx.weights.library_errors import tokenizer_errors
 from tempo_mlx.weights.quoting import Quoting
+from tempo_mlx.weights.reasoning import Reasoning, reasoning_of
 from tempo_mlx.weights.tokenizer_build import TURN_ENDS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -189,6 +190,11 @@ class Tokenizer:
                 f"This model has no chat template {fitting[-1]!r}, only {', '.join(sorted(names))}; use --raw."
             )
         return found[0]
+
+    @property
+    def reasoning(self) -> Reasoning:
+        """How the model marks what is reasoning."""
+        return reasoning_of(self.chat_templates.values())
 
     @property
     def chat_template_knows_thinking(self) -> bool:

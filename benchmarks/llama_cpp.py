@@ -1,0 +1,224 @@
+"""Token ids and greedy texts against llama.cpp, which reads the same .gguf files and shares no code with us.
+
+    python -m benchmarks.llama_cpp [MODEL.gguf or name ...] [--strings 2000] [--prompts 10] [--tokens 48] [--cuts]
+
+For each model: how many of the strings have other token ids, and at how many of the positions of llama.cpp's greedy
+texts our most probable token is another, with how near a tie that was. llama.cpp multiplies by weights of four bits
+with activations of eight, so that its logits lie about a hundredth from those of the dequantised weights; a rival
+within NEAR_TIE is no difference between the two. --cuts: a small vocabulary under each name of a pre-tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.studies import prompts
+from tempo_mlx import load
+from tempo_mlx.weights import Tokenizer, open_checkpoint
+from tempo_mlx.weights.pre_tokenizers import SPLITS
+
+NEAR_TIE = 0.25  # of a logit
+_SOURCES = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """A llama.cpp server in this process."""
+
+    address: str
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.load(answer)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        body = {"content": text, "add_special": add_special, "parse_special": True}
+        return list(self.post("/tokenize", body)["tokens"])
+
+    def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The most probable tokens that follow, up to one that ends the text."""
+        body = {"prompt": list(token_ids), "n_predict": count, "temperature": 0, "return_tokens": True}
+        return list(self.post("/completion", {**body, "cache_prompt": False})["tokens"])
+
+
+@contextlib.contextmanager
+def llama_cpp(path: Path, *, threads: int = 2) -> Iterator[LlamaCpp]:
+    """The server of xllamacpp's wheel, with a float32 cache, on the CPU."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_parallel, parameters.n_ctx, parameters.n_gpu_layers = 1, 1024, 0
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.warmup, parameters.verbosity = False, 0
+    server = xllamacpp.Server(parameters)
+    yield LlamaCpp(server.listening_address)
+    del server
+
+
+def strings(count: int, seed: int = 0) -> Iterator[str]:
+    """Words, numbers, source lines, blanks, punctuation, other scripts and what stands for tokens, mixed."""
+    draw = random.Random(seed)
+    lines = [
+        line
+        for file in sorted(_SOURCES.glob("tempo_mlx/**/*.py"))
+        for line in file.read_text("utf-8").splitlines()
+    ]
+    words = (_SOURCES / "README.md").read_text("utf-8").split()
+    scripts = [range(0x20, 0x7F), range(0xA1, 0x250), range(0x370, 0x500), range(0x5D0, 0x5EB), range(0x620, 0x64B),
+               range(0x904, 0x940), range(0xE01, 0xE3B), range(0x3041, 0x3097), range(0x4E00, 0x9FA5),
+               range(0xAC00, 0xD7A4), range(0x1F600, 0x1F650), range(0x300, 0x370)]  # fmt: skip
+    kinds = (
+        lambda: draw.choice(words),
+        lambda: draw.choice(lines),
+        lambda: str(draw.randrange(10 ** draw.randrange(1, 12))),
+        lambda: f"{draw.uniform(-1e6, 1e6):.{draw.randrange(8)}f}",
+        lambda: draw.choice((" ", "  ", "\n", "\n\n", "\t", " \n ", "\r\n", "    ", "\u00a0", "\u3000")),
+        lambda: draw.choice("!?.,;:'\"()[]{}<>/\\|@#$%^&*-_=+`~…—“”‘’") * draw.randrange(1, 4),
+        lambda: draw.choice(
+            ("I'm", "WE'LL", "don't", "it’s", "camelCase", "snake_case", "x2y", "3rd", "é", "ﬁ", "İ")
+        ),
+        lambda: "".join(chr(draw.choice(draw.choice(scripts))) for _ in range(draw.randrange(1, 6))),
+    )
+    for _ in range(count):
+        pieces = [draw.choice(kinds)() for _ in range(draw.randrange(1, 9))]
+        yield draw.choice(("", " ")).join(pieces)
+
+
+def other_ids(tokenizer: Tokenizer, theirs: LlamaCpp, texts: Sequence[str]) -> list[str]:
+    """The strings whose token ids differ."""
+    return [text for text in texts if tokenizer.encode(text, add_special=False) != theirs.tokenize(text)]
+
+
+def rivals(model: Any, prompt: Sequence[int], theirs: Sequence[int]) -> list[float]:
+    """By how much our best logit exceeds that of llama.cpp's token, wherever it is another."""
+    ids = np.array([*prompt, *theirs])
+    out = model.forward(ids, np.arange(len(ids)), None, model.new_cache())
+    logits = np.array(out.logits)[len(prompt) - 1 : -1]
+    return [
+        float(row.max() - row[token])
+        for row, token in zip(logits, theirs, strict=True)
+        if row.argmax() != token
+    ]
+
+
+def check(name: str, args: argparse.Namespace) -> bool:
+    checkpoint = open_checkpoint(name)
+    loaded = load(name)
+    with llama_cpp(checkpoint.path) as theirs:
+        texts = list(strings(args.strings))
+        wrong = other_ids(loaded.tokenizer, theirs, texts)
+        print(f"{checkpoint.path.name}: token ids of {len(texts)} strings, {len(wrong)} differ", flush=True)
+        for text in wrong[:5]:
+            print(f"  {text!r}: {loaded.tokenizer.encode(text, add_special=False)} {theirs.tokenize(text)}")
+        gaps: list[float] = []
+        equal = positions = 0
+        for prompt in prompts()[: args.prompts]:
+            ids = loaded.tokenizer.encode(prompt)
+            if ids != theirs.tokenize(prompt, add_special=True):
+                wrong.append(prompt)
+            answer = theirs.greedy(ids, args.tokens)
+            found = rivals(loaded.model, ids, answer)
+            equal, positions, gaps = equal + (not found), positions + len(answer), gaps + found
+    gaps.sort()
+    print(
+        f"  greedy: {equal} of {args.prompts} texts equal; {len(gaps)} of {positions} tokens are another"
+        + (f", by {', '.join(f'{gap:.3f}' for gap in gaps)} of a logit" if gaps else ""),
+        flush=True,
+    )
+    return not wrong and all(gap < NEAR_TIE for gap in gaps)
+
+
+def vocabulary_file(directory: Path, pre: str) -> Path:
+    """A model too small to say anything whose merges reach over every cut, so that token ids show the cuts."""
+    import gguf
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(strings(4000, seed=1), trainer)
+    model = json.loads(backend.to_str())["model"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), "<|end|>"]
+    writer = gguf.GGUFWriter(directory / f"{pre}.gguf", "llama")
+    sizes = {"block_count": 1, "context_length": 1024, "embedding_length": 32, "feed_forward_length": 32,
+             "attention.head_count": 2, "attention.head_count_kv": 2, "rope.dimension_count": 16}  # fmt: skip
+    for key, value in sizes.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(len(tokens) - 1)
+    writer.add_eos_token_id(len(tokens) - 1)
+    shapes = {
+        "token_embd": (len(tokens), 32),
+        "output_norm": (32,),
+        "blk.0.attn_norm": (32,),
+        "blk.0.ffn_norm": (32,),
+    }
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for name, shape in {**shapes, **{f"blk.0.{part}": (32, 32) for part in parts}}.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return directory / f"{pre}.gguf"
+
+
+def check_cuts(count: int) -> bool:
+    texts, good = list(strings(count, seed=2)), True
+    with tempfile.TemporaryDirectory() as directory:
+        for pre in SPLITS:
+            path = vocabulary_file(Path(directory), pre)
+            with llama_cpp(path) as theirs:
+                tokenizer = open_checkpoint(str(path)).tokenizer()
+                wrong = other_ids(tokenizer, theirs, texts)
+            good &= not wrong
+            print(
+                f"{pre}: {len(wrong)} of {count} strings differ{f', first {wrong[0]!r}' if wrong else ''}",
+                flush=True,
+            )
+            path.unlink()
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", default=["smollm2-135m"])
+    parser.add_argument("--strings", type=int, default=2000)
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--cuts", action="store_true")
+    args = parser.parse_args()
+    good = [check_cuts(min(args.strings, 500))] if args.cuts else [check(name, args) for name in args.models]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
