@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, LoadConfig
@@ -249,6 +251,10 @@ def encode_chat(
     if config.enable_thinking and not switch and tokenizer.reasoning == THINK:
         system = thinking.system_message(system)
     first = [] if system is None else [{"role": "system", "content": system}]
-    variables = {"enable_thinking": config.enable_thinking} if switch else {}
+    variables: dict[str, Any] = {"enable_thinking": config.enable_thinking} if switch else {}
+    for name, _, value in (each.partition("=") for each in config.template_variables):
+        variables[name] = value
+        with suppress(ValueError):  # a plain word stands for itself
+            variables[name] = json.loads(value)
     text, ids = tokenizer.encode_chat([*first, *messages], **variables)
     return RunPrompt(text, tuple(ids))

@@ -119,6 +119,10 @@ class GenerateConfig(Checked):
 
     chat: bool = _input(False, "Apply the model's chat template to the prompt.", aliases=("/--raw",))
     system: str | None = _input(None, "System message of the chat template.", needs={"chat": ()})
+    template_variables: tuple[str, ...] = _input(
+        (), "Variable of the chat template, as NAME=VALUE (reasoning_effort=high, tools=[...]); may be given several "
+        "times.", aliases=("--template-variable",), needs={"chat": ()}, implies=("chat",),
+    )
     enable_thinking: bool = _input(
         False, "Deep-thinking mode; implies --chat. Reasoning is kept apart from the answer, on stderr.",
         decoders=_using("thinking"), needs={"chat": ()}, implies=("chat",),
@@ -331,6 +335,12 @@ class GenerateConfig(Checked):
             )
         if any(not text for text in self.stop):
             raise ConfigError("stop holds an empty text, which would end every run at once; leave it out.")
+        for variable in self.template_variables:
+            name = variable.partition("=")[0]
+            if not name.isidentifier() or name == "messages" or "=" not in variable:
+                raise ConfigError(
+                    f"The template variable {variable[:40]!r} is not NAME=VALUE; give it like reasoning_effort=high."
+                )
         for name in ("enable_thinking", "allow_intraset_token_visibility"):
             if getattr(self, name) and (problem := unused(name, vars(self))):
                 raise ConfigError(problem)

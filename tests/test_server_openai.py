@@ -165,6 +165,15 @@ def test_chat(client: Any) -> None:
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_variables_of_the_template_are_passed_on(client: Any) -> None:
+    """The twin's template knows add_generation_prompt, whose three tokens (and more) are then left out."""
+    ask = {"model": MODEL, "messages": USER, "max_tokens": 3}
+    plain = client.chat.completions.create(**ask, reasoning_effort="high")
+    more = {"chat_template_kwargs": {"add_generation_prompt": False}}
+    bare = client.chat.completions.create(**ask, extra_body=more)
+    assert bare.usage.prompt_tokens < plain.usage.prompt_tokens
+
+
 def test_n_gives_distinct_branches(client: Any) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=USER, max_tokens=8, temperature=0, n=5, logprobs=True

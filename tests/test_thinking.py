@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tempo_mlx.api import generate, stream
 from tempo_mlx.decode.thinking import SYSTEM_LINE, Budget, Splitter, is_open, split
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.verify import verify
 from tempo_mlx.weights.reasoning import THINK, Reasoning, reasoning_of
@@ -182,3 +183,17 @@ def test_a_template_with_a_switch_is_told_and_one_without_gets_a_system_line() -
     without = stream(thinker(switch=False), "Why?", enable_thinking=True, system="Be kind.").prompt.text
     assert f"{SYSTEM_LINE}\n\nBe kind." in without
     assert SYSTEM_LINE not in stream(thinker(switch=False), "Why?", chat=True).prompt.text
+
+
+def test_any_variable_of_the_template_is_passed_on() -> None:
+    model = thinker(switch=False)
+    template = (
+        "{{ messages[0].content }} {{ reasoning_effort }} {% for tool in tools %}{{ tool.name }}{% endfor %}"
+    )
+    model.tokenizer.chat_templates = {"default": template, "brief": "B"}
+    given = ("reasoning_effort=high", 'tools=[{"name": "f"}]')
+    assert stream(model, "Why?", chat=True, template_variables=given).prompt.text == "Why? high f"
+    assert stream(model, "Why?", chat=True, template_variables=("template=brief",)).prompt.text == "B"
+    for odd in ("reasoning_effort", "messages=[]", "a b=c"):
+        with pytest.raises(ConfigError, match="is not NAME=VALUE"):
+            stream(model, "Why?", chat=True, template_variables=(odd,))

@@ -112,6 +112,35 @@ class ChatBody(Common):
     tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
     metadata: dict[str, str] | None = Field(None, description="Ignored.")
+    reasoning_effort: Annotated[str, Field(max_length=20)] | None = Field(
+        None, description="A variable of the chat template; models that do not know it ignore it."
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=50)] | None = Field(
+        None, description="Further variables of the chat template."
+    )
+
+    def variables(self) -> list[str]:
+        """Those of the chat template, as the setting template_variables has them."""
+        own = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return [
+            f"{name}={json.dumps(value)}"
+            for name, value in {**own, **(self.chat_template_kwargs or {})}.items()
+        ]
+
+    def thinks(self) -> bool:
+        return (self.chat_template_kwargs or {}).get("enable_thinking") is True
+
+
+_ANY_DECODER = {
+    "temperature",
+    "seed",
+    "stop",
+    "max_tokens",
+    "min_steps",
+    "timeout",
+    "template_variables",
+    "enable_thinking",
+}
 
 
 def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, Any]:
@@ -123,10 +152,14 @@ def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, A
             if name in given and body.tempo is not None and name in body.model_fields_set:
                 raise refused(f"{name} is given twice; leave it out of tempo.", name)
             given.setdefault(name, value)
+    if isinstance(body, ChatBody) and (variables := body.variables()):
+        given.setdefault("template_variables", variables)
+        if body.thinks():
+            given.setdefault("enable_thinking", True)
     tempered = given.get("temperature", 1.0) > 0
     if (body.n or 1) > 1:
         several(body.n or 1, given, tempered, c.config.max_rows_limit)
-    elif not given.keys() - {"temperature", "seed", "stop", "max_tokens", "min_steps", "timeout"}:
+    elif not given.keys() - _ANY_DECODER:
         given["decoder"] = "plain"
     if body.top_p is not None and body.top_p < 1 and tempered:
         if given.get("decoder") != "plain":
