@@ -211,7 +211,7 @@ def test_a_config_that_is_missing_broken_or_huge(directory: Path) -> None:
         with pytest.raises(ModelError):
             open_checkpoint(str(directory))
     config.unlink()
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
         open_checkpoint(str(directory))
 
 

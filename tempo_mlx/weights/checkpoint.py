@@ -108,7 +108,7 @@ def _complete(contents: Contents, path: Path) -> dict[str, Tensor]:
             continue
         if whole.shape[0] != max(rows.stop for rows in parts.values()):
             raise ModelError(
-                f"The fused tensor {fused!r} in {path} has shape {whole.shape}; fetch the model again."
+                f"The fused tensor {fused!r} in {path} has shape {whole.shape}, which its config does not allow."
             )
         del have[fused]
         have |= {part: whole.rows(rows) for part, rows in parts.items()}
@@ -117,7 +117,8 @@ def _complete(contents: Contents, path: Path) -> dict[str, Tensor]:
         have.pop("lm_head.weight", None)
     if missing := [name for name in needed if name not in have]:
         raise ModelError(
-            f"{path} lacks {len(missing)} of the model's tensors (first {missing[0]!r}); fetch it again."
+            f"{path} lacks {len(missing)} of the model's tensors (first {missing[0]!r}); see that all its weight files "
+            "are there."
         )
     if surplus := sorted(set(have) - set(needed)):
         raise ModelError(

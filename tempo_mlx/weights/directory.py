@@ -36,14 +36,16 @@ def read_directory(path: Path) -> Contents:
     files = [read_safetensors(each) for each in weights]
     stored = {name: file for file in files for name in file.arrays}
     if len(stored) != sum(len(file.arrays) for file in files):
-        raise ModelError(f"Two weight files in {path} hold tensors of the same name; fetch the model again.")
+        raise ModelError(
+            f"Two weight files in {path} hold tensors of the same name; take away the one that is not the model's."
+        )
     tensors: dict[str, Tensor] = {}
     for raw, file in stored.items():
         if names.IGNORED.fullmatch(raw) or raw.endswith((".scales", ".biases")):
             continue
         name = names.from_huggingface(raw)
         if name in tensors:
-            raise ModelError(f"{path} holds the tensor {name!r} under two names; fetch the model again.")
+            raise ModelError(f"{path} holds the tensor {name!r} under two names; the model is refused.")
         stem = raw.removesuffix(".weight")
         if f"{stem}.scales" in stored:
             tensors[name] = _packed(raw, file, stored, _layout(stem, table, path))
@@ -126,7 +128,7 @@ def _packed(
     array, stem = file.arrays[raw], raw.removesuffix(".weight")
     if array.dtype != "U32" or len(array.shape) not in (2, 3) or array.shape[-1] * 32 % layout.bits:
         raise ModelError(
-            f"Tensor {raw!r} in {file.path} is not packed for {layout.bits} bits; fetch the model again."
+            f"Tensor {raw!r} in {file.path} is not packed for the {layout.bits} bits that config.json states."
         )
     columns = array.shape[-1] * 32 // layout.bits
     if columns % layout.group_size:
@@ -139,8 +141,8 @@ def _packed(
         fits = entry is not None and entry.shape == groups and entry.dtype in (_FLOATS if affine else ("U8",))
         if holder is None or not fits:
             raise ModelError(
-                f"The {kind} of the quantised {stem} in {file.path} are missing or of the wrong shape; fetch the "
-                "model again."
+                f"The {kind} of the quantised {stem} in {file.path} are missing or of the wrong "
+                "shape for what config.json states."
             )
         return holder.array(f"{stem}.{kind}")
 

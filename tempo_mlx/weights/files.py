@@ -32,7 +32,9 @@ def _indexed(index: Path) -> list[Path]:
     table = read_json(index, 64 << 20)
     places = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(n, str) for n in places.values()):
-        raise ModelError(f"{index} has no table of weights (weight_map); fetch the model again.")
+        raise ModelError(
+            f"{index} has no table of weights (weight_map); remove it, and the weight files beside it are read."
+        )
     files = sorted(set(places.values()))
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in files):
         raise ModelError(f"{index} names weight files outside its own directory; the model is refused.")

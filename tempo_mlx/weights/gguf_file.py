@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.damage import damaged
 from tempo_mlx.weights.gguf_tensor import GGUFTensor
 from tempo_mlx.weights.tensor import DenseTensor, Tensor
 
@@ -92,7 +93,7 @@ class _Header:
         self.path, self.buffer, self.size, self.offset = path, buffer, len(buffer), 0
 
     def fail(self, reason: str) -> ModelError:
-        return ModelError(f"{self.path} is not a usable GGUF file: {reason}; fetch it again.")
+        return damaged(self.path, f"is not a usable GGUF file: {reason}")
 
     def advance(self, nbytes: int) -> int:
         """Step over `nbytes` and return where they start."""

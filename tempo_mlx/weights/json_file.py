@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.damage import damaged
 
 
 def read_json(path: Path, most: int = 8 << 20) -> Any:
@@ -20,8 +21,8 @@ def read_json(path: Path, most: int = 8 << 20) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except FileNotFoundError:
-        raise ModelError(f"The model has no {path.name} in {path.parent}; fetch it again.") from None
+        raise damaged(path, "is missing") from None
     except RecursionError:
-        raise ModelError(f"Cannot read {path}: it is nested too deeply; fetch the model again.") from None
+        raise damaged(path, "is nested too deeply to be read") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot read {path} ({error}); fetch the model again.") from None
+        raise damaged(path, f"cannot be read ({error})") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tempo_mlx.errors import ModelError, TempoError
+from tempo_mlx.weights.damage import damaged
 
 
 @contextmanager
-def tokenizer_errors(subject: str) -> Iterator[None]:
-    """Turn whatever the library raises into a ModelError about `subject`."""
+def tokenizer_errors(subject: str | Path) -> Iterator[None]:
+    """Turn whatever the library raises into a ModelError about `subject`, a file that may be damaged or a name."""
     try:
         yield
     except TempoError:
@@ -20,4 +22,6 @@ def tokenizer_errors(subject: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = ((str(error) or type(error).__name__).splitlines() or [""])[0][:200].rstrip(".")
-        raise ModelError(f"{subject} is malformed ({reason}); fetch the model again.") from None
+        if isinstance(subject, Path):
+            raise damaged(subject, f"is malformed ({reason})") from None
+        raise ModelError(f"{subject} is malformed ({reason}); the model is refused.") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.damage import damaged
 from tempo_mlx.weights.tensor import Array
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
@@ -64,8 +64,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
                 arrays[name] = StoredArray(dtype, shape, start)
                 start += prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
     except FileNotFoundError:
-        raise ModelError(f"The model's file {path} is missing; fetch the model again.") from None
+        raise damaged(path, "is missing") from None
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise ModelError(f"{path} is not a usable safetensors file: {reason}; fetch it again.") from None
+        raise damaged(path, f"is not a usable safetensors file: {reason}") from None
     return SafetensorsFile(path, buffer, arrays)

@@ -55,7 +55,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _optional_table(path: Path) -> Mapping[str, Any]:
     value = read_json(path) if path.exists() else {}
     if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a table of settings; fetch the model again.")
+        raise ModelError(f"{path} is not a table of settings; the model is refused.")
     return value
 
 
@@ -71,7 +71,7 @@ def _read(path: Path, settings: Mapping[str, Any], model_type: str) -> tokenizer
     lists = sorted(path.glob("*.tiktoken"))
     if fast.exists():
         _bound(fast)
-        with tokenizer_errors(str(fast)):
+        with tokenizer_errors(fast):
             return tokenizers.Tokenizer.from_file(str(fast))
     if tekken.exists():
         return read_tekken(tekken, read_json(tekken, _MAX_TOKENIZER))
@@ -89,7 +89,7 @@ def _read(path: Path, settings: Mapping[str, Any], model_type: str) -> tokenizer
         return read_vocabulary(read_json(path / "vocab.json", _MAX_TOKENIZER), path / "merges.txt", kind)
     raise ModelError(
         f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, *.tiktoken, nor vocab.json with merges.txt; "
-        "fetch the model again."
+        "put those of the model it was made from beside it."
     )
 
 

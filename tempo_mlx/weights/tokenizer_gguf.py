@@ -20,7 +20,9 @@ def from_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(_strings(metadata, "tokens"))]
     if not tokens or len(tokens) > vocab_size:
-        raise ModelError(f"{path} has {len(tokens)} tokens and {vocab_size} embedding rows; fetch it again.")
+        raise ModelError(
+            f"{path} has {len(tokens)} tokens and {vocab_size} embedding rows; the model is refused."
+        )
     types = _numbers(metadata, "token_type", len(tokens), build.NORMAL)
     ids = {name: _token(metadata, f"{name}_token_id", len(tokens)) for name in ("bos", "eos", "eot", "eom")}
     if kind == "gpt2":
@@ -93,7 +95,7 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         cut = merge.find(" ", 1)
         if cut < 0:
             raise ModelError(
-                f"The GGUF tokenizer has the malformed merge {merge[:40]!r}; fetch the model again."
+                f"The GGUF tokenizer has the malformed merge {merge[:40]!r}; the model is refused."
             )
         merges.append((merge[:cut], merge[cut + 1 :]))
     return merges
@@ -132,7 +134,7 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: int | N
         return [default] * count
     if not isinstance(value, np.ndarray) or value.shape != (count,) or not np.all(np.isfinite(value)):
         raise ModelError(
-            f"The GGUF list tokenizer.ggml.{key} does not fit the {count} tokens; fetch it again."
+            f"The GGUF list tokenizer.ggml.{key} does not fit the {count} tokens; the model is refused."
         )
     return list(value.tolist())
 

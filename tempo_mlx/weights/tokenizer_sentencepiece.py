@@ -13,6 +13,7 @@ from google.protobuf.runtime_version import VersionError
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
+from tempo_mlx.weights.damage import damaged
 
 
 def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
@@ -28,9 +29,7 @@ def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
         or not all(isinstance(token, str) for token in tokens)
         or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM)
     ):
-        raise ModelError(
-            f"{path} is not a SentencePiece model of kind BPE or unigram; fetch the model again."
-        )
+        raise ModelError(f"{path} is not a SentencePiece model of kind BPE or unigram; the model is refused.")
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise ModelError(
             f"{path} rewrites text before it cuts it (normalization rules), which tempo-mlx reads only from "
@@ -69,4 +68,4 @@ def _sentencepiece_model(path: Path) -> Any:
     try:
         return messages.ModelProto.FromString(path.read_bytes())
     except DecodeError:
-        raise ModelError(f"{path} is not a SentencePiece model; fetch the model again.") from None
+        raise damaged(path, "is not a SentencePiece model") from None

@@ -36,7 +36,7 @@ def read_vocabulary(vocabulary: Any, merges: Path, kind: str) -> tokenizers.Toke
     if not isinstance(vocabulary, dict) or sorted(map(str, vocabulary.values())) != sorted(
         map(str, range(len(vocabulary)))
     ):
-        raise ModelError(f"The vocab.json beside {merges} is not a table of tokens; fetch the model again.")
+        raise ModelError(f"The vocab.json beside {merges} is not a table of tokens; the model is refused.")
     pairs = []
     for line in merges.read_text("utf-8", "replace").splitlines():
         left, _, right = line.partition(" ")
@@ -57,7 +57,7 @@ def read_tiktoken(path: Path, kind: str) -> tokenizers.Tokenizer:
         if text:
             ranked[_bytes(text, path)] = int(rank) if rank.isdigit() else -1
     if sorted(ranked.values()) != list(range(len(ranked))):
-        raise ModelError(f"{path} does not rank its tokens from 0 on; fetch the model again.")
+        raise ModelError(f"{path} does not rank its tokens from 0 on; the model is refused.")
     return _from_bytes(sorted(ranked, key=ranked.__getitem__), _cuts(kind, "llama3"), first=[])
 
 
@@ -67,7 +67,7 @@ def read_tekken(path: Path, table: Any) -> tokenizers.Tokenizer:
     entries = table.get("vocab") if isinstance(table, dict) else None
     special = (table.get("special_tokens") or []) if isinstance(table, dict) else []
     if not isinstance(config, dict) or not isinstance(entries, list) or not isinstance(special, list):
-        raise ModelError(f"{path} is not a vocabulary; fetch the model again.")
+        raise ModelError(f"{path} is not a vocabulary; the model is refused.")
     pattern, size, reserved = (
         config.get(key) for key in ("pattern", "default_vocab_size", "default_num_special_tokens")
     )
@@ -77,7 +77,7 @@ def read_tekken(path: Path, table: Any) -> tokenizers.Tokenizer:
         or type(reserved) is not int
         or reserved > 1 << 16
     ):
-        raise ModelError(f"{path} states no pattern or sizes (config); fetch the model again.")
+        raise ModelError(f"{path} states no pattern or sizes (config); the model is refused.")
     names = {each.get("rank"): each.get("token_str") for each in special if isinstance(each, dict)}
     control = [str(names.get(index) or f"<SPECIAL_{index}>") for index in range(reserved)]
     words = [
@@ -96,7 +96,7 @@ def _bytes(text: bytes, path: Path) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ModelError(f"{path} holds a token that is not base64; fetch the model again.") from None
+        raise ModelError(f"{path} holds a token that is not base64; the model is refused.") from None
 
 
 def _from_bytes(words: Sequence[bytes], cuts: Sequence[str], *, first: Sequence[str]) -> tokenizers.Tokenizer:
