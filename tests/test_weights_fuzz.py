@@ -127,7 +127,7 @@ def test_gguf(
         with np.errstate(all="ignore"):
             assert file.tensors[name].numpy().size
     with bounded(len(data)), suppress(TempoError):
-        from_gguf(path, 420).encode("the cat <|im_end|> 12")
+        from_gguf(file, 420).encode("the cat <|im_end|> 12")
 
 
 @FUZZ

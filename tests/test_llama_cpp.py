@@ -1,0 +1,51 @@
+"""A share of what benchmarks/llama_cpp.py counts: the same tokens as llama.cpp, which shares no code with us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("xllamacpp")
+
+from benchmarks.llama_cpp import NEAR_TIE, LlamaCpp, llama_cpp, other_ids, rivals, strings, vocabulary_file
+from tempo_mlx import load
+from tempo_mlx.weights import open_checkpoint
+from tempo_mlx.weights.registry import PACKAGED
+
+MODEL = "smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Iterator[LlamaCpp]:
+    if not PACKAGED[MODEL].path.exists():
+        pytest.skip(f"{MODEL} has not been fetched")
+    with llama_cpp(PACKAGED[MODEL].path) as server:
+        yield server
+
+
+def test_token_ids(theirs: LlamaCpp) -> None:
+    tokenizer = open_checkpoint(MODEL).tokenizer()
+    assert (
+        other_ids(tokenizer, theirs, [*strings(150), "<|im_start|>user\nhi<|im_end|>\n", "1234567890", ""])
+        == []
+    )
+
+
+def test_the_most_probable_tokens(theirs: LlamaCpp) -> None:
+    loaded = load(MODEL)
+    prompt = "The capital of France is"
+    ids = loaded.tokenizer.encode(prompt)
+    assert ids == theirs.tokenize(prompt, add_special=True)
+    answer = theirs.greedy(ids, 6)
+    assert len(answer) == 6
+    assert all(gap < NEAR_TIE for gap in rivals(loaded.model, ids, answer))
+    assert rivals(loaded.model, ids, [ids[0], *answer[1:]])  # it does compare
+
+
+@pytest.mark.parametrize("pre", ["default", "deepseek-llm", "qwen35"])
+def test_cuts(pre: str, tmp_path: Path) -> None:
+    path = vocabulary_file(tmp_path, pre)
+    with llama_cpp(path) as server:
+        assert other_ids(open_checkpoint(str(path)).tokenizer(), server, list(strings(100, seed=2))) == []
