@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, LoadConfig
@@ -24,6 +25,7 @@ from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import resolve
 from tempo_mlx.task import Task
+from tempo_mlx.token_ids import token_ids
 from tempo_mlx.weights.reasoning import THINK
 
 Prompt = str | Sequence[int] | RunPrompt
@@ -231,12 +233,13 @@ class Cancellation:
 
 
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:
-    """The prompt's token ids, a text's under the model's chat template where `config.chat`."""
-    tokenizer = loaded.tokenizer
+    """The prompt's token ids, a text's under the model's chat template where `config.chat`. Raises PromptError."""
+    tokenizer, vocabulary = loaded.tokenizer, loaded.model.architecture.vocab_size
     if isinstance(prompt, RunPrompt):
-        return prompt
+        return replace(prompt, token_ids=token_ids(prompt.token_ids, vocabulary))
     if not isinstance(prompt, str):
-        return RunPrompt(tokenizer.decode(list(prompt)), tuple(int(i) for i in prompt))
+        ids = token_ids(prompt, vocabulary)
+        return RunPrompt(tokenizer.decode(ids), ids)
     if not config.chat:
         return RunPrompt(prompt, tuple(tokenizer.encode(prompt)))
     return encode_chat(loaded, [{"role": "user", "content": prompt}], config)

@@ -16,7 +16,7 @@ class ConfigError(TempoError):
 
 
 class PromptError(TempoError):
-    """The prompt is empty, or longer than the model's context."""
+    """The prompt is empty, longer than the model's context, or holds what is no token of the model's."""
 
     exit_code = 2
 

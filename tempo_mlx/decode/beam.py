@@ -91,9 +91,12 @@ class Samples:
 
     def draw(self, frontier: Frontier, row: int, random: np.random.Generator) -> int:
         """One of the selected tokens of a row's distribution, by their probabilities."""
+        place = random.random()
         probabilities = np.exp(frontier.tempered[row])
+        if not probabilities.any():  # what may come next has underflowed: no rule can tell it apart
+            return int(frontier.tempered[row].argmax())
         tokens = self.select(probabilities, frontier.nodes[row].length, ())
-        return int(tokens[draw(probabilities[tokens], random.random())])
+        return int(tokens[draw(probabilities[tokens], place)])
 
 
 def by_branch(nodes: list[Node], width: int) -> list[tuple[int, int]]:

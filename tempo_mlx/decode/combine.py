@@ -6,20 +6,23 @@ a few numbers per step, are float64.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tempo_mlx.arrays import Float32s, Floats
 
 COMBINE_RULES = ("mix", "last", "mean", "product", "max")
+COLDEST = 1e-34  # below, probabilities are those of argmax anyway, and logits / temperature would overflow
 
 
 def log_probabilities(logits: Float32s, temperature: float = 1.0) -> Float32s:
     """Log-softmax of logits (k, V) / temperature along V. Temperature 0 (argmax) is recorded as if it were 1."""
     result: Float32s = logits - logits.max(axis=1, keepdims=True)
     if temperature not in (0.0, 1.0):
-        with np.errstate(over="ignore"):  # a tiny temperature: everything but the best becomes -inf
-            result *= np.float32(min(1.0 / max(temperature, 1e-38), 1e38))
+        with np.errstate(over="ignore"):  # logits beyond any model's: everything but the best becomes -inf
+            result *= np.float32(1.0 / max(temperature, COLDEST))
     result -= np.log(np.exp(result).sum(axis=1, keepdims=True))
     return result
 
@@ -47,14 +50,35 @@ def combine(log_probs: Float32s, weights: ArrayLike, rule: str = "mix") -> Float
     return result
 
 
+def combine_without(
+    log_probs: Float32s, weights: ArrayLike, rule: str, excluded: Collection[int]
+) -> Float32s:
+    """`combine` with the excluded tokens at 0 and the others in proportion, scaled so that the best of them does not
+    underflow, however improbable all of them are: for choices, not for the record.
+    """
+    left = log_probs.copy()
+    left[:, list(excluded)] = -np.inf
+    left -= left.max()
+    return combine(left, weights, rule)
+
+
+def shares(probabilities: ArrayLike) -> Floats:
+    """Forward weights of a set: the probabilities (k,) of its members, scaled to sum 1; equal where all underflowed."""
+    mass = np.asarray(probabilities, np.float64)
+    total = mass.sum()
+    return mass / total if total > 0 else np.full(len(mass), 1.0 / max(len(mass), 1))
+
+
 def edges(log_probs: Float32s, weights: ArrayLike, tokens: ArrayLike) -> tuple[Floats, Floats]:
     """The edges from the k rows to the m tokens of the next set: P(i|j) and P(j|i), both (k, m) float64.
 
     P(j|i) is the row's own probability of the token. P(i|j), the predecessor posterior, is the softmax over i of
-    log w(i) + log P(j|i); its columns sum to 1, under every combine rule.
+    log w(i) + log P(j|i); its columns sum to 1, under every combine rule. A token that no row gives any
+    probability (a budget's choice) has the rows' weights.
     """
     forward = np.asarray(log_probs)[:, np.asarray(tokens, np.intp)].astype(np.float64)
     joint = forward + np.log(np.asarray(weights, np.float64))[:, None]
+    joint[:, np.isneginf(joint.max(axis=0))] = np.log(np.asarray(weights, np.float64))[:, None]
     posterior = np.exp(joint - joint.max(axis=0))
     posterior /= posterior.sum(axis=0)
     return posterior, np.exp(forward)

@@ -10,6 +10,7 @@ import numpy as np
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import PromptError
 from tempo_mlx.model.forward import Model
+from tempo_mlx.token_ids import token_ids
 
 CHUNK = 512
 Interrupt = Callable[[], str | None]  # asked now and then: why a run shall end, None to go on
@@ -25,14 +26,15 @@ def never() -> str | None:
 
 
 def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
-    """PromptError unless the prompt has a token and leaves room for at least one more."""
+    """PromptError unless the prompt has a token, leaves room for at least one more, and is of the vocabulary."""
     limit = model.architecture.max_position_embeddings
-    if not prompt_ids:
+    if not len(prompt_ids):
         raise PromptError("The prompt is empty; give it at least one character.")
     if len(prompt_ids) >= limit:
         raise PromptError(
             f"The prompt has {len(prompt_ids)} tokens and the model's context is {limit}; shorten the prompt."
         )
+    token_ids(prompt_ids, model.architecture.vocab_size)
 
 
 def prefill(model: Model, prompt_ids: Sequence[int], cache: Any, interrupted: Interrupt) -> Float32s:

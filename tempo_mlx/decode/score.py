@@ -23,6 +23,7 @@ from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
+from tempo_mlx.token_ids import token_ids
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
 
@@ -54,11 +55,12 @@ def score(
     model is not asked whether the text ends there. Raises PromptError.
     """
     tokenizer = loaded.tokenizer
-    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    vocabulary = loaded.model.architecture.vocab_size
+    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(token_ids(prompt, vocabulary))
     sequences: list[list[int]] = []
     for item in continuations:
         if not isinstance(item, str):
-            sequences.append([int(i) for i in item])
+            sequences.append(list(token_ids(item, vocabulary, "A continuation")))
             continue
         joint = tokenizer.encode(prompt + item) if isinstance(prompt, str) else []
         same = len(joint) > len(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
@@ -171,8 +173,5 @@ def _check_lengths(model: Model, prompt_length: int, sequences: Sequence[Sequenc
             f"Prompt and continuation have {prompt_length + longest} tokens and the model's context is {limit}; "
             "shorten them."
         )
-    vocabulary = model.architecture.vocab_size
     for sequence in sequences:
-        for token in sequence:
-            if not 0 <= token < vocabulary:
-                raise PromptError(f"Token {token} is not in the model's vocabulary of {vocabulary}.")
+        token_ids(sequence, model.architecture.vocab_size, "A continuation")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Floats, Ints
-from tempo_mlx.decode.combine import combine, edges, log_probabilities
+from tempo_mlx.decode.combine import combine, combine_without, edges, log_probabilities, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, open_sets, settle
 from tempo_mlx.decode.rules import Rules, make_rules
@@ -147,9 +147,15 @@ class Tempo(Decoder):
         forced = self.guide([step.tokens[0].id for step in self.steps]) if self.guide else None
         if forced is not None:
             return np.array([forced])
+        excluded = self.excluded(index)
+        eligible = probabilities
+        if excluded:
+            eligible = combine_without(self.log_probs, self.weights, self.config.combine, excluded)
+            if not self.rules.sampled and not np.delete(probabilities, list(excluded)).any():
+                return np.array([eligible.argmax()])  # all others underflowed: no rule can tell them apart
         if self.rules.sampled:
-            return sample(probabilities, self.excluded(index), self.random)
-        return self.rules.select(probabilities, index, self.excluded(index))
+            return np.array([draw(eligible, self.random.random())])
+        return self.rules.select(probabilities, index, excluded)
 
     def screen(self, tokens: Ints, probabilities: Float32s) -> tuple[Ints, tuple[Rejected, ...]]:
         """Those of the selected tokens (best first) that join the set, and those that do not."""
@@ -163,8 +169,7 @@ class Tempo(Decoder):
         """Append a set (slot order) to `lattice`: its slots and its forward weights."""
         if not tokens:
             return [], []
-        weights = probabilities[list(tokens)].astype(np.float64)
-        weights /= weights.sum()
+        weights = shares(probabilities[list(tokens)])
         posterior = edges(self.log_probs, self.weights, tokens)[0] if lattice.num_sets else None
         return lattice.append(weights, posterior).tolist(), weights.tolist()
 
@@ -277,13 +282,6 @@ class Tempo(Decoder):
             if member.removed_after is not None and member.removed_after >= step:
                 member.removed_after = member.removed_why = None
         return other
-
-
-def sample(probabilities: Float32s, excluded: Iterable[int], random: np.random.Generator) -> Ints:
-    """One token drawn from the distribution without the excluded ids."""
-    mass = probabilities.copy()
-    mass[list(excluded)] = 0.0
-    return np.array([draw(mass, random.random())])
 
 
 def superposed(setup: Setup) -> Tempo:

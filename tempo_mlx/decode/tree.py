@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.combine import log_probabilities, shares
 from tempo_mlx.decode.decoder import Decoder, Reading, Setup
 from tempo_mlx.decode.step import Edge, Member, Rejected, Removal, Step
 from tempo_mlx.lattice import Lattice
@@ -182,8 +182,7 @@ class Tree(Decoder):
         index, parents = len(self.steps), self.lattice.newest.tolist()
         new = sorted(self.grow(choice, frontier), key=lambda pair: pair[1].log_prob)  # in slot order
         kept = [(row, node) for row, node in new if not node.finished]
-        weights = np.array([member_of(node).probability for _, node in kept])
-        weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(kept), 1 / max(len(kept), 1))
+        weights = shares([member_of(node).probability for _, node in kept])
         removed: tuple[int, ...] = ()
         if kept:
             posterior = np.zeros((len(self.nodes), len(kept)))

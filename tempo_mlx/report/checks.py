@@ -11,6 +11,7 @@ from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.strict import is_unicode
+from tempo_mlx.token_ids import token_ids
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
@@ -33,12 +34,29 @@ def check(run: Run) -> None:
     check_finite((path.logprob for path in run.paths), "paths")
     next_slot = run.prompt_length
     previous: frozenset[int] = frozenset()
+    furthest = run.prompt_length + sum(len(step.tokens) for step in run.steps)
     for index, step in enumerate(run.steps):
         slots = check_step(step, index, previous, len(run.steps))
         expected = list(range(next_slot, next_slot + len(slots)))
         need(slots == expected, f"step {index} has the slots {slots}; they must go on from {next_slot}")
+        places = (step.position, *(token.position or 0 for token in step.tokens))
+        need(
+            max(places) <= furthest,
+            f"step {index} has position {max(places)}, beyond the run's {furthest} tokens",
+        )
         next_slot += len(slots)
         previous = frozenset(slots)
+
+
+def check_vocabulary(run: Run, vocabulary: int) -> None:
+    """RunFileError where a run holds a token that a model with so many does not have."""
+    texts: list[tuple[str, Iterable[int]]] = [("prompt", run.prompt.token_ids)]
+    for step in run.steps:
+        texts.append((f"step {step.step}", (token.id for token in step.tokens)))
+        texts.append((f"step {step.step}'s rejected", (item.id for item in step.rejected)))
+    texts += [(f"path {number}", path.token_ids) for number, path in enumerate(run.paths)]
+    for where, ids in texts:
+        token_ids(ids, vocabulary, f"The run's {where}", RunFileError)
 
 
 def check_step(step: RunStep, index: int, previous: frozenset[int], num_steps: int) -> list[int]:
@@ -63,6 +81,7 @@ def check_token(token: RunToken, step: RunStep, where: str, previous: frozenset[
         f"{where} must have slot and weight both null, or neither",
     )
     check_probabilities((token.probability, token.weight or 0.0), where)
+    need(token.weight != 0.0, f"{where} has weight 0; a member with a slot has a share")
     check_edges(token, step.step, where, previous)
     why, after = token.removed_why, token.removed_after
     if after is None:

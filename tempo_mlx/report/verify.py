@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Floats, Ints
-from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
+from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities, shares
 from tempo_mlx.decode.prefill import CHUNK
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import ModelError, RunFileError
 from tempo_mlx.lattice import ATTEND_RULES, Lattice
 from tempo_mlx.model.forward import Model
 from tempo_mlx.model.rope import follows_length
+from tempo_mlx.report.checks import check_vocabulary
 from tempo_mlx.report.run import Run
 from tempo_mlx.strict import Number, Switch, Text, read
 
@@ -202,8 +203,7 @@ def _replay_lattice(run: Run, log_probs: Float32s) -> Iterator[tuple[list[Differ
         posterior, forward = edges(log_probs[rows], weights, ids)
         result: list[Difference] = []
         members = _in_slot_order(step)
-        next_weights = distribution[[token.id for token in members]].astype(np.float64)
-        next_weights /= next_weights.sum()
+        next_weights = shares(distribution[[token.id for token in members]])
         by_slot = {token.slot: weight for token, weight in zip(members, next_weights.tolist(), strict=True)}
         for column, token in enumerate(step.tokens):
             result.append(_of("probability", step, token, token.probability, distribution[token.id]))
@@ -312,10 +312,4 @@ def _check_model(run: Run, model: Model) -> None:
                 f"The run was made with other weights ({name} {str(recorded)[:12]}) than this model's "
                 f"({str(present)[:12]}); name the run's own model, {run.model.get('id')}."
             )
-    vocabulary = model.architecture.vocab_size
-    ids = [token.id for step in run.steps for token in step.tokens]
-    largest = max([*run.prompt.token_ids, *ids])
-    if largest >= vocabulary:
-        raise RunFileError(
-            f"The run holds token {largest}, but the model's vocabulary has {vocabulary} tokens."
-        )
+    check_vocabulary(run, model.architecture.vocab_size)

@@ -35,11 +35,6 @@ def read_prompt(
             )
         encoded = encode_chat(loaded, messages, config)
     else:
-        vocabulary = loaded.model.architecture.vocab_size
-        if not isinstance(prompt, str) and any(token >= vocabulary for token in prompt):
-            raise ApiError(
-                400, "invalid_prompt", "The prompt holds a token that is not in the vocabulary.", "prompt"
-            )
         encoded = encode_prompt(loaded, prompt, config)
     if not encoded.token_ids:
         raise ApiError(

@@ -10,6 +10,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.step import Step
 from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.model.forward import Model
+from tempo_mlx.report.checks import check_vocabulary
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import require_settings
@@ -33,9 +34,7 @@ def read_run(value: dict[str, Any], model: Model) -> tuple[GenerateConfig, RunPr
         config = GenerateConfig(**settings)
     except ConfigError as error:
         raise RunFileError(f"The run's config cannot be used: {error}") from error
-    ids = [*run.prompt.token_ids, *(token.id for step in run.steps for token in step.tokens)]
-    if max(ids) >= model.architecture.vocab_size:
-        raise RunFileError(f"The run holds token {max(ids)}, which is not in the model's vocabulary.")
+    check_vocabulary(run, model.architecture.vocab_size)
     return config, run.prompt, read_steps(run)
 
 
