@@ -220,7 +220,7 @@ class Tree(Decoder):
             if child.row in continued:
                 branch, self.num_branches = self.num_branches, self.num_branches + 1
             continued.add(child.row)
-            probability = float(np.exp(frontier.tempered[child.row, child.token]))
+            probability = float(np.exp(frontier.tempered[child.row, child.token], dtype=np.float64))
             edges = (Edge(parents[child.row], 1.0, probability),) if parents else ()
             member = Member(child.token, probability, None, None, edges, branch=branch)
             forced = frontier.forced[child.row]
