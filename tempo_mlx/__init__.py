@@ -12,26 +12,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tempo_mlx._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tempo_mlx.api import Stream as Stream
     from tempo_mlx.api import generate as generate
     from tempo_mlx.api import load as load
+    from tempo_mlx.api import score as score
     from tempo_mlx.api import stream as stream
     from tempo_mlx.config import GenerateConfig as GenerateConfig
     from tempo_mlx.config import LoadConfig as LoadConfig
-    from tempo_mlx.decode.score import score as score
     from tempo_mlx.decode.step import Step as Step
     from tempo_mlx.errors import TempoError as TempoError
     from tempo_mlx.loading import LoadedModel as LoadedModel
     from tempo_mlx.report.run import Run as Run
+    from tempo_mlx.sessions.conversation import Conversation as Conversation
     from tempo_mlx.sessions.session import Session as Session
 
 _HOMES = {
-    "load": "api", "generate": "api", "stream": "api", "Stream": "api", "Session": "sessions.session",
-    "Run": "report.run", "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "config",
-    "TempoError": "errors", "LoadedModel": "loading", "score": "decode.score",
+    "load": "api", "generate": "api", "stream": "api", "score": "api", "Stream": "api",
+    "Conversation": "sessions.conversation", "Session": "sessions.session", "Run": "report.run",
+    "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "config", "LoadedModel": "loading",
+    "TempoError": "errors",
 }  # fmt: skip
-__all__ = list(_HOMES)
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -40,3 +44,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(f"tempo_mlx.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

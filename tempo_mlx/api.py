@@ -1,50 +1,96 @@
-"""The Python API: `load` a model, `stream` steps or `generate` a run."""
+"""The Python API: `load` a model, `stream` steps or `generate` a run, `score` texts. docs/python.md shows all of it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.decode import score as scoring
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading
 from tempo_mlx.decode.functions import Functions, Prune, Select
 from tempo_mlx.decode.mcts import Value
 from tempo_mlx.decode.prefill import Interrupt, Interrupted, never
 from tempo_mlx.decode.schedules import Schedule
-from tempo_mlx.decode.score import read_paths
 from tempo_mlx.decode.step import Step
-from tempo_mlx.errors import ConfigError, RankLostError
+from tempo_mlx.errors import ConfigError, PromptError, RankLostError
 from tempo_mlx.exits import open_exits
+from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
+from tempo_mlx.report.text import JointText, inline_set
 from tempo_mlx.resolution import resolve
+from tempo_mlx.settings import canonical, settings_of, shown
 from tempo_mlx.task import Task
 from tempo_mlx.token_ids import token_ids
 from tempo_mlx.weights.reasoning import THINK
 
-Prompt = str | Sequence[int] | RunPrompt
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
+Prompt = str | Sequence[int] | Sequence[Message] | RunPrompt
 
 
-def load(model: str | None = None, **settings: Any) -> LoadedModel:
+class DecodingKeywords(GenerateSettings, total=False):
+    """Keywords of `generate` and `stream`."""
+
+    decoder: DecoderName | DecoderSpec | None
+    prune: Prune | None
+    select: Select | None
+    schedule: Schedule | None
+    value: Value | None
+    interrupted: Interrupt
+    cache: Any | None
+
+
+def load(model: str | os.PathLike[str] | None = None, **settings: Unpack[LoadSettings]) -> LoadedModel:
     """Load a model: a name, a Hugging Face repo id, a directory or a .gguf file; settings of `LoadConfig`.
 
     Raises ModelError, DownloadError, BackendError, MemoryLimitError, ConfigError.
     """
-    return load_model(LoadConfig(**settings if model is None else {"model": model, **settings}))
+    given: dict[str, Any] = {**settings}
+    if model is not None:
+        given["model"] = os.fspath(model) if isinstance(model, os.PathLike) else model
+    return load_model(LoadConfig(**canonical(given, settings_of(LoadConfig))))  # type: ignore[arg-type]
 
 
-def generate(loaded: LoadedModel, prompt: Prompt, **settings: Any) -> Run:
+def generate(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    config: GenerateConfig | None = None,
+    **settings: Unpack[DecodingKeywords],
+) -> Run:
     """Decode to the end. The same as draining `stream(...)` and taking its `run()`.
 
     Raises what `stream` does, and RankLostError (under mlx.launch); a stream's `run()` then still has what there was.
     """
-    return stream(loaded, prompt, **settings).complete()
+    return stream(loaded, prompt, config, **settings).complete()
+
+
+def score(
+    loaded: LoadedModel, prompt: Prompt, continuations: Sequence[str | Sequence[int]]
+) -> list[scoring.Score]:
+    """The exact log-probabilities of each continuation (text, or token ids) of a prompt, in the order given.
+
+    A text is tokenized together with a prompt that is text where the prompt's tokens stay the same, else on its own.
+    The model is not asked whether the text ends there. Raises PromptError.
+    """
+    check_model(loaded)
+    if not isinstance(prompt, str):
+        prompt = encode_prompt(loaded, prompt, GenerateConfig(chat=is_messages(prompt))).token_ids
+    return scoring.score(loaded, prompt, continuations)
 
 
 def stream(
@@ -52,45 +98,50 @@ def stream(
     prompt: Prompt,
     config: GenerateConfig | None = None,
     *,
-    decoder: str | DecoderSpec | None = None,
+    decoder: DecoderName | DecoderSpec | None = None,
     prune: Prune | None = None,
     select: Select | None = None,
     schedule: Schedule | None = None,
     value: Value | None = None,
     interrupted: Interrupt = never,
     cache: Any | None = None,
-    **settings: Any,
+    **settings: Unpack[GenerateSettings],
 ) -> Stream:
     """Start a decoding that yields one `Step` at a time.
 
-    prompt: text, token ids, or both. config: a resolved configuration (a run's own, say), or settings by name.
-    decoder: the setting, or one of your own (docs/extend.md). prune, select, schedule, value: functions in place of
-    what the settings say, see `Functions`; the run's file names them. interrupted: called between steps and between
-    chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it has. cache: one that
-    holds a beginning of the prompt, not all of it; it is used up.
+    prompt: text, token ids, or messages, which imply `chat`. config: a resolved configuration (a run's own, say), in
+    place of settings by name. decoder: the setting, or one of your own (docs/extend.md). prune, select, schedule,
+    value: functions in place of what the settings say, see `Functions`; the run's file names them. interrupted: called
+    between steps and between chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it
+    has. cache: one that holds a beginning of the prompt, not all of it; it is used up.
 
     Raises ConfigError for a setting or function that is unknown, out of range, or without effect; PromptError.
     """
+    check_model(loaded)
     spec = decoder if isinstance(decoder, DecoderSpec) else None
-    if config is not None and settings:
-        raise ConfigError(f"config says every setting already; leave out {', '.join(settings)}, or it.")
+    given: dict[str, Any] = {**settings}
+    if config is not None:
+        check_config(config, given)
     if decoder is not None:
-        settings["decoder"] = decoder if spec is None else spec.name
-    resolved = resolve(settings) if config is None else config
-    if resolved.decoder != settings.get("decoder", resolved.decoder):
+        given["decoder"] = decoder if spec is None else spec.name
+    if is_messages(prompt) and "raw" not in given:
+        given.setdefault("chat", True)
+    resolved = resolve(given) if config is None else config
+    if resolved.decoder != given.get("decoder", resolved.decoder):
         raise ConfigError(
-            f"config is for the {resolved.decoder} decoder, and decoder is {settings['decoder']}; give one of them."
+            f"config is for the {resolved.decoder} decoder, and decoder is {given['decoder']}; give one of them."
         )
     functions = Functions(prune, select, schedule, value)
     encoded = encode_prompt(loaded, prompt, resolved)
     return Stream(Task(loaded, encoded, resolved, functions, spec), interrupted, cache)
 
 
-class Stream(Iterator[Step]):
-    """A decoding under way: iterate for steps; `run()` gives what there is so far, at any time.
+class Stream(Iterator[Step], AsyncIterator[Step]):
+    """A decoding under way: iterate for steps (`for`, or `async for`); `run()` gives what there is so far, at any time.
 
-    `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked
-    for. `failure`: the loss of a rank that ended it (finish_reason "cancelled").
+    `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked for. One
+    thread at a time may ask for steps; streams of several threads take turns at their model. `failure`: the loss of a
+    rank that ended it (finish_reason "cancelled").
     """
 
     def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
@@ -101,6 +152,7 @@ class Stream(Iterator[Step]):
         self.failure: RankLostError | None = None
         self.decoder: Decoder | None = None
         self._watch = self.task.watch()
+        self._joint = JointText(self.loaded.tokenizer)
         self.cancellation = Cancellation(self.config.timeout, interrupted)
         self.started = self.cancellation.started
         self.prefilled = self.ended = self.started
@@ -113,7 +165,22 @@ class Stream(Iterator[Step]):
         """End the run at the next step or chunk of the prompt; what was generated is kept."""
         self.cancellation.cancelled = True
 
+    async def __anext__(self) -> Step:
+        """The next step, made in another thread, so that the event loop goes on."""
+        try:
+            step = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if step is None:
+            raise StopAsyncIteration
+        return step
+
     def __next__(self) -> Step:
+        with self.loaded.lock:
+            return self._advance()
+
+    def _advance(self) -> Step:
         if self.finish_reason is None:
             self.finish_reason = self._reason_to_stop()
         if self.finish_reason is not None:
@@ -132,7 +199,27 @@ class Stream(Iterator[Step]):
             raise StopIteration from None
         finally:
             self.ended = time.perf_counter()
+        self._write(step)
         return step
+
+    def _write(self, step: Step) -> None:
+        """Give a step its texts, and earlier ones theirs anew that lost a member by it.
+
+        The most probable member continues the text of those before it, so that a character of several tokens is whole.
+        """
+        for member in step.tokens:
+            member.text = self.loaded.tokenizer.token_text(member.id)
+        best = step.tokens[0]
+        if best.slot is not None:
+            best.text = "".join(self._joint.add(best.id))
+        removed = set(step.removed)
+        for earlier in reversed(self.steps):
+            slots = {member.slot for member in earlier.tokens}
+            if earlier is step or slots & removed:
+                earlier.text = inline_set(earlier.tokens, [member.text for member in earlier.tokens])
+            removed -= slots
+            if not removed:
+                break
 
     def complete(self) -> Run:
         """The run to its end. Raises RankLostError; `run` then still has what there was."""
@@ -145,6 +232,10 @@ class Stream(Iterator[Step]):
 
     def run(self) -> Run:
         """The run so far, complete in itself; a run that has not ended counts as cancelled."""
+        with self.loaded.lock:
+            return self._run()
+
+    def _run(self) -> Run:
         if self.decoder is not None:
             self.decoder.note_evidence()
         try:
@@ -169,7 +260,7 @@ class Stream(Iterator[Step]):
         if not self.config.paths or self.failure is not None:
             return []
         cache = decoder.cache if self.exits is None else self.exits.inside(decoder.cache)
-        return read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
+        return scoring.read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
 
     def timing(self) -> Mapping[str, float]:
         """Seconds of the prompt and of the steps, and logical steps per second."""
@@ -232,11 +323,45 @@ class Cancellation:
         return self._outside()
 
 
+def check_model(loaded: object) -> None:
+    """Raises ConfigError for anything but a model that was loaded."""
+    if isinstance(loaded, LoadedModel):
+        return
+    if isinstance(loaded, str | os.PathLike):
+        raise ConfigError(
+            f"{shown(loaded)} names a model that is not loaded yet; give tempo_mlx.load({shown(loaded)})."
+        )
+    raise ConfigError(f"{shown(loaded)} is no model; give what tempo_mlx.load(...) returned.")
+
+
+def check_config(config: object, settings: Mapping[str, object]) -> None:
+    """Raises ConfigError for anything but a whole configuration, and for settings beside it."""
+    if not isinstance(config, GenerateConfig):
+        raise ConfigError(
+            f"config is {shown(config)}; give a tempo_mlx.GenerateConfig, or settings by name, as in max_tokens=20 "
+            "or **a_dict."
+        )
+    if settings:
+        raise ConfigError(f"config says every setting already; leave out {', '.join(settings)}, or it.")
+
+
+def is_messages(prompt: Prompt) -> bool:
+    """Whether a prompt is a conversation."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
 def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -> RunPrompt:
-    """The prompt's token ids, a text's under the model's chat template where `config.chat`. Raises PromptError."""
+    """The prompt's token ids; of messages, and of a text where `config.chat`, under the model's chat template.
+
+    Raises PromptError for what is none of those; ConfigError for messages without `config.chat`.
+    """
     tokenizer, vocabulary = loaded.tokenizer, loaded.model.architecture.vocab_size
     if isinstance(prompt, RunPrompt):
         return replace(prompt, token_ids=token_ids(prompt.token_ids, vocabulary))
+    if is_messages(prompt):
+        if not config.chat:
+            raise ConfigError("Messages go through the chat template; leave out chat=False, or give a text.")
+        return encode_chat(loaded, checked_messages(prompt), config)
     if not isinstance(prompt, str):
         ids = token_ids(prompt, vocabulary)
         return RunPrompt(tokenizer.decode(ids), ids)
@@ -245,9 +370,20 @@ def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -
     return encode_chat(loaded, [{"role": "user", "content": prompt}], config)
 
 
-def encode_chat(
-    loaded: LoadedModel, messages: Sequence[Mapping[str, str]], config: GenerateConfig
-) -> RunPrompt:
+def checked_messages(messages: Iterable[Any]) -> list[Message]:
+    """Raises PromptError for a message without role or content."""
+    checked = list(messages)
+    for number, message in enumerate(checked, 1):
+        fields = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
+            raise PromptError(
+                f"Message {number} is {shown(message)}; give it a role and a content, both text, as in "
+                '{"role": "user", "content": "Hello"}.'
+            )
+    return checked
+
+
+def encode_chat(loaded: LoadedModel, messages: Sequence[Message], config: GenerateConfig) -> RunPrompt:
     """The token ids of a conversation that the model is to continue; `config.system` goes before it."""
     tokenizer, system = loaded.tokenizer, config.system
     switch = tokenizer.chat_template_knows_thinking

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import RLock
 
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import BackendError, ConfigError
@@ -15,12 +17,16 @@ from tempo_mlx.weights.memory import require_memory
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one. leader: of the ranks that share it."""
+    """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one, from any thread.
+
+    leader: of the ranks that share it. lock: held while it computes, so that steps of several threads take turns.
+    """
 
     model: Model
     tokenizer: Tokenizer
     config: LoadConfig = field(default_factory=LoadConfig)
     leader: Leader | None = None
+    lock: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
 
 
 def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: bool = False) -> LoadedModel:

@@ -138,7 +138,8 @@ def test_the_base_install_is_light_and_everything_in_it_is_imported() -> None:
     base = {Requirement(each).name for each in project["dependencies"]}
     assert not base & {"mlx-lm", "transformers", "torch", "fastapi"}
     imported = {"huggingface-hub": "huggingface_hub", "protobuf": "google.protobuf", "python-dotenv": "dotenv",
-                "pyyaml": "yaml", "scipy-openblas32": "scipy-openblas32"}  # fmt: skip
+                "pyyaml": "yaml", "scipy-openblas32": "scipy-openblas32",
+                "typing-extensions": "typing_extensions"}  # fmt: skip
     code = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
     for name in base:
         assert re.search(rf"(import |from |\")({re.escape(imported.get(name, name))})\b", code), name
@@ -274,9 +275,9 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "arrays", "files", "strict", "settings", "_version", "config", "resolution", "sources", "blas",
-         "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits", "decode", "report", "task",
-         "api", "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
+ORDER = ["errors", "arrays", "files", "strict", "settings", "_version", "config", "resolution", "keywords",
+         "sources", "blas", "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits",
+         "decode", "report", "task", "api", "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
 
 
 def imports_of(path: Path) -> Iterator[str]:

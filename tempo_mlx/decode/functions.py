@@ -13,6 +13,7 @@ from tempo_mlx.arrays import Float32s
 from tempo_mlx.decode.pruning import PruneContext, Pruned, PruneRule
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.settings import shown
 
 if TYPE_CHECKING:
     from tempo_mlx.decode.decoder import DecoderSpec
@@ -49,8 +50,12 @@ class Functions:
         return {name: value for name, value in values if value is not None}
 
     def check(self, spec: DecoderSpec, others: Iterable[DecoderSpec]) -> None:
-        """Raises ConfigError for a function that the decoder has no use for, and for two that exclude each other."""
-        for name in self.given():
+        """Raises ConfigError for what is no function, of no use to the decoder, or excluded by another."""
+        for name, function in self.given().items():
+            if not callable(function):
+                raise ConfigError(
+                    f"{name} is {shown(function)}; give a function (docs/extend.md shows some)."
+                )
             if name not in spec.functions:
                 able = " or ".join(other.name for other in others if name in other.functions)
                 raise ConfigError(

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,7 @@ class Mcts(Decoder):
     def back_up(self, leaf: SearchNode, rollout: list[tuple[int, float]]) -> None:
         """Count a simulation, and what it was worth, at every node from the leaf to the root."""
         rated = None if self.value is None else self.value(self.rollout(leaf, rollout))
-        if rated is not None and not math.isfinite(rated):
+        if self.value is not None and not (isinstance(rated, Real) and math.isfinite(rated)):
             raise ConfigError(f"The value function returned {rated}; it must return a finite number.")
         total, count = sum(log_prob for _, log_prob in rollout), len(rollout)
         depth = leaf.length - self.root.length

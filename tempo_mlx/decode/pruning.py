@@ -26,7 +26,9 @@ from numpy.typing import ArrayLike
 from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.step import Member, Removal
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.lattice import Lattice
+from tempo_mlx.settings import shown
 
 REMOVAL_MODES = ("keep_token", "keep_unattended", "remove_position")
 SINKS = 4  # prompt slots at most that soak up attention whatever they say (StreamingLLM, arXiv 2309.17453)
@@ -91,7 +93,15 @@ class PruneRule:
     needs_attention: bool = False
 
     def __call__(self, context: PruneContext) -> list[Pruned]:
-        return list(self.decide(context))
+        """Raises ConfigError where the function returns anything else."""
+        found = self.decide(context)
+        listed = list(found) if isinstance(found, Iterable) else None
+        if listed is None or not all(isinstance(entry, Pruned) for entry in listed):
+            raise ConfigError(
+                f"The prune function returned {shown(found if listed is None else listed)} at step {context.step}; it "
+                "must return Pruned entries, such as those of view.under(...), and an empty list for none."
+            )
+        return listed
 
 
 def prune_rule(config: GenerateConfig) -> PruneRule | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.pruning import PruneRule, prune_rule
-from tempo_mlx.decode.schedules import Schedule, scheduled
+from tempo_mlx.decode.schedules import Schedule, checked_schedule, scheduled
 from tempo_mlx.decode.selection import Selector, make_selector
 from tempo_mlx.decode.strategies import Strategy, make_strategy
 from tempo_mlx.errors import ConfigError
@@ -38,7 +38,9 @@ def make_rules(config: GenerateConfig, functions: Functions | None = None, *, si
             "A schedule function moves the threshold itself; leave out final_threshold, and selection rules "
             "that know no threshold."
         )
-    threshold = own.schedule or scheduled(config, config.threshold, "selection")
+    threshold = scheduled(config, config.threshold, "selection")
+    if own.schedule is not None:
+        threshold = checked_schedule(own.schedule)
     by_attention = config.pruning_signal == "attention"
     pruning = config.attention_threshold if by_attention else config.posterior_threshold
     prune = prune_rule(config) if own.prune is None else own.prune

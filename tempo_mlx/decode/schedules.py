@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Literal
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.settings import shown
 
 Schedule = Callable[[int], float]  # step (0-based) -> threshold
 
@@ -26,6 +29,20 @@ def relu(time: float, activation_point: float) -> float:
 def constant(value: float) -> Schedule:
     """The same threshold at every step."""
     return lambda step: value
+
+
+def checked_schedule(schedule: Schedule) -> Schedule:
+    """A schedule of the caller's own, which raises ConfigError where it returns no threshold."""
+
+    def threshold(step: int) -> float:
+        value = schedule(step)
+        if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+            raise ConfigError(
+                f"The schedule function returned {shown(value)} at step {step}; it must return a number from 0 to 1."
+            )
+        return float(value)
+
+    return threshold
 
 
 def moving(start: float, final: float, max_tokens: int, curve: Callable[[float], float]) -> Schedule:

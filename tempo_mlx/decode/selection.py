@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.functions import Functions, Select
 from tempo_mlx.decode.schedules import Schedule, constant
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.settings import shown
 
 # probabilities (V,), step, excluded ids -> ids, best first
 Selector = Callable[[Float32s, int, Collection[int]], Ints]
@@ -57,7 +59,14 @@ def chosen_by(
     """What a function of the caller's own selects, best first. Raises ConfigError where that cannot be a set."""
     eligible = probabilities.copy()
     eligible[list(excluded)] = 0.0
-    ids = np.array([int(token) for token in function(eligible, step)], np.int64)
+    found = function(eligible, step)
+    listed = list(found) if isinstance(found, Iterable) else None
+    if listed is None or not all(isinstance(token, Integral) for token in listed):
+        raise ConfigError(
+            f"The select function returned {shown(found if listed is None else listed)} at step {step}; it must return "
+            "token ids, best first."
+        )
+    ids = np.array(listed, np.int64)
     if not len(ids) or len(set(ids.tolist())) < len(ids) or not (0 <= ids.min() <= ids.max() < len(eligible)):
         raise ConfigError(
             f"The select function returned {ids.tolist()} at step {step}; it must return one or more different tokens."

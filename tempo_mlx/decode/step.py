@@ -1,7 +1,8 @@
 """What one step decides: the description of it in the run file, and the same while decoding goes on.
 
 `RunToken` and `RunStep` are what a run file says; frozen. `Member` and `Step` are what a decoder keeps, and may still
-learn something. A decoder knows no texts: they are put in when the record is made (report/build.py).
+learn something. A decoder knows no texts: a stream puts them in for those who look on (api.py), and they are put in
+anew when the record is made (report/build.py).
 """
 
 from __future__ import annotations
@@ -89,13 +90,14 @@ def learn(record: Member | Step, name: str, value: object) -> None:
 
 
 class Member(RunToken):
-    """A kept token while decoding goes on: later steps may still learn four things about it."""
+    """A kept token while decoding goes on: later steps may still learn four things about it, and a stream its text."""
 
-    learns = frozenset({"removed_after", "removed_why", "attention", "posterior"})
+    learns = frozenset({"removed_after", "removed_why", "attention", "posterior", "text"})
     removed_after: int | None
     removed_why: Removal | None
     attention: float | None
     posterior: float | None
+    text: str
 
     def __setattr__(self, name: str, value: object) -> None:
         learn(self, name, value)
@@ -129,17 +131,24 @@ class RunStep(Record):
     tokens: Annotated[tuple[RunToken, ...], "the members, best first"]
     rejected: Annotated[tuple[Rejected, ...], "candidates that were dropped before they got a slot"] = ()
 
+    @property
+    def best_text(self) -> str:
+        """The text of its most probable member; empty where that ends the text."""
+        return self.tokens[0].text if self.tokens[0].slot is not None else ""
+
 
 class Step(RunStep):
     """A set while decoding goes on.
 
+    `text`: its members that are alive, as `[A/B]`; empty until a stream gave it.
     `removed`: slots of earlier sets removed by what the previous set's rows showed.
     `seconds`: wall-clock from the previous step's choice to this one's.
     """
 
-    learns = frozenset({"rejected", "removed", "seconds"})
+    learns = frozenset({"rejected", "removed", "seconds", "text"})
     tokens: tuple[Member, ...]
     rejected: tuple[Rejected, ...]
+    text: str = ""
     removed: tuple[int, ...] = ()
     seconds: float = 0.0
 

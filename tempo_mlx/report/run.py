@@ -26,6 +26,8 @@ from tempo_mlx.files import write_atomic
 from tempo_mlx.report.checks import FINISH_REASONS, check
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.text import pieces
+from tempo_mlx.report.texts import ListedText, listed
+from tempo_mlx.settings import shown
 from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ VERSION = 1
 HEADER = {"format": FORMAT, "version": VERSION}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(Record):
     """One generation.
 
@@ -76,6 +78,14 @@ class Run(Record):
         return DECODERS[self.decoder].lattice
 
     @property
+    def texts(self) -> list[ListedText]:
+        """The texts that were searched or asked for (branches, beams, samples, `paths`), each once, best first.
+
+        Their shares sum to 1. Of a lattice without `paths` there are none; `final_text` says what it reads.
+        """
+        return listed(self.paths)
+
+    @property
     def token_sets(self) -> list[list[tuple[str, float]]]:
         """For each step the members shown in the text, best first: (text, probability)."""
         return [
@@ -95,6 +105,8 @@ class Run(Record):
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
         """The run in `text`. Raises RunFileError where that is no run file of a known version, or damaged."""
+        if not isinstance(text, str | bytes | bytearray):
+            raise RunFileError(f"{shown(text)} is no run file; give its text, or Run.load() its path.")
         try:
             with uncollected():
                 return cls._read(json.loads(text, parse_constant=_refuse_constant))
@@ -161,6 +173,11 @@ class Run(Record):
     def best_path(self) -> tuple[RunToken, ...]:
         """One member of each set: the most probable path over the edges P(j|i) (Viterbi)."""
         return tuple(best_path(self.steps))
+
+    def __repr__(self) -> str:
+        return (
+            f"<Run {self.decoder}, {len(self.steps)} steps, {self.finish_reason}: {shown(self.final_text)}>"
+        )
 
     def _repr_html_(self) -> str:
         """The inline text for notebooks; darker is more probable, the number is in the tooltip."""

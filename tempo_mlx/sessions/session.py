@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tempo_mlx.api import Prompt, Stream, stream
+from tempo_mlx.api import DecodingKeywords, Prompt, Stream, check_model, stream
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.run import Run
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 
 class Session:
@@ -20,15 +26,21 @@ class Session:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
+        """Raises ConfigError for anything but a loaded model."""
+        check_model(loaded)
         self.loaded = loaded
         self._ids: Sequence[int] = ()
         self._cache: Any = loaded.model.new_cache()  # begins with as much of _ids as was run
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Run:
+    def generate(
+        self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Unpack[DecodingKeywords]
+    ) -> Run:
         """As `tempo_mlx.generate`."""
-        return self.stream(prompt, **settings).complete()
+        return self.stream(prompt, config, **settings).complete()
 
-    def stream(self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Any) -> Stream:
+    def stream(
+        self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Unpack[DecodingKeywords]
+    ) -> Stream:
         """As `tempo_mlx.stream`."""
         decoding = stream(self.loaded, prompt, config, **settings)
         ids = decoding.prompt.token_ids
