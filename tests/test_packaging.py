@@ -275,9 +275,10 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 
 # Layers
 
-ORDER = ["errors", "arrays", "files", "strict", "settings", "_version", "config", "resolution", "keywords",
-         "sources", "blas", "mlx", "lattice", "architecture", "weights", "model", "ranks", "loading", "exits",
-         "decode", "report", "task", "api", "sessions", "batch", "bench", "server", "cli"]  # fmt: skip
+ORDER = ["errors", "arrays", "files", "strict", "token_ids", "settings", "_version", "config",
+         "resolution", "keywords", "sources", "blas", "mlx", "lattice", "architecture", "weights",
+         "model", "ranks", "loading", "exits", "decode", "report", "task", "api", "sessions", "batch",
+         "bench", "server", "cli"]  # fmt: skip
 
 
 def imports_of(path: Path) -> Iterator[str]:
