@@ -43,7 +43,7 @@ def model(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
     model = PackagedModel(
         name="tiny", project="tiny", version="1.0", wheel_sha256=digest.of_file(wheel),
         wheel_bytes=wheel.stat().st_size, member="tiny/model.gguf", sha256=digest.of_file(source),
-        nbytes=source.stat().st_size, licence="MIT", description="",
+        nbytes=source.stat().st_size, parameters=1e5, licence="MIT", description="",
     )  # fmt: skip
     monkeypatch.setattr(download, "PACKAGED", {"tiny": model})
     return model

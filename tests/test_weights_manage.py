@@ -1,4 +1,4 @@
-"""The list of models, what one is like, memory limits, removal, and the command lines over them."""
+"""What a model is like, memory limits, removal, and the command lines over them."""
 
 from __future__ import annotations
 
@@ -44,15 +44,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     found = SimpleNamespace(repos=repos, delete_revisions=delete_revisions)
     monkeypatch.setattr(manage, "_hub_cache", lambda: found)
     return deleted
-
-
-def test_the_list_says_what_is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [(model.name, model.present) for model in manage.list_models()] == [("smollm2-135m", False)]
-    cache.write_bytes(b"x")
-    hub(monkeypatch)
-    assert [(model.name, model.present) for model in manage.list_models()] == [
-        ("smollm2-135m", True), ("owner/model", True),
-    ]  # fmt: skip
 
 
 def test_a_packaged_model_is_removed_once(cache: Path) -> None:
@@ -154,4 +145,4 @@ def test_the_command_lines(cache: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["models", "remove", "smollm2-135m"]) == 0
     assert main(["models", "remove", "smollm2-135m"]) == 1
     assert main(["models", "list"]) == 0
-    assert "no: tempo-mlx models pull" in capsys.readouterr().out
+    assert "tempo-mlx models pull MODEL" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.convert import convert
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
+from tempo_mlx.cli.ollama import in_our_words
 from tempo_mlx.cli.score import score
 from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Of several ranks started with it, rank 0 runs it and the others follow.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = in_our_words(sys.argv[1:] if argv is None else argv)
     tolerate_any_encoding()
     try:
         if ranks.rank():

@@ -9,24 +9,59 @@ import typer
 from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar
 from tempo_mlx.config import DEFAULT_MODEL
 
-app = typer.Typer(no_args_is_help=True, help="List, fetch, describe and remove models.")
+app = typer.Typer(invoke_without_command=True)
 Name = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A name, a Hugging Face repo id, a directory or a .gguf file.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name from the list, a Hugging Face repo id, a directory or a .gguf file."
+    ),
 ]
+
+
+@app.callback()
+def _root(ctx: typer.Context) -> None:
+    """List, fetch, describe and remove models; alone, it lists."""
+    if ctx.invoked_subcommand is None:
+        list_models()
 
 
 @app.command("list")
 def list_models() -> None:
-    """List the models that have a name here, and those in the Hugging Face cache."""
+    """List models worth running, and those that are on this disk, whoever keeps them there.
+
+    Sizes and memory are about right: what a fetch brings, and what the weights take once loaded on this device.
+    """
     from rich.table import Table
 
     from tempo_mlx.weights import manage
 
-    table = Table("model", "size", "on this machine", "description", box=None, pad_edge=False)
+    table = Table("model", "size", "memory", "here", "what it is", box=None, pad_edge=False, padding=(0, 1))
+    for column in (1, 2):
+        table.columns[column].justify, table.columns[column].no_wrap = "right", True
+    for column in (0, 4):
+        table.columns[column].overflow = "fold"
     for model in manage.list_models():
-        present = "yes" if model.present else "no: tempo-mlx models pull"
-        table.add_row(model.name, size(model.nbytes), present, model.description)
-    make_consoles()[0].print(table)
+        memory = (
+            "" if model.parameters is None else gigabytes(weights_in_memory(model.parameters, model.nbytes))
+        )
+        table.add_row(
+            model.name, gigabytes(model.nbytes), memory, "yes" if model.present else "no", model.description
+        )
+    out, err = make_consoles()
+    out.print(table)
+    err.print(
+        "`tempo-mlx models pull MODEL` fetches one; so does its first use.", style="dim", soft_wrap=True
+    )
+
+
+def weights_in_memory(parameters: float, stored: float) -> float:
+    """Bytes of a model's weights once they are loaded on this machine's own device."""
+    from tempo_mlx.mlx import mx
+    from tempo_mlx.model.mlx_backend import choose_device, dequantised
+
+    if choose_device("auto") == mx.cpu:
+        return 4 * parameters
+    return 2 * parameters if dequantised(parameters) else stored
 
 
 @app.command()
@@ -80,6 +115,10 @@ def remove(model: Name) -> None:
 
     removed, freed = manage.remove(model)
     make_consoles()[0].print(f"Removed {removed} ({size(freed)})", soft_wrap=True)
+
+
+def gigabytes(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
 
 
 def size(nbytes: float) -> str:

@@ -44,8 +44,13 @@ def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[mx.Dt
     if on_cpu:  # MLX's half-precision and packed CPU kernels are 5 to 40 times slower than float32
         return mx.float32, False
     kind = checkpoint.tensor("model.embed_tokens.weight").kind
-    small = 2 * checkpoint.parameters < DEQUANTIZE_BELOW_BYTES
+    small = dequantised(checkpoint.parameters)
     return (mx.bfloat16, not small) if kind == "mlx_quantized" else (getattr(mx, kind), True)
+
+
+def dequantised(parameters: float) -> bool:
+    """Whether a quantised model of so many numbers is computed in 16 bits on a GPU."""
+    return 2 * parameters < DEQUANTIZE_BELOW_BYTES
 
 
 def build(

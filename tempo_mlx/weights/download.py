@@ -21,7 +21,8 @@ from typing import Any
 from tempo_mlx.errors import DownloadError, ModelError
 from tempo_mlx.weights import digest
 from tempo_mlx.weights.files import gguf_among, model_in, parts_of, safetensors_of
-from tempo_mlx.weights.registry import PACKAGED, PackagedModel, models_directory
+from tempo_mlx.weights.local import find_local
+from tempo_mlx.weights.registry import KNOWN, PACKAGED, PackagedModel, models_directory
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
 
@@ -43,13 +44,17 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
         return packaged(PACKAGED[model], progress=progress), None
     if (path := _local(model)) is not None:
         return model_in(path), None
+    model = KNOWN[model].repo if model in KNOWN else model
+    if (found := find_local(model)) is not None and found.program != "hf":
+        return model_in(found.path), None
+    model = model if found is None else found.name  # the hub's own code knows its cache
     if match := _REPO_FILE.fullmatch(model):
         return _from_hub(match[1], match[2], progress)
     if _REPO.fullmatch(model) and not model.endswith((".gguf", ".safetensors")):
         return _from_hub(model, None, progress)
     raise ModelError(
-        f"There is no model {model[:200]!r}: give one of {', '.join(PACKAGED)}, a .gguf file, a directory "
-        "with safetensors weights, or a Hugging Face repo id such as owner/name."
+        f"There is no model {model[:200]!r}: give a name of `tempo-mlx models list`, such as {next(iter(PACKAGED))}, "
+        "a .gguf file, a directory with safetensors weights, or a Hugging Face repo id such as owner/name."
     )
 
 

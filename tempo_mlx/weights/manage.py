@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from tempo_mlx.errors import ModelError, OutputError
 from tempo_mlx.weights.checkpoint import Checkpoint
+from tempo_mlx.weights.local import PROGRAMS, find_local, local_models
 from tempo_mlx.weights.memory import Memory, estimate_memory
-from tempo_mlx.weights.registry import PACKAGED
+from tempo_mlx.weights.registry import KNOWN, PACKAGED
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Listed:
-    """A model that can be named. `nbytes`: its size on disk, or what a fetch would bring."""
+    """A model that can be named. nbytes: its size on disk, or what a fetch would bring; parameters: where known."""
 
     name: str
-    nbytes: int
+    nbytes: float
     present: bool
     description: str
+    parameters: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,35 @@ class Description:
 
 
 def list_models() -> list[Listed]:
-    """The models with a short name, present or not, and those in the Hugging Face cache."""
+    """The models with a short name, present or not, and those that are on this disk besides."""
+    here = local_models()
+    cached = {model.name: model.nbytes for model in here if model.program == "hf"}
     models = [
-        Listed(model.name, model.nbytes, model.path.exists(), f"{model.description} ({model.licence})")
+        Listed(
+            model.name,
+            model.nbytes,
+            model.path.exists(),
+            f"{model.description}, {model.licence}",
+            model.parameters,
+        )
         for model in PACKAGED.values()
     ]
-    cache = _hub_cache()
-    repos = sorted(cache.repos, key=lambda repo: repo.repo_id) if cache else []
     models += [
-        Listed(repo.repo_id, repo.size_on_disk, True, "Hugging Face cache")
-        for repo in repos
-        if repo.repo_type == "model"
-    ]
+        Listed(
+            model.name, cached.get(model.repo, model.nbytes), model.repo in cached, f"{model.repo}, {model.licence}",
+            model.parameters,
+        )
+        for model in KNOWN.values()
+    ]  # fmt: skip
+    repos = {model.repo for model in KNOWN.values()}
+    models += [
+        Listed(
+            model.name if model.program == "hf" else model.full_name, model.nbytes, True,
+            f"in {PROGRAMS[model.program].removeprefix('the ')}",
+        )
+        for model in here
+        if model.program != "hf" or model.name not in repos
+    ]  # fmt: skip
     return models
 
 
@@ -79,8 +98,12 @@ def remove(name: str) -> tuple[str, int]:
             freed = path.stat().st_size
             path.unlink()
             return str(path), freed
+        found = find_local(KNOWN[name].repo if name in KNOWN else name)
+        if found is not None and found.program != "hf":
+            raise ModelError(f"{found.full_name} belongs to {PROGRAMS[found.program]}; remove it there.")
         cache = _hub_cache()
-        repos = [repo for repo in cache.repos if repo.repo_id == name] if cache else []
+        repo_id = name if found is None else found.name
+        repos = [repo for repo in cache.repos if repo.repo_id == repo_id] if cache else []
         revisions = [revision.commit_hash for repo in repos for revision in repo.revisions]
         if cache is None or not revisions:
             hint = (
