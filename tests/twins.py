@@ -42,6 +42,33 @@ _LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0], "partial_rotary_factor": 0.75,
 }  # fmt: skip
+_MOE = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+_DEEPSEEK = {
+    "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+    "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+_LATENT = {
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+_DELTA = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 2}
+_SCALES = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.1,
+}
+_GEMMA_OWN = {
+    "head_dim": 16, "sliding_window": 10, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY,
+}  # fmt: skip
+_YARN_LONG = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 _GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -76,6 +103,122 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "phi4": ("Phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32}),
     "smollm3": ("SmolLM3", {"use_sliding_window": True, "sliding_window": 12}),
     "olmo2": ("Olmo2", {}),
+    "ministral": (
+        "Ministral",
+        {"head_dim": 16, "sliding_window": 10, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "ministral3": ("Ministral3", {"head_dim": 16, "rope_parameters": _YARN_LONG}),
+    "gemma": ("Gemma", {"head_dim": 24}),
+    "vaultgemma": ("VaultGemma", {"head_dim": 16, "sliding_window": 10, "query_pre_attn_scalar": 20}),
+    "olmo": ("Olmo", {"clip_qkv": 1.5}),
+    "olmo3": ("Olmo3", {"sliding_window": 10}),
+    "seed_oss": ("SeedOss", {"head_dim": 24, "attention_out_bias": True}),
+    "exaone4": ("Exaone4", {"head_dim": 16, "sliding_window": 10}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", {"head_dim": 16, "attention_bias": True}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "arcee": ("Arcee", {"mlp_bias": True, "attention_bias": True, "head_dim": 16}),
+    "nemotron": ("Nemotron", {"head_dim": 16, "mlp_bias": True}),
+    "apertus": ("Apertus", {"rope_parameters": _LLAMA3}),
+    "helium": ("Helium", {"head_dim": 16}),
+    "nanochat": ("NanoChat", {}),
+    "glm": ("Glm", {"head_dim": 16}),
+    "glm4": ("Glm4", {"head_dim": 16}),
+    "cohere": ("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}),
+    "cohere2": ("Cohere2", {"head_dim": 16, "sliding_window": 10, "logit_scale": 0.5}),
+    "phi": ("Phi", {}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True}),
+    "stablelm-parallel": ("StableLm", {"use_parallel_residual": True}),
+    "starcoder2": ("Starcoder2", {"sliding_window": 12}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "gpt_neox-serial": ("GPTNeoX", {"use_parallel_residual": False}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "phimoe": ("Phimoe", {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True}),
+    "qwen2_moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 48, "decoder_sparse_step": 2}),
+    "qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 24, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "granitemoe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, **_SCALES}),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 2},
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 10,
+         "rope_parameters": {**_YARN, "truncate": False}},
+    ),
+    "llama4": (
+        "Llama4Text",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 80,
+         "interleave_moe_layer_step": 2, "attention_chunk_size": 16, "floor_scale": 8},
+    ),
+    "glm4_moe": ("Glm4Moe", {**_DEEPSEEK, "head_dim": 16, "use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, **_DEEPSEEK}),
+    "deepseek_v2": (
+        "DeepseekV2",
+        {**_LATENT, **_DEEPSEEK, "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0,
+         "q_lora_rank": None},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {**_LATENT, **_DEEPSEEK, "rope_parameters": {**_YARN_LONG, "mscale_all_dim": 0.7}},
+    ),
+    "mistral4": (
+        "Mistral4",
+        {**_LATENT, **_DEEPSEEK, "rope_parameters": {**_YARN_LONG, "partial_rotary_factor": 0.34}},
+    ),
+    "youtu": ("Youtu", _LATENT),
+    "gemma3n": (
+        "Gemma3nText",
+        {**_GEMMA_OWN, "num_hidden_layers": 5, "num_kv_shared_layers": 2, "laurel_rank": 8, "altup_num_inputs": 3,
+         "altup_active_idx": 1, "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0, 0.0],
+         "layer_types": ["sliding_attention", "full_attention", *["sliding_attention"] * 2, "full_attention"]},
+    ),
+    "gemma4-e": (
+        "Gemma4Text",
+        {**_GEMMA_OWN, "num_hidden_layers": 6, "global_head_dim": 32, "num_kv_shared_layers": 2,
+         "use_double_wide_mlp": True, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+    ),
+    "gemma4-moe": (
+        "Gemma4Text",
+        {**_GEMMA_OWN, "hidden_size_per_layer_input": 0, "global_head_dim": 32, "enable_moe_block": True,
+         "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32, "attention_k_eq_v": True,
+         "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "qwen3_next": ("Qwen3Next", {**_DELTA, **_MOE, "head_dim": 16, "shared_expert_intermediate_size": 32}),
+    "qwen3_5": ("Qwen3_5Text", {**_DELTA, "head_dim": 16}),
+    "qwen3_5_moe": ("Qwen3_5MoeText", {**_DELTA, **_MOE, "head_dim": 16, "shared_expert_intermediate_size": 32}),
+    "lfm2": (
+        "Lfm2",
+        {"layer_types": ["conv", "full_attention", "conv", "conv"], "conv_bias": True, "block_multiple_of": 16},
+    ),
+    "lfm2_moe": ("Lfm2Moe", {**_MOE, "layer_types": ["conv", "full_attention", "conv", "conv"], "num_dense_layers": 1}),
+    "granite4-dense": (
+        "GraniteMoeHybrid",
+        {"layer_types": ["attention"] * 2, "num_hidden_layers": 2, "num_local_experts": 0,
+         "shared_intermediate_size": 48, "position_embedding_type": "rope"},
+    ),
+    "granite4-h": (
+        "GraniteMoeHybrid",
+        {**_MAMBA, **_SCALES, "layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3,
+         "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {"head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2,
+         "layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
+    ),
+    "falcon_h1": (
+        "FalconH1",
+        {**_MAMBA, "mamba_d_ssm": 128, "num_hidden_layers": 2, "mamba_rms_norm": True, "key_multiplier": 0.5,
+         "mamba_norm_before_gate": False, "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5,
+         "mlp_multipliers": [0.9, 1.1], "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.8,
+         "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7], "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.9},
+    ),
+    "bamba": ("Bamba", {**_MAMBA, "attn_layer_indices": [1], "num_hidden_layers": 3}),
+    "mamba2": (
+        "Mamba2",
+        {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "num_hidden_layers": 3},
+    ),
     "granite": (
         "Granite",
         {
@@ -107,16 +250,33 @@ def reference(name: str) -> Any:
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
+        for parameter_name, parameter in [*model.named_parameters(), *_shipped_buffers(model)]:
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:  # norms around their neutral value, biases around zero
-                neutral = 0.0 if parameter_name.endswith("bias") or family.startswith("Gemma") else 1.0
-                parameter.copy_(neutral + 0.2 * noise)
+            leaf = parameter_name.rsplit(".", 1)[-1]
+            if leaf == "A_log":
+                parameter.copy_(torch.log(1.0 + 3.0 * torch.rand(parameter.shape, generator=generator)))
+            elif (
+                leaf in ("D", "dt_bias", "layer_scalar", "sinks") or "expert" in leaf or "correction" in leaf
+            ):
+                parameter.copy_((0.0 if "bias" in leaf or leaf == "sinks" else 1.0) + 0.3 * noise)
+            elif parameter.ndim <= 1:  # norms around their neutral value, biases around zero
+                offset = (
+                    family in ("Gemma", "Gemma2", "Gemma3Text", "VaultGemma", "Nemotron")
+                    or "Qwen3Next" in family
+                )
+                offset = (offset or family.startswith("Qwen3_5")) and "linear_attn" not in parameter_name
+                parameter.copy_((0.0 if leaf == "bias" or offset else 1.0) + 0.2 * noise)
             elif "embed" in parameter_name:
                 parameter.copy_(noise * (0.2 if config.tie_word_embeddings else 1.0))
             else:
-                parameter.copy_(noise * 1.5 * parameter.shape[1] ** -0.5)
+                parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
     return model
+
+
+def _shipped_buffers(model: Any) -> list[tuple[str, Any]]:
+    """What is saved with a model beside its parameters, and takes part in its passes."""
+    kinds = ("e_score_correction_bias", "expert_bias", "layer_scalar")
+    return [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(kinds)]
 
 
 @cache

@@ -19,12 +19,18 @@ from tempo_mlx.errors import ModelError
 _KEYS = {
     "default": (),
     "linear": ("factor",),
-    "dynamic": ("factor",),
+    "proportional": ("factor",),
+    "dynamic": ("factor", "alpha"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "longrope": ("factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"),
 }
-_SHARED = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+# Read elsewhere, or without effect on text: sections of positions in an image, which are all the same for a token.
+_SHARED = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+    "max_position_embeddings", "llama_4_scaling_beta", "mrope_section", "mrope_interleaved", "finetuned",
+    "rope_ratio",
+)  # fmt: skip
 _Get = Callable[..., Any]
 
 
@@ -39,6 +45,8 @@ def build_rope(
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "su" or (kind == "yarn" and family == "phi3"):  # names that Phi-3 used for it
         kind = "longrope"
+    if kind == "mrope":  # Qwen2-VL's name: the positions of text are one number
+        kind = "default"
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ModelError(
             f"The model's rope type {kind!r} is not supported; supported are {', '.join(_KEYS)}."
@@ -56,6 +64,10 @@ def build_rope(
 
     if head_dim > 4096:
         raise ModelError(f"The model's head_dim is {head_dim}; at most 4096 are supported.")
+    if kind == "proportional":
+        return _proportional(
+            get("rope_theta"), head_dim, get("partial_rotary_factor", 1.0), get("factor", 1.0)
+        )
     rotated = int(head_dim * get("partial_rotary_factor", 1.0))
     if not 2 <= rotated <= head_dim or rotated % 2 or head_dim % 2:
         raise ModelError(
@@ -66,6 +78,8 @@ def build_rope(
     original = int(get("original_max_position_embeddings", max_position_embeddings))
     if kind == "linear":
         return Rope(_floats(plain / np.float32(get("factor"))))
+    if kind == "dynamic" and parameters.get("alpha"):  # Hunyuan: one base for every length
+        return Rope(_floats(_frequencies(base * get("alpha") ** (rotated / (rotated - 2)), rotated)))
     if kind == "dynamic":
         return Rope(
             _floats(plain), original_max_position_embeddings=max_position_embeddings,
@@ -100,6 +114,26 @@ def _powers(base: float, rotated: int) -> Float32s:
 
 def _frequencies(base: float, rotated: int) -> Float32s:
     return np.asarray(np.float32(1.0) / _powers(base, rotated), np.float32)
+
+
+def _proportional(base: float, head_dim: int, share: float, factor: float) -> Rope:
+    """Gemma 4: pairs over the whole head, of which the first `share` turn."""
+    turning = int(share * head_dim // 2)
+    exponents = np.arange(0, 2 * turning, 2).astype(np.float32) / np.float32(head_dim)
+    turns = np.asarray(
+        np.float32(1.0) / np.power(base, exponents.astype(np.float64)).astype(np.float32), np.float32
+    )
+    still = np.zeros(head_dim // 2 - turning, np.float32)
+    return Rope(_floats(np.concatenate([turns, still]) / np.float32(factor)))
+
+
+def yarn_attention_scale(parameters: Mapping[str, Any]) -> float:
+    """DeepSeek's: what yarn multiplies the scale of latent attention with."""
+    weight, factor = parameters.get("mscale_all_dim"), parameters.get("factor")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default" or not weight or not factor or factor <= 1:
+        return 1.0
+    return float((0.1 * weight * math.log(factor) + 1.0) ** 2)
 
 
 def _llama3(plain: Float32s, original: int, get: _Get) -> Float32s:

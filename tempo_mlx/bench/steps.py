@@ -183,8 +183,7 @@ class Products:
 
 
 def linears(model: Transformer) -> list[Any]:
-    blocks = [each for b in model.blocks for each in (b.qkv, b.output, b.gate_up, b.down)]
-    return [*blocks, model.head]
+    return [*(linear for block in model.blocks for linear in block.linears()), model.head]
 
 
 def _inputs(linear: Any) -> int:

@@ -71,6 +71,7 @@ class EarlyExit:
         bias: Float32s | None,
         cache: ExitCache,
         *,
+        parents: Float32s | None = None,
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward:

@@ -153,6 +153,11 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
             "leave it out."
         )
     a = model.architecture
+    if a.recurrent or a.per_layer_input:
+        kind = "layers that keep states" if a.recurrent else "an embedding of the token for each layer"
+        raise ModelError(
+            f"No row may leave a {a.family} model early yet, since it has {kind}; leave out --early-exit."
+        )
     asked = candidates(a.num_hidden_layers, config.exit_layers)
     if any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes):
         raise ModelError(

@@ -38,8 +38,8 @@ class Costs:
 def costs_of(model: Transformer, widths: Sequence[int]) -> Costs:
     """In bytes of weights read, which bounds the time of a pass of few rows on any device."""
     a = model.architecture
-    parts = [(block.qkv, block.output, block.gate_up, block.down) for block in model.blocks]
-    layer = sum(array.nbytes for block in parts for part in block for array in part.arrays()) / len(parts)
+    parts = [linear for block in model.blocks for linear in block.linears()]
+    layer = sum(array.nbytes for part in parts for array in part.arrays()) / len(model.blocks)
     head = sum(array.nbytes for array in model.head.arrays())
     translator = a.hidden_size**2 * model.dtype.size
     return Costs(

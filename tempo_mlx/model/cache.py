@@ -10,12 +10,14 @@ stays what it was.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tempo_mlx.arrays import Ints
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import ModelError
 from tempo_mlx.mlx import mx
+from tempo_mlx.model.states import States
 
 STEP = 256
 SLACK = 3 * STEP  # unused slots from which on buffers are cut: seldom, since it moves what is kept
@@ -23,19 +25,30 @@ GROUP_SIZES = (64, 32)  # of MLX's quantised formats, the more compact first
 
 
 class Cache:
-    """Per layer, keys and values (K, capacity, D) of which the first `len(self)` slots are in use."""
+    """Per layer, keys and values (K, capacity, D) of which the first `len(self)` slots are in use.
+
+    shapes: by layer, K and the widths of a key and of a value; a width of 0 keeps none, and a layer that is not named
+    keeps nothing here: it has another's, or a state.
+    """
 
     def __init__(
-        self, layers: int, groups: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
+        self,
+        shapes: Mapping[int, tuple[int, int, int]],
+        dtype: mx.Dtype,
+        bits: int | None = None,
+        states: States | None = None,
     ) -> None:
         self.positions: Ints = np.empty(0, np.int64)
         self._bits = bits
-        self._group_size = group_size(head_dim) if bits else 0
         self._dtype = dtype
-        self._empty = [part[:, :0] for part in self._store(mx.zeros((groups, 1, head_dim), dtype))]
+        self._states = states
         # the parts of what is stored: the numbers, or the packed numbers, their scales and their offsets
-        self._keys = [list(self._empty) for _ in range(layers)]
-        self._values = [list(self._empty) for _ in range(layers)]
+        self._keys = {layer: self._empty(groups, key) for layer, (groups, key, _) in shapes.items()}
+        self._values = {
+            layer: self._empty(groups, value) for layer, (groups, _, value) in shapes.items() if value
+        }
+        self._widths = {layer: (key, value) for layer, (_, key, value) in shapes.items()}
+        self._capacity = 0
         self._length = 0  # slots before the rows of the forward pass under way
 
     def __len__(self) -> int:
@@ -46,29 +59,50 @@ class Cache:
         return sum(int(a.nbytes) for a in self.arrays())
 
     def arrays(self) -> list[mx.array]:
-        return [part for buffer in (*self._keys, *self._values) for part in buffer]
+        slots = [part for buffer in self._buffers() for part in buffer]
+        return slots if self._states is None else [*slots, *self._states.arrays()]
 
-    def reserve(self, positions: Ints) -> None:
+    def recurrent(self) -> States:
+        """What layers with a state keep."""
+        assert self._states is not None
+        return self._states
+
+    def reserve(self, positions: Ints, parents: Float32s | None = None) -> None:
         """Make room for L rows at these logical positions; they count as appended once `commit` is called."""
         self.positions = np.concatenate([self.positions[: self._length], positions])
         if len(self.positions) > self._capacity:
             self._resize(len(self.positions))
+        if self._states is not None:
+            self._states.begin(len(positions), parents)
 
-    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def append(self, layer: int, keys: mx.array, values: mx.array | None) -> tuple[mx.array, mx.array]:
         """Write the newest rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
-        return self._write(self._keys[layer], keys), self._write(self._values[layer], values)
+        found = self._write(self._keys[layer], keys, self._widths[layer][0])
+        return found, found if values is None else self._write(
+            self._values[layer], values, self._widths[layer][1]
+        )
+
+    def of(self, layer: int) -> tuple[mx.array, mx.array]:
+        """Keys and values (K, S, D) of a layer that has written the newest rows already."""
+        end, (key, value) = len(self.positions), self._widths[layer]
+        keys, values = ([part[:, :end] for part in buffers[layer]] for buffers in (self._keys, self._values))
+        return self._read(keys, key), self._read(values, value)
 
     def commit(self) -> None:
         self._length = len(self.positions)
+        if self._states is not None:
+            self._states.commit()
 
     def keep(self, indices: Ints) -> None:
         """Drop every slot not in `indices` (ascending). Only the part after the first dropped slot moves."""
         indices = np.asarray(indices, np.int64)
+        if self._states is not None:
+            self._states.keep(indices)
         moved = np.flatnonzero(indices != np.arange(len(indices)))
         if len(moved):
             first, end = int(moved[0]), len(indices)
             tail = mx.array(indices[first:])
-            for buffer in (*self._keys, *self._values):
+            for buffer in self._buffers():
                 for part in buffer:
                     part[:, first:end] = part[:, tail]
         self.positions = self.positions[indices]
@@ -77,7 +111,10 @@ class Cache:
             self._resize(self._length)
 
     def truncate(self, length: int) -> None:
-        """Forget every slot from `length` on; nothing moves."""
+        """Forget every slot from `length` on; nothing moves. Layers with a state may have to forget more, back to where
+        they know one: `len` says how many slots are left."""
+        if self._states is not None:
+            length = self._states.truncate(min(length, self._length))
         self.positions = self.positions[:length]
         self._length = min(length, self._length)
 
@@ -85,40 +122,48 @@ class Cache:
         """An independent cache with the same slots (arrays are copied when either is next written)."""
         other = copy.copy(self)
         other.positions = self.positions.copy()
-        other._keys = [[mx.array(part) for part in buffer] for buffer in self._keys]
-        other._values = [[mx.array(part) for part in buffer] for buffer in self._values]
+        other._keys = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._keys.items()}
+        other._values = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._values.items()}
+        other._states = None if self._states is None else self._states.copy()
         return other
 
-    @property
-    def _capacity(self) -> int:
-        return int(self._keys[0][0].shape[1])
+    def _buffers(self) -> Iterator[list[mx.array]]:
+        yield from self._keys.values()
+        yield from self._values.values()
+
+    def _empty(self, groups: int, width: int) -> list[mx.array]:
+        return [part[:, :0] for part in self._store(mx.zeros((groups, 1, width), self._dtype), width)]
 
     def _resize(self, slots: int) -> None:
         """Move what is kept to buffers for so many slots, rounded up."""
-        room = -(-slots // STEP) * STEP - self._length
-        pads = [mx.zeros((part.shape[0], room, part.shape[2]), part.dtype) for part in self._empty]
-        for buffer in (*self._keys, *self._values):
-            for i, pad in enumerate(pads):
-                buffer[i] = mx.concatenate([buffer[i][:, : self._length], pad], axis=1)
+        self._capacity = -(-slots // STEP) * STEP
+        room = self._capacity - self._length
+        pads: dict[tuple[int, int, mx.Dtype], mx.array] = {}
+        for buffer in self._buffers():
+            for i, part in enumerate(buffer):
+                shape = (part.shape[0], part.shape[2], part.dtype)
+                if shape not in pads:
+                    pads[shape] = mx.zeros((part.shape[0], room, part.shape[2]), part.dtype)
+                buffer[i] = mx.concatenate([part[:, : self._length], pads[shape]], axis=1)
 
-    def _write(self, buffer: list[mx.array], rows: mx.array) -> mx.array:
+    def _write(self, buffer: list[mx.array], rows: mx.array, width: int) -> mx.array:
         end = len(self.positions)
         start = end - rows.shape[1]
-        for part, new in zip(buffer, self._store(rows), strict=True):
+        for part, new in zip(buffer, self._store(rows, width), strict=True):
             part[:, start:end] = new
-        return self._read([part[:, :end] for part in buffer])
+        return self._read([part[:, :end] for part in buffer], width)
 
-    def _store(self, rows: mx.array) -> list[mx.array]:
+    def _store(self, rows: mx.array, width: int) -> list[mx.array]:
         """(K, L, D) as the parts that are kept of it."""
         if self._bits is None:
             return [rows]
-        return list(mx.quantize(rows, group_size=self._group_size, bits=self._bits))
+        return list(mx.quantize(rows, group_size=group_size(width), bits=self._bits))
 
-    def _read(self, parts: list[mx.array]) -> mx.array:
+    def _read(self, parts: list[mx.array], width: int) -> mx.array:
         if self._bits is None:
             return parts[0]
         packed, scales, offsets = parts
-        rows = mx.dequantize(packed, scales, offsets, self._group_size, self._bits)
+        rows = mx.dequantize(packed, scales, offsets, group_size(width), self._bits)
         return rows.astype(self._dtype)
 
 

@@ -18,16 +18,20 @@ def by_power() -> bool:
     return platform.system() == "Linux" and mx.default_device().type == mx.cpu
 
 
-def exponentials(scores: mx.array) -> tuple[mx.array, mx.array | None]:
+def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.array, mx.array | None]:
     """Weights over the last axis of float32 scores (..., S), and what to divide by for their softmax (None: nothing).
 
     Each row has a finite number; -inf gets exactly 0. What the weights are multiplied with is mostly smaller than they
-    are, so the division can wait for it.
+    are, so the division can wait for it. sinks (..., 1): one more score of each row, that counts in the sum alone.
     """
-    if not by_power():
+    if sinks is None and not by_power():
         return mx.softmax(scores, axis=-1), None
-    weights = mx.power(E, scores - scores.max(axis=-1, keepdims=True))
-    return weights, weights.sum(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True)
+    top = top if sinks is None else mx.maximum(top, sinks)
+    raised = (lambda x: mx.power(E, x)) if by_power() else mx.exp
+    weights = raised(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights, total if sinks is None else total + raised(sinks - top)
 
 
 def gated_silu(gate: mx.array, up: mx.array) -> mx.array:

@@ -45,6 +45,8 @@ class Model(Protocol):
     """A decoder-only transformer on one backend.
 
     tokens, positions: (L,). bias: (L, S) additive, 0 full, -inf not seen, S = len(cache) + L; None is plain causal.
+    parents: (L, S), for layers that keep a state: with which weights, summing to 1, a row continues earlier rows; None
+    is a chain. Models without such layers make nothing of it.
     attention: also return the attention each slot received per layer, mean over heads and new rows ("rows": heads).
     """
 
@@ -58,6 +60,7 @@ class Model(Protocol):
         bias: Float32s | None,
         cache: Any,
         *,
+        parents: Float32s | None = None,
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward: ...

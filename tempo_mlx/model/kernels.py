@@ -83,13 +83,16 @@ def layer_bias(
     window: int | None,
     shape: tuple[int, int, int],
     mass: Attention,
+    chunk: int | None = None,
 ) -> CompactBias | mx.array | None:
     """The `bias` of `lattice_attention` for layers with this window: the kernel's form where it can be used.
 
     bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical;
-    shape: (H, K, D).
+    shape: (H, K, D), D of keys and of values. chunk: see `window_bias`.
     """
     heads, groups, head_dim = shape
+    if chunk is not None:  # not the kernel's business: an ordinary bias to it
+        bias = window_bias(bias, positions, slot_positions, None, chunk)
     if len(positions) <= MAX_ROWS and head_dim in HEAD_DIMS and mass != "rows" and use_kernel():
         return CompactBias.of(bias, positions, slot_positions, window)
     dense = window_bias(bias, positions, slot_positions, window)
@@ -105,6 +108,7 @@ def lattice_attention(
     scale: float,
     softcap: float | None,
     mass: Attention,
+    sinks: mx.array | None = None,
 ) -> tuple[mx.array, mx.array | None]:
     """Attention of L rows over S slots and, where `mass`, how much of it each slot received.
 
@@ -112,12 +116,14 @@ def lattice_attention(
     the same for each head that shares a key head, None for plain causal (row r is slot S - L + r), or a
     `CompactBias`; every row sees a slot. Scores are
     scale * q.k, then softcap * tanh(score / softcap) where given, then plus the bias; the softmax is float32.
+    sinks (H,): one more score of each head, that takes a share which no slot receives.
     Returns the output (L, H D) in the queries' dtype, and the mass (S,) float32, mean over heads and rows, or for
     "rows" (L, S), mean over heads, which the kernel does not make (see `layer_bias`).
     """
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
     if isinstance(bias, CompactBias):
-        return fused_attention(queries, keys, values, bias, scale=scale, softcap=softcap, mass=bool(mass))
-    return portable_attention(queries, keys, values, bias, scale=scale, softcap=softcap, mass=mass)
+        return fused_attention(queries, keys, values, bias, mass=bool(mass), **options)
+    return portable_attention(queries, keys, values, bias, mass=mass, **options)
 
 
 def portable_attention(
@@ -129,11 +135,13 @@ def portable_attention(
     scale: float,
     softcap: float | None,
     mass: Attention,
+    sinks: mx.array | None = None,
 ) -> tuple[mx.array, mx.array | None]:
     """`lattice_attention` in MLX operations: all rows of the heads that share a key head are one product."""
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
-    if bias is None and softcap is None and not mass and mx.default_device().type == mx.gpu:
+    plain = bias is None and softcap is None and sinks is None and not mass
+    if plain and dim == values.shape[-1] and mx.default_device().type == mx.gpu:
         fused = mx.fast.scaled_dot_product_attention  # for a prompt: no (L, S) scores in memory
         out = fused(queries[None], keys[None], values[None], scale=scale, mask="causal")[0]
         return out.transpose(1, 0, 2).reshape(rows, heads * dim), None
@@ -143,7 +151,7 @@ def portable_attention(
             stop = min(start + BLOCK, rows)
             seen = slots - rows + stop
             part = queries[:, start:stop], keys[:, :seen], values[:, :seen], None
-            outs.append(portable_attention(*part, scale=scale, softcap=softcap, mass=False)[0])
+            outs.append(portable_attention(*part, scale=scale, softcap=softcap, mass=False, sinks=sinks)[0])
         return mx.concatenate(outs), None
     dtype = queries.dtype
     if mx.default_device().type == mx.cpu:  # whose half-precision products are slow
@@ -151,14 +159,20 @@ def portable_attention(
     scores = _scores(queries.reshape(groups, -1, dim), keys, bias, scale, softcap)  # (K, H/K L, S)
     if bias is None and rows > 1:
         scores[..., slots - rows :] = scores[..., slots - rows :] + _causal(rows, heads // groups)
-    weights, total = exponentials(scores)
+    weights, total = exponentials(scores, None if sinks is None else _rows_of(sinks, groups, rows))
     out = weights.astype(values.dtype) @ values  # (K, H/K L, D)
     out = out if total is None else out / total
-    out = out.reshape(heads, rows, dim).transpose(1, 0, 2).reshape(rows, heads * dim).astype(dtype)
+    width = values.shape[-1]
+    out = out.reshape(heads, rows, width).transpose(1, 0, 2).reshape(rows, heads * width).astype(dtype)
     if not mass:
         return out, None
     weights = weights if total is None else weights / total
     return out, weights.reshape(heads, rows, slots).mean(axis=0 if mass == "rows" else (0, 1))
+
+
+def _rows_of(sinks: mx.array, groups: int, rows: int) -> mx.array:
+    """(H,) as (K, H/K L, 1)."""
+    return mx.repeat(sinks.astype(mx.float32), rows).reshape(groups, -1, 1)
 
 
 def _scores(
@@ -228,13 +242,14 @@ def fused_attention(
     scale: float,
     softcap: float | None,
     mass: bool,
+    sinks: mx.array | None = None,
     span: int = SPAN,
     run: Callable[[Launch], list[mx.array]] = on_metal,
 ) -> tuple[mx.array, mx.array | None]:
     """`lattice_attention` as a kernel: one launch up to `span` slots, one more to combine the spans of more.
 
-    The mass takes another, as it needs the final sum of each row. Arrays are contiguous along D. `run` is for
-    tests.
+    The mass takes another, as it needs the final sum of each row. Arrays are contiguous along D. What sinks take is
+    taken off at the end: it is one more term of each row's sum. `run` is for tests.
     """
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
@@ -269,6 +284,11 @@ def fused_attention(
             )
         )
     out = attention.reshape(rows, heads * dim)
+    if sinks is not None:
+        sink = mx.tile(sinks.astype(mx.float32), rows)  # row by row, each with all heads
+        share = mx.sigmoid(logsumexps.reshape(-1) - sink)
+        out = (out.reshape(-1, dim) * share[:, None]).reshape(rows, heads * dim).astype(queries.dtype)
+        logsumexps = mx.logaddexp(logsumexps.reshape(-1), sink)[None]
     if not mass:
         return out, None
     launch = Launch(MASS, (scores, logsumexps), (), (slots, 1, 1), (256, 1, 1), ((slots,),), (mx.float32,))

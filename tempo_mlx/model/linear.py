@@ -110,6 +110,21 @@ class RMSNorm:
         return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + self.least) * self.scaled
 
 
+class LayerNorm:
+    """(x - mean) / deviation * weight + bias, over the last axis; float32 inside."""
+
+    def __init__(self, weight: mx.array | None, bias: mx.array | None, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.weight is not None and self.weight.ndim > 1:  # of every head its own
+            return mx.fast.layer_norm(x, None, self.bias, self.eps) * self.weight
+        return mx.fast.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+Norm = RMSNorm | LayerNorm
+
+
 class Concatenated:
     """Several linears over one input, their outputs side by side: for parts that cannot share one weight."""
 

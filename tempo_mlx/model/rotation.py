@@ -17,11 +17,18 @@ class Rotation:
     and sin (L, 1, D) with x cos + swapped(x) sin, swapped exchanging the two of a pair, and the sign in sin.
     """
 
-    def __init__(self, cos: Float32s, sin: Float32s, head_dim: int) -> None:
+    def __init__(self, cos: Float32s, sin: Float32s, head_dim: int, interleaved: bool = False) -> None:
+        """interleaved: dimension 2i turns with 2i + 1, not with i + half."""
         rows, self.half = cos.shape
+        self.interleaved = interleaved
         rest = head_dim - 2 * self.half
-        wide_cos = np.concatenate([cos, cos, np.ones((rows, rest), np.float32)], axis=1)
-        wide_sin = np.concatenate([-sin, sin, np.zeros((rows, rest), np.float32)], axis=1)
+        both = (cos, cos), (-sin, sin)
+        if interleaved:
+            cosines, sines = (np.stack(pair, axis=-1).reshape(rows, -1) for pair in both)
+        else:
+            cosines, sines = (np.concatenate(pair, axis=1) for pair in both)
+        wide_cos = np.concatenate([cosines, np.ones((rows, rest), np.float32)], axis=1)
+        wide_sin = np.concatenate([sines, np.zeros((rows, rest), np.float32)], axis=1)
         self.matrices = None
         if rows <= FEW and mx.default_device().type == mx.cpu:
             matrices = np.zeros((rows, head_dim, head_dim), np.float32)
@@ -34,6 +41,8 @@ class Rotation:
 
     def swapped(self, place: Ints) -> Ints:
         """The other of each pair; what does not turn stays."""
+        if self.interleaved:
+            return np.where(place < 2 * self.half, place ^ 1, place)
         first, second, rest = np.split(place, [self.half, 2 * self.half])
         return np.concatenate([second, first, rest])
 
@@ -42,5 +51,11 @@ class Rotation:
         y = x.astype(mx.float32)
         if self.matrices is not None:
             return (y @ self.matrices).astype(x.dtype)
-        first, second, rest = mx.split(y, [self.half, 2 * self.half], axis=-1)
-        return (y * self.cos + mx.concatenate([second, first, rest], axis=-1) * self.sin).astype(x.dtype)
+        if self.interleaved:
+            pairs, rest = mx.split(y, [2 * self.half], axis=-1)
+            pairs = pairs.reshape(*pairs.shape[:-1], self.half, 2)[..., ::-1].reshape(pairs.shape)
+            swapped = mx.concatenate([pairs, rest], axis=-1)
+        else:
+            first, second, rest = mx.split(y, [self.half, 2 * self.half], axis=-1)
+            swapped = mx.concatenate([second, first, rest], axis=-1)
+        return (y * self.cos + swapped * self.sin).astype(x.dtype)

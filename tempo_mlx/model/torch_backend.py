@@ -5,64 +5,65 @@ Nothing is fused or reordered here; weights keep Hugging Face's layout. Letters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from tempo_mlx.architecture.architecture import Architecture, Layer, Rope
+from tempo_mlx.architecture.architecture import Architecture, Layer
+from tempo_mlx.architecture.names import norm_names
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import BackendError
+from tempo_mlx.model import torch_layers as layers
 from tempo_mlx.model.forward import Attention, Forward, Logits
-from tempo_mlx.model.rope import angles
-from tempo_mlx.model.visibility import causal_bias, window_bias
+from tempo_mlx.model.lineage import Lineage
+from tempo_mlx.model.torch_layers import ACTIVATIONS, Pass
+from tempo_mlx.model.torch_recurrent import Weights, linear, recurrent
+from tempo_mlx.model.visibility import causal_bias
 from tempo_mlx.weights import Checkpoint
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-}
+Key = int | tuple[int, str]  # a layer, or one of two things that a layer keeps
 
 
 class TorchCache:
-    """Per layer, keys and values (K, S, D), concatenated as they come."""
+    """Per layer, what it keeps of each slot, (S, ...) each, concatenated as it comes: keys and values, or what a state
+    is made of."""
 
     def __init__(self) -> None:
         self.positions: Ints = np.empty(0, np.int64)
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
+        self.parts: dict[Key, tuple[torch.Tensor, ...]] = {}
+        self.lineage = Lineage()
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in [*self.keys.values(), *self.values.values()])
+        return sum(tensor.nbytes for parts in self.parts.values() for tensor in parts)
 
-    def append(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer in self.keys:
-            keys = torch.cat([self.keys[layer], keys], dim=1)
-            values = torch.cat([self.values[layer], values], dim=1)
-        self.keys[layer], self.values[layer] = keys, values
-        return keys, values
+    def append(self, key: Key, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Add the newest rows (L, ...) and return all slots'."""
+        before = self.parts.get(key)
+        if before is not None:
+            rows = tuple(torch.cat(pair) for pair in zip(before, rows, strict=True))
+        self.parts[key] = rows
+        return rows
 
     def keep(self, indices: Ints) -> None:
-        for layer in self.keys:
-            index = torch.as_tensor(indices, device=self.keys[layer].device)
-            self.keys[layer] = self.keys[layer][:, index]
-            self.values[layer] = self.values[layer][:, index]
+        for key, parts in self.parts.items():
+            index = torch.as_tensor(indices, device=parts[0].device)
+            self.parts[key] = tuple(tensor[index] for tensor in parts)
         self.positions = self.positions[indices]
+        self.lineage.keep(indices)
 
     def truncate(self, length: int) -> None:
         self.keep(np.arange(min(length, len(self))))
 
     def copy(self) -> TorchCache:
         other = TorchCache()
-        other.positions = self.positions.copy()
-        other.keys, other.values = dict(self.keys), dict(self.values)
+        other.positions, other.lineage = self.positions.copy(), self.lineage.copy()
+        other.parts = dict(self.parts)
         return other
 
 
@@ -102,6 +103,7 @@ class TorchTransformer:
         bias: Float32s | None,
         cache: TorchCache,
         *,
+        parents: Float32s | None = None,
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward:
@@ -109,96 +111,173 @@ class TorchTransformer:
         a = self.architecture
         new = np.asarray(positions, np.int64)
         cache.positions = np.concatenate([cache.positions, new])
-        dense = causal_bias(len(new), len(cache)) if bias is None else bias
+        cache.lineage.append(len(new), parents)
+        rows = Pass(a, new, causal_bias(len(new), len(cache)) if bias is None else bias, cache)
         ids = torch.as_tensor(np.asarray(tokens, np.int64), device=self.device)
-        x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(
-            a.embedding_scale, dtype=self.dtype
-        )  # (L, E)
+        x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(a.embedding_scale, dtype=self.dtype)
+        if a.embedding_norm:
+            x = layers.normed(a, x, None)
+        own = self._own_embeddings(ids, x)  # (L, layers, width) or None
+        x = self._streams(x)
         masses = []
         for index, layer in enumerate(a.layers):
-            x, mass = self._block(index, layer, x, new, dense, cache)
-            masses.append(mass if attention == "rows" else mass.mean(dim=0))
+            x, mass = self._layer(index, layer, x, None if own is None else own[:, index], rows)
+            if mass is not None:
+                masses.append(mass if attention == "rows" else mass.mean(dim=0))
         out = None
         if logits != "none":
-            x = self._norm(x if logits == "all" else x[-1:], "model.norm")
-            head = "model.embed_tokens" if a.tie_word_embeddings else "lm_head"
-            y = self._linear(x, head).float() * a.logits_scale  # (L, V)
-            if a.final_logit_softcapping is not None:
-                y = torch.tanh(y / a.final_logit_softcapping) * a.final_logit_softcapping
-            out = self._numpy(y)
-        return Forward(out, self._numpy(torch.stack(masses)) if attention else None)
+            out = self._numpy(self._logits(self._one_stream(x), logits))
+        return Forward(out, self._numpy(torch.stack(masses)) if attention and masses else None)
 
-    def _block(
-        self,
-        index: int,
-        layer: Layer,
-        x: torch.Tensor,
-        positions: Ints,
-        bias: Float32s,
-        cache: TorchCache,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        a, prefix = self.architecture, f"model.layers.{index}"
-        before, after = a.norm_placement in ("pre", "sandwich"), a.norm_placement in ("post", "sandwich")
-        y = self._norm(x, f"{prefix}.input_layernorm") if before else x
-        y, mass = self._attention(index, layer, y, positions, bias, cache)
-        y = self._norm(y, f"{prefix}.post_attention_layernorm") if after else y
-        x = x + y * a.residual_scale
-        second = "post_attention_layernorm" if a.norm_placement == "pre" else "pre_feedforward_layernorm"
-        y = self._norm(x, f"{prefix}.{second}") if before else x
-        gate = ACTIVATIONS[a.hidden_act](self._linear(y, f"{prefix}.mlp.gate_proj"))
-        y = self._linear(gate * self._linear(y, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj")
-        y = self._norm(y, f"{prefix}.post_feedforward_layernorm") if after else y
-        return x + y * a.residual_scale, mass
+    def _logits(self, x: torch.Tensor, which: Logits) -> torch.Tensor:
+        a = self.architecture
+        y = self._norm(x if which == "all" else x[-1:], "model.norm")
+        head = "model.embed_tokens" if a.tie_word_embeddings else "lm_head"
+        y = linear(y, self.weights, head).float() * a.logits_scale  # (L, V)
+        if a.final_logit_softcapping is not None:
+            y = torch.tanh(y / a.final_logit_softcapping) * a.final_logit_softcapping
+        return y
 
-    def _attention(
-        self,
-        index: int,
-        layer: Layer,
-        x: torch.Tensor,
-        positions: Ints,
-        bias: Float32s,
-        cache: TorchCache,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        a, name = self.architecture, f"model.layers.{index}.self_attn"
-        q, k, v = (self._linear(x, f"{name}.{part}_proj") for part in "qkv")
-        if a.qk_norm == "projection":
-            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
-        q, k, v = (t.view(len(x), -1, a.head_dim) for t in (q, k, v))  # (L, heads, D)
-        if a.qk_norm == "head":
-            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
-        if layer.rope is not None:
-            q, k = (self._rotate(t, a.ropes[layer.rope], positions, cache) for t in (q, k))
-        keys, values = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))  # (K, S, D)
-        keys, values = (
-            t.repeat_interleave(a.num_attention_heads // a.num_key_value_heads, 0) for t in (keys, values)
-        )
-        scores = q.transpose(0, 1) @ keys.transpose(1, 2) * a.scale  # (H, L, S)
-        if a.attention_logit_softcapping is not None:
-            scores = torch.tanh(scores / a.attention_logit_softcapping) * a.attention_logit_softcapping
-        seen = window_bias(bias, positions, cache.positions, layer.sliding_window)
-        weights = torch.softmax((scores + torch.as_tensor(seen, device=self.device)).float(), dim=-1)
-        out = (weights.to(self.dtype) @ values).transpose(0, 1).reshape(len(x), -1)
-        return self._linear(out, f"{name}.o_proj"), weights.mean(dim=0)
+    def _layer(
+        self, index: int, layer: Layer, x: torch.Tensor, own: torch.Tensor | None, rows: Pass
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        a, prefix = self.architecture, f"model.layers.{index}."
+        weights = {n[len(prefix) :]: w for n, w in self.weights.items() if n.startswith(prefix)}
+        predicted = None
+        if a.altup is not None:
+            predicted = self._predict(x, weights)
+            x = predicted[a.altup.active]
+        places = norm_names(a, layer)
 
-    def _rotate(self, x: torch.Tensor, rope: Rope, positions: Ints, cache: TorchCache) -> torch.Tensor:
-        """x (L, heads, D): dims (i, i + rotated / 2) turned by the angle of the row's position."""
-        turn, factor = angles(rope, positions, int(cache.positions.max()) + 1)
-        angle = torch.from_numpy(turn).to(self.device)[:, None]  # (L, 1, rotated / 2)
-        cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
-        half = turn.shape[1]
-        y = x.float()
-        first, second, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
+        def norm(place: str, y: torch.Tensor) -> torch.Tensor:
+            name = places.get(place)
+            return (
+                y
+                if name is None
+                else layers.normed(a, y, weights.get(f"{name}.weight"), weights.get(f"{name}.bias"))
+            )
 
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        y = norm("before_attention", x)
+        mixed, mass = self._mixed(index, layer, y, weights, rows)
+        if a.norm_placement.startswith("parallel"):
+            second = y if a.norm_placement == "parallel" else norm("before_mlp", x)
+            return x + mixed + self._fed(layer, second, x, weights), mass
+        if layer.attention is not None or layer.recurrent is not None:
+            after = norm("after_attention", mixed)
+            if a.altup is not None:
+                x = (x + after + self._laurel(y, weights)) / 2**0.5
+            else:
+                x = x + after * a.residual_scale
+        if layer.mlp is not None or layer.experts is not None:
+            y = self._fed(layer, norm("before_mlp", x), x, weights)
+            x = x + norm("after_mlp", y) * a.residual_scale
+        if predicted is not None:
+            return self._correct(predicted, x, own, weights), mass
+        if own is not None:
+            x = x + self._from_own(x, own, weights)
+        return (x * weights["layer_scalar"] if a.layer_scalar else x), mass
+
+    def _mixed(
+        self, index: int, layer: Layer, x: torch.Tensor, weights: Weights, rows: Pass
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What attention and the recurrent part make of x (L, E), and the attention mass."""
+        y, mass = torch.zeros_like(x), None
+        if layer.attention is not None:
+            y, mass = layers.attention(layer.attention, x, weights, index, rows)
+        if layer.recurrent is not None:
+            eps = self.architecture.norm_eps
+            y = y + recurrent(layer.recurrent, x, weights, index, rows.cache, eps)
+        return y, mass
+
+    def _fed(self, layer: Layer, x: torch.Tensor, before: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """What MLP and experts make of x (L, E); `before`: x before its norm."""
+        a = self.architecture
+        y = torch.zeros_like(x) if layer.mlp is None else layers.mlp(layer.mlp, x, weights)
+        if layer.experts is None:
+            return y
+        if not layer.experts.own_norm:
+            return y + layers.experts(layer.experts, x, weights, a, x)
+        y = layers.normed(a, y, weights["post_feedforward_layernorm_1.weight"])
+        given = layers.normed(a, before, weights["pre_feedforward_layernorm_2.weight"])
+        found = layers.experts(layer.experts, given, weights, a, before)
+        return y + layers.normed(a, found, weights["post_feedforward_layernorm_2.weight"])
+
+    # Gemma 3n and 4: an embedding of the token for each layer, and several streams of which a layer computes one
+
+    def _own_embeddings(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+        a = self.architecture
+        if not a.per_layer_input:
+            return None
+        shape = (len(ids), len(a.layers), a.per_layer_input)
+        found = self.weights["model.embed_tokens_per_layer.weight"][ids] * math.sqrt(a.per_layer_input)
+        projected = linear(x, self.weights, "model.per_layer_model_projection") / math.sqrt(a.hidden_size)
+        projected = self._norm(projected.view(shape), "model.per_layer_projection_norm")
+        return (projected + found.view(shape)) * math.sqrt(0.5)
+
+    def _from_own(self, x: torch.Tensor, own: torch.Tensor, weights: Weights) -> torch.Tensor:
+        a = self.architecture
+        act = next(layer.mlp.hidden_act for layer in a.layers if layer.mlp is not None)
+        y = ACTIVATIONS[act](linear(x, weights, "per_layer_input_gate")) * own
+        y = linear(y, weights, "per_layer_projection")
+        return layers.normed(a, y, weights["post_per_layer_input_norm.weight"])
+
+    def _streams(self, x: torch.Tensor) -> torch.Tensor:
+        altup = self.architecture.altup
+        if altup is None:
+            return x
+        others = [linear(x, self.weights, f"model.altup_projections.{i}") for i in range(altup.inputs - 1)]
+        return torch.stack([x, *(_as_large(y, x) for y in others)])
+
+    def _one_stream(self, x: torch.Tensor) -> torch.Tensor:
+        altup = self.architecture.altup
+        if altup is None:
+            return x
+        others = [
+            linear(x[i + 1], self.weights, f"model.altup_unembed_projections.{i}")
+            for i in range(altup.inputs - 1)
+        ]
+        return torch.stack([x[0], *(_as_large(y, x[0]) for y in others)]).mean(dim=0)
+
+    def _predict(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """x (inputs, L, E): what each stream would be after the layer."""
+        altup = self.architecture.altup
+        assert altup is not None
+        mixing = linear(self._modalities(x[altup.active], weights), weights, "altup.prediction_coefs")
+        mixing = mixing.view(-1, altup.inputs, altup.inputs)  # (L, to, from)
+        return x + torch.einsum("ltf,fle->tle", mixing, x)
+
+    def _modalities(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        a = self.architecture
+        routed = layers.normed(a, x, weights["altup.router_norm.weight"]) * a.hidden_size**-1.0
+        return torch.tanh(linear(routed, weights, "altup.modality_router"))
+
+    def _correct(
+        self, predicted: torch.Tensor, x: torch.Tensor, own: torch.Tensor | None, weights: Weights
+    ) -> torch.Tensor:
+        altup = self.architecture.altup
+        assert altup is not None and own is not None
+        scale = linear(self._modalities(x, weights), weights, "altup.correction_coefs") + 1.0  # (L, inputs)
+        streams = predicted + (x - predicted[altup.active]) * scale.T[..., None]
+        first = streams[altup.active]
+        if altup.correct_scale:
+            first = first * weights["altup.correct_output_scale"]
+        return torch.cat([streams[:1], streams[1:] + self._from_own(first, own, weights)])
+
+    def _laurel(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        y = linear(linear(x, weights, "laurel.linear_left"), weights, "laurel.linear_right")
+        return x + layers.normed(self.architecture, y, weights["laurel.post_laurel_norm.weight"])
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.architecture.rms_norm_eps)
-        return (y * (self.weights[f"{name}.weight"].float() + self.architecture.norm_offset)).to(x.dtype)
+        found = self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias")
+        return layers.normed(self.architecture, x, *found)
 
     @staticmethod
     def _numpy(x: torch.Tensor) -> Float32s:
         result: Float32s = x.float().cpu().numpy()
         return result
+
+
+def _as_large(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x scaled to the root mean square of `like`, row by row."""
+    wanted = like.pow(2).mean(-1, keepdim=True).sqrt()
+    return x * wanted / x.pow(2).mean(-1, keepdim=True).clamp(min=1e-5).sqrt()

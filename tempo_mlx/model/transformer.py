@@ -16,133 +16,153 @@ import numpy as np
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
+from tempo_mlx.model.attention import Rows, SoftmaxAttention, growth, kind_of
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.exponential import gated_silu
+from tempo_mlx.model.experts import Mixture
+from tempo_mlx.model.feedforward import FeedForward
 from tempo_mlx.model.forward import Attention, Forward, Logits
-from tempo_mlx.model.kernels import CompactBias, lattice_attention, layer_bias
-from tempo_mlx.model.linear import Linear, RMSNorm
+from tempo_mlx.model.kernels import layer_bias
+from tempo_mlx.model.latent import LatentAttention
+from tempo_mlx.model.linear import Concatenated, Linear, Norm
+from tempo_mlx.model.recurrent import RecurrentLayer
 from tempo_mlx.model.rope import rotations
 from tempo_mlx.model.rotation import FEW, Rotation
-
-ACTIVATIONS: dict[
-    str, Callable[[mx.array, mx.array], mx.array]
-] = {  # of the gate, times what it lets through
-    "silu": gated_silu,
-    "gelu": lambda x, up: x * (1 + mx.erf(x / 2**0.5)) / 2 * up,
-    "gelu_tanh": lambda x, up: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))) * up,
-}
-
-
-class Block:
-    """One layer. Norms that a family does not have are None."""
-
-    def __init__(self, architecture: Architecture, index: int, weights: dict[str, Any]) -> None:
-        self.architecture = architecture
-        self.index = index
-        self.qkv: Linear = weights["qkv"]  # E -> (H + 2K) D
-        self.output: Linear = weights["output"]  # H D -> E
-        self.gate_up: Linear = weights["gate_up"]  # E -> 2 F
-        self.down: Linear = weights["down"]  # F -> E
-        self.query_norm: RMSNorm | None = weights["query_norm"]
-        self.key_norm: RMSNorm | None = weights["key_norm"]
-        self.before_attention: RMSNorm | None = weights["before_attention"]
-        self.after_attention: RMSNorm | None = weights["after_attention"]
-        self.before_mlp: RMSNorm | None = weights["before_mlp"]
-        self.after_mlp: RMSNorm | None = weights["after_mlp"]
-        self.activation = ACTIVATIONS[architecture.hidden_act]
-
-    def __call__(
-        self,
-        x: mx.array,
-        rotation: Rotation | None,
-        bias: CompactBias | mx.array | None,
-        cache: Cache,
-        attention: Attention,
-    ) -> tuple[mx.array, mx.array | None]:
-        """x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
-        scale = self.architecture.residual_scale
-        y = self.before_attention(x) if self.before_attention else x
-        y, mass = self.attention(y, rotation, bias, cache, attention)
-        y = self.after_attention(y) if self.after_attention else y
-        x = x + (y if scale == 1.0 else y * scale)
-        y = self.before_mlp(x) if self.before_mlp else x
-        gate, up = mx.split(self.gate_up(y), 2, axis=-1)  # (L, F) each
-        y = self.down(self.activation(gate, up))
-        y = self.after_mlp(y) if self.after_mlp else y
-        return x + (y if scale == 1.0 else y * scale), mass
-
-    def attention(
-        self,
-        x: mx.array,
-        rotation: Rotation | None,
-        bias: CompactBias | mx.array | None,
-        cache: Cache,
-        attention: Attention,
-    ) -> tuple[mx.array, mx.array | None]:
-        a = self.architecture
-        q, k, v = self.project(x, rotation)
-        keys, values = cache.append(self.index, k, v)  # (K, S, D)
-        out, mass = lattice_attention(
-            q,
-            keys,
-            values,
-            bias,
-            scale=a.scale,
-            softcap=a.attention_logit_softcapping,
-            mass=attention,
-        )
-        return self.output(out), mass
-
-    def project(self, x: mx.array, rotation: Rotation | None) -> tuple[mx.array, mx.array, mx.array]:
-        """x (L, E), normed -> queries (H, L, D), keys and values (K, L, D)."""
-        a = self.architecture
-        heads, groups = a.num_attention_heads, a.num_key_value_heads
-        rows = x.shape[0]
-        qkv = self.qkv(x)  # (L, (H + 2K) D)
-        if a.qk_norm == "projection":
-            q, k, v = mx.split(qkv, [heads * a.head_dim, (heads + groups) * a.head_dim], axis=-1)
-            qkv = mx.concatenate([self.query_norm(q), self.key_norm(k), v], axis=-1)  # type: ignore[misc]
-        qkv = qkv.reshape(rows, heads + 2 * groups, a.head_dim)
-        qk, v = mx.split(qkv, [heads + groups], axis=1)
-        if a.qk_norm == "head":
-            qk = mx.concatenate([self.query_norm(qk[:, :heads]), self.key_norm(qk[:, heads:])], axis=1)  # type: ignore[misc]
-        if rotation is not None:
-            qk = rotation(qk)
-        q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)
-        return q, k, v.transpose(1, 0, 2)
-
-    def remember(self, x: mx.array, rotation: Rotation | None, cache: Cache) -> None:
-        """Only write what later rows would see of x (L, E): its keys and values."""
-        y = self.before_attention(x) if self.before_attention else x
-        _, k, v = self.project(y, rotation)
-        cache.append(self.index, k, v)
+from tempo_mlx.model.states import States
+from tempo_mlx.model.streams import LayerStreams, OwnEmbeddings, OwnInput, Streams
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a pass knows of its L rows, the newest of the cache, before any layer runs: made once, used by all."""
+class Parts:
+    """What a block is built of. What a layer does not have is None, or not in the table of norms."""
 
-    rotation: list[Rotation]  # by kind of rope
-    biases: dict[
-        int | None, CompactBias | mx.array | None
-    ]  # by window: who sees whom, as `lattice_attention` takes it
-    attention: Attention
-    ahead: bool  # the CPU computes a layer while the next one is being described
+    norms: dict[str, Norm]  # before_attention, after_attention, before_mlp, after_mlp
+    attention: SoftmaxAttention | LatentAttention | None = None
+    recurrent: RecurrentLayer | None = None
+    mlp: FeedForward | None = None
+    experts: Mixture | None = None
+    expert_norms: tuple[Norm, Norm, Norm] | None = None  # before experts, after MLP, after experts: Gemma 4's
+    own: OwnInput | None = None
+    streams: LayerStreams | None = None
+    scalar: mx.array | None = None
+
+    def arrays(self) -> list[mx.array]:
+        parts = (self.attention, self.recurrent, self.mlp, self.experts, self.streams)
+        return [a for part in parts if part is not None for a in part.arrays()]
+
+
+class Block:
+    """One layer: x (L, E) -> (L, E) and, where asked for, the attention mass (S,)."""
+
+    def __init__(self, architecture: Architecture, index: int, parts: Parts) -> None:
+        self.index, self.parts = index, parts
+        self.scale = architecture.residual_scale
+        self.parallel = architecture.norm_placement.startswith("parallel")
+        self.attention, self.recurrent = parts.attention, parts.recurrent
+        self.mlp, self.experts = parts.mlp, parts.experts
+        self.before_attention = parts.norms.get("before_attention")
+        self.after_attention = parts.norms.get("after_attention")
+        self.before_mlp = parts.norms.get("before_mlp")
+        self.after_mlp = parts.norms.get("after_mlp")
+        self.usual = (
+            parts.streams is None and parts.own is None and parts.scalar is None and not self.parallel
+        )
+
+    def __call__(
+        self, x: mx.array, rows: Rows, cache: Cache, own: mx.array | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        if not self.usual:
+            return self.unusual(x, rows, cache, own)
+        mass = None
+        if self.attention is not None or self.recurrent is not None:
+            y = self.before_attention(x) if self.before_attention else x
+            y, mass = self.mixed(y, rows, cache)
+            y = self.after_attention(y) if self.after_attention else y
+            x = x + (y if self.scale == 1.0 else y * self.scale)
+        return self.fed(x), mass
+
+    def mixed(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array, mx.array | None]:
+        """What attention and the recurrent part make of x (L, E), normed."""
+        if self.recurrent is None:
+            return self.attention(x, rows, cache)  # type: ignore[misc]
+        y = self.recurrent(x, cache)
+        if self.attention is None:
+            return y, None
+        found, mass = self.attention(x, rows, cache)
+        return y + found, mass
+
+    def fed(self, x: mx.array) -> mx.array:
+        """x (L, E) and what MLP and experts add to it."""
+        if self.mlp is None and self.experts is None:
+            return x
+        y = self.feed(self.before_mlp(x) if self.before_mlp else x, x)
+        y = self.after_mlp(y) if self.after_mlp else y
+        return x + (y if self.scale == 1.0 else y * self.scale)
+
+    def feed(self, y: mx.array, x: mx.array) -> mx.array:
+        """y: x (L, E), normed."""
+        if self.experts is None:
+            return self.mlp(y)  # type: ignore[misc]
+        if self.parts.expert_norms is None:
+            found = self.experts(y, y)
+            return found if self.mlp is None else found + self.mlp(y)
+        before, after_mlp, after = self.parts.expert_norms
+        return after_mlp(self.mlp(y)) + after(self.experts(before(x), x))  # type: ignore[misc]
+
+    def unusual(
+        self, x: mx.array, rows: Rows, cache: Cache, own: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        """Layers whose parts stand otherwise than one after another."""
+        if self.parallel:
+            y = self.before_attention(x) if self.before_attention else x
+            mixed, mass = self.mixed(y, rows, cache)
+            return x + mixed + self.feed(self.before_mlp(x) if self.before_mlp else y, x), mass
+        streams, predicted = self.parts.streams, None
+        if streams is not None:
+            predicted = streams.predict(x)  # (T, L, E)
+            x = predicted[streams.altup.active]
+        normed = self.before_attention(x)  # type: ignore[misc]
+        y, mass = self.mixed(normed, rows, cache)
+        y = self.after_attention(y) if self.after_attention else y
+        x = x + y
+        if streams is not None:
+            x = (x + streams.detour(normed)) / 2**0.5
+        x = self.fed(x)
+        if self.parts.own is not None:
+            assert own is not None
+            mine = own[:, self.index]
+            if streams is not None and predicted is not None:
+                return streams.correct(predicted, x, mine, self.parts.own), mass
+            x = x + self.parts.own(x, mine)
+        return (x if self.parts.scalar is None else x * self.parts.scalar), mass
+
+    def linears(self) -> list[Linear | Concatenated]:
+        """The products that every row takes part in."""
+        parts = (self.attention, self.recurrent, self.mlp)
+        return [linear for part in parts if part is not None for linear in part.linears()]
+
+    def remember(self, x: mx.array, rows: Rows, cache: Cache) -> None:
+        """Only write what later rows would see of x (L, E): its keys and values."""
+        if self.attention is not None:
+            self.attention.remember(self.before_attention(x) if self.before_attention else x, rows, cache)
 
 
 class Transformer:
-    """Embedding, blocks, final norm, head. Built by `load.py`; every array is (out, in) as in the checkpoint."""
+    """Embedding, blocks, final norm, head. Built by `mlx_backend.py`; every array is (out, in) as in the checkpoint."""
 
     def __init__(
         self,
         architecture: Architecture,
         embed: Callable[[mx.array], mx.array],
         blocks: list[Block],
-        norm: RMSNorm,
+        norm: Norm,
         head: Linear,
         info: dict[str, Any],
         dtype: mx.Dtype,
         kv_bits: int | None = None,
+        *,
+        embedding_norm: Norm | None = None,
+        own: OwnEmbeddings | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self.architecture = architecture
         self.embed = embed
@@ -152,10 +172,20 @@ class Transformer:
         self.info = info
         self.dtype = dtype
         self.kv_bits = kv_bits
+        self.embedding_norm, self.own, self.streams = embedding_norm, own, streams
 
     def new_cache(self) -> Cache:
-        a = self.architecture
-        return Cache(a.num_hidden_layers, a.num_key_value_heads, a.head_dim, self.dtype, self.kv_bits)
+        layers = [layer.attention for layer in self.architecture.layers]
+        shapes = {
+            i: part.cached for i, part in enumerate(layers) if part is not None and part.kv_from is None
+        }
+        recurrences = {
+            key: each
+            for block in self.blocks
+            if block.recurrent is not None
+            for key, each in block.recurrent.recurrences().items()
+        }
+        return Cache(shapes, self.dtype, self.kv_bits, States(recurrences) if recurrences else None)
 
     def embeddings(self, tokens: Sequence[int]) -> Float32s:
         """(n, E): the input embeddings of `tokens`."""
@@ -168,19 +198,23 @@ class Transformer:
         bias: Float32s | None,
         cache: Cache,
         *,
+        parents: Float32s | None = None,
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
         positions = np.asarray(positions, np.int64)
-        cache.reserve(positions)
+        cache.reserve(positions, parents)
         rows = self.rows(positions, bias, cache, attention)
-        x, masses = self.run_layers(self.embedded(tokens), rows, cache)
+        x = self.embedded(tokens)
+        own = None if self.own is None else self.own(mx.array(np.asarray(tokens, np.int32)), x)
+        x = x if self.streams is None else self.streams.split(x)
+        x, masses = self.run_layers(x, rows, cache, own=own)
+        x = x if self.streams is None else self.streams.join(x)
         cache.commit()
         out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
-        mass = (
-            mx.stack([m for m in masses if m is not None]) if attention else None
-        )  # (layers, S), or (layers, L, S) for "rows"
+        shares = [m for m in masses if m is not None]
+        mass = mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
         mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
         return Forward(
             None if out is None else np.array(out, copy=False),
@@ -191,7 +225,8 @@ class Transformer:
         """(L, E): what the first layer is given."""
         x = self.embed(mx.array(np.asarray(tokens, np.int32)))
         scale = self.architecture.embedding_scale
-        return x if scale == 1.0 else x * mx.array(scale, x.dtype)
+        x = x if scale == 1.0 else x * mx.array(scale, x.dtype)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def rows(
         self,
@@ -201,27 +236,41 @@ class Transformer:
         attention: Attention = False,
     ) -> Rows:
         """Of the newest rows of `cache`, at these positions (L,), with this bias (L, S)."""
-        a = self.architecture
-        shape = a.num_attention_heads, a.num_key_value_heads, a.head_dim
-        turns = rotations(a.ropes, positions, cache.positions)
+        parts = [layer.attention for layer in self.architecture.layers if layer.attention is not None]
+        turns = rotations(self.architecture.ropes, positions, cache.positions)
+        ropes = {
+            (part.rope, part.latent.qk_rope_head_dim if part.latent else part.head_dim)
+            for part in parts
+            if part.rope is not None
+        }
         return Rows(
-            rotation=[Rotation(cos, sin, a.head_dim) for cos, sin in turns],
-            biases={
-                window: layer_bias(bias, positions, cache.positions, window, shape, attention)
-                for window in {layer.sliding_window for layer in a.layers}
+            positions=positions,
+            rotation={
+                (rope, width): Rotation(*turns[rope], width, self.architecture.ropes[rope].interleaved)
+                for rope, width in ropes
             },
-            attention=attention,
+            biases={
+                kind: layer_bias(bias, positions, cache.positions, kind[0], kind[2], attention, kind[1])
+                for kind in {kind_of(part) for part in parts}
+            },
+            mass=attention,
             ahead=mx.default_device().type == mx.cpu and len(positions) <= FEW,
+            growth={part.query_scaling: growth(part, positions) for part in parts if part.query_scaling},
         )
 
     def run_layers(
-        self, x: mx.array, rows: Rows, cache: Cache, first: int = 0, stop: int | None = None
+        self,
+        x: mx.array,
+        rows: Rows,
+        cache: Cache,
+        first: int = 0,
+        stop: int | None = None,
+        own: mx.array | None = None,
     ) -> tuple[mx.array, list[mx.array | None]]:
         """x (L, E), the input of layer `first` -> what the layer before `stop` gives, and the masses of each."""
         masses = []
-        for block, layer in zip(self.blocks[first:stop], self.architecture.layers[first:stop], strict=True):
-            rope = None if layer.rope is None else rows.rotation[layer.rope]
-            x, mass = block(x, rope, rows.biases[layer.sliding_window], cache, rows.attention)
+        for block in self.blocks[first:stop]:
+            x, mass = block(x, rows, cache, own)
             masses.append(mass)
             if rows.ahead:
                 mx.async_eval(x)  # type: ignore[no-untyped-call]
@@ -230,8 +279,8 @@ class Transformer:
     def remember(self, x: mx.array, rows: Rows, cache: Cache, first: int) -> None:
         """Write keys and values as if x (L, E) were the input of every layer from `first` on (CALM, arXiv
         2207.07061)."""
-        for block, layer in zip(self.blocks[first:], self.architecture.layers[first:], strict=True):
-            block.remember(x, None if layer.rope is None else rows.rotation[layer.rope], cache)
+        for block in self.blocks[first:]:
+            block.remember(x, rows, cache)
 
     def logits(self, x: mx.array, head: Linear | None = None) -> mx.array:
         """x (L, E) -> (L, V) float32; or what another head, of some of the vocabulary, makes of it."""

@@ -19,12 +19,20 @@ def window_bias(
     positions: Ints,
     slot_positions: Ints,
     window: int | None,
+    chunk: int | None = None,
 ) -> Float32s | None:
-    """The bias (L, S) of a layer that sees the last `window` logical positions; None where plain causal will do.
+    """The bias (L, S) of a layer that sees the last `window` logical positions, or only those of its own block of
+    `chunk`; None where plain causal will do.
 
     positions (L,) of the rows, slot_positions (S,) of all slots, the rows' own included.
     """
-    if window is None or positions.max() - slot_positions.min() < window:
+    far = window is not None and positions.max() - slot_positions.min() >= window
+    cut = chunk is not None and positions.max() // chunk != slot_positions.min() // chunk
+    if not far and not cut:
         return bias
     dense = causal_bias(len(positions), len(slot_positions)) if bias is None else bias
-    return np.where(positions[:, None] - slot_positions < window, dense, np.float32(-np.inf))
+    if window is not None:
+        dense = np.where(positions[:, None] - slot_positions < window, dense, np.float32(-np.inf))
+    if chunk is not None:
+        dense = np.where(positions[:, None] // chunk == slot_positions // chunk, dense, np.float32(-np.inf))
+    return dense

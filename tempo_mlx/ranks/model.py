@@ -43,6 +43,7 @@ class DistributedModel(Shared):
         bias: Float32s | None,
         cache: DistributedCache,
         *,
+        parents: Float32s | None = None,
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward:

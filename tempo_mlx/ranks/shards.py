@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.architecture.architecture import Architecture, Attention, Layer
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.mlx import mx
-from tempo_mlx.model.linear import Embedding, Linear, RMSNorm
-from tempo_mlx.model.mlx_backend import Reader
+from tempo_mlx.model.linear import Embedding, Linear, Norm, RMSNorm
+from tempo_mlx.model.reader import Reader
 from tempo_mlx.weights import Checkpoint
 
 
@@ -43,8 +43,10 @@ def plan_shards(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
 
     Key/value heads go to ranks whole, with the query heads that use them; with more ranks than such heads, ranks
     share one and split its queries. Where that is uneven (SmolLM2's 3 on 2 ranks), a rank with fewer heads gets
-    more MLP columns, so that weights are balanced. Raises ConfigError with more ranks than query heads.
+    more MLP columns, so that weights are balanced. Raises ConfigError with more ranks than query heads, and for a model
+    with parts that are not spread.
     """
+    check_spread(a)
     heads = _heads(a, ranks)
     if a.intermediate_size < ranks * group:
         group = 1
@@ -65,6 +67,42 @@ def plan_shards(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
             zip(heads, [0, *ends], ends, strict=False)
         )
     ]
+
+
+def check_spread(a: Architecture) -> None:
+    """Raises ConfigError naming what keeps a model on one machine."""
+    if (missing := not_spread(a)) is not None:
+        raise ConfigError(
+            f"A {a.family} model cannot be spread over ranks yet, since it has {missing}; start it without mlx.launch."
+        )
+
+
+def not_spread(a: Architecture) -> str | None:
+    """What of a model this module does not divide, in words; None: it divides all of it."""
+    if a.recurrent:
+        return "layers that keep states"
+    if any(layer.experts is not None for layer in a.layers):
+        return "experts"
+    if a.per_layer_input or a.altup is not None:
+        return "an embedding of the token for each layer"
+    parts = [(layer.attention, layer.mlp) for layer in a.layers]
+    shapes = {
+        (part.num_attention_heads, part.num_key_value_heads, part.head_dim, mlp.intermediate_size)
+        for part, mlp in parts
+        if part is not None and mlp is not None
+    }
+    if len(shapes) != 1:
+        return "layers of different sizes"
+    attention = [part for part, _ in parts if part is not None]
+    if any(part.latent is not None for part in attention):
+        return "latent attention"
+    if any(
+        part.sinks or part.gated or part.kv_from is not None or part.keys_are_values for part in attention
+    ):
+        return "attention with sinks, gates or shared keys"
+    if any(part.qk_norm == "heads" for part in attention):
+        return "a norm of its own for each head"
+    return "a head with a bias" if a.head_bias else None
 
 
 def _heads(a: Architecture, ranks: int) -> list[tuple[range, range, int]]:
@@ -188,12 +226,7 @@ class ShardReader(Reader):
         together = checkpoint.tensor("model.layers.0.mlp.down_proj.weight").group
         self.group, self.whole = group, whole
         self.shard = plan_shards(whole, group.size(), together)[group.rank()]
-        self.architecture = replace(
-            whole,
-            num_attention_heads=len(self.shard.queries),
-            num_key_value_heads=len(self.shard.keys),
-            intermediate_size=len(self.shard.columns),
-        )
+        self.architecture = replace(whole, layers=tuple(self._part(layer) for layer in whole.layers))
         self.parts = {
             **{name: self._dims(self.shard.queries) for name in ("q_proj", "o_proj", "q_norm")},
             **{name: self._dims(self.shard.keys) for name in ("k_proj", "v_proj", "k_norm")},
@@ -211,14 +244,20 @@ class ShardReader(Reader):
             return Summed(linear, None if offset is None else self.array(offset), self.group)
         return self.make_linear(tensor.rows(part), None if offset is None else offset.rows(part))
 
-    def norm(self, name: str) -> RMSNorm:
-        kind = name.rpartition(".")[2]
-        if self.whole.qk_norm != "projection" or kind not in self.parts:
-            return super().norm(name)
-        weight = self.norm_weight(name)
+    def head_norm(self, name: str, part: Attention) -> Norm:
+        if part.qk_norm != "projection":
+            return super().head_norm(name, part)
+        kind, weight = name.rpartition(".")[2], self.norm_weight(name)
         copies = 1 if kind == "q_norm" else self.shard.copies
-        return SummedNorm(
-            weight[self.parts[kind]], self.whole.rms_norm_eps, weight.shape[0], copies, self.group
+        return SummedNorm(weight[self.parts[kind]], self.whole.norm_eps, weight.shape[0], copies, self.group)
+
+    def _part(self, layer: Layer) -> Layer:
+        assert layer.attention is not None and layer.mlp is not None
+        queries, keys = len(self.shard.queries), len(self.shard.keys)
+        return replace(
+            layer,
+            attention=replace(layer.attention, num_attention_heads=queries, num_key_value_heads=keys),
+            mlp=replace(layer.mlp, intermediate_size=len(self.shard.columns)),
         )
 
     def vocabulary(self) -> tuple[Embedding, Linear]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities
-from tempo_mlx.errors import MemoryLimitError
+from tempo_mlx.errors import MemoryLimitError, ModelError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.forward import Attention, Forward, Logits, Model
 from tempo_mlx.model.visibility import causal_bias
@@ -92,6 +92,12 @@ class Arena:
     """
 
     def __init__(self, model: Model, limit: int, temperature: float, count: int = 20) -> None:
+        """Raises ModelError for a model whose layers keep a state: masking a row does not take it out of that."""
+        if model.architecture.recurrent:
+            raise ModelError(
+                f"A session cannot go back in a {model.architecture.family} model yet, whose layers keep states instead "
+                "of slots; generate without a session."
+            )
         self.model, self.limit, self.temperature, self.count = model, limit, temperature, count
         self.architecture, self.info = model.architecture, model.info
         self.cache: Any = model.new_cache()

@@ -17,6 +17,7 @@ from tempo_mlx.weights import digest, download
 from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.directory import read_directory
 from tempo_mlx.weights.gguf_model import read_gguf_model
+from tempo_mlx.weights.placing import placed
 from tempo_mlx.weights.tensor import Tensor
 from tempo_mlx.weights.tokenizer import Tokenizer
 
@@ -100,18 +101,10 @@ def open_checkpoint(model: str, *, progress: download.Progress | None = None) ->
 
 
 def _complete(contents: Contents, path: Path) -> dict[str, Tensor]:
-    """The tensors the architecture needs, fused ones split; missing, misshapen or surplus ones are errors."""
-    a, have = contents.architecture, dict(contents.tensors)
-    for fused, whole in contents.tensors.items():
-        parts = names.fused_parts(fused, a)
-        if parts is None:
-            continue
-        if whole.shape[0] != max(rows.stop for rows in parts.values()):
-            raise ModelError(
-                f"The fused tensor {fused!r} in {path} has shape {whole.shape}, which its config does not allow."
-            )
-        del have[fused]
-        have |= {part: whole.rows(rows) for part, rows in parts.items()}
+    """The tensors the architecture needs, under our names, fused ones split and experts stacked; missing, misshapen or
+    surplus ones are errors."""
+    a = contents.architecture
+    have = placed(contents.tensors, a, path)
     needed = names.expected_shapes(a)
     if a.tie_word_embeddings:
         have.pop("lm_head.weight", None)

@@ -41,9 +41,12 @@ def estimate_memory(
     number = _BYTES[dtype] if dtype is not None else 2
     held = min(-(-slots // _CACHE_STEP) * _CACHE_STEP, a.max_position_embeddings + _CACHE_STEP)
     bits = 8.0 * number if kv_bits is None else kv_bits + 32 / _KV_GROUP
-    cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * held * bits / 8
-    # a row: logits twice (float32 for the sampler), the MLP's two halves, scores of every head
+    parts = [layer.attention for layer in a.layers if layer.attention is not None]
+    slot = sum(part.cached[0] * sum(part.cached[1:]) for part in parts if part.kv_from is None)  # numbers
+    cache = slot * held * bits / 8
+    # a row: logits twice (float32 for the sampler), the MLP's two halves, scores of every head, and a state
     row = a.vocab_size * (4 + number) + (2 * a.intermediate_size + 6 * a.hidden_size) * number
+    row += 4 * sum(layer.recurrent.numbers for layer in a.layers if layer.recurrent is not None)
     row += a.num_attention_heads * held * 4
     weights = checkpoint.nbytes if dtype is None else checkpoint.parameters * number
     return Memory(weights, int(cache), width * row)

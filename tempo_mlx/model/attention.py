@@ -1,0 +1,176 @@
+"""Attention of one layer: what it makes of the newest rows, and what it keeps of them in the cache.
+
+Letters as in transformer.py: L new rows, S slots, H query heads, K key/value heads, D head dim, E model dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tempo_mlx.architecture.architecture import Attention as Shape
+from tempo_mlx.arrays import Ints
+from tempo_mlx.mlx import mx
+from tempo_mlx.model.cache import Cache
+from tempo_mlx.model.forward import Attention as MassWanted
+from tempo_mlx.model.kernels import CompactBias, lattice_attention
+from tempo_mlx.model.linear import Concatenated, Linear, Norm, RMSNorm
+from tempo_mlx.model.rotation import Rotation
+
+Kind = tuple[int | None, int | None, tuple[int, int, int]]  # window, chunk, and heads, of a layer's bias
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a pass knows of its L rows, the newest of the cache, before any layer runs: made once, used by all."""
+
+    positions: Ints
+    rotation: dict[tuple[int, int], Rotation]  # by kind of rope and head dim
+    biases: dict[Kind, CompactBias | mx.array | None]  # who sees whom, as `lattice_attention` takes it
+    mass: MassWanted
+    ahead: bool  # the CPU computes a layer while the next one is being described
+    growth: dict[object, mx.array] = field(default_factory=dict)  # by query scaling: (L, 1), of queries
+
+
+def kind_of(part: Shape) -> Kind:
+    """Layers of one kind have the same bias."""
+    groups, width, _ = part.cached
+    return part.sliding_window, part.attention_chunk, (part.num_attention_heads, groups, width)
+
+
+class SoftmaxAttention:
+    """x (L, E), normed -> (L, E) and the attention mass. `qkv`: E -> (H + 2K) D, without what the layer lacks."""
+
+    def __init__(
+        self,
+        part: Shape,
+        index: int,
+        qkv: Linear | Concatenated,
+        output: Linear,
+        query_norm: Norm | None = None,
+        key_norm: Norm | None = None,
+        value_norm: RMSNorm | None = None,
+        sinks: mx.array | None = None,
+    ) -> None:
+        self.part, self.index = part, index
+        self.qkv, self.output, self.sinks = qkv, output, sinks
+        self.query_norm, self.key_norm, self.value_norm = query_norm, key_norm, value_norm
+        self.kind = kind_of(part)
+        self.usual = not (part.gated or part.keys_are_values or part.value_norm or part.norm_after_rope)
+        self.usual = self.usual and part.kv_from is None and part.clip_qkv is None and part.key_scale == 1.0
+        self.usual = self.usual and part.query_scaling is None
+
+    def __call__(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array, mx.array | None]:
+        part = self.part
+        x = x if part.input_scale == 1.0 else x * part.input_scale
+        if self.usual:
+            q, k, v = self.project(x, rows)
+            keys, values = cache.append(self.index, k, v)  # (K, S, D)
+            gate = None
+        else:
+            q, gate, keys, values = self.unusual(x, rows, cache)
+        out, mass = lattice_attention(
+            q,
+            keys,
+            values,
+            rows.biases[self.kind],
+            scale=part.scale,
+            softcap=part.softcap,
+            mass=rows.mass,
+            sinks=self.sinks,
+        )
+        if gate is not None:
+            out = out * mx.sigmoid(gate)
+        y = self.output(out)
+        return y if part.output_scale == 1.0 else y * part.output_scale, mass
+
+    def project(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
+        """x (L, E) -> queries (H, L, D), keys and values (K, L, D)."""
+        part = self.part
+        heads, groups = part.num_attention_heads, part.num_key_value_heads
+        rotation = self.rotation(rows)
+        count = x.shape[0]
+        qk, v = mx.split(
+            self.qkv(x).reshape(count, heads + 2 * groups, part.head_dim), [heads + groups], axis=1
+        )
+        if part.qk_norm == "projection":
+            q, k = (t.reshape(count, -1) for t in mx.split(qk, [heads], axis=1))
+            qk = mx.concatenate([self.query_norm(q), self.key_norm(k)], axis=1)  # type: ignore[misc]
+            qk = qk.reshape(count, heads + groups, part.head_dim)
+        elif part.qk_norm is not None:
+            qk = mx.concatenate([self.query_norm(qk[:, :heads]), self.key_norm(qk[:, heads:])], axis=1)  # type: ignore[misc]
+        if rotation is not None:
+            qk = rotation(qk)
+        q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)
+        return q, k, v.transpose(1, 0, 2)
+
+    def rotation(self, rows: Rows) -> Rotation | None:
+        return None if self.part.rope is None else rows.rotation[self.part.rope, self.part.head_dim]
+
+    def unusual(
+        self, x: mx.array, rows: Rows, cache: Cache
+    ) -> tuple[mx.array, mx.array | None, mx.array, mx.array]:
+        """Where a layer is not as most are: queries (H, L, D), what gates the output (L, H D), keys and values."""
+        part = self.part
+        wide, narrow = (n * part.head_dim for n in (part.num_attention_heads, part.num_key_value_heads))
+        y = self.qkv(x)
+        gate = None
+        if part.gated:
+            q, y = mx.split(y, [2 * wide], axis=-1)
+            q, gate = (
+                t.reshape(len(x), -1) for t in mx.split(q.reshape(len(x), -1, 2 * part.head_dim), 2, axis=-1)
+            )
+        else:
+            q, y = mx.split(y, [wide], axis=-1)
+        q = self.heads(q, self.query_norm, rows)
+        if part.query_scaling is not None:
+            q = q * rows.growth[part.query_scaling].astype(q.dtype)
+        if part.kv_from is not None:
+            return q, gate, *cache.of(part.kv_from)
+        k, v = (y, y) if part.keys_are_values else mx.split(y, [narrow], axis=-1)
+        v = self.clipped(v).reshape(len(x), -1, part.head_dim)
+        v = v if self.value_norm is None else self.value_norm(v)
+        k = self.heads(k if part.key_scale == 1.0 else k * part.key_scale, self.key_norm, rows)
+        return q, gate, *cache.append(self.index, k, v.transpose(1, 0, 2))
+
+    def heads(self, y: mx.array, norm: Norm | None, rows: Rows) -> mx.array:
+        """Queries or keys (L, heads D) as (heads, L, D), normed and rotated as the layer does."""
+        part = self.part
+        if part.qk_norm == "projection" and norm is not None:
+            y = norm(y)
+        y = self.clipped(y).reshape(len(y), -1, part.head_dim)
+        norm = None if part.qk_norm == "projection" else norm
+        if norm is not None and not part.norm_after_rope:
+            y = norm(y)
+        rotation = self.rotation(rows)
+        y = y if rotation is None else rotation(y)
+        if norm is not None and part.norm_after_rope:
+            y = norm(y)
+        return y.transpose(1, 0, 2)
+
+    def clipped(self, y: mx.array) -> mx.array:
+        bound = self.part.clip_qkv
+        return y if bound is None else mx.clip(y, -bound, bound)
+
+    def remember(self, x: mx.array, rows: Rows, cache: Cache) -> None:
+        """Only write what later rows would see of x (L, E): its keys and values."""
+        if self.usual:
+            _, k, v = self.project(x, rows)
+            cache.append(self.index, k, v)
+        else:
+            self.unusual(x, rows, cache)
+
+    def linears(self) -> list[Linear | Concatenated]:
+        return [self.qkv, self.output]
+
+    def arrays(self) -> list[mx.array]:
+        return [*self.qkv.arrays(), *self.output.arrays(), *([] if self.sinks is None else [self.sinks])]
+
+
+def growth(part: Shape, positions: Ints) -> mx.array:
+    """(L, 1): what queries at these positions are multiplied with."""
+    scaling = part.query_scaling
+    assert scaling is not None
+    turns = np.floor((positions + scaling.offset).astype(np.float32) / np.float32(scaling.period))
+    return mx.array((1 + scaling.beta * np.log1p(turns)).astype(np.float32)[:, None])

@@ -1,0 +1,153 @@
+"""From the tensors that files hold to those the model is built of: renamed, fused ones split, experts stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tempo_mlx.architecture import names
+from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.arrays import Float32s
+from tempo_mlx.errors import ModelError
+from tempo_mlx.weights.tensor import Array, DenseTensor, Kind, Quantized, Rows, Tensor
+
+
+def placed(stored: Mapping[str, Tensor], a: Architecture, path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under our names. Raises ModelError for two of one name, or a fused one that is not
+    of the config's size."""
+    have: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for raw, tensor in stored.items():
+        name = names.own_name(raw, a)
+        if name is None:
+            continue
+        if single := names.of_expert(name):
+            experts.setdefault(single[0], {})[single[1]] = tensor
+            continue
+        if (parts := names.fused_parts(name, tensor.shape, a)) is None:
+            parts_of_it = {name: tensor}
+        else:
+            parts_of_it = {each: _taken(tensor, part, name, path) for each, part in parts.items()}
+        for each, found in parts_of_it.items():
+            if each in have:
+                raise ModelError(f"{path} holds the tensor {each!r} under two names; fetch the model again.")
+            have[each] = found
+    for name, members in experts.items():
+        have[name] = Stacked(tuple(members[place] for place in sorted(members)))
+    return {name: _shaped(name, tensor) for name, tensor in have.items()}
+
+
+def _taken(tensor: Tensor, part: names.Part, name: str, path: Path) -> Tensor:
+    size = tensor.shape[part.axis]
+    last = part.index.stop if isinstance(part.index, slice) else int(part.index.max()) + 1
+    if last is not None and last > size:
+        raise ModelError(
+            f"The fused tensor {name!r} in {path} has shape {tensor.shape}; fetch the model again."
+        )
+    if part.axis == 0 and not part.transposed:
+        return tensor.rows(part.index)
+    count = len(range(*part.index.indices(size))) if isinstance(part.index, slice) else len(part.index)
+    shape = (*tensor.shape[: part.axis], count, *tensor.shape[part.axis + 1 :])
+    if part.transposed:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    return Derived(tensor, shape, partial(_take, part))
+
+
+def _take(part: names.Part, whole: Array) -> Array:
+    found = whole.swapaxes(0, part.axis)[part.index].swapaxes(0, part.axis)
+    return np.ascontiguousarray(np.swapaxes(found, -1, -2) if part.transposed else found)
+
+
+def _shaped(name: str, tensor: Tensor) -> Tensor:
+    """ERNIE keeps what corrects the choice of experts as a row."""
+    if name.endswith(".router.correction") and len(tensor.shape) == 2:
+        return Derived(tensor, (int(np.prod(tensor.shape)),), lambda whole: whole.reshape(-1))
+    return tensor
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a function makes of a dense weight, when it is asked for."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    make: Callable[[Array], Array]
+
+    @property
+    def kind(self) -> Kind:
+        return "float32" if self.tensor.kind == "mlx_quantized" else self.tensor.kind
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * (4 if self.kind == "float32" else 2)
+
+    @property
+    def group(self) -> int:
+        return 1
+
+    def numpy(self) -> Float32s:
+        return self.make(self.tensor.numpy())
+
+    def raw(self) -> Array:
+        return self.numpy() if self.tensor.kind == "mlx_quantized" else self.make(self.tensor.raw())
+
+    def quantized(self) -> Quantized:
+        raise ModelError("A dense weight is not quantised; read it with raw() or numpy().")
+
+    def rows(self, rows: Rows) -> Tensor:
+        return DenseTensor(self.raw()[rows])
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        return DenseTensor(self.raw()[:, start:stop])
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One weight for each expert, (n, out, in), of tensors of one kind."""
+
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shapes = {tensor.shape for tensor in self.tensors}
+        return (len(self.tensors), *min(shapes)) if len(shapes) == 1 else (len(self.tensors),)
+
+    @property
+    def kind(self) -> Kind:
+        kinds = {tensor.kind for tensor in self.tensors}
+        return kinds.pop() if len(kinds) == 1 else "float32"
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def group(self) -> int:
+        return max(tensor.group for tensor in self.tensors)
+
+    def numpy(self) -> Float32s:
+        return np.stack([tensor.numpy() for tensor in self.tensors])
+
+    def raw(self) -> Array:
+        return self.numpy() if self.kind == "float32" else np.stack([tensor.raw() for tensor in self.tensors])
+
+    def quantized(self) -> Quantized:
+        parts = [tensor.quantized() for tensor in self.tensors]
+        layouts = {layout for *_, layout in parts}
+        if len(layouts) != 1:
+            raise ModelError("The experts of a layer are quantised in different ways; convert the model again.")
+        packed, scales = (np.stack(each) for each in (tuple(part[place] for part in parts) for place in (0, 1)))
+        biases = [part[2] for part in parts if part[2] is not None]
+        return packed, scales, np.stack(biases) if biases else None, layouts.pop()
+
+    def rows(self, rows: Rows) -> Tensor:
+        return Stacked(
+            self.tensors[rows] if isinstance(rows, slice) else tuple(self.tensors[at] for at in rows)
+        )
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        return Stacked(tuple(tensor.rows(slice(start, stop)) for tensor in self.tensors))

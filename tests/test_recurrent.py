@@ -1,0 +1,223 @@
+"""Layers that keep a state, where rows continue more than one row: sets, trees, removals, going back.
+
+transformers has no such thing, so what these are held against is the reference, which makes every state anew from the
+first row in every pass, and for branches, in test_families.py, transformers itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tempo_mlx.errors import ModelError  # noqa: E402
+from tempo_mlx.mlx import mx  # noqa: E402
+from tempo_mlx.model import states  # noqa: E402
+from tempo_mlx.model.lineage import Lineage, segments  # noqa: E402
+from tempo_mlx.model.mlx_backend import build  # noqa: E402
+from tempo_mlx.model.recurrent import unit_lower_inverse  # noqa: E402
+from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
+from tempo_mlx.weights import open_checkpoint  # noqa: E402
+from tests.twins import twin  # noqa: E402
+
+PROMPT, WIDTH, DEPTH = 20, 3, 4
+ROWS = PROMPT + WIDTH * DEPTH
+KINDS = ["qwen3_5", "lfm2", "granite4-h", "falcon_h1"]  # each kind of state, and one beside attention
+TOLERANCE = 3e-4
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    checkpoint = open_checkpoint(str(twin(str(request.param))))
+    return build(checkpoint, "cpu", "float32"), TorchTransformer(checkpoint, "cpu", "float32")
+
+
+class Lattice:
+    """Random sets after a prompt, each member continuing all of the set before with random weights."""
+
+    def __init__(self, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self.tokens = random.integers(256, size=ROWS)
+        sets = np.repeat(np.arange(DEPTH), WIDTH)
+        self.positions = np.concatenate([np.arange(PROMPT), PROMPT + sets])
+        self.parents = np.eye(ROWS, k=-1, dtype=np.float32)
+        for row in range(PROMPT, ROWS):
+            self.parents[row] = 0
+            first = row - (row - PROMPT) % WIDTH - WIDTH
+            above = [PROMPT - 1] if first < PROMPT else range(first, first + WIDTH)
+            self.parents[row, above] = random.dirichlet(np.ones(len(above)))
+        gamma = np.eye(ROWS)
+        for row in range(ROWS):
+            gamma[row, :row] = self.parents[row, :row] @ gamma[:row, :row]
+        with np.errstate(divide="ignore"):
+            self.bias = np.log(gamma).astype(np.float32)
+
+    def run(self, model: Any, removed: dict[int, list[int]] | None = None, chunk: int = PROMPT) -> np.ndarray:
+        """Logits of the sets' rows, a set in a pass; after set t, the slots removed[t] go."""
+        cache, columns, found = model.new_cache(), list(range(PROMPT)), []
+        for start in range(0, PROMPT, chunk):
+            part = slice(start, min(start + chunk, PROMPT))
+            model.forward(self.tokens[part], self.positions[part], None, cache, logits="none")
+        for step in range(DEPTH):
+            rows = list(range(PROMPT + step * WIDTH, PROMPT + (step + 1) * WIDTH))
+            columns += rows
+            bias, parents = (table[np.ix_(rows, columns)] for table in (self.bias, self.parents))
+            out = model.forward(self.tokens[rows], self.positions[rows], bias, cache, parents=parents)
+            found.append(out.logits)
+            gone = (removed or {}).get(step, [])
+            if gone:
+                cache.keep(np.array([at for at, slot in enumerate(columns) if slot not in gone]))
+                columns = [slot for slot in columns if slot not in gone]
+        return np.concatenate(found)
+
+
+def test_a_set_continues_the_mean_of_its_parents(pair: tuple[Any, Any]) -> None:
+    """The same by steps, with states held from one to the next, in one pass over everything, and by the reference."""
+    ours, theirs = pair
+    lattice = Lattice()
+    wanted = lattice.run(theirs)
+    np.testing.assert_allclose(lattice.run(ours), wanted, atol=TOLERANCE)
+    np.testing.assert_allclose(lattice.run(ours, chunk=3), wanted, atol=TOLERANCE)
+    for model in pair:
+        everything = model.forward(
+            lattice.tokens, lattice.positions, lattice.bias, model.new_cache(), parents=lattice.parents
+        ).logits
+        np.testing.assert_allclose(everything[PROMPT:], wanted, atol=TOLERANCE)
+
+
+def test_parents_change_what_follows(pair: tuple[Any, Any]) -> None:
+    lattice, other = Lattice(), Lattice()
+    other.parents[-1] = np.roll(other.parents[-1], 1)
+    for model in pair:
+        assert np.abs(lattice.run(model)[-1] - other.run(model)[-1]).max() > 0.01
+
+
+def test_a_removal_is_a_replay_without_it(pair: tuple[Any, Any]) -> None:
+    """One member, and then a whole set: later rows continue what is left, the weights scaled to sum 1."""
+    ours, theirs = pair
+    lattice = Lattice(seed=2)
+    removed = {1: [PROMPT + 1], 2: [PROMPT + WIDTH + i for i in range(WIDTH)]}
+    wanted = lattice.run(theirs, removed)
+    np.testing.assert_allclose(lattice.run(ours, removed), wanted, atol=TOLERANCE)
+    assert np.abs(wanted[-1] - lattice.run(theirs)[-1]).max() > 0.01
+    # as if the member had never been: from the set after the removal on
+    without = Lattice(seed=2)
+    gone = PROMPT + 1
+    rows = slice(PROMPT + WIDTH, PROMPT + 2 * WIDTH)
+    without.parents[rows, gone] = 0
+    without.parents[rows] /= without.parents[rows].sum(axis=1, keepdims=True)
+    lineage = Lineage()
+    lineage.append(ROWS, lattice.parents)
+    lineage.keep(np.delete(np.arange(ROWS), gone))
+    slots, weights = lineage.of(rows.start - 1)
+    np.testing.assert_allclose(weights, without.parents[rows.start][slots + (slots >= gone)], rtol=1e-6)
+
+
+def test_going_back_is_as_if_it_had_not_been(pair: tuple[Any, Any]) -> None:
+    lattice = Lattice(seed=3)
+    for model in pair:
+        cache = model.new_cache()
+        model.forward(lattice.tokens[:PROMPT], lattice.positions[:PROMPT], None, cache, logits="none")
+        copied = cache.copy()
+        rows = np.arange(PROMPT, ROWS)
+        table = lattice.bias[rows], lattice.parents[rows]
+        arguments = lattice.tokens[rows], lattice.positions[rows], table[0]
+        first = model.forward(*arguments, cache, parents=table[1]).logits
+        again = model.forward(*arguments, copied, parents=table[1]).logits
+        np.testing.assert_allclose(again, first, atol=1e-5)
+        cache.truncate(PROMPT + WIDTH)
+        assert len(cache) == PROMPT + WIDTH
+        later = rows[WIDTH:]
+        third = model.forward(
+            lattice.tokens[later],
+            lattice.positions[later],
+            lattice.bias[later],
+            cache,
+            parents=lattice.parents[later],
+        ).logits
+        np.testing.assert_allclose(third, first[WIDTH:], atol=TOLERANCE)
+
+
+def test_long_texts_leave_checkpoints_to_go_back_to(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stretch is not journalled, so going back into it goes back to where it began; a prefix is run again."""
+    monkeypatch.setattr(states, "STRETCH", 8)
+    monkeypatch.setattr(states, "JOURNAL", 4)
+    model, theirs = pair
+    tokens = np.random.default_rng(4).integers(256, size=40)
+    wanted = theirs.forward(tokens, np.arange(40), None, theirs.new_cache()).logits
+    cache = model.new_cache()
+    for start, stop in ((0, 10), (10, 20), (20, 23), (23, 29), (29, 30)):
+        got = model.forward(tokens[start:stop], np.arange(start, stop), None, cache).logits
+        np.testing.assert_allclose(got, wanted[start:stop], atol=TOLERANCE)
+    cache.truncate(17)
+    assert len(cache) == 10
+    got = model.forward(tokens[10:], np.arange(10, 40), None, cache).logits
+    np.testing.assert_allclose(got, wanted[10:], atol=TOLERANCE)
+    with pytest.raises(ModelError, match="start the run anew"):
+        cache.keep(np.delete(np.arange(40), 5))
+    cache.truncate(3)
+    assert len(cache) == 0
+
+
+def test_states_further_back_are_replayed(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree whose rows go on from anywhere (as MCTS does), with room for the newest states only."""
+    monkeypatch.setattr(states, "HELD_BYTES", 0)
+    ours, theirs = pair
+    tokens = np.random.default_rng(5).integers(256, size=PROMPT + 5)
+    above = [PROMPT - 1, PROMPT - 1, PROMPT, PROMPT + 2, PROMPT]  # the last goes on from an old row
+    found: list[np.ndarray] = []
+    for model in (ours, theirs):
+        cache, seen, logits = model.new_cache(), [list(range(i + 1)) for i in range(PROMPT)], []
+        model.forward(tokens[:PROMPT], np.arange(PROMPT), None, cache, logits="none")
+        for row, parent in enumerate(above, PROMPT):
+            seen.append([*seen[parent], row])
+            bias, parents = np.full((1, row + 1), -np.inf, np.float32), np.zeros((1, row + 1), np.float32)
+            bias[0, seen[row]], parents[0, parent] = 0, 1
+            logits.append(
+                model.forward(tokens[[row]], [len(seen[row]) - 1], bias, cache, parents=parents).logits
+            )
+        found.append(np.concatenate(logits))
+    np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
+
+
+def test_a_cache_says_what_its_states_take(pair: tuple[Any, Any]) -> None:
+    model = pair[0]
+    cache = model.new_cache()
+    model.forward([1, 2, 3], [0, 1, 2], None, cache, logits="none")
+    numbers = sum(layer.recurrent.numbers for layer in model.architecture.layers if layer.recurrent)
+    assert cache.nbytes > 4 * numbers
+
+
+def test_lineage() -> None:
+    lineage = Lineage()
+    lineage.append(3, None)
+    lineage.append(2, np.array([[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]], np.float32))
+    lineage.append(2, np.array([[0, 0, 0, 0.25, 0.75, 0, 0], [0, 0, 0, 0, 1, 0, 0]], np.float32))
+    assert (lineage.chain, len(lineage)) == (4, 7)  # the first of the set is a chain still
+    runs = [(part.start, part.stop, part.chain) for part in segments(lineage, 0, 7, exposed=False)]
+    assert runs == [(0, 3, True), (3, 5, False), (5, 7, False)]
+    assert segments(lineage, 0, 3, exposed=True)[0].stop == 1
+    other = lineage.copy()
+    assert not lineage.keep(np.arange(7))
+    assert lineage.keep(np.array([0, 1, 2, 4, 5, 6]))  # slot 3 goes: 5 continues 4 alone
+    assert [lineage.of(slot)[0].tolist() for slot in range(6)] == [[], [0], [1], [2], [3], [3]]
+    assert lineage.of(4)[1].tolist() == [1.0]
+    assert other.keep(
+        np.array([0, 1, 2, 5, 6])
+    )  # the whole set goes: its children continue what it continued
+    assert [other.of(slot)[0].tolist() for slot in (3, 4)] == [[2], [2]]
+    other.truncate(2)
+    assert len(other) == 2
+
+
+def test_the_inverse_that_chunks_are_solved_with() -> None:
+    """Of keys that are all alike, where powers of the matrix would overflow into noise."""
+    matrix = np.eye(64) + np.tril(np.full((2, 64, 64), 0.999), -1)
+    found = np.array(unit_lower_inverse(mx.array(matrix.astype(np.float32))))
+    np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-5)
