@@ -22,12 +22,13 @@ transformers = pytest.importorskip("transformers")
 
 FORMS = [None, 8, 4]
 LAYERS, GROUPS, DIM = 2, 3, 64
+SHAPES = dict.fromkeys(range(LAYERS), (GROUPS, DIM, DIM))
 ROUNDING = {None: 0.0, 8: 0.035, 4: 0.6}  # a step of 256 or of 16 over the range of 64 normal numbers
 
 
 def filled(bits: int | None, slots: int) -> tuple[Cache, np.ndarray]:
     """A cache of random rows, appended in two passes, and the rows (layers, 2, K, S, D)."""
-    cache = Cache(LAYERS, GROUPS, DIM, mx.float32, bits)
+    cache = Cache(SHAPES, mx.float32, bits)
     rows = np.random.default_rng(0).standard_normal((LAYERS, 2, GROUPS, slots, DIM)).astype(np.float32)
     for start, stop in ((0, slots - 3), (slots - 3, slots)):
         write(cache, rows[:, :, :, start:stop], np.arange(start, stop))
@@ -72,7 +73,7 @@ def test_slots_stay_what_they_were(bits: int | None) -> None:
 def test_a_slot_is_stored_for_itself(bits: int | None) -> None:
     """What a slot holds does not depend on what was appended with it."""
     cache, rows = filled(bits, 40)
-    single = Cache(LAYERS, GROUPS, DIM, mx.float32, bits)
+    single = Cache(SHAPES, mx.float32, bits)
     for i in range(40):
         write(single, rows[:, :, :, i : i + 1], np.array([i]))
     np.testing.assert_array_equal(contents(single), contents(cache))
@@ -82,7 +83,7 @@ def test_a_slot_is_stored_for_itself(bits: int | None) -> None:
 def test_memory_shrinks_to_the_bits_and_the_scales(dtype: Any, plain: int) -> None:
     sizes = {}
     for bits in FORMS:
-        cache = Cache(LAYERS, GROUPS, DIM, dtype, bits)
+        cache = Cache(SHAPES, dtype, bits)
         views = write(cache, np.ones((LAYERS, 2, GROUPS, 10, DIM), np.float32), np.arange(10))
         assert bits is None or {a.dtype for pair in views for a in pair} == {dtype}
         sizes[bits] = cache.nbytes

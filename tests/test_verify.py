@@ -114,7 +114,9 @@ def test_runs_of_every_family(family: str) -> None:
     run = decode(model, threshold=0.02, max_tokens=30, **PRUNING["posterior"])
     assert verify(run, model).ok
     assert verify(run, torch_model).ok
-    windows = any(layer.sliding_window for layer in checkpoint.architecture.layers)
+    windows = any(
+        layer.attention and layer.attention.sliding_window for layer in checkpoint.architecture.layers
+    )
     if not windows and not any(
         rope.original_max_position_embeddings for rope in checkpoint.architecture.ropes
     ):

@@ -234,7 +234,7 @@ def _own_sizes(values: Config, index: int, kind: str) -> Mapping[str, Any]:
     """Gemma 4: full-attention layers have heads of their own size and number."""
     table = values.table("per_layer_config") if "per_layer_config" in values else None
     if table is not None:
-        own = next((each for key, each in table.items() if str(key).isdigit() and int(key) == index), {})
+        own: Any = next((each for key, each in table.items() if str(key).isdigit() and int(key) == index), {})
         if not isinstance(own, dict) or not all(type(each) is int and each > 0 for each in own.values()):
             raise values.fail("per_layer_config", "a table of sizes for each layer it names")
         return own

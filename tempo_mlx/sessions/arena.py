@@ -95,8 +95,8 @@ class Arena:
         """Raises ModelError for a model whose layers keep a state: masking a row does not take it out of that."""
         if model.architecture.recurrent:
             raise ModelError(
-                f"A session cannot go back in a {model.architecture.family} model yet, whose layers keep states instead "
-                "of slots; generate without a session."
+                f"A session cannot go back in a {model.architecture.family} model yet, whose layers keep states "
+                "instead of slots; generate without a session."
             )
         self.model, self.limit, self.temperature, self.count = model, limit, temperature, count
         self.architecture, self.info = model.architecture, model.info

@@ -34,7 +34,7 @@ def placed(stored: Mapping[str, Tensor], a: Architecture, path: Path) -> dict[st
             parts_of_it = {each: _taken(tensor, part, name, path) for each, part in parts.items()}
         for each, found in parts_of_it.items():
             if each in have:
-                raise ModelError(f"{path} holds the tensor {each!r} under two names; fetch the model again.")
+                raise ModelError(f"{path} holds the tensor {each!r} under two names; the model is refused.")
             have[each] = found
     for name, members in experts.items():
         have[name] = Stacked(tuple(members[place] for place in sorted(members)))
@@ -46,7 +46,7 @@ def _taken(tensor: Tensor, part: names.Part, name: str, path: Path) -> Tensor:
     last = part.index.stop if isinstance(part.index, slice) else int(part.index.max()) + 1
     if last is not None and last > size:
         raise ModelError(
-            f"The fused tensor {name!r} in {path} has shape {tensor.shape}; fetch the model again."
+            f"The fused tensor {name!r} in {path} has shape {tensor.shape}, which its config does not allow."
         )
     if part.axis == 0 and not part.transposed:
         return tensor.rows(part.index)
@@ -139,8 +139,11 @@ class Stacked:
         parts = [tensor.quantized() for tensor in self.tensors]
         layouts = {layout for *_, layout in parts}
         if len(layouts) != 1:
-            raise ModelError("The experts of a layer are quantised in different ways; convert the model again.")
-        packed, scales = (np.stack(each) for each in (tuple(part[place] for part in parts) for place in (0, 1)))
+            raise ModelError(
+                "The experts of a layer are quantised in different ways; convert the model again."
+            )
+        packed = np.stack([part[0] for part in parts])
+        scales = np.stack([part[1] for part in parts])
         biases = [part[2] for part in parts if part[2] is not None]
         return packed, scales, np.stack(biases) if biases else None, layouts.pop()
 
