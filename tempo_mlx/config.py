@@ -172,6 +172,10 @@ class GenerateConfig(Checked):
         "lineage", "How strongly a new row sees the members of earlier sets; all is the original's rule.",
         audience="study",
     )
+    carry: Literal["best", "lineage"] = _set(
+        "best", "What layers that keep a state carry on from the set before: that of the most probable parent, or the "
+        "mean over all. Of no effect on other models.", audience="study",
+    )
     allow_intraset_token_visibility: bool = _set(
         False, "Let members of a set attend to each other; implies --attend weighted.", audience="ablation",
         aliases=("/--isolate",), needs={"attend": ("weighted", "all")}, implies=("attend",),

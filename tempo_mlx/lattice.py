@@ -15,6 +15,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Floats, Ints
 
+CARRY_RULES = ("best", "lineage")
 ATTEND_RULES = ("lineage", "all", "weighted", "best")
 
 
@@ -38,6 +39,9 @@ class Lattice:
         self.gamma: Floats = np.empty((0, 0))  # (k, m)
         self.chains: Ints = np.empty((0, 0), np.int64)  # (k, sets before the newest): slot, -1 for none
         self.newest: Ints = np.empty(0, np.int64)  # (k,) slots of the newest set
+        self.edges: tuple[Ints, Floats] | None = (
+            None  # slots of the set before it, and P(i|j) (k_previous, k)
+        )
         self._removed: Ints = np.empty(0, np.int64)  # slots removed since the last append
 
     @property
@@ -69,6 +73,7 @@ class Lattice:
             if len(self._removed):
                 self._mend(chains, past)
                 self._removed = self._removed[:0]
+        self.edges = None if posterior is None else (self.newest, posterior)
         self.gamma = np.concatenate([past, np.eye(count)], axis=1)
         self.chains = chains
         self.slots = np.concatenate([self.slots, slots])
@@ -112,6 +117,26 @@ class Lattice:
         np.fill_diagonal(own, 0.0)
         return bias
 
+    def parents(self, carry: str) -> Float32s:
+        """What the newest set's rows continue, for layers that keep a state: (k, S) float32, each row summing to 1.
+
+        `lineage`: the set before, as probable as each of it is the row's own past; `best`: the most probable of it.
+        What has been removed since the newest set was appended must not be what its rows continue.
+        """
+        parents = np.zeros((len(self.newest), self.size), np.float32)
+        if self.edges is None:
+            parents[:, self.prompt_length - 1] = 1.0
+            return parents
+        slots, posterior = self.edges
+        if carry == "lineage":
+            parents[:, self.prompt_length + np.searchsorted(self.slots, slots)] = posterior.T
+        elif carry == "best":
+            best = slots[posterior.argmax(axis=0)]  # ties: the lowest slot
+            parents[np.arange(len(parents)), self.prompt_length + np.searchsorted(self.slots, best)] = 1.0
+        else:
+            raise ValueError(f"carry is one of {', '.join(CARRY_RULES)}, not {carry!r}")
+        return parents
+
     def posterior(self) -> Floats:
         """(m,): sum over the newest rows j of w(j) gamma_j(member), the share of the readings using each slot."""
         return self.weights[-len(self.newest) :] @ self.gamma
@@ -154,6 +179,18 @@ class Lattice:
         widths = np.diff(np.append(starts, len(self.slots)))
         shares: Floats = self.weights / np.repeat(np.add.reduceat(self.weights, starts), widths)
         return shares
+
+
+def ancestor_parents(parents: Sequence[int] | Ints, count: int, shared: int) -> Float32s:
+    """(count, shared + n): what the last `count` of n rows of a tree continue, after `shared` slots that all have seen:
+    their parent, or the last of those slots. parents (n,): as of `ancestor_bias`.
+    """
+    above = np.asarray(parents, np.int64)
+    table = np.zeros((count, shared + len(above)), np.float32)
+    continued = shared + above[len(above) - count :]
+    rows = np.flatnonzero(continued >= 0)  # the first row of all continues nothing
+    table[rows, continued[rows]] = 1.0
+    return table
 
 
 def ancestor_bias(parents: Sequence[int] | Ints, count: int) -> Float32s:

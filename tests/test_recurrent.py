@@ -14,13 +14,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tempo_mlx.errors import ModelError  # noqa: E402
+import tempo_mlx  # noqa: E402
+from tempo_mlx.errors import ConfigError, ModelError  # noqa: E402
 from tempo_mlx.mlx import mx  # noqa: E402
 from tempo_mlx.model import states  # noqa: E402
 from tempo_mlx.model.lineage import Lineage, segments  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.model.recurrent import unit_lower_inverse  # noqa: E402
 from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
+from tempo_mlx.ranks.shards import plan_shards  # noqa: E402
+from tempo_mlx.report.verify import verify  # noqa: E402
+from tempo_mlx.sessions.arena import Arena  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
 from tests.twins import twin  # noqa: E402
 
@@ -221,3 +225,74 @@ def test_the_inverse_that_chunks_are_solved_with() -> None:
     matrix = np.eye(64) + np.tril(np.full((2, 64, 64), 0.999), -1)
     found = np.array(unit_lower_inverse(mx.array(matrix.astype(np.float32))))
     np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-5)
+
+
+RUNS = {
+    "superposed": {"threshold": 0.02},
+    "soft": {"threshold": 0.02, "carry": "lineage"},
+    "pruned": {
+        "threshold": 0.02,
+        "carry": "lineage",
+        "pruning_signal": "posterior",
+        "posterior_threshold": 0.2,
+        "complete_removal_mode": "remove_position",
+    },
+    "branches": {"branches": 3},
+    "beam": {"decoder": "beam"},
+    "mcts": {"decoder": "mcts", "mcts_simulations": 4},
+    "plain": {"decoder": "plain", "temperature": 0.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(RUNS))
+def test_runs_on_hybrids_are_what_they_say(kind: str) -> None:
+    """Decoded on states held and replayed, and recomputed from the run file alone, by the reference too."""
+    for name in ("qwen3_5", "lfm2", "granite4-h"):
+        loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
+        run = tempo_mlx.generate(loaded, "the sand and the sea", max_tokens=7, **RUNS[kind])
+        assert kind != "pruned" or any(token.removed_why for step in run.steps for token in step.tokens)
+        theirs = tempo_mlx.load(str(twin(name)), backend="torch").model
+        for model in (loaded.model, theirs):
+            result = verify(run, model)
+            assert result.ok, (name, result.worst[0])
+
+
+def test_soft_and_hard_edges_differ() -> None:
+    loaded = tempo_mlx.load(str(twin("qwen3_5")), dtype="float32")
+    runs = [
+        tempo_mlx.generate(loaded, "the sand", max_tokens=6, threshold=0.02, carry=carry)
+        for carry in ("best", "lineage")
+    ]
+    last = [run.steps[-1].tokens[0].probability for run in runs]
+    assert last[0] != pytest.approx(last[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("attend", ["all", "weighted"])
+def test_rules_that_mean_nothing_to_states_are_refused(attend: str) -> None:
+    loaded = tempo_mlx.load(str(twin("lfm2")))
+    with pytest.raises(ConfigError, match="whose layers keep a state"):
+        tempo_mlx.generate(loaded, "the sand", max_tokens=3, attend=attend)
+
+
+def test_scores_and_paths_on_a_hybrid() -> None:
+    """Continuations in one tree score as each alone; and a run's paths are such scores."""
+    loaded = tempo_mlx.load(str(twin("qwen3_5")), dtype="float32")
+    together = tempo_mlx.score(loaded, "the sand", [" and", " and the", " is"])
+    for text, found in zip([" and", " and the", " is"], together, strict=True):
+        assert found.log_prob == pytest.approx(
+            tempo_mlx.score(loaded, "the sand", [text])[0].log_prob, abs=1e-4
+        )
+    run = tempo_mlx.generate(loaded, "the sand", max_tokens=5, threshold=0.02, paths=2)
+    assert verify(run, loaded.model).ok
+
+
+def test_what_hybrids_do_not_have_is_said() -> None:
+    loaded = tempo_mlx.load(str(twin("lfm2")))
+    with pytest.raises(ModelError, match="leave out --early-exit"):
+        tempo_mlx.generate(loaded, "the sand", max_tokens=3, early_exit=True)
+    with pytest.raises(ModelError, match="generate without a session"):
+        Arena(loaded.model, 100, 1.0)
+    with pytest.raises(
+        ConfigError, match="cannot be spread over ranks yet, since it has layers that keep states"
+    ):
+        plan_shards(loaded.model.architecture, 2)

@@ -26,7 +26,7 @@ from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.selection import make_selector
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.lattice import ancestor_bias
+from tempo_mlx.lattice import ancestor_bias, ancestor_parents
 
 LEAVES_AT_ONCE = 4
 
@@ -267,7 +267,8 @@ class Mcts(Decoder):
         bias = np.zeros((len(tokens), shared + len(self.parents)), np.float32)
         bias[:, shared:] = ancestor_bias(self.parents, len(tokens))
         positions = np.array([self.position(length) for length in lengths])
-        forward = self.model.forward(tokens, positions, bias, self.cache)
+        continued = ancestor_parents(self.parents, len(tokens), shared)
+        forward = self.model.forward(tokens, positions, bias, self.cache, parents=continued)
         assert forward.logits is not None
         self.forwards += 1
         self.rows_run += len(tokens)

@@ -20,7 +20,7 @@ from tempo_mlx.decode.paths import candidate_paths, choose_distinct
 from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
 from tempo_mlx.errors import PromptError
-from tempo_mlx.lattice import ancestor_bias
+from tempo_mlx.lattice import ancestor_bias, ancestor_parents
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
 from tempo_mlx.token_ids import token_ids
@@ -92,7 +92,9 @@ def score_sequences(
     check_prompt(model, prompt_ids)
     _check_lengths(model, len(prompt_ids), sequences)
     shared = len(prompt_ids) - 1  # the prompt's last token is the root of the tree
-    if cache is None:
+    if (
+        cache is None or model.architecture.recurrent
+    ):  # the states at the prompt's end may be gone from the run's own
         cache = model.new_cache()
         if shared:
             prefill(model, prompt_ids[:-1], cache, interrupted)
@@ -108,7 +110,11 @@ def score_sequences(
         bias = np.full((stop - start, before + stop), -np.inf, np.float32)
         bias[:, :shared] = 0.0
         bias[:, before:] = ancestor_bias(parents[:stop], stop - start)
-        forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache)
+        continued = np.zeros((stop - start, before + stop), np.float32)
+        continued[:, before:] = ancestor_parents(parents[:stop], stop - start, 0)
+        if start == 0 and shared:  # the root
+            continued[0, shared - 1] = 1.0
+        forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache, parents=continued)
         assert forward.logits is not None
         here = np.flatnonzero((rows >= start) & (rows < stop))
         found[here] = log_probabilities(forward.logits)[rows[here] - start, wanted[here]]

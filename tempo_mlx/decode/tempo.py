@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Floats, Ints
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import combine, combine_without, edges, log_probabilities, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, open_sets, settle
@@ -21,7 +23,7 @@ from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.selection import draw
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
 from tempo_mlx.decode.strategies import screen
-from tempo_mlx.errors import RunFileError
+from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.forward import Attention, Forward
 
@@ -30,8 +32,9 @@ class Tempo(Decoder):
     """The state of one superposed run (one token a step under the plain decoder). `copy` it to branch or to undo."""
 
     def __init__(self, setup: Setup, rules: Rules) -> None:
-        """Runs the prompt. Raises PromptError, and Interrupted."""
+        """Runs the prompt. Raises PromptError, and Interrupted; ConfigError for what the model cannot do."""
         super().__init__(setup)
+        check_states(self.model.architecture, self.config, rules)
         self._rules = rules
         self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
         self.random = np.random.default_rng(self.config.seed)
@@ -109,7 +112,8 @@ class Tempo(Decoder):
         else:
             positions = lattice.newest  # the ablation: each slot its own position
         bias = lattice.bias(config.attend, config.allow_intraset_token_visibility)
-        return self.model.forward(tokens, positions, bias, self.cache, attention=attention)
+        parents = lattice.parents(config.carry) if self.model.architecture.recurrent else None
+        return self.model.forward(tokens, positions, bias, self.cache, parents=parents, attention=attention)
 
     def prune(self, forward: Forward | None) -> tuple[int, ...]:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
@@ -282,6 +286,19 @@ class Tempo(Decoder):
             if member.removed_after is not None and member.removed_after >= step:
                 member.removed_after = member.removed_why = None
         return other
+
+
+def check_states(a: Architecture, config: GenerateConfig, rules: Rules) -> None:
+    """Raises ConfigError for settings that mean nothing where layers keep states instead of slots."""
+    if a.recurrent and config.attend in ("all", "weighted"):
+        raise ConfigError(
+            f"attend {config.attend} means nothing to a {a.family} model, whose layers keep a state that rows "
+            "continue; choose lineage or best."
+        )
+    if a.attention is None and rules.prune is not None and rules.prune.needs_attention:
+        raise ConfigError(
+            f"A {a.family} model has no attention to prune by; choose --pruning-signal posterior."
+        )
 
 
 def superposed(setup: Setup) -> Tempo:

@@ -152,7 +152,8 @@ class Tree(Decoder):
         """Forward the newest set, all rows in one pass."""
         position = self.lattice.prompt_length + self.lattice.num_sets - 1
         positions = np.full(len(self.waiting), position)
-        forward = self.model.forward(self.waiting, positions, self.lattice.bias("lineage"), self.cache)
+        bias, parents = self.lattice.bias("lineage"), self.lattice.parents("best")
+        forward = self.model.forward(self.waiting, positions, bias, self.cache, parents=parents)
         assert forward.logits is not None
         self.log_probs = log_probabilities(forward.logits)
         self.exit_layer = forward.left_at

@@ -19,7 +19,7 @@ from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabil
 from tempo_mlx.decode.prefill import CHUNK
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import ModelError, RunFileError
-from tempo_mlx.lattice import ATTEND_RULES, Lattice
+from tempo_mlx.lattice import ATTEND_RULES, CARRY_RULES, Lattice
 from tempo_mlx.model.forward import Model
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.checks import check_vocabulary
@@ -81,6 +81,8 @@ class DenseRun:
     tokens: Ints  # (N,)
     positions: Ints  # (N,)
     bias: Float32s  # (N, N)
+    parents: Float32s  # (N, N): what rows continue, for layers that keep a state
+    removals: dict[int, list[int]]  # after a set: slots that later rows no longer continue
     set_ends: list[int]  # slots up to the end of the prompt, and of each set
 
 
@@ -126,24 +128,29 @@ def dense_run(run: Run) -> DenseRun:
     prompt = np.tril(np.ones((run.prompt_length, run.prompt_length), bool))
     bias[: run.prompt_length, : run.prompt_length][prompt] = 0.0
     bias[run.prompt_length :, : run.prompt_length] = 0.0
+    parents = np.eye(len(tokens), k=-1, dtype=np.float32)
+    removals: dict[int, list[int]] = {}
+    for token in (token for members in rows for token in members):
+        if token.removed_after is not None and token.slot is not None:
+            removals.setdefault(token.removed_after, []).append(token.slot)
     if run.is_lattice:
-        _fill_from_lattice(bias, run, rows)
+        _fill_from_lattice(bias, parents, removals, run, rows)
     else:
-        _fill_from_ancestors(bias, rows)
+        _fill_from_ancestors(bias, parents, run, rows)
     set_ends = np.cumsum([run.prompt_length, *(len(members) for members in rows)]).tolist()
-    return DenseRun(np.array(tokens, np.int64), np.array(positions, np.int64), bias, set_ends)
+    return DenseRun(
+        np.array(tokens, np.int64), np.array(positions, np.int64), bias, parents, removals, set_ends
+    )
 
 
-def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
+def _fill_from_lattice(
+    bias: Float32s, parents: Float32s, removals: dict[int, list[int]], run: Run, rows: list[list[RunToken]]
+) -> None:
     """Append and remove as the run did; each set's rows are scattered from alive columns to all slots."""
     lattice = Lattice(run.prompt_length)
     attend = _choice(run, "attend", ATTEND_RULES)
     intraset = _setting(run, "allow_intraset_token_visibility", Switch)
-    removals: dict[int, list[int]] = {}
-    for members in rows:
-        for token in members:
-            if token.removed_after is not None and token.slot is not None:
-                removals.setdefault(token.removed_after, []).append(token.slot)
+    carry = _choice(run, "carry", CARRY_RULES) if "carry" in run.config else "best"
     for index, members in enumerate(rows):
         posterior = None
         if index:
@@ -158,14 +165,18 @@ def _fill_from_lattice(bias: Float32s, run: Run, rows: list[list[RunToken]]) -> 
         slots = lattice.append([token.weight or 0.0 for token in members], posterior)
         columns = np.concatenate([np.arange(run.prompt_length), lattice.slots])
         bias[slots[:, None], columns] = lattice.bias(attend, intraset)
+        parents[slots] = 0.0
+        parents[slots[:, None], columns] = lattice.parents(carry)
         if index in removals:
             lattice.remove(removals[index])
 
 
-def _fill_from_ancestors(bias: Float32s, rows: list[list[RunToken]]) -> None:
-    """A row sees what its one parent sees, and itself."""
+def _fill_from_ancestors(bias: Float32s, parents: Float32s, run: Run, rows: list[list[RunToken]]) -> None:
+    """A row continues its one parent, and sees what that sees, and itself."""
     for members in rows:
         for token in members:
+            parents[token.slot] = 0.0
+            parents[token.slot, token.parents[0].slot if token.parents else run.prompt_length - 1] = 1.0
             if token.parents:
                 bias[token.slot] = bias[token.parents[0].slot]
             bias[token.slot, token.slot] = 0.0
@@ -176,6 +187,8 @@ def _logits(dense: DenseRun, model: Model) -> Float32s:
     then, or where the cache rounds what it stores, so that the last bit of a sum can become a step of the rounding."""
     cache = model.new_cache()
     ends = [len(dense.tokens)]
+    if model.architecture.recurrent and dense.removals:
+        return _logits_with_removals(dense, model)
     longest = int(dense.positions.max()) + 1
     if any(follows_length(rope, longest) for rope in model.architecture.ropes) or model.info.get("kv_bits"):
         ends = [*range(CHUNK, dense.set_ends[0], CHUNK), *dense.set_ends]
@@ -184,10 +197,36 @@ def _logits(dense: DenseRun, model: Model) -> Float32s:
     for end in ends:
         rows = slice(start, end)
         out = model.forward(
-            dense.tokens[rows], dense.positions[rows], dense.bias[rows, :end], cache, logits="all"
+            dense.tokens[rows],
+            dense.positions[rows],
+            dense.bias[rows, :end],
+            cache,
+            parents=dense.parents[rows, :end] if model.architecture.recurrent else None,
+            logits="all",
         )
         assert out.logits is not None
         parts.append(out.logits)
+        start = end
+    return np.concatenate(parts)
+
+
+def _logits_with_removals(dense: DenseRun, model: Model) -> Float32s:
+    """(N, V). What a state was made of differs before and after a removal: a pass for each set, as they were run, and
+    what was removed leaves the states with the slots."""
+    cache, parts = model.new_cache(), []
+    alive = np.empty(0, np.int64)
+    start = 0
+    for index, end in enumerate(dense.set_ends):
+        rows = np.arange(start, end)
+        alive = np.concatenate([alive, rows])
+        bias, parents = (table[rows[:, None], alive] for table in (dense.bias, dense.parents))
+        out = model.forward(dense.tokens[rows], dense.positions[rows], bias, cache, parents=parents)
+        assert out.logits is not None
+        parts.append(out.logits)
+        if gone := dense.removals.get(index - 1):
+            stays = ~np.isin(alive, gone)
+            cache.keep(np.flatnonzero(stays))
+            alive = alive[stays]
         start = end
     return np.concatenate(parts)
 
