@@ -45,6 +45,7 @@ format: $(VENV)/.dev
 docs: $(VENV)/.run
 	$(BIN)/python scripts/write_settings_docs.py
 	$(BIN)/python scripts/write_keywords.py
+	$(BIN)/python scripts/write_models_docs.py
 	$(BIN)/python scripts/write_run_docs.py
 
 acceptance: $(VENV)/.dev

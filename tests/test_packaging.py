@@ -104,6 +104,11 @@ def test_the_settings_page_is_what_the_tables_say() -> None:
         assert path.read_text("utf-8") == text, "run: make docs"
 
 
+def test_the_models_page_is_what_the_table_says() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "write_models_docs.py"))
+    assert script["PAGE"].read_text("utf-8") == script["models_docs"](), "run: make docs"
+
+
 def test_versions_and_credits_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__

@@ -18,7 +18,7 @@ from tempo_mlx.architecture.families import FAMILIES
 from tempo_mlx.errors import ModelError
 
 # general.architecture -> model_type
-_MODEL_TYPES = {
+GGUF_FAMILIES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2",
     "gemma3": "gemma3_text", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2", "granite": "granite",
 }  # fmt: skip
@@ -88,11 +88,11 @@ def config_from_gguf(
     Raises: ModelError naming an architecture, or a metadata key, that is not supported.
     """
     architecture = metadata.get("general.architecture")
-    model_type = _MODEL_TYPES.get(architecture) if isinstance(architecture, str) else None
+    model_type = GGUF_FAMILIES.get(architecture) if isinstance(architecture, str) else None
     if model_type is None or not isinstance(architecture, str):
         raise ModelError(
             f"The GGUF architecture {str(architecture)[:60]!r} is not supported; supported are "
-            f"{', '.join(_MODEL_TYPES)}."
+            f"{', '.join(GGUF_FAMILIES)}."
         )
     stated = {
         key[len(architecture) + 1 :]: value

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Bools, Float32s, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError, ModelError
@@ -142,6 +143,13 @@ class ExitPlan:
             head.widen(tokens)
 
 
+def exits_lack(a: Architecture) -> str | None:
+    """What of a model keeps its rows from leaving early, in words; None: nothing."""
+    if a.recurrent:
+        return "layers that keep states"
+    return "an embedding of the token for each layer" if a.per_layer_input else None
+
+
 def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPlan]:
     """The plan that the settings ask for, and the model as a Transformer.
 
@@ -153,10 +161,9 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
             "leave it out."
         )
     a = model.architecture
-    if a.recurrent or a.per_layer_input:
-        kind = "layers that keep states" if a.recurrent else "an embedding of the token for each layer"
+    if lacking := exits_lack(a):
         raise ModelError(
-            f"No row may leave a {a.family} model early yet, since it has {kind}; leave out --early-exit."
+            f"No row may leave a {a.family} model early yet, since it has {lacking}; leave out --early-exit."
         )
     asked = candidates(a.num_hidden_layers, config.exit_layers)
     if any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes):
