@@ -76,6 +76,9 @@ class GenerateSettings(TypedDict, total=False):
     """How a set's logits rows become one next-token distribution."""
     attend: Literal["lineage", "all", "weighted", "best"]
     """How strongly a new row sees the members of earlier sets; all is the original's rule."""
+    carry: Literal["best", "lineage"]
+    """What layers that keep a state carry on from the set before: that of the most probable parent, or the mean
+    over all. Of no effect on other models."""
     allow_intraset_token_visibility: bool
     """Let members of a set attend to each other; implies --attend weighted."""
     custom_rope: bool

@@ -103,6 +103,10 @@ class Attention:
         return self.num_key_value_heads, self.head_dim, self.head_dim
 
     def __post_init__(self) -> None:
+        if self.head_dim < 1:
+            raise ModelError(
+                f"The model's {self.num_attention_heads} attention heads are more than its hidden_size."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"The model's {self.num_attention_heads} attention heads cannot share "

@@ -250,7 +250,7 @@ def _attention_scale(values: Config, head_dim: int) -> float:
         return 1 / math.sqrt(values.number("query_pre_attn_scalar"))
     if "attention_multiplier" in values:
         return values.number("attention_multiplier")
-    return 1 / math.sqrt(head_dim)
+    return 1 / math.sqrt(max(head_dim, 1))
 
 
 def _query_scaling(values: Config, kind: str, index: int) -> QueryScaling | None:

@@ -51,6 +51,11 @@ _EXPERT_NAMES = (
 _PATTERNS = {pattern: re.compile(pattern) for pattern, _ in _EXPERT_NAMES} | {
     pattern: re.compile(pattern) for family in FAMILIES.values() for pattern, _ in family.names
 }
+_GUESSING_AHEAD = (
+    "deepseek_v3",
+    "glm4_moe",
+    "glm4_moe_lite",
+)  # one more layer, which guesses the token after the next
 _STACKED = re.compile(r"(.*\.experts)\.(\d{1,5})\.(\w+\.\w+)")
 
 
@@ -76,8 +81,8 @@ def own_name(name: str, a: Architecture) -> str | None:
         if match[2] == "norm":  # Nemotron-H: one norm a layer, whatever it is
             place = "input" if layer.mlp is None and layer.experts is None else "post_attention"
             return f"model.layers.{match[1]}.{place}_layernorm.{part}"
-    elif (match := re.match(r"model\.layers\.(\d+)\.", name)) is not None and int(match[1]) >= len(a.layers):
-        return None  # layers that guess tokens further ahead
+    elif a.family in _GUESSING_AHEAD and name.startswith(f"model.layers.{len(a.layers)}."):
+        return None
     return name
 
 
@@ -313,7 +318,7 @@ class Part:
 def fused_parts(name: str, shape: tuple[int, ...], a: Architecture) -> dict[str, Part] | None:
     """Where a fused tensor keeps what others store apart: name -> part. None: it is not fused."""
     match = re.match(r"model\.layers\.(\d+)\.", name)
-    if match is None:
+    if match is None or int(match[1]) >= len(a.layers):
         return None
     layer = a.layers[int(match[1])]
     if layer.experts is not None and ".experts." in name:

@@ -17,7 +17,9 @@ _DEEPSEEK = {
     "max_position_embeddings": 4096, "rope_interleave": True,
 }  # fmt: skip
 _DEEPSEEK_ROUTER = {"router": "sigmoid", "correction": True, "group_top": 2}
-_DENSE_FIRST = frozenset({"qk_head_dim", "mlp_bias", "scoring_func", "topk_method", "ep_size", "head_dim"})
+_DENSE_FIRST = frozenset(
+    {"qk_head_dim", "mlp_bias", "scoring_func", "topk_method", "ep_size", "head_dim", "partial_rotary_factor"}
+)
 
 
 def rotated_or_full(values: Config, count: int) -> list[str]:
