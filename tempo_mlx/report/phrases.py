@@ -1,0 +1,333 @@
+"""A lattice as people read it: its best path as ordinary text, and where another reading is probable, its words.
+
+    The creature, known [only as/as the] "Echo," was a being of immense [power/wisdom/beauty] and wisdom.
+
+Sets of neighbouring positions are aligned by position, not by content: a reading that is one token longer shifts all that
+follows. So the readings are aligned with the best one by words, which makes shifts vanish, and what they have instead of
+a stretch of it is an alternative with their share. In speech recognition this is a confusion network, with the best path
+as pivot (Mangu, Brill and Stolcke 2000, arXiv cs/0010012).
+
+The readings are all paths of the lattice with their exact weights where those are few, and else paths drawn from the
+lattice's own distribution (forward filtering, backward sampling), seeded.
+
+Shapes: n readings, W words of the best one.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from tempo_mlx.arrays import Bools, Floats, Ints
+from tempo_mlx.decode.paths import Layer, Path, Token, best_paths, layers_of, members_of, sample_paths
+
+SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown
+FEW = 256  # paths that are all weighed; of more, DRAWN are drawn
+DRAWN = 400
+TOGETHER = 0.7  # forks beside each other that so large a share of their readings has in common are one
+REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
+
+# Writing systems without spaces between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese. A unit is a character there.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’_.-][^\W_{UNSPACED}]+)*|\S")
+BEGINS = re.compile(rf"\s|[{UNSPACED}]")  # what a token begins with where a word begins
+IGNORED = re.compile(r"[\s.,;:!?'\"“”‘’…]+")  # a difference in these alone is no other reading
+
+
+class TextToken(Token, Protocol):
+    """A member of a set with its text."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class TextSet(Protocol):
+    """A step: its members, best first."""
+
+    @property
+    def tokens(self) -> Sequence[TextToken]: ...
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What some readings have instead; `share` of all readings. slots: those of the most probable such reading."""
+
+    text: str
+    share: float
+    slots: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A stretch of the best reading. start, end: the steps its tokens are of, `end` excluded.
+
+    With alternatives, largest share first, it is a fork, and `share` says how many of the readings say the same.
+    """
+
+    text: str
+    share: float | None
+    alternatives: tuple[Alternative, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One path's text, in words, each with its place in the text and the step its last token is of."""
+
+    text: str
+    start: int  # the step it begins with
+    slots: tuple[int | None, ...]
+    words: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]  # (W,) of the text
+    ends: tuple[int, ...]  # for each step, where its token's text ends
+
+    def steps(self, start: int, end: int) -> tuple[int, int]:
+        """The steps whose tokens hold the characters from start to end."""
+        ends = np.array(self.ends)
+        return int(np.searchsorted(ends, start, side="right")), int(
+            np.searchsorted(ends, end, side="left")
+        ) + 1
+
+
+def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int = 0) -> list[Phrase]:
+    """The best reading of these sets, cut where others differ from it; joined, the texts are the best path's.
+
+    show_above: the least share of an alternative. Of no steps there are no phrases.
+    """
+    layers = layers_of(steps)
+    cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
+    found: list[Phrase] = []
+    for start, end in pairwise(cuts):
+        found += phrases_of(stretch(layers, start, end), start, end == len(layers), show_above, seed)
+    return merged(found)
+
+
+def stretch(layers: Sequence[Layer[TextToken]], start: int, end: int) -> list[Layer[TextToken]]:
+    """The layers from one cut to the next, whose edges weigh the paths that lead to it and which is printed after it."""
+    first = Layer(layers[start].members, np.zeros((1, 1)), layers[start].printed) if start else layers[0]
+    following = [Layer(layer.members, layer.edges, printed=False) for layer in layers[end : end + 1]]
+    return [first, *layers[start + 1 : end], *following]
+
+
+def is_cut(layer: Layer[TextToken]) -> bool:
+    """Whether all readings go through one member, and a word begins there.
+
+    What comes before such a set and what comes after are then independent, and are read each on its own.
+    """
+    (first, *others) = layer.members
+    return not others and layer.printed and first.slot is not None and BEGINS.match(first.text) is not None
+
+
+def phrases_of(
+    layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int
+) -> list[Phrase]:
+    """The phrases of one stretch. start: the step it begins with; last: whether the text stops with it."""
+    best = reading_of(layers, best_paths(layers)[0], start)
+    if all(len(layer.members) == 1 for layer in layers):
+        return [plain(best, 0, len(best.text))] if best.text else []
+    others, weights = readings(layers, start, seed)
+    aligned = [Aligned.of(best, other, stops=last) for other in others]
+    forks = (fork_of(best, aligned, weights, group, show_above)
+             for group in groups(best, aligned, weights, show_above))  # fmt: skip
+    return list(joined(best, [fork for fork in forks if fork is not None]))
+
+
+def reading_of(layers: Sequence[Layer[TextToken]], path: Path, start: int) -> Reading:
+    members = members_of(layers, path)
+    texts = [member.text if layer.printed and member.slot is not None else ""
+             for layer, member in zip(layers, members, strict=True)]  # fmt: skip
+    text = "".join(texts)
+    found = list(WORD.finditer(text))
+    return Reading(
+        text,
+        start,
+        tuple(member.slot for member in members),
+        tuple(match.group() for match in found),
+        tuple(match.span() for match in found),
+        tuple(accumulate(map(len, texts))),
+    )
+
+
+def readings(layers: Sequence[Layer[TextToken]], start: int, seed: int) -> tuple[list[Reading], Floats]:
+    """Different paths, and the share of each (n,), summing to 1."""
+    count = 1
+    for layer in layers:
+        count = min(count * len(layer.members), FEW + 1)
+    if count <= FEW:
+        paths = best_paths(layers, FEW)
+        logs = np.array([path.score for path in paths])
+        weights = np.exp(logs - logs.max())
+    else:
+        drawn: dict[tuple[int, ...], int] = defaultdict(int)
+        for path in sample_paths(layers, DRAWN, seed):
+            drawn[path.choice] += 1
+        paths, weights = [Path(choice, 0.0) for choice in drawn], np.array([*drawn.values()], np.float64)
+    return [reading_of(layers, path, start) for path in paths], weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A reading laid against the best one: what it says in place of each of the best one's words.
+
+    begin (W + 1,): the reading's words from begin[k] to begin[k + 1] stand for word k of the best reading; none where it
+    leaves the word out, several where it says more. known (W,): false at the end, where one of the two texts just stops
+    sooner. differs: the words k for which it says something else, punctuation and capitals aside.
+    """
+
+    reading: Reading
+    begin: Ints
+    known: Bools
+    differs: dict[int, Content]
+
+    @classmethod
+    def of(cls, best: Reading, other: Reading, stops: bool) -> Aligned:
+        """stops: whether the texts end with these readings, which need not have got equally far."""
+        begin, known = np.full(len(best.words) + 1, -1), np.ones(len(best.words), np.bool_)
+        changed: list[int] = []
+        after_last_match: list[tuple[int, int]] = []
+        for step in Levenshtein.opcodes(best.words, other.words):
+            here = np.arange(step.src_start, max(step.src_end, step.src_start + 1))
+            there = step.dest_start + (here - step.src_start if step.tag in ("equal", "replace") else 0)
+            begin[here] = np.where(begin[here] < 0, there, begin[here])
+            if step.tag == "equal":
+                after_last_match = []
+                continue
+            changed += here.tolist()
+            if step.tag == "delete":
+                after_last_match.append((step.src_start, step.src_end))
+        for start, end in after_last_match if stops else ():
+            known[start:end] = False
+        if begin[-1] < 0 or not stops:
+            begin[-1] = len(other.words)
+        aligned = cls(other, begin, known, {})
+        for k in changed:
+            if (
+                k < len(known)
+                and known[k]
+                and (said := aligned.content(k, k + 1)) != content(best.words[k : k + 1])
+            ):
+                aligned.differs[k] = said
+        return aligned
+
+    def content(self, start: int, end: int) -> Content:
+        return content(self.reading.words[self.begin[start] : self.begin[end]])
+
+    def alternative(self, start: int, end: int, share: float) -> Alternative:
+        """What stands for the best reading's words from start to end."""
+        first, last = (self.reading.spans[i] for i in (self.begin[start], self.begin[end] - 1))
+        since, until = (step - self.reading.start for step in self.reading.steps(first[0], last[1]))
+        return Alternative(self.reading.text[first[0] : last[1]], share, self.reading.slots[since:until])
+
+
+Content = tuple[str, ...]
+
+
+def content(words: Sequence[str]) -> Content:
+    """The words as far as they count as another reading."""
+    return tuple(kept for word in words if (kept := counted(word)))
+
+
+@cache
+def counted(word: str) -> str:
+    return "" if IGNORED.fullmatch(word) else word.casefold()
+
+
+def groups(
+    best: Reading, aligned: Sequence[Aligned], weights: Floats, show_above: float
+) -> list[tuple[int, int]]:
+    """Stretches of the best reading's words, from start to end, that alternatives are shown for, in order.
+
+    Words beside each other whose alternatives come from the same readings belong together; a word that an alternative
+    leaves out is shown with a neighbour, since nothing cannot be shown.
+    """
+    shares: dict[tuple[int, Content], float] = defaultdict(float)
+    who: dict[int, set[int]] = defaultdict(set)  # word -> readings that say something else for it
+    for index, reading in enumerate(aligned):
+        for k, said in reading.differs.items():
+            shares[k, said] += weights[index]
+            who[k].add(index)
+    found: list[tuple[int, int]] = []
+    for k in sorted({k for (k, _), share in shares.items() if share >= show_above}):
+        joint = found and found[-1][1] == k and common(who[k - 1], who[k], weights) >= TOGETHER
+        start, end = (found.pop()[0], k + 1) if joint else (k, k + 1)
+        if shares.get((k, ()), 0.0) >= show_above:
+            if k + 1 < len(best.words):
+                end = k + 2
+            else:
+                start -= 1 if start else 0
+        while found and found[-1][1] > start:
+            start = min(start, found.pop()[0])
+        found.append((start, end))
+    return found
+
+
+def common(one: set[int], other: set[int], weights: Floats) -> float:
+    """The weight of the readings in both, as a share of those in either."""
+    return float(weights[[*(one & other)]].sum() / weights[[*(one | other)]].sum())
+
+
+def fork_of(
+    best: Reading, aligned: Sequence[Aligned], weights: Floats, group: tuple[int, int], show_above: float
+) -> Phrase | None:
+    """The alternatives to the best reading's words of a group; None where no single one is probable enough."""
+    start, end = group
+    own = content(best.words[start:end])
+    shares: dict[Content, float] = defaultdict(float)
+    likeliest: dict[Content, int] = {}
+    for index, reading in enumerate(aligned):
+        if not reading.known[start:end].all():
+            continue
+        said = reading.content(start, end)
+        shares[said] += float(weights[index])
+        if said not in likeliest or weights[index] > weights[likeliest[said]]:
+            likeliest[said] = index
+    shown = sorted(
+        (said for said, share in shares.items() if share >= show_above and said and said != own),
+        key=lambda said: -shares[said],
+    )
+    found = [aligned[likeliest[said]].alternative(start, end, shares[said]) for said in shown]
+    found = [alternative for alternative in found if REPLACEMENT not in alternative.text]
+    if not found:
+        return None
+    first, last = best.spans[start][0], best.spans[end - 1][1]
+    return Phrase(best.text[first:last], shares[own], tuple(found), *best.steps(first, last))
+
+
+def joined(best: Reading, forks: Sequence[Phrase]) -> Iterator[Phrase]:
+    """The forks with the plain text between them."""
+    at = 0
+    for fork in forks:
+        place = best.text.index(
+            fork.text, max(at, best.ends[fork.start - best.start - 1] if fork.start > best.start else 0)
+        )
+        if place > at:
+            yield plain(best, at, place)
+        yield fork
+        at = place + len(fork.text)
+    if at < len(best.text):
+        yield plain(best, at, len(best.text))
+
+
+def plain(best: Reading, start: int, end: int) -> Phrase:
+    return Phrase(best.text[start:end], None, (), *best.steps(start, end))
+
+
+def merged(found: Sequence[Phrase]) -> list[Phrase]:
+    """With plain texts that follow each other made one."""
+    result: list[Phrase] = []
+    for phrase in found:
+        if result and not result[-1].alternatives and not phrase.alternatives:
+            before = result.pop()
+            phrase = Phrase(before.text + phrase.text, None, (), before.start, phrase.end)
+        result.append(phrase)
+    return result
