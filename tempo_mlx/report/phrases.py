@@ -2,13 +2,14 @@
 
     The creature, known [only as/as the] "Echo," was a being of immense [power/wisdom/beauty] and wisdom.
 
-Sets of neighbouring positions are aligned by position, not by content: a reading that is one token longer shifts all that
-follows. So the readings are aligned with the best one by words, which makes shifts vanish, and what they have instead of
-a stretch of it is an alternative with their share. In speech recognition this is a confusion network, with the best path
-as pivot (Mangu, Brill and Stolcke 2000, arXiv cs/0010012).
+Sets of neighbouring positions are aligned by position, not by content: a reading that is one token longer shifts all
+that follows. So the readings are aligned with the best one by words, which makes shifts vanish, and what they have
+instead of a stretch of it is an alternative with their share. In speech recognition this is a confusion network, with
+the best path as pivot (Mangu, Brill and Stolcke 2000, arXiv cs/0010012).
 
-The readings are all paths of the lattice with their exact weights where those are few, and else paths drawn from the
-lattice's own distribution (forward filtering, backward sampling), seeded.
+Where all readings go through one member, what comes before and what comes after are independent, and are read each on
+its own: all paths with their exact weights where those are few, and else paths drawn from the lattice's distribution
+(forward filtering, backward sampling), seeded.
 
 Shapes: n readings, W words of the best one.
 """
@@ -36,7 +37,7 @@ DRAWN = 400
 TOGETHER = 0.7  # forks beside each other that so large a share of their readings has in common are one
 REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
 
-# Writing systems without spaces between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese. A unit is a character there.
+# Writing without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese): a unit is a character there.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’_.-][^\W_{UNSPACED}]+)*|\S")
 BEGINS = re.compile(rf"\s|[{UNSPACED}]")  # what a token begins with where a word begins
@@ -93,10 +94,7 @@ class Reading:
 
     def steps(self, start: int, end: int) -> tuple[int, int]:
         """The steps whose tokens hold the characters from start to end."""
-        ends = np.array(self.ends)
-        return int(np.searchsorted(ends, start, side="right")), int(
-            np.searchsorted(ends, end, side="left")
-        ) + 1
+        return self.start + bisect_right(self.ends, start), self.start + bisect_left(self.ends, end) + 1
 
 
 def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int = 0) -> list[Phrase]:
@@ -104,6 +102,8 @@ def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int 
 
     show_above: the least share of an alternative. Of no steps there are no phrases.
     """
+    if not steps:
+        return []
     layers = layers_of(steps)
     cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
     found: list[Phrase] = []
@@ -113,7 +113,7 @@ def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int 
 
 
 def stretch(layers: Sequence[Layer[TextToken]], start: int, end: int) -> list[Layer[TextToken]]:
-    """The layers from one cut to the next, whose edges weigh the paths that lead to it and which is printed after it."""
+    """The layers from one cut to the next, whose edges count and whose text does not."""
     first = Layer(layers[start].members, np.zeros((1, 1)), layers[start].printed) if start else layers[0]
     following = [Layer(layer.members, layer.edges, printed=False) for layer in layers[end : end + 1]]
     return [first, *layers[start + 1 : end], *following]
@@ -179,9 +179,9 @@ def readings(layers: Sequence[Layer[TextToken]], start: int, seed: int) -> tuple
 class Aligned:
     """A reading laid against the best one: what it says in place of each of the best one's words.
 
-    begin (W + 1,): the reading's words from begin[k] to begin[k + 1] stand for word k of the best reading; none where it
-    leaves the word out, several where it says more. known (W,): false at the end, where one of the two texts just stops
-    sooner. differs: the words k for which it says something else, punctuation and capitals aside.
+    begin (W + 1,): the reading's words from begin[k] to begin[k + 1] stand for word k of the best reading; none where
+    it leaves the word out, several where it says more. known (W,): false at the end, where one of the two texts just
+    stops sooner. differs: the words k for which it says something else, punctuation and capitals aside.
     """
 
     reading: Reading
@@ -257,17 +257,17 @@ def groups(
             shares[k, said] += weights[index]
             who[k].add(index)
     found: list[tuple[int, int]] = []
+    before: set[int] = set()  # of the last group's last word
     for k in sorted({k for (k, _), share in shares.items() if share >= show_above}):
-        joint = found and found[-1][1] == k and common(who[k - 1], who[k], weights) >= TOGETHER
-        start, end = (found.pop()[0], k + 1) if joint else (k, k + 1)
+        start, end = k, k + 1
         if shares.get((k, ()), 0.0) >= show_above:
-            if k + 1 < len(best.words):
-                end = k + 2
-            else:
-                start -= 1 if start else 0
-        while found and found[-1][1] > start:
-            start = min(start, found.pop()[0])
+            start, end = (k, k + 2) if k + 1 < len(best.words) else (max(k - 1, 0), k + 1)
+        if found and (
+            found[-1][1] > start or found[-1][1] == start and common(before, who[k], weights) >= TOGETHER
+        ):
+            start, end = min(start, found[-1][0]), max(end, found.pop()[1])
         found.append((start, end))
+        before = who[k]
     return found
 
 
