@@ -202,7 +202,7 @@ class Aligned:
             if step.tag == "equal":
                 after_last_match = []
                 continue
-            changed += here.tolist()
+            changed += np.minimum(here, len(known) - 1).tolist()
             if step.tag == "delete":
                 after_last_match.append((step.src_start, step.src_end))
         for start, end in after_last_match if stops else ():
@@ -263,7 +263,7 @@ def groups(
         if shares.get((k, ()), 0.0) >= show_above:
             start, end = (k, k + 2) if k + 1 < len(best.words) else (max(k - 1, 0), k + 1)
         if found and (
-            found[-1][1] > start or found[-1][1] == start and common(before, who[k], weights) >= TOGETHER
+            found[-1][1] > start or (found[-1][1] == start and common(before, who[k], weights) >= TOGETHER)
         ):
             start, end = min(start, found[-1][0]), max(end, found.pop()[1])
         found.append((start, end))
