@@ -286,5 +286,10 @@ def test_many_paths_are_drawn_and_few_are_counted(monkeypatch: pytest.MonkeyPatc
             assert abs(one.share - other.share) < 0.08
 
 
+def test_blanks_and_nothing_else() -> None:
+    steps = lattice({"\n": 0.6, " dog": 0.4}, {" \n": {"\n": 0.9, " dog": 0.9}})
+    assert shown(phrases(steps)) == "\n \n"
+
+
 def test_no_steps_no_phrases() -> None:
     assert phrases([]) == []

@@ -133,7 +133,7 @@ def phrases_of(
 ) -> list[Phrase]:
     """The phrases of one stretch. start: the step it begins with; last: whether the text stops with it."""
     best = reading_of(layers, best_paths(layers)[0], start)
-    if all(len(layer.members) == 1 for layer in layers):
+    if not best.words or all(len(layer.members) == 1 for layer in layers):
         return [plain(best, 0, len(best.text))] if best.text else []
     others, weights = readings(layers, start, seed)
     aligned = [Aligned.of(best, other, stops=last) for other in others]
