@@ -24,6 +24,7 @@ class Word:
     parents: tuple[Edge, ...] = ()
     removed_after: int | None = None
     removed_why: Removal | None = None
+    branch: int | None = None
 
 
 @dataclass(frozen=True)

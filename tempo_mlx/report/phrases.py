@@ -29,7 +29,16 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from tempo_mlx.arrays import Bools, Floats, Ints
-from tempo_mlx.decode.paths import Layer, Path, Token, best_paths, layers_of, members_of, sample_paths
+from tempo_mlx.decode.paths import (
+    Layer,
+    Path,
+    Token,
+    best_paths,
+    is_read,
+    layers_of,
+    members_of,
+    sample_paths,
+)
 
 SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown
 FEW = 256  # paths that are all weighed; of more, DRAWN are drawn
@@ -114,9 +123,8 @@ def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int 
 
 def stretch(layers: Sequence[Layer[TextToken]], start: int, end: int) -> list[Layer[TextToken]]:
     """The layers from one cut to the next, whose edges count and whose text does not."""
-    first = Layer(layers[start].members, np.zeros((1, 1)), layers[start].printed) if start else layers[0]
-    following = [Layer(layer.members, layer.edges, printed=False) for layer in layers[end : end + 1]]
-    return [first, *layers[start + 1 : end], *following]
+    first = Layer(layers[start].members, np.zeros((1, 1))) if start else layers[0]
+    return [first, *layers[start + 1 : end + 1]]
 
 
 def is_cut(layer: Layer[TextToken]) -> bool:
@@ -125,27 +133,28 @@ def is_cut(layer: Layer[TextToken]) -> bool:
     What comes before such a set and what comes after are then independent, and are read each on its own.
     """
     (first, *others) = layer.members
-    return not others and layer.printed and first.slot is not None and BEGINS.match(first.text) is not None
+    return not others and is_read(first) and BEGINS.match(first.text) is not None
 
 
 def phrases_of(
     layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int
 ) -> list[Phrase]:
     """The phrases of one stretch. start: the step it begins with; last: whether the text stops with it."""
-    best = reading_of(layers, best_paths(layers)[0], start)
+    best = reading_of(layers, best_paths(layers)[0], start, last)
     if not best.words or all(len(layer.members) == 1 for layer in layers):
         return [plain(best, 0, len(best.text))] if best.text else []
-    others, weights = readings(layers, start, seed)
+    others, weights = readings(layers, start, last, seed)
     aligned = [Aligned.of(best, other, stops=last) for other in others]
     forks = (fork_of(best, aligned, weights, group, show_above)
              for group in groups(best, aligned, weights, show_above))  # fmt: skip
     return list(joined(best, [fork for fork in forks if fork is not None]))
 
 
-def reading_of(layers: Sequence[Layer[TextToken]], path: Path, start: int) -> Reading:
+def reading_of(layers: Sequence[Layer[TextToken]], path: Path, start: int, last: bool) -> Reading:
+    """One path in words. last: the text stops with these layers; else the last layer is the cut that follows."""
     members = members_of(layers, path)
-    texts = [member.text if layer.printed and member.slot is not None else ""
-             for layer, member in zip(layers, members, strict=True)]  # fmt: skip
+    until = len(members) if last else len(members) - 1
+    texts = [member.text if t < until and is_read(member) else "" for t, member in enumerate(members)]
     text = "".join(texts)
     found = list(WORD.finditer(text))
     return Reading(
@@ -158,7 +167,9 @@ def reading_of(layers: Sequence[Layer[TextToken]], path: Path, start: int) -> Re
     )
 
 
-def readings(layers: Sequence[Layer[TextToken]], start: int, seed: int) -> tuple[list[Reading], Floats]:
+def readings(
+    layers: Sequence[Layer[TextToken]], start: int, last: bool, seed: int
+) -> tuple[list[Reading], Floats]:
     """Different paths, and the share of each (n,), summing to 1."""
     count = 1
     for layer in layers:
@@ -172,7 +183,7 @@ def readings(layers: Sequence[Layer[TextToken]], start: int, seed: int) -> tuple
         for path in sample_paths(layers, DRAWN, seed):
             drawn[path.choice] += 1
         paths, weights = [Path(choice, 0.0) for choice in drawn], np.array([*drawn.values()], np.float64)
-    return [reading_of(layers, path, start) for path in paths], weights / weights.sum()
+    return [reading_of(layers, path, start, last) for path in paths], weights / weights.sum()
 
 
 @dataclass(frozen=True)
