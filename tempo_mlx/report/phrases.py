@@ -19,16 +19,16 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from tempo_mlx.arrays import Bools, Floats, Ints
+from tempo_mlx.arrays import Floats
 from tempo_mlx.decode.paths import (
     Layer,
     Path,
@@ -36,13 +36,13 @@ from tempo_mlx.decode.paths import (
     best_paths,
     is_read,
     layers_of,
-    members_of,
     sample_paths,
 )
 
 SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown
 FEW = 256  # paths that are all weighed; of more, DRAWN are drawn
-DRAWN = 400
+DRAWN, DRAWN_AT_LEAST = 400, 128  # of a stretch of up to LONG sets, and of one without end
+LONG = 100
 TOGETHER = 0.7  # forks beside each other that so large a share of their readings has in common are one
 REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
 
@@ -92,18 +92,76 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Reading:
-    """One path's text, in words, each with its place in the text and the step its last token is of."""
+    """One path's text, in words."""
 
-    text: str
+    texts: tuple[str, ...]  # of each step's token; empty where it is not read
     start: int  # the step it begins with
     slots: tuple[int | None, ...]
     words: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]  # (W,) of the text
-    ends: tuple[int, ...]  # for each step, where its token's text ends
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """(W,): where in the text each word is."""
+        return [match.span() for match in WORD.finditer(self.text)]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """For each step, where its token's text ends."""
+        return list(accumulate(map(len, self.texts)))
 
     def steps(self, start: int, end: int) -> tuple[int, int]:
         """The steps whose tokens hold the characters from start to end."""
         return self.start + bisect_right(self.ends, start), self.start + bisect_left(self.ends, end) + 1
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The sets from one cut to the next, which is the last of `layers`: its edges count, and its text does not.
+
+    start: the step it begins with; last: the text stops with it, and all of it counts. texts: of each member.
+    """
+
+    layers: Sequence[Layer[TextToken]]
+    start: int
+    last: bool
+    texts: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer[TextToken]], start: int, last: bool) -> Stretch:
+        until = len(layers) if last else len(layers) - 1
+        texts = [
+            [member.text if t < until and is_read(member) else "" for member in layer.members]
+            for t, layer in enumerate(layers)
+        ]
+        return cls(layers, start, last, texts)
+
+    def reading(self, path: Path) -> Reading:
+        texts = tuple(texts[index] for texts, index in zip(self.texts, path.choice, strict=True))
+        slots = tuple(
+            layer.members[index].slot for layer, index in zip(self.layers, path.choice, strict=True)
+        )
+        return Reading(texts, self.start, slots, tuple(words_of(texts)))
+
+
+def words_of(texts: Iterable[str]) -> Iterator[str]:
+    """The words of these texts joined. A word begins where a text begins that BEGINS says so of."""
+    piece = ""
+    for text in texts:
+        if piece and BEGINS.match(text):
+            yield from words_in(piece)
+            piece = text
+        else:
+            piece += text
+    yield from words_in(piece)
+
+
+@lru_cache(maxsize=1 << 14)
+def words_in(text: str) -> tuple[str, ...]:
+    return tuple(WORD.findall(text))
 
 
 def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int = 0) -> list[Phrase]:
@@ -117,14 +175,30 @@ def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int 
     cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
     found: list[Phrase] = []
     for start, end in pairwise(cuts):
-        found += phrases_of(stretch(layers, start, end), start, end == len(layers), show_above, seed)
+        found += phrases_of(layers[start : end + 1], start, end == len(layers), show_above, seed)
     return merged(found)
 
 
-def stretch(layers: Sequence[Layer[TextToken]], start: int, end: int) -> list[Layer[TextToken]]:
-    """The layers from one cut to the next, whose edges count and whose text does not."""
-    first = Layer(layers[start].members, np.zeros((1, 1))) if start else layers[0]
-    return [first, *layers[start + 1 : end + 1]]
+def within(found: Sequence[Phrase], start: int, end: int) -> list[Phrase]:
+    """What of the phrases lies between two characters of their text. A fork that is cut in two is plain text."""
+    kept, at = [], 0
+    for phrase in found:
+        text = phrase.text[max(start - at, 0) : max(end - at, 0)]
+        at += len(phrase.text)
+        if text == phrase.text:
+            kept.append(phrase)
+        elif text:
+            kept.append(Phrase(text, None, (), phrase.start, phrase.end))
+    return merged(kept)
+
+
+def phrases_in(
+    steps: Sequence[TextSet], final_text: str, show_above: float = SHOW_ABOVE, seed: int = 0
+) -> list[Phrase]:
+    """The phrases of a run as far as its `final_text` goes: up to a stop string, without reasoning."""
+    found = phrases(steps, show_above, seed)
+    start = max("".join(phrase.text for phrase in found).rfind(final_text), 0)
+    return within(found, start, start + len(final_text))
 
 
 def is_cut(layer: Layer[TextToken]) -> bool:
@@ -139,38 +213,23 @@ def is_cut(layer: Layer[TextToken]) -> bool:
 def phrases_of(
     layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int
 ) -> list[Phrase]:
-    """The phrases of one stretch. start: the step it begins with; last: whether the text stops with it."""
-    best = reading_of(layers, best_paths(layers)[0], start, last)
+    """The phrases of one stretch, from a cut (or the beginning) to the next; see Stretch."""
+    if start:  # all readings go through the one member it begins with
+        layers = [Layer(layers[0].members, np.zeros((1, 1))), *layers[1:]]
+    stretch = Stretch.of(layers, start, last)
+    best = stretch.reading(best_paths(layers)[0])
     if not best.words or all(len(layer.members) == 1 for layer in layers):
         return [plain(best, 0, len(best.text))] if best.text else []
-    others, weights = readings(layers, start, last, seed)
+    others, weights = readings(stretch, seed)
     aligned = [Aligned.of(best, other, stops=last) for other in others]
     forks = (fork_of(best, aligned, weights, group, show_above)
              for group in groups(best, aligned, weights, show_above))  # fmt: skip
     return list(joined(best, [fork for fork in forks if fork is not None]))
 
 
-def reading_of(layers: Sequence[Layer[TextToken]], path: Path, start: int, last: bool) -> Reading:
-    """One path in words. last: the text stops with these layers; else the last layer is the cut that follows."""
-    members = members_of(layers, path)
-    until = len(members) if last else len(members) - 1
-    texts = [member.text if t < until and is_read(member) else "" for t, member in enumerate(members)]
-    text = "".join(texts)
-    found = list(WORD.finditer(text))
-    return Reading(
-        text,
-        start,
-        tuple(member.slot for member in members),
-        tuple(match.group() for match in found),
-        tuple(match.span() for match in found),
-        tuple(accumulate(map(len, texts))),
-    )
-
-
-def readings(
-    layers: Sequence[Layer[TextToken]], start: int, last: bool, seed: int
-) -> tuple[list[Reading], Floats]:
+def readings(stretch: Stretch, seed: int) -> tuple[list[Reading], Floats]:
     """Different paths, and the share of each (n,), summing to 1."""
+    layers = stretch.layers
     count = 1
     for layer in layers:
         count = min(count * len(layer.members), FEW + 1)
@@ -180,10 +239,10 @@ def readings(
         weights = np.exp(logs - logs.max())
     else:
         drawn: dict[tuple[int, ...], int] = defaultdict(int)
-        for path in sample_paths(layers, DRAWN, seed):
+        for path in sample_paths(layers, max(DRAWN * LONG // max(len(layers), LONG), DRAWN_AT_LEAST), seed):
             drawn[path.choice] += 1
         paths, weights = [Path(choice, 0.0) for choice in drawn], np.array([*drawn.values()], np.float64)
-    return [reading_of(layers, path, start, last) for path in paths], weights / weights.sum()
+    return [stretch.reading(path) for path in paths], weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -196,37 +255,36 @@ class Aligned:
     """
 
     reading: Reading
-    begin: Ints
-    known: Bools
+    begin: list[int]
+    known: list[bool]
     differs: dict[int, Content]
 
     @classmethod
     def of(cls, best: Reading, other: Reading, stops: bool) -> Aligned:
         """stops: whether the texts end with these readings, which need not have got equally far."""
-        begin, known = np.full(len(best.words) + 1, -1), np.ones(len(best.words), np.bool_)
+        begin, known = [-1] * (len(best.words) + 1), [True] * len(best.words)
         changed: list[int] = []
-        after_last_match: list[tuple[int, int]] = []
+        after_last_match: list[int] = []
         for step in Levenshtein.opcodes(best.words, other.words):
-            here = np.arange(step.src_start, max(step.src_end, step.src_start + 1))
-            there = step.dest_start + (here - step.src_start if step.tag in ("equal", "replace") else 0)
-            begin[here] = np.where(begin[here] < 0, there, begin[here])
+            since, until, there = step.src_start, step.src_end, step.dest_start
+            if begin[since] >= 0:  # an insertion before it has said where it begins
+                there = begin[since]
+            follows = step.tag in ("equal", "replace")
+            for k in range(since, max(until, since + 1)):
+                begin[k] = step.dest_start + k - since if follows and k > since else there
             if step.tag == "equal":
                 after_last_match = []
                 continue
-            changed += np.minimum(here, len(known) - 1).tolist()
+            changed += range(since, max(until, since + 1))
             if step.tag == "delete":
-                after_last_match.append((step.src_start, step.src_end))
-        for start, end in after_last_match if stops else ():
-            known[start:end] = False
+                after_last_match += range(since, until)
+        for k in after_last_match if stops else ():
+            known[k] = False
         if begin[-1] < 0 or not stops:
             begin[-1] = len(other.words)
         aligned = cls(other, begin, known, {})
-        for k in changed:
-            if (
-                k < len(known)
-                and known[k]
-                and (said := aligned.content(k, k + 1)) != content(best.words[k : k + 1])
-            ):
+        for k in (min(k, len(known) - 1) for k in changed):
+            if known[k] and (said := aligned.content(k, k + 1)) != content(best.words[k : k + 1]):
                 aligned.differs[k] = said
         return aligned
 
@@ -248,7 +306,7 @@ def content(words: Sequence[str]) -> Content:
     return tuple(kept for word in words if (kept := counted(word)))
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def counted(word: str) -> str:
     return "" if IGNORED.fullmatch(word) else word.casefold()
 
@@ -296,7 +354,7 @@ def fork_of(
     shares: dict[Content, float] = defaultdict(float)
     likeliest: dict[Content, int] = {}
     for index, reading in enumerate(aligned):
-        if not reading.known[start:end].all():
+        if not all(reading.known[start:end]):
             continue
         said = reading.content(start, end)
         shares[said] += float(weights[index])
