@@ -84,7 +84,7 @@ class LoadConfig(Checked):
     model: str = _input(
         DEFAULT_MODEL,
         "Model: a name from `tempo-mlx models`, a Hugging Face repo id, a directory, or a .gguf file.",
-        environment=("MODEL_PATH",),
+        environment=("MODEL_PATH",), aliases=("-m",),
     )
     backend: Literal["mlx", "torch"] = _input("mlx", "What computes: MLX, or the torch reference.", audience="study")
     device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = _input(
@@ -118,7 +118,9 @@ class GenerateConfig(Checked):
     """Everything that changes a run. Ranges and combinations are checked at construction."""
 
     chat: bool = _input(False, "Apply the model's chat template to the prompt.", aliases=("/--raw",))
-    system: str | None = _input(None, "System message of the chat template.", needs={"chat": ()})
+    system: str | None = _input(
+        None, "System message of the chat template.", needs={"chat": ()}, aliases=("-s", "--system-prompt"),
+    )
     template_variables: tuple[str, ...] = _input(
         (), "Variable of the chat template, as NAME=VALUE (reasoning_effort=high, tools=[...]); may be given several "
         "times.", aliases=("--template-variable",), needs={"chat": ()}, implies=("chat",),
@@ -132,13 +134,13 @@ class GenerateConfig(Checked):
         decoders=_using("thinking"), needs={"enable_thinking": ()},
     )
 
-    max_tokens: int = row(100, "Lengths", "Logical steps to generate.", minimum=1, maximum=1_000_000)
+    max_tokens: int = row(100, "Lengths", "Logical steps to generate.", minimum=1, maximum=1_000_000, aliases=("-n",))
     min_steps: int = row(0, "Lengths", "Steps before the text may end.", "study", minimum=0, maximum=1_000_000)
     stop: tuple[str, ...] = row((), "Lengths", "Stop when this text appears; may be given several times.")
     seed: int = row(42, "Lengths", "Seed of everything random.", minimum=0, maximum=2**63 - 1)
     temperature: float = row(
         1.0, "Lengths", "Divides the logits; 0 keeps the best token only.", minimum=0, maximum=100,
-        decoders=_using("temperature"),
+        decoders=_using("temperature"), aliases=("-t", "--temp"),
     )
 
     threshold: float = _set(
@@ -378,6 +380,12 @@ class OutputConfig(Checked):
 
     prompt: str | None = _input(None, "The prompt, the same as the argument; - reads standard input.")
     prompt_file: str | None = _input(None, "Read the prompt from this file.")
+    system_file: str | None = _input(None, "Read the system message from this file.")
+    view: Literal["phrases", "text", "sets"] | None = _output(
+        None, "What is shown: the best text with other words that were probable, it alone, or all sets in brackets.",
+        default_text="phrases on a terminal, text elsewhere",
+    )
+    show_above: float = _output(0.05, "The least share of an alternative that phrases show.", minimum=0, maximum=1)
     format: Literal["text", "json", "jsonl", "html"] = _output(
         "text", "What is printed; jsonl: one line a step.",
     )
@@ -386,15 +394,20 @@ class OutputConfig(Checked):
     )
     json_output_file: str | None = _output(None, "Save the run to this file.")
     output_dir: str | None = _output(None, "Save the run to a new file in this directory.")
-    show_token_ids: bool = _output(False, "Show token ids beside the tokens.", audience="study")
-    show_probabilities: bool = _output(False, "Show probabilities beside the tokens.")
-    color: bool = _output(True, "Colour tokens by probability on a terminal.")
+    show_token_ids: bool = _output(False, "Show token ids beside the tokens; implies --view sets.", audience="study")
+    show_probabilities: bool = _output(False, "Show probabilities beside what is probable.")
+    color: bool = _output(True, "Use colours on a terminal.")
     stream: bool = _output(True, "Print while decoding.")
     quiet: bool = _output(False, "Print the text only, and no status.")
     verbose: bool = _diagnostics(False, "Say on stderr what is being done.")
     debug_mode: bool = _diagnostics(False, "Like --verbose, for every step, and show tracebacks.")
     profile: bool = _diagnostics(False, "Print how much time each phase took.")
     profile_output: str | None = _diagnostics(None, "Save the time table to this file, as JSON.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.show_token_ids and self.view not in (None, "sets"):
+            raise ConfigError(f"show_token_ids has no effect with view {self.view}; choose --view sets, or drop it.")
 
 
 # fmt: on

@@ -249,6 +249,8 @@ def spellings(settings: Mapping[str, Setting]) -> dict[str, tuple[str, bool]]:
     names = {name: (name, False) for name in settings}
     for setting in settings.values():
         for alias in setting.row.aliases:
+            if not alias.lstrip("/").startswith("--"):
+                continue  # a letter, for the command line alone
             names[alias.lstrip("/-").replace("-", "_")] = (setting.name, alias.startswith("/"))
     return names
 

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 import tempo_mlx
-from tempo_mlx.cli.chat import Conversation
 from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.conversation import Conversation
 from tempo_mlx.cli.main import main
+from tempo_mlx.cli.options import EVERYDAY
 from tempo_mlx.cli.output import RunPrinter
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.report.run import Run
@@ -67,25 +68,56 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_names_every_setting_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--help"]) == 0
+    assert main(["generate", "--help-all"]) == 0
     text = capsys.readouterr().out
     for config in (LoadConfig, GenerateConfig, Shortcuts, OutputConfig):
         for setting in settings_of(config).values():
             assert re.search(rf"{setting.flag}[ ,/]", text), setting.flag
-            assert f"─ {setting.row.group} ─" in text
+            assert f"\n{setting.row.group}:\n" in text
     assert not any(re.search(rf"{flag}[ ,/]", text) for flag in REFUSED)
-    panels = [text.index(f"─ {group} ─") for group in ("Input", "Search", "Early exit", "Output", "Schedule")]
+    panels = [
+        text.index(f"\n{group}:\n") for group in ("Input", "Search", "Early exit", "Output", "Schedule")
+    ]
     assert panels == sorted(panels), "what everyone uses comes first"
     assert text.index("--threshold") < text.index("--attend ") < text.index("--combine ")
+
+
+@pytest.mark.parametrize("command", ["generate", "ask", "chat"])
+def test_help_shows_a_dozen_everyday_options_and_no_other(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, re.M)
+    assert set(shown) - {"--help", "--help-all", "--config", "--resume"} <= {
+        "--" + name.replace("_", "-") for name in EVERYDAY
+    }
+    assert 10 <= len(shown) <= 17
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize(
+    "command", [[], ["generate", "--help-all"], ["serve", "--help"], ["models", "--help"]]
+)
+def test_help_fits_and_cuts_nothing(
+    command: list[str], columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "\u2026" not in out
+    long = [line for line in out.splitlines() if len(line) > columns and len(line.split()) > 4]
+    assert columns == 40 or not long, long
 
 
 def test_text_goes_to_stdout_and_all_else_to_stderr(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(model) == 0
     out, err = capsys.readouterr()
     run = tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6)
-    assert out == run.text + "\n"
+    assert out == run.final_text + "\n"
     assert "6 steps" in err
     assert generate(model, "--quiet", "--no-stream") == 0
+    assert capsys.readouterr() == (run.final_text + "\n", "")
+    assert generate(model, "--quiet", "--view", "sets") == 0
     assert capsys.readouterr() == (run.text + "\n", "")
 
 
@@ -114,7 +146,7 @@ def test_ids_and_probabilities_beside_the_tokens(model: str, capsys: pytest.Capt
 def test_runs_are_saved_where_asked(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(model, "--output-json", "--json-output-file", "run.json", "--output-dir", "out") == 0
     run = Run.load(tmp_path / "run.json")
-    assert capsys.readouterr().out == run.text + "\n"  # the JSON went to the file
+    assert capsys.readouterr().out == run.final_text + "\n"  # the JSON went to the file
     (saved,) = (tmp_path / "out").iterdir()
     assert Run.load(saved) == run
 
@@ -242,7 +274,7 @@ def test_ctrl_c_in_decoding_keeps_what_was_generated(
     run = Run.load(tmp_path / "run.json")
     assert (run.finish_reason, len(run.steps)) == ("cancelled", 3)
     out, err = capsys.readouterr()
-    assert out == run.text + "\n"
+    assert out == run.final_text + "\n"
     assert "stopped by cancelled" in err
 
 
@@ -251,8 +283,8 @@ def test_ctrl_c_in_prefill(
 ) -> None:
     prepare: Callable[..., None] = RunPrinter.__init__
 
-    def prepare_and_interrupt(*arguments: Any) -> None:
-        prepare(*arguments)
+    def prepare_and_interrupt(*arguments: Any, **options: Any) -> None:
+        prepare(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(RunPrinter, "__init__", prepare_and_interrupt)
@@ -281,11 +313,11 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert generate(model, "--json-output-file", "run.json") == 1
     out, err = capsys.readouterr()
     assert (
-        out == tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6).text + "\n"
+        out == tempo_mlx.generate(tempo_mlx.load(model), PROMPT, max_tokens=6).final_text + "\n"
     )  # nothing is lost
     assert "No space left" in err.splitlines()[-1]
     assert generate(model, "--json-output-file", "run.json", "--format", "json") == 1
-    assert Run.from_json(capsys.readouterr().out).text + "\n" == out
+    assert Run.from_json(capsys.readouterr().out).final_text + "\n" == out
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
     assert (tmp_path / "run.json").read_text() == "the run before"
 
@@ -321,7 +353,7 @@ def test_show_and_verify(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     run = Run.load(tmp_path / "run.json")
     capsys.readouterr()
     assert main(["show", "run.json"]) == 0
-    assert capsys.readouterr().out.startswith(PROMPT)
+    assert capsys.readouterr().out == run.final_text + "\n"
     assert main(["show", "run.json", "--steps"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + sum(len(step.tokens) + len(step.rejected) for step in run.steps)

@@ -25,6 +25,8 @@ else:
 import tempo_mlx
 from tempo_mlx._version import __version__
 from tempo_mlx.cli.main import main
+from tempo_mlx.report.phrases import phrases_in
+from tempo_mlx.report.styles import raw, styled_phrases
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tempo_mlx"
@@ -47,7 +49,8 @@ def test_readme_names_only_flags_commands_and_targets_that_exist(
 
     def help_of(*command: str) -> str:
         if " ".join(command) not in helps:
-            assert main([*command, "--help"]) == 0, command
+            every = "--help-all" if command[:1] and command[0] in ("generate", "ask", "chat") else "--help"
+            assert main([*command, every]) == 0, command
             helps[" ".join(command)] = capsys.readouterr().out
         return helps[" ".join(command)]
 
@@ -58,7 +61,7 @@ def test_readme_names_only_flags_commands_and_targets_that_exist(
             assert flag in help_of(*command), line
         help_of(*command)
     for flag in set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)[^`\n]*`", README)):
-        assert any(flag in text for text in [help_of("generate"), *helps.values()]), flag
+        assert any(flag in text for text in [help_of("generate"), help_of(), *helps.values()]), flag
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z-]+)[ `\n]", README):
         assert re.search(rf"^{target}:", makefile, re.M), target
@@ -84,9 +87,10 @@ def test_the_python_example_of_the_readme(
 def test_the_sample_of_the_readme() -> None:
     """What `make run` shows is what the README shows."""
     (prompt,) = re.findall(r"^PROMPT = (.*)$", (ROOT / "Makefile").read_text(), re.M)
-    (sample,) = re.findall(rf"^    {re.escape(prompt)}(.*) \.\.\.$", README, re.M)
-    run = tempo_mlx.generate(tempo_mlx.load(device="cpu"), prompt, max_tokens=8)
-    assert run.text.startswith(sample)
+    (sample,) = re.findall(rf"^    {re.escape(prompt)}((?:.*\n    ?.+)*)", README, re.M)
+    run = tempo_mlx.generate(tempo_mlx.load(device="cpu"), prompt, max_tokens=50)
+    shown = raw(styled_phrases(phrases_in(run.steps, run.final_text)))
+    assert shown.split()[:25] == sample.split()[:25] and shown.startswith(" ".join(sample.split()), 1)
 
 
 def test_the_settings_file_of_the_readme(tmp_path: Path) -> None:
@@ -143,6 +147,7 @@ def test_the_base_install_is_light_and_everything_in_it_is_imported() -> None:
     base = {Requirement(each).name for each in project["dependencies"]}
     assert not base & {"mlx-lm", "transformers", "torch", "fastapi"}
     imported = {"huggingface-hub": "huggingface_hub", "protobuf": "google.protobuf", "python-dotenv": "dotenv",
+                "prompt-toolkit": "prompt_toolkit",
                 "pyyaml": "yaml", "scipy-openblas32": "scipy-openblas32",
                 "typing-extensions": "typing_extensions"}  # fmt: skip
     code = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))

@@ -4,98 +4,90 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from tempo_mlx.cli.console import Interrupts, make_consoles
-from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.cli.output import RunPrinter
+from tempo_mlx.cli.ask import answering
+from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.line import PipeReader, Reader, TerminalReader
+from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.errors import TempoError
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
-if TYPE_CHECKING:
-    from tempo_mlx.report.run import Run
-    from tempo_mlx.sessions.session import Session
-
-ANSWER_TOKENS = 512  # unless max_tokens is given
 SETTINGS = (
     *settings_of(LoadConfig),
-    *settings_of(GenerateConfig),
+    *(name for name in settings_of(GenerateConfig) if name != "chat"),
     *settings_of(Shortcuts),
-    *("show_token_ids", "show_probabilities", "color", "stream", "quiet"),
+    *(
+        "system_file",
+        "view",
+        "show_above",
+        "show_token_ids",
+        "show_probabilities",
+        "color",
+        "stream",
+        "quiet",
+    ),
 )
-HELP = "Type a message. /reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C stops an answer."
+WELCOME = "Type a message. /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat."
 
 
-@with_settings(LoadConfig, GenerateConfig, Shortcuts, OutputConfig, only=SETTINGS)
-def chat(flags: dict[str, object], config: ConfigFile = None) -> None:
-    """Talk with a model, by any decoder; the conversation is kept, and its cache with it.
+@with_settings(LoadConfig, GenerateConfig, Shortcuts, OutputConfig, only=SETTINGS, everyday=EVERYDAY)
+def chat(
+    flags: dict[str, object],
+    config: ConfigFile = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last conversation.", rich_help_panel="Input")
+    ] = False,
+) -> None:
+    """Talk with a model; it remembers what was said.
 
-    Answers end after 512 steps unless --max-tokens says otherwise. Type /reset to begin anew, /exit to end.
+    Answers end after 512 steps unless --max-tokens says otherwise. Type /help for what else can be done. Without a
+    terminal every line of standard input is a message.
+
+    \b
+    Examples:
+      tempo-mlx chat
+      tempo-mlx chat -s "You are a librarian." --resume
     """
-    from tempo_mlx.cli.generate import load_with_progress
+    from tempo_mlx.cli.commands import COMMANDS, Chat, run_command, take_up
+    from tempo_mlx.cli.conversation import LAST, Conversation, state_directory, status
+    from tempo_mlx.cli.generate import generation_of, load_with_progress
     from tempo_mlx.sessions.session import Session
 
-    given = load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables)
-    if not any("max_tokens" in source for source in (given.flags, given.environment, given.file)):
-        given = given.with_flags(max_tokens=ANSWER_TOKENS)
-    settings, output = given.generation(), given.make(OutputConfig)
+    given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
+    settings, output = generation_of(given), given.make(OutputConfig)
     out, err = make_consoles(output.color)
-    loaded = load_with_progress(given.make(LoadConfig), err, output.quiet)
-    conversation = Conversation(Session(loaded), settings)
-    if sys.stdin.isatty():
-        err.print(HELP, style="dim")
-    while (text := _read(err)) is not None:
-        if text == "/exit":
-            break
-        if text == "/reset":
-            conversation.reset()
-        elif text:
-            conversation.ask(text, output, out, err)
-
-
-def _read(err: Console) -> str | None:
-    """The next message, without the blanks around it; None at the end of the input."""
-    try:
-        if sys.stdin.isatty():
-            import readline  # noqa: F401 (line editing and history for input)
-
-            return input("> ").strip()
-        line = sys.stdin.readline()
-        return line.strip() if line else None
-    except EOFError:
-        err.print()
-        return None
-
-
-@dataclass
-class Conversation:
-    """The messages so far, and the session in which each prompt goes on from the last."""
-
-    session: Session
-    settings: GenerateConfig
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-    def reset(self) -> None:
-        self.messages.clear()
-
-    def ask(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
-        """Print the answer while it comes, and remember it; Ctrl-C ends it early."""
-        from tempo_mlx.api import encode_chat
-
-        self.messages.append({"role": "user", "content": text})
-        prompt = encode_chat(self.session.loaded, self.messages, self.settings)
-        with Interrupts() as interrupts:
-            decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
-            printer = RunPrinter(output, out, err, decoding)
-            printer.follow()
-            run = decoding.run()
-            printer.finish(run)
-            if decoding.failure is not None:
-                raise decoding.failure
-        self.messages.append({"role": "assistant", "content": run.final_text})
-        return run
+    conversation = Conversation(
+        Session(load_with_progress(given.make(LoadConfig), err, output.quiet)), settings
+    )
+    talk = Chat(conversation, given, out, err)
+    if resume:
+        take_up(talk, LAST)
+    people = sys.stdin.isatty() and sys.stdout.isatty()
+    reader: Reader = PipeReader(sys.stdin)
+    if people:
+        names = [f"/{name}" for name in COMMANDS]
+        history = state_directory() / "chat-history"
+        reader = TerminalReader(history, names, lambda: status(conversation), not out.no_color)
+        talk.say(WELCOME)
+    while not talk.ended and (text := reader.read()) is not None:
+        try:
+            with reader.answering():
+                if text.startswith("/"):
+                    run_command(talk, text)
+                elif text:
+                    talk.ask(text)
+        except KeyboardInterrupt:
+            if not people:
+                raise
+        except TempoError as error:
+            if not people and not text.startswith("/"):
+                raise
+            talk.say(str(error))
+        if people and conversation.messages:
+            conversation.save(LAST)

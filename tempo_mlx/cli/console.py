@@ -5,22 +5,28 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console
 
 
 def make_consoles(color: bool = True) -> tuple[Console, Console]:
     """(stdout, stderr). Nothing is highlighted or wrapped by rich on its own account."""
-    plain = None if color else True
-    return (
-        Console(file=sys.stdout, highlight=False, no_color=plain, markup=False, emoji=False),
-        Console(file=sys.stderr, highlight=False, no_color=plain, markup=False, emoji=False),
-    )
+    how: dict[str, Any] = {
+        "highlight": False,
+        "no_color": None if color else True,
+        "markup": False,
+        "emoji": False,
+    }
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):  # rich would take them for 80 columns wide
+        how["width"], how["height"] = shutil.get_terminal_size()
+    return Console(file=sys.stdout, **how), Console(file=sys.stderr, **how)
 
 
 def tolerate_any_encoding() -> None:
@@ -31,8 +37,18 @@ def tolerate_any_encoding() -> None:
 
 
 @contextmanager
+def waiting(console: Console, what: str, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Say on a terminal what is being waited for, beside a spinner, until the function given is called, or the end."""
+    if quiet or not console.is_terminal or console.is_dumb_terminal:
+        yield lambda: None
+        return
+    with console.status(what, spinner_style="dim") as status:
+        yield status.stop
+
+
+@contextmanager
 def progress_bar(
-    console: Console, what: str, quiet: bool = False
+    console: Console, what: str, quiet: bool = False, before: Callable[[], None] = lambda: None
 ) -> Iterator[Callable[[int, int | None], None]]:
     """A function of (bytes so far, bytes in all or None) that moves a bar, which its first call shows."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -44,6 +60,7 @@ def progress_bar(
     def move(done: int, total: int | None) -> None:
         nonlocal task
         if task is None:
+            before()
             bar.start()
             task = bar.add_task(what, total=total)
         bar.update(task, completed=done, total=total)
@@ -74,7 +91,7 @@ def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") ->
 
 def write_text(console: Console, text: str) -> None:
     """Write text as it is, at once; on a terminal without control characters."""
-    from tempo_mlx.report.terminal import printable
+    from tempo_mlx.report.styles import printable
 
     console.file.write(printable(text) if console.is_terminal else text)
     console.file.flush()

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, notice_slow_blas, progress_bar
-from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
+from tempo_mlx.cli.console import (
+    Interrupts,
+    log_to_stderr,
+    make_consoles,
+    notice_slow_blas,
+    progress_bar,
+    waiting,
+)
+from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import RunPrinter, check_writable, save
-from tempo_mlx.cli.prompts import read_prompt
+from tempo_mlx.cli.prompts import read_prompt, read_text
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import Shortcuts
-from tempo_mlx.sources import load_settings
+from tempo_mlx.sources import Given, load_settings
 
 if TYPE_CHECKING:
     from tempo_mlx.loading import LoadedModel
@@ -28,7 +36,7 @@ CONFIGS = (LoadConfig, GenerateConfig, Shortcuts, OutputConfig)
 log = logging.getLogger("tempo_mlx.cli")
 
 
-@with_settings(*CONFIGS, original=True)
+@with_settings(*CONFIGS, original=True, everyday=EVERYDAY)
 def generate(
     flags: dict[str, object],
     text: Annotated[
@@ -41,16 +49,30 @@ def generate(
             "--compare",
             help="Show full decoding beside early exit, lossy and lossless.",
             rich_help_panel="Early exit",
+            hidden=True,
         ),
     ] = False,
 ) -> None:
-    """Continue a prompt and show what the model held possible.
+    """Continue a text, and show where other words were probable.
 
-    The text goes to stdout, all else to stderr. Every option can also be set in a file given with --config
-    and in the environment or a .env file, as TEMPO_ and its name in capitals.
+    On a terminal [best/other] marks such words; a pipe or a file gets the best text alone. The text goes to stdout,
+    all else to stderr. Every option can also be set in a file given with --config and in the environment or a .env
+    file, as TEMPO_ and its name in capitals.
+
+    \b
+    Examples:
+      tempo-mlx generate "Once upon a time"
+      tempo-mlx generate "Once upon a time" --branches 5
+      tempo-mlx generate - < prompt.txt > text.txt
+      tempo-mlx ask "What is a lattice?"     (applies the model's chat template)
     """
     given = load_settings(config, os.environ, flags, elsewhere=other_tables)
-    output, load, settings = given.make(OutputConfig), given.make(LoadConfig), given.generation()
+    continue_prompt(given, text, compare)
+
+
+def continue_prompt(given: Given, text: str | None, compare: bool = False) -> None:
+    """Load the model, decode, print, save and report; ends the command with its exit code."""
+    output, load, settings = given.make(OutputConfig), given.make(LoadConfig), generation_of(given)
     prompt = read_prompt(text, output.prompt, output.prompt_file)
     if compare and not settings.early_exit:
         raise ConfigError("--compare shows what early exit changes; add --early-exit, or leave it out.")
@@ -69,7 +91,33 @@ def generate(
     seconds |= {name: value for name, value in run.timing.items() if name.endswith("_seconds")}
     seconds["total_seconds"] = time.perf_counter() - started
     report(run, seconds, output, err)
+    if not output.quiet and (note := chat_hint(run, loaded)):
+        err.print(note, style="dim", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def generation_of(given: Given) -> GenerateConfig:
+    """The generation settings in force, the system message from its file among them."""
+    file = given.make(OutputConfig).system_file
+    if file is None:
+        return given.generation()
+    if any(source.get("system") is not None for source in (given.flags, given.file)):
+        raise ConfigError(f"A system message is given besides the one in {file}; keep one of them.")
+    return given.with_flags(system=read_text(file)).generation()
+
+
+def chat_hint(run: Run, loaded: LoadedModel) -> str | None:
+    """What to do where a model that was made for talking ended at once, or wrote its template's own words."""
+    tokenizer = loaded.tokenizer
+    if run.config["chat"] or not tokenizer.has_chat_template or run.finish_reason != "stop" or not run.steps:
+        return None
+    template = re.match(r"\s*<\|", run.final_text)
+    if run.final_text.strip() and not template:
+        return None
+    return (
+        "The model had nothing to add: it was made to answer, not to continue. "
+        'Ask it with: tempo-mlx ask "...", or add --chat.'
+    )
 
 
 def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedModel:
@@ -78,7 +126,10 @@ def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedMod
 
     if load.backend == "mlx" and not quiet:
         notice_slow_blas(err)
-    with progress_bar(err, f"Fetching {load.model}", quiet) as progress:
+    with (
+        waiting(err, f"Loading {load.model} ...", quiet) as loading,
+        progress_bar(err, f"Fetching {load.model}", quiet, before=loading) as progress,
+    ):
         return load_model(load, progress)
 
 
@@ -98,13 +149,15 @@ def decode(
 
     with Interrupts() as interrupts:
         decoding = stream(loaded, prompt, settings, interrupted=interrupts.reason)
-        printer = RunPrinter(output, out, err, decoding)
+        reading = f"Reading the prompt ({len(decoding.prompt.token_ids)} tokens) ..."
         closed = None
-        try:
-            printer.follow()
-        except BrokenPipeError as error:
-            closed = error
-            decoding.cancel()
+        with waiting(err, reading, output.quiet) as ended:
+            printer = RunPrinter(output, out, err, decoding, begin=ended)
+            try:
+                printer.follow()
+            except BrokenPipeError as error:
+                closed = error
+                decoding.cancel()
         run = decoding.run()
         if closed is None:
             try:
@@ -135,14 +188,16 @@ def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out
 
 def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console) -> None:
     """The reasoning, the summary line and the time table: all that is not the text."""
+    from tempo_mlx.bench.child import peak_bytes
     from tempo_mlx.files import write_atomic
-    from tempo_mlx.report.terminal import summary
+    from tempo_mlx.report.styles import isolated
+    from tempo_mlx.report.summary import summary
 
     streamed = output.stream and run.is_lattice
     if run.reasoning and not streamed:
-        err.print(run.reasoning, style="dim", soft_wrap=True)
+        err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
     if not output.quiet:
-        err.print(summary(run), style="dim", soft_wrap=True)
+        err.print(summary(run, peak_bytes()), style="dim", soft_wrap=True)
     if output.profile:
         for name, value in seconds.items():
             err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")

@@ -15,6 +15,8 @@ import typer
 
 from tempo_mlx._version import __version__
 from tempo_mlx.cli import models
+from tempo_mlx.cli.advice import advice
+from tempo_mlx.cli.ask import ask
 from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.bench import bench
 from tempo_mlx.cli.calibrate import calibrate
@@ -23,6 +25,7 @@ from tempo_mlx.cli.console import tolerate_any_encoding
 from tempo_mlx.cli.convert import convert
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
+from tempo_mlx.cli.help import Command, Group, columns
 from tempo_mlx.cli.ollama import in_our_words
 from tempo_mlx.cli.score import score
 from tempo_mlx.cli.serve import serve
@@ -34,14 +37,14 @@ from tempo_mlx.ranks import processes as ranks
 app = typer.Typer(
     name="tempo-mlx",
     help="TEMPO on MLX: keep every probable token at each step, and process them together.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
+    cls=Group,
+    invoke_without_command=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, batch, show, verify, convert, calibrate, doctor, bench, serve):
-    app.command()(command)
+for command in (generate, ask, chat, score, batch, show, verify, convert, calibrate, doctor, bench, serve):
+    app.command(cls=Command)(command)
 app.add_typer(models.app, name="models")
 
 
@@ -53,11 +56,22 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version)
     ] = False,
 ) -> None:
-    """TEMPO on MLX: keep every probable token at each step, and process them together."""
+    """TEMPO on MLX: keep every probable token at each step, and process them together.
+
+    \b
+      tempo-mlx generate "Once upon a time"     continues a text
+      tempo-mlx ask "What is a lattice?"        answers a question
+      tempo-mlx chat                            talks
+
+    tempo-mlx COMMAND --help says more.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(advice(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("Interrupted.", 130)
     except BrokenPipeError:
@@ -91,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> None:
     """Parse and run. Typer's own `main` would swallow Ctrl-C and a closed pipe, which have an answer of their own."""
     command = typer.main.get_command(app)
-    with command.make_context("tempo-mlx", arguments) as context:
+    with command.make_context("tempo-mlx", arguments, terminal_width=columns()) as context:
         command.invoke(context)
 
 

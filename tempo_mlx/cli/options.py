@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tempo_mlx.cli.help import print_all_help
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import ACCEPTED, REFUSED
 from tempo_mlx.settings import Setting, by_audience, settings_of
@@ -24,13 +25,29 @@ ConfigFile = Annotated[
 ]
 
 
+# What --help shows of those that a command has; --help-all shows the rest.
+EVERYDAY = (
+    *("model", "max_tokens", "temperature", "threshold", "branches", "chat", "system", "system_file"),
+    *("stop", "seed", "view", "json_output_file", "quiet"),
+)
+
+
+def settings_but(*configs: type, leave: Collection[str]) -> list[str]:
+    """The names of all settings of `configs` but those."""
+    return [name for config in configs for name in settings_of(config) if name not in leave]
+
+
 def with_settings(
-    *configs: type, only: Collection[str] | None = None, original: bool = False
+    *configs: type,
+    only: Collection[str] | None = None,
+    original: bool = False,
+    everyday: Collection[str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every setting of `configs`.
 
     The command's function gets what was given as `flags`: a dict of checked values by setting name.
     only: the names of those settings that the command has a use for.
+    everyday: those that --help shows, where that is not all; --help-all shows the others.
     original: also take the flags of the original tool that have no setting (config.ACCEPTED, REFUSED).
     """
     settings = {name: setting for config in configs for name, setting in settings_of(config).items()}
@@ -39,7 +56,12 @@ def with_settings(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-        options = [_parameter(setting) for setting in by_audience(settings.values())]
+        options = [
+            _parameter(setting, everyday is not None and setting.name not in everyday)
+            for setting in by_audience(settings.values())
+        ]
+        if everyday is not None:
+            options.append(_help_all())
         if original:
             options += [_original(flag) for flag in (*ACCEPTED, *REFUSED)]
 
@@ -65,10 +87,20 @@ def _parse(setting: Setting, value: str | list[str]) -> Any:
     return setting.parse(value) if isinstance(value, str) else setting.check(tuple(value), setting.flag)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
-    on = [alias for alias in setting.row.aliases if not alias.startswith("/")]
+def _help_all() -> inspect.Parameter:
+    option = typer.Option(
+        "--help-all", is_eager=True, callback=print_all_help, expose_value=False, help="Show every option."
+    )
+    return inspect.Parameter(
+        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
+
+
+def _parameter(setting: Setting, hidden: bool) -> inspect.Parameter:
+    on = [alias for alias in setting.row.aliases if alias.startswith("-")]
     off = [f" {alias}" for alias in setting.row.aliases if alias.startswith("/")]
-    help_text = f"{setting.row.help} [default: {setting.default_text}]".replace("[", r"\[")
+    default = "" if setting.default_text == "none" else f" [default: {setting.default_text}]"
+    help_text = setting.row.help + default
     kind: Any = str | None
     names = [setting.flag, *on]
     metavar = None
@@ -80,7 +112,12 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     else:
         metavar = metavar_of(setting)
     option = typer.Option(
-        *names, help=help_text, rich_help_panel=setting.row.group, metavar=metavar, show_default=False
+        *names,
+        help=help_text,
+        rich_help_panel=setting.row.group,
+        metavar=metavar,
+        show_default=False,
+        hidden=hidden,
     )
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]

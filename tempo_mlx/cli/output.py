@@ -7,6 +7,8 @@ import logging
 import secrets
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tempo_mlx.decode.step import Step
     from tempo_mlx.report.run import Run
     from tempo_mlx.report.terminal import Printer
+    from tempo_mlx.report.views import Look, View
 
 log = logging.getLogger("tempo_mlx.cli")
 
@@ -28,14 +31,27 @@ log = logging.getLogger("tempo_mlx.cli")
 class RunPrinter:
     """Prints one run to stdout in the format asked for: `follow` the decoding, then `finish` with the run."""
 
-    def __init__(self, output: OutputConfig, out: Console, err: Console, decoding: Stream) -> None:
-        self.output, self.out, self.err, self.decoding = output, out, err, decoding
+    def __init__(
+        self,
+        output: OutputConfig,
+        out: Console,
+        err: Console,
+        decoding: Stream,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        """begin: called before anything is printed."""
+        self.output, self.out, self.err, self.decoding, self.begin = output, out, err, decoding, begin
         self.format = format_of(output)
+        self.look = look_of(output, out)
+        self.prompt = "" if decoding.config.chat else decoding.prompt.text  # a template is not for people
+        self.view: View | None = None
         self.inline = decoding.task.spec.lattice
         self.streams = self.format == "text" and output.stream
         self.live: Printer | None = None
 
     def add(self, step: Step) -> None:
+        if step.step == 0:
+            self.begin()
         if self.streams:
             if step.step == 0:  # not before: a prompt that is refused prints nothing
                 self.live = self._make_live() if self.inline else self._make_branches()
@@ -49,27 +65,24 @@ class RunPrinter:
     def _make_live(self) -> Printer:
         from tempo_mlx.decode.settled import removal_window
         from tempo_mlx.report.terminal import make_printer
-        from tempo_mlx.report.text import make_label
 
         decoding, config = self.decoding, self.decoding.config
-        window = removal_window(config)
-        if decoding.task.thinks:
+        thinks = decoding.task.thinks
+        look = replace(self.look, view="text") if thinks and self.look.view == "phrases" else self.look
+        self.view = look.view_of(decoding.loaded.tokenizer, removal_window(config), config.stop)
+        if thinks:
             from tempo_mlx.cli.thinking import ThinkingPrinter
             from tempo_mlx.decode.thinking import Splitter
 
-            tokenizer = decoding.loaded.tokenizer
-            splitter = Splitter(decoding.task.opened, tokenizer.reasoning)
-            return ThinkingPrinter(self.out, self.err, tokenizer, splitter, window=window, stop=config.stop)
+            splitter = Splitter(decoding.task.opened, decoding.loaded.tokenizer.reasoning)
+            return ThinkingPrinter(self.out, self.err, self.view, splitter)
         return make_printer(
             self.out,
             self.err,
-            decoding.loaded.tokenizer,
-            prompt=decoding.prompt.text,
-            prompt_length=len(decoding.prompt.token_ids),
-            window=window,
-            label=make_label(self.output.show_token_ids, self.output.show_probabilities),
+            self.view,
+            prompt=self.prompt,
+            prompt_length=len(self.decoding.prompt.token_ids),
             status=not self.output.quiet,
-            stop=config.stop,
         )
 
     def _make_branches(self) -> Printer | None:
@@ -106,9 +119,9 @@ class RunPrinter:
                 for step in self.decoding.steps:
                     self.live.add(step)
                 self.live.finish()
-            write_text(
-                self.out, "".join(line + "\n" for line in path_lines(run, self.output.show_probabilities))
-            )
+            print_texts(run, self.output, self.look, self.out, self.prompt)
+            if self.view is not None and self.view.legend and self.out.is_terminal and not self.output.quiet:
+                self.err.print(self.view.legend, style="dim")
 
     def _line(self, value: object) -> None:
         write_text(self.out, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
@@ -119,10 +132,40 @@ def format_of(output: OutputConfig) -> str:
     return "json" if output.output_json and output.json_output_file is None else output.format
 
 
+def look_of(output: OutputConfig, out: Console) -> Look:
+    """How to show a run on `out`; --view decides, or what else is asked to be shown."""
+    from tempo_mlx.report.text import make_label
+    from tempo_mlx.report.views import Look
+
+    view = output.view
+    if view is None:
+        people = out.is_terminal and not output.quiet
+        view = (
+            "sets" if output.show_token_ids else "phrases" if output.show_probabilities or people else "text"
+        )
+    label = make_label(output.show_token_ids, output.show_probabilities)
+    return Look(view, output.show_above, output.show_probabilities, label, removed=out.is_terminal)
+
+
+def print_texts(run: Run, output: OutputConfig, look: Look, out: Console, prompt: str = "") -> None:
+    """The texts of a run that has several, or the paths read off a lattice."""
+    from tempo_mlx.report.listing import listed, listing
+
+    if not run.paths:
+        return
+    if not run.is_lattice and (
+        output.view == "text" or (len(run.paths) == 1 and not output.show_probabilities)
+    ):
+        write_text(out, run.final_text + "\n")
+    elif out.is_terminal:
+        shown = listing(listed(run.paths), "" if run.is_lattice else prompt, output.show_probabilities)
+        out.print(shown)
+    else:
+        write_text(out, "".join(line + "\n" for line in path_lines(run, output.show_probabilities)))
+
+
 def path_lines(run: Run, probabilities: bool) -> list[str]:
-    """The run's paths or branches, best first, one a line; line breaks in them are shown as such."""
-    if len(run.paths) == 1 and not run.is_lattice and not probabilities:
-        return [run.paths[0].text]
+    """The run's paths or branches, best first, one a line; the lines of a text with breaks are indented."""
     lines = []
     for number, path in enumerate(run.paths, 1):
         mean = path.logprob / max(len(path.token_ids), 1)

@@ -19,7 +19,7 @@ def read_prompt(argument: str | None, option: str | None, file: str | None) -> s
         raise PromptError(f'{problem}; give one: as argument ("Once upon a time", or - for standard input), '
                           "with --prompt, or with --prompt-file.")  # fmt: skip
     if file is not None:
-        text = _decode(_read(file), file)
+        text = read_text(file)
     elif given[0] == "-":
         text = _decode(sys.stdin.buffer.read(), "standard input")
     else:
@@ -30,15 +30,20 @@ def read_prompt(argument: str | None, option: str | None, file: str | None) -> s
     return text
 
 
+def read_text(file: str) -> str:
+    """The text of a file, without the line break it ends with. Raises PromptError."""
+    return _decode(_read(file), file)
+
+
 def _read(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise PromptError(f"Cannot read the prompt file {file}: {error.strerror or error}.") from error
+        raise PromptError(f"Cannot read {file}: {error.strerror or error}.") from error
 
 
 def _decode(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise PromptError(f"The prompt from {source} is not UTF-8 text; convert it first.") from error
+        raise PromptError(f"What {source} holds is not UTF-8 text; convert it first.") from error

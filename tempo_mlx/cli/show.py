@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import with_settings
-from tempo_mlx.cli.output import path_lines
+from tempo_mlx.cli.output import look_of, print_texts
 from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import ConfigError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
-_SHOWN = ("format", "show_token_ids", "show_probabilities", "color")
+_SHOWN = ("format", "view", "show_above", "show_token_ids", "show_probabilities", "color")
 
 
 @with_settings(OutputConfig, only=_SHOWN)
@@ -67,22 +67,29 @@ def show(
 
 
 def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> None:
-    from tempo_mlx.report.terminal import printable, render_run, summary
-    from tempo_mlx.report.text import make_label
+    from tempo_mlx.report.listing import run_bits
+    from tempo_mlx.report.styles import LEGEND, Bit, drawn, isolated, raw
+    from tempo_mlx.report.summary import summary
 
+    look = look_of(output, out)
+    prompt = "" if run.config.get("chat") else run.prompt.text
     if run.is_lattice:
-        out.print(
-            render_run(run, make_label(output.show_token_ids, output.show_probabilities)), soft_wrap=True
-        )
-    for line in path_lines(run, output.show_probabilities):
-        out.print(printable(line), soft_wrap=True)
+        bits = run_bits(run, look)
+        if out.is_terminal:
+            out.print(drawn([Bit(prompt, "dim"), *bits]))
+        else:
+            out.file.write(raw(bits) + "\n")
+        if out.is_terminal and look.view == "phrases" and any(bit.alone for bit in bits):
+            err.print(LEGEND, style="dim")
+    print_texts(run, output, look, out, prompt)
     if run.reasoning:
-        err.print(printable(run.reasoning), style="dim", soft_wrap=True)
+        err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
     err.print(summary(run), style="dim", soft_wrap=True)
 
 
 def _print_steps(run: Run, out: Console) -> None:
     """A row for each member, and for each candidate that was rejected."""
+    from tempo_mlx.report.styles import isolated
     from tempo_mlx.report.text import visible_whitespace
 
     table = Table(
@@ -100,11 +107,11 @@ def _print_steps(run: Run, out: Console) -> None:
         for token in step.tokens:
             table.add_row(
                 str(step.step), str(step.position if token.position is None else token.position),
-                visible_whitespace(token.text), str(token.id), f"{token.probability:.4f}",
+                isolated(visible_whitespace(token.text)), str(token.id), f"{token.probability:.4f}",
                 _number(token.posterior), _number(token.attention), _fate(step, token),
             )  # fmt: skip
         for item in step.rejected:
-            text, probability = visible_whitespace(item.text), f"{item.probability:.4f}"
+            text, probability = isolated(visible_whitespace(item.text)), f"{item.probability:.4f}"
             table.add_row(
                 str(step.step), "", text, str(item.id), probability, "", "", f"rejected: {item.why}"
             )

@@ -48,6 +48,8 @@ class SettledReading(Generic[T]):
             len(self._layers[-1].members)
         )  # of each set, back from the newest: on any best path
         for index in range(newest, -1, -1):
+            if index == newest - reach < newest:
+                alive = self._before_any(index + 1)
             if len(alive) == 1 and index <= newest - reach:
                 return self._settle(index, int(alive[0]))
             alive = np.unique(self._pointers[index][alive])
@@ -68,6 +70,12 @@ class SettledReading(Generic[T]):
             self._layers.append(layer)
             self._pointers.append(reached.argmax(axis=0))
             self._scores.append(reached.max(axis=0))
+
+    def _before_any(self, index: int) -> Ints:
+        """The members before an open set on the best paths to any of its members: any may be left of it."""
+        members = [token for token in self._open[index].tokens if token.slot is not None]
+        edges = layer_after(self._layers[index - 1], members).edges
+        return np.unique((self._scores[index - 1][:, None] + edges).argmax(axis=0))
 
     def _settle(self, index: int, member: int) -> list[Chosen[T]]:
         """Give out the path to a member of an open set, and go on from there."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from tempo_mlx.decode.paths import is_read
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.decode.step import RunStep, Step
+from tempo_mlx.decode.step import RunStep, RunToken, Step
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run, best_path
 from tempo_mlx.report.stops import cut_at_stop
@@ -39,29 +39,20 @@ def build_run(
     of `paths`, whose rows are exact readings of their own. Both end where the best path comes to a stop string of
     `config["stop"]`. `custom`: functions of the caller's own, by what they decide.
     """
-    plain = [step.record(tokenizer) for step in steps]
-    path = best_path(plain)
-    reading = [token for token in path if is_read(token)]
-    texts = texts_along([token.id for token in reading], tokenizer)
-    along = dict(zip(map(id, reading), texts, strict=True))  # characters of several tokens are whole here
-    texted = tuple(
-        replace(
-            step, tokens=tuple(replace(token, text=along.get(id(token), token.text)) for token in step.tokens)
-        )
-        for step in plain
-    )
+    plain, path = texted([step.record(tokenizer) for step in steps], tokenizer)
+    texts = [token.text if is_read(token) else "" for token in path]
     if paths and not DECODERS[decoder].lattice:
         text = final_text = paths[0].text
     else:
         final_text = cut_at_stop("".join(texts), config.get("stop") or ())
-        text = inline_text(texted, [along.get(id(token), "") for token in path], len(final_text))
+        text = inline_text(plain, texts, len(final_text))
     return Run(
         model=model_info,
         versions=versions(),
         decoder=decoder,
         config=config,
         prompt=prompt,
-        steps=texted,
+        steps=plain,
         tree=tree,
         reasoning=reasoning,
         text=text,
@@ -72,6 +63,21 @@ def build_run(
         early_exit=early_exit,
         custom=custom or None,
     )
+
+
+def texted(steps: Sequence[RunStep], tokenizer: Tokenizer) -> tuple[tuple[RunStep, ...], list[RunToken]]:
+    """The steps with the texts that the tokens of the best path have in it, and the path.
+
+    Alone, a token that holds part of a character has no text; along the path the character is whole.
+    """
+    best = best_path(steps)
+    read = [token for token in best if is_read(token)]
+    texts = texts_along([token.id for token in read], tokenizer)
+    along = {id(token): replace(token, text=text) for token, text in zip(read, texts, strict=True)}
+    path = [along.get(id(token), token) for token in best]
+    return tuple(
+        replace(step, tokens=tuple(along.get(id(token), token) for token in step.tokens)) for step in steps
+    ), path
 
 
 def inline_text(steps: Sequence[RunStep], texts: Sequence[str], length: int) -> str:

@@ -169,13 +169,18 @@ def phrases(steps: Sequence[TextSet], show_above: float = SHOW_ABOVE, seed: int 
 
     show_above: the least share of an alternative. Of no steps there are no phrases.
     """
-    if not steps:
-        return []
-    layers = layers_of(steps)
+    return phrases_along(layers_of(steps), 0, show_above, seed) if steps else []
+
+
+def phrases_along(
+    layers: Sequence[Layer[TextToken]], start: int, show_above: float, seed: int = 0
+) -> list[Phrase]:
+    """The phrases from step `start`, which is 0 or a cut, to the end."""
     cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
     found: list[Phrase] = []
-    for start, end in pairwise(cuts):
-        found += phrases_of(layers[start : end + 1], start, end == len(layers), show_above, seed)
+    for since, until in pairwise(cuts):
+        stretch = layers[since : until + 1]
+        found += phrases_of(stretch, start + since, until == len(layers), show_above, seed)
     return merged(found)
 
 
@@ -207,11 +212,16 @@ def is_cut(layer: Layer[TextToken]) -> bool:
     What comes before such a set and what comes after are then independent, and are read each on its own.
     """
     (first, *others) = layer.members
-    return not others and is_read(first) and BEGINS.match(first.text) is not None
+    return not others and is_read(first) and begins_word(first.text)
+
+
+def begins_word(text: str) -> bool:
+    """Whether a word begins where this token does. Bytes that are no whole character may go with what follows."""
+    return BEGINS.match(text) is not None and REPLACEMENT not in text
 
 
 def phrases_of(
-    layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int
+    layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int = 0
 ) -> list[Phrase]:
     """The phrases of one stretch, from a cut (or the beginning) to the next; see Stretch."""
     if start:  # all readings go through the one member it begins with

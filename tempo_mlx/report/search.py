@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.terminal import printable, shade
+from tempo_mlx.report.styles import SHADES, printable, shade
 from tempo_mlx.report.text import visible_whitespace
 
 DEEPEST = 6  # levels shown below the root
@@ -35,7 +35,7 @@ def _add(tree: Tree, nodes: Sequence[Mapping[str, Any]], chosen: int) -> None:
         if node["parent"] not in places:
             continue
         place, depth = places[node["parent"]]
-        label = Text(repr(printable(node["text"])), shade(node["prior"]))
+        label = Text(repr(printable(node["text"])), shade(node["prior"], SHADES))
         label.append(f"  prior {node['prior']:.3f}  visits {node['visits']}", "dim")
         if node["visits"]:
             label.append(f"  value {node['value']:.3f}", "dim")

@@ -92,6 +92,17 @@ class TextStream:
         self._held = self._held[end:]
         return text[:end]
 
+    @property
+    def held(self) -> str:
+        """What is held back: said should no more follow."""
+        return "" if self._ended else self._held
+
+    def finish(self) -> str:
+        """The rest, when nothing follows."""
+        rest = cut_at_stop(self.held + self._joint.finish(), self._stop)
+        self._ended = True
+        return rest
+
 
 class StoppedInline(InlineStream):
     """Inline text that ends where the best path comes to a stop string; a set waits until that is known of it."""

@@ -1,39 +1,29 @@
-"""The inline text on a terminal: alternatives coloured by probability, pruned ones struck through, live.
+"""A run on a terminal while it grows, and everywhere else.
 
-On a colour terminal the newest lines are redrawn in place at each step, since a removal changes sets chosen
-earlier; lines that no removal can reach any more are printed once, above them, and scroll away like any text.
-Everywhere else (a pipe, a file, --no-color, NO_COLOR) the text is plain and printed as far as it has settled.
+On a terminal the newest lines are redrawn in place, since what has not settled may change; full lines of settled text
+are printed once, above them, and scroll away like any text. On one that cannot go back (TERM=dumb) and in a pipe or a
+file, text is printed as far as it has settled.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from tempo_mlx.decode.paths import is_usable
 from tempo_mlx.decode.step import Step
-from tempo_mlx.report.run import Run
-from tempo_mlx.report.stops import inline_stream
-from tempo_mlx.report.text import (
-    InlineStream,
-    Label,
-    Piece,
-    Tokenizer,
-    pieces,
-    texts_along,
-    visible_whitespace,
-)
+from tempo_mlx.report.styles import Bit, drawn, isolated, printable, raw
+from tempo_mlx.report.text import Tokenizer, texts_along, visible_whitespace
+from tempo_mlx.report.views import View
 
 REFRESH_SECONDS = 0.05
-SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
-REMOVED_STYLE = "strike dim"
-MARK_STYLE = "dim"
 
 
 class Printer(Protocol):
@@ -44,48 +34,37 @@ class Printer(Protocol):
 
 
 def make_printer(
-    out: Console,
-    err: Console,
-    tokenizer: Tokenizer,
-    *,
-    prompt: str,
-    prompt_length: int,
-    window: int | None,
-    label: Label | None = None,
-    status: bool = True,
-    stop: Sequence[str] = (),
+    out: Console, err: Console, view: View, *, prompt: str = "", prompt_length: int, status: bool = True
 ) -> Printer:
-    """The printer that suits `out`: live where it is a colour terminal, plain otherwise.
+    """The printer that suits `out`: live where it is a terminal that can go back, plain otherwise.
 
-    prompt: shown dim before the text on a live terminal; prompt_length: its slots; window: see InlineStream;
-    stop: strings before which the text ends.
-    status: also show a line of tokens/s, set width and lattice size while decoding, where a terminal is there
+    prompt: shown dim before the text on a live terminal; prompt_length: its slots.
+    status: also show a line of steps/s, set width and lattice size while decoding, where a terminal is there
     that the text does not go to, or that is redrawn anyway.
     """
-    stream = inline_stream(tokenizer, stop, window=window, removed=is_live(out), label=label)
     line = StatusLine(prompt_length)
     if is_live(out):
-        return LivePrinter(out, stream, prompt, line if status else None)
+        return LivePrinter(out, view, prompt, line if status else None)
     watched = status and err.is_terminal and not err.is_dumb_terminal and not out.is_terminal
-    return PlainPrinter(out, err if watched else None, stream, line)
+    return PlainPrinter(out, err if watched else None, view, line)
 
 
 def make_branch_printer(
     out: Console, tokenizer: Tokenizer, *, prompt_length: int, status: bool = True
 ) -> Printer | None:
-    """For decoders whose steps hold several texts: the texts growing on a colour terminal, else nothing to do."""
+    """For decoders whose steps hold several texts: the texts growing on a live terminal, else nothing to do."""
     return (
         BranchPrinter(out, tokenizer, StatusLine(prompt_length) if status else None) if is_live(out) else None
     )
 
 
 def is_live(out: Console) -> bool:
-    """Whether what was drawn can be drawn again, in colour."""
-    return out.is_terminal and not out.no_color and not out.is_dumb_terminal
+    """Whether what was drawn can be drawn again."""
+    return out.is_terminal and not out.is_dumb_terminal
 
 
 class StatusLine:
-    """Tokens/s, width and lattice size, from the steps seen."""
+    """Steps/s, width and lattice size, from the steps seen."""
 
     def __init__(self, prompt_length: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -105,7 +84,7 @@ class StatusLine:
         self._slots += sum(token.slot is not None for token in step.tokens) - len(step.removed)
 
     def text(self) -> Text:
-        rate = f"{self._rate:.1f} tokens/s" if self._steps > 1 else "... tokens/s"
+        rate = f"{self._rate:.1f} steps/s" if self._steps > 1 else "... steps/s"
         line = f"step {self._steps} | {rate} | set width {self._width} | {self._slots} slots"
         return Text(line, "dim", no_wrap=True, overflow="ellipsis")
 
@@ -127,22 +106,16 @@ def _live(console: Console, content: RenderableType) -> Live:
 class PlainPrinter:
     """Settled text only, nothing redrawn. `watch`: a terminal other than `out` that may show the status."""
 
-    def __init__(
-        self,
-        out: Console,
-        watch: Console | None,
-        stream: InlineStream,
-        status: StatusLine,
-    ) -> None:
-        self._out = out
+    def __init__(self, out: Console, watch: Console | None, view: View, status: StatusLine) -> None:
         self._status = status
-        self._stream = stream
+        self._view = view
+        self._lines = Lines(out)
         self._live = _live(watch, "") if watch else None
         if self._live:
             self._live.start()
 
     def add(self, step: Step) -> None:
-        self._write(self._stream.add(step))
+        self._lines.write(self._view.add(step))
         self._status.add(step)
         if self._live:
             self._live.update(self._status.text(), refresh=True)
@@ -150,26 +123,50 @@ class PlainPrinter:
     def finish(self) -> None:
         if self._live:
             self._live.stop()
-        self._write([*self._stream.finish(), Piece("\n")])
+        self._lines.write(self._view.finish())
+        self._lines.end()
 
-    def _write(self, new: Iterable[Piece]) -> None:
-        text = "".join(piece.text for piece in new)
-        self._out.file.write(printable(text) if self._out.is_terminal else text)
+
+class Lines:
+    """Text written as it comes: as it stands into a pipe, in lines broken at words on a terminal."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self._column = 0
+        self._word = ""  # may still grow
+
+    def write(self, bits: Iterable[Bit]) -> None:
+        if not self._out.is_terminal:
+            self._put(raw(bits))
+            return
+        *whole, self._word = re.split(r"(?<=\s)(?=\S)", self._word + drawn(bits).plain)
+        self._put("".join(map(self._placed, whole)))
+
+    def end(self) -> None:
+        """No more follows."""
+        self._put(self._placed(self._word) + "\n")
+        self._column, self._word = 0, ""
+
+    def _placed(self, word: str) -> str:
+        """A word and the blanks after it, on a line of its own where the last has no room for it."""
+        length = cell_len(word.rstrip())
+        turn = "\n" if self._column and self._column + length > self._out.width else ""
+        self._column = (0 if turn else self._column) + cell_len(word)
+        if "\n" in word:
+            self._column = cell_len(word.rpartition("\n")[2])
+        return turn + word
+
+    def _put(self, text: str) -> None:
+        self._out.file.write(text)
         self._out.file.flush()
 
 
 class LivePrinter:
     """Redraws the lines that may still change; prints the others once, above."""
 
-    def __init__(
-        self,
-        out: Console,
-        stream: InlineStream,
-        prompt: str,
-        status: StatusLine | None,
-    ) -> None:
+    def __init__(self, out: Console, view: View, prompt: str, status: StatusLine | None) -> None:
         self._out = out
-        self._stream = stream
+        self._view = view
         self._status = status
         self._tail = Text().append(printable(prompt), "dim")  # settled text of the line not full yet
         self._drawn = -REFRESH_SECONDS
@@ -178,7 +175,7 @@ class LivePrinter:
         self._live.start()
 
     def add(self, step: Step) -> None:
-        self._tail.append_text(styled(self._stream.add(step)))
+        self._tail.append_text(drawn(self._view.add(step)))
         if self._status:
             self._status.add(step)
         full = self._take_full_lines()
@@ -194,14 +191,14 @@ class LivePrinter:
     def finish(self) -> None:
         self._open = False
         self._live.stop()
-        self._out.print(self._tail.append_text(styled(self._stream.finish())))
+        self._out.print(self._tail.append_text(drawn(self._view.finish())))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The line in progress, what is pending, and the status; their end, where the terminal is low."""
         if not self._open:
             return
         room = max(console.height - 2, 1)
-        yield from self._wrap(self._tail.copy().append_text(styled(self._stream.pending())))[-room:]
+        yield from self._wrap(self._tail.copy().append_text(drawn(self._view.pending())))[-room:]
         if self._status:
             yield self._status.text()
 
@@ -253,88 +250,10 @@ class BranchPrinter:
         for branch, ids, style in sorted(lines)[:room]:
             number = f"{branch}. "
             text = visible_whitespace("".join(texts_along(ids[-console.width :], self._tokenizer)))
-            end = Text(printable(text), style)
+            end = Text(isolated(text), style)
             if (excess := end.cell_len - (console.width - len(number))) > 0:
-                end = Text("…", style).append_text(end[excess + 1 :])
+                space = end.plain.find(" ", excess + 1)  # a word is shown whole, where there is another
+                end = Text("…", style).append_text(end[space if space >= 0 else excess + 1 :])
             yield Text(number, "dim", no_wrap=True).append_text(end)
         if self._status:
             yield self._status.text()
-
-
-def styled(stretch: Iterable[Piece]) -> Text:
-    """Pieces as rich text. Members of a set with alternatives are coloured, a lone token is plain."""
-    result = Text()
-    marked = False
-    for piece in stretch:
-        if piece.token is None:
-            marked = piece.text.endswith(("[", "/"))
-            result.append(printable(piece.text), MARK_STYLE)
-        elif not is_usable(piece.token):
-            result.append(printable(piece.text), REMOVED_STYLE)
-        elif piece.label:
-            result.append(printable(piece.text), MARK_STYLE)
-        else:
-            result.append(printable(piece.text), shade(piece.token.probability) if marked else "")
-    return result
-
-
-def shade(probability: float) -> str:
-    """The terminal's own colours, so that they suit a light and a dark background."""
-    return next(colour for least, colour in SHADES if probability >= least)
-
-
-def printable(text: str) -> str:
-    """Control characters, which could drive the terminal, as visible symbols; line breaks and tabs stay."""
-    return text.translate(_CONTROLS)
-
-
-_CONTROLS = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-    0x7F: 0x2421,
-}
-
-
-def render_run(run: Run, label: Label | None = None) -> Text:
-    """A finished run as coloured inline text, its prompt dim before it."""
-    result = Text().append(printable(run.prompt.text), "dim")
-    for step in run.steps:
-        texts = [token.text for token in step.tokens]
-        result.append_text(styled(pieces(step.tokens, texts, removed=True, label=label)))
-    return result
-
-
-def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
-    """What the audit of a run says, and how many steps were run ahead, in a few words."""
-    agreement, layers = section.get("agreement"), section.get("mean_layers")
-    if section.get("lossless"):
-        said = ["early exit, lossless"]
-    elif agreement is not None:
-        said = [f"{agreement:.1%} of audited early choices agreed"]
-    elif any(item["left"] for item in section.get("exits", ())):
-        said = ["early choices not audited"]
-    else:
-        said = ["nothing left early"]
-    if layers is not None:
-        said.append(f"{layers:.1f} layers a step")
-    if ahead := section.get("accepted") or timing.get("early_exit_accepted"):
-        said.append(f"{ahead} steps run ahead")
-    return ", ".join(said)
-
-
-def summary(run: Run) -> str:
-    """One line for stderr: how long, how fast, how wide, and why it stopped."""
-    steps = len(run.steps)
-    members = sum(len(step.tokens) for step in run.steps)
-    removed = sum(token.removed_after is not None for step in run.steps for token in step.tokens)
-    parts = [f"{steps} steps"]
-    rate = run.timing.get("tokens_per_second")
-    if rate is not None:
-        parts.append(f"{rate:.1f} tokens/s")
-    parts.append(f"mean set width {members / steps:.2f}" if steps else "nothing generated")
-    if removed:
-        parts.append(f"{removed} of {members} members removed")
-    if run.early_exit is not None:
-        parts.append(early_exit(run.early_exit, run.timing))
-    parts.append(f"stopped by {run.finish_reason}")
-    return " | ".join(parts)

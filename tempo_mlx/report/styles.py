@@ -1,0 +1,107 @@
+"""How text looks on a terminal: what is dim, what is coloured, and what must not reach it as it stands.
+
+The colours are the terminal's own, so that they suit a light and a dark background. Alternatives have one hue, the
+paler the smaller their share; without colours brackets and slashes say the same.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from rich.text import Text
+
+from tempo_mlx.decode.paths import is_usable
+from tempo_mlx.report.phrases import Phrase
+from tempo_mlx.report.text import Piece, visible_whitespace
+
+SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
+SHARES = ((0.25, "cyan"), (0.0, "dim cyan"))
+REMOVED_STYLE = "strike dim"
+MARK_STYLE = "dim"
+LEGEND = "[best/other]: what else was probable, in whole words; the paler, the less."
+
+# Control characters, which could drive the terminal, as visible symbols; line breaks and tabs stay. So the marks that
+# change the direction of all that follows them.
+_CONTROLS = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
+    0x7F: 0x2421,
+}
+_ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
+
+
+def printable(text: str) -> str:
+    """Text that cannot drive the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def isolated(text: str) -> str:
+    """Printable text that leaves the order of what stands around it alone, should it run from right to left."""
+    text = printable(text)
+    if text.isascii() or not any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text):
+        return text
+    return f"{_ISOLATE}{text}{_END_ISOLATE}"
+
+
+class Bit(NamedTuple):
+    """Text with a style. alone: it stands among others, and its direction must not carry them along."""
+
+    text: str
+    style: str = ""
+    alone: bool = False
+
+
+def drawn(bits: Iterable[Bit]) -> Text:
+    """For a terminal."""
+    result = Text()
+    for bit in bits:
+        result.append(isolated(bit.text) if bit.alone else printable(bit.text), bit.style)
+    return result
+
+
+def raw(bits: Iterable[Bit]) -> str:
+    """For a pipe or a file: character for character."""
+    return "".join(bit.text for bit in bits)
+
+
+def styled(stretch: Iterable[Piece]) -> list[Bit]:
+    """Members of a set with alternatives are coloured, a lone token is plain."""
+    result: list[Bit] = []
+    marked = False
+    for piece in stretch:
+        if piece.token is None:
+            marked = piece.text.endswith(("[", "/"))
+            result.append(Bit(piece.text, MARK_STYLE))
+        elif not is_usable(piece.token):
+            result.append(Bit(piece.text, REMOVED_STYLE, True))
+        elif piece.label:
+            result.append(Bit(piece.text, MARK_STYLE))
+        elif marked:
+            result.append(Bit(piece.text, shade(piece.token.probability, SHADES), True))
+        else:
+            result.append(Bit(piece.text))
+    return result
+
+
+def styled_phrases(found: Iterable[Phrase], shares: bool = False) -> list[Bit]:
+    """`a [soft/very soft] light`. shares: with a number after each."""
+    result: list[Bit] = []
+    for phrase in found:
+        if not phrase.alternatives:
+            result.append(Bit(phrase.text))
+            continue
+        choices = [(phrase.text, phrase.share or 0.0, "")]
+        choices += [(a.text, a.share, shade(a.share, SHARES)) for a in phrase.alternatives]
+        for index, (text, share, style) in enumerate(choices):
+            result.append(Bit("/" if index else "[", MARK_STYLE))
+            result.append(Bit(visible_whitespace(text), style, True))
+            if shares:
+                result.append(Bit(f" {share:.2f}", MARK_STYLE))
+        result.append(Bit("]", MARK_STYLE))
+    return result
+
+
+def shade(value: float, shades: Sequence[tuple[float, str]]) -> str:
+    return next(colour for least, colour in shades if value >= least)

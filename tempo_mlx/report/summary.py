@@ -1,0 +1,49 @@
+"""The line that every run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tempo_mlx.report.run import Run
+
+
+def summary(run: Run, peak_bytes: int | None = None) -> str:
+    """How long, how fast, how wide, and why it stopped. peak_bytes: memory of the process at its highest."""
+    steps = len(run.steps)
+    members = sum(len(step.tokens) for step in run.steps)
+    rows = sum(token.slot is not None for step in run.steps for token in step.tokens)
+    removed = sum(token.removed_after is not None for step in run.steps for token in step.tokens)
+    parts = [f"{steps} step{'s' * (steps > 1)}" if steps else "nothing generated"]
+    if steps > 1 and (rate := run.timing.get("tokens_per_second")):
+        parts.append(f"{rate:.1f} steps/s")
+    if steps:
+        parts.append(f"{rows} rows, {members / steps:.1f} a step")
+    if removed:
+        parts.append(f"{removed} of {members} members removed")
+    if (seconds := run.timing.get("prefill_seconds")) is not None:
+        parts.append(f"first token after {seconds:.1f} s")
+    if peak_bytes is not None:
+        parts.append(f"peak memory {peak_bytes / 1e9:.1f} GB")
+    if run.early_exit is not None:
+        parts.append(early_exit(run.early_exit, run.timing))
+    parts.append(f"stopped by {run.finish_reason}")
+    return " | ".join(parts)
+
+
+def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+    """What the audit of a run says, and how many steps were run ahead, in a few words."""
+    agreement, layers = section.get("agreement"), section.get("mean_layers")
+    if section.get("lossless"):
+        said = ["early exit, lossless"]
+    elif agreement is not None:
+        said = [f"{agreement:.1%} of audited early choices agreed"]
+    elif any(item["left"] for item in section.get("exits", ())):
+        said = ["early choices not audited"]
+    else:
+        said = ["nothing left early"]
+    if layers is not None:
+        said.append(f"{layers:.1f} layers a step")
+    if ahead := section.get("accepted") or timing.get("early_exit_accepted"):
+        said.append(f"{ahead} steps run ahead")
+    return ", ".join(said)

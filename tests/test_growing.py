@@ -1,0 +1,122 @@
+"""Phrases while a run grows: the same as of the whole run, nothing taken back, and cheap."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tempo_mlx.decode.step import Edge, Member, Removal, Step
+from tempo_mlx.report.growing import GrowingPhrases
+from tempo_mlx.report.phrases import Phrase, phrases_in
+from tempo_mlx.report.text import visible_whitespace
+from tests.runs import ByteTokenizer, make_run
+
+PIECES = [
+    b"<eos>",
+    *(f" w{i}".encode() for i in range(30)),
+    b"ing",
+    b"s",
+    b"\n",
+    b".",
+    b" \xe2",
+    b"\x82",
+    b"\xac",
+]
+TOKENIZER = ByteTokenizer(PIECES)
+
+
+def random_steps(seed: int, length: int, width: int, single: float = 0.3, ends: bool = True) -> list[Step]:
+    """Sets of random tokens; `single`: how many have one member. ends: the last may end the text."""
+    random = np.random.default_rng(seed)
+    slots, steps, before = itertools.count(3), [], []
+    for index in range(length):
+        count = 1 if random.random() < single else int(random.integers(2, width + 1))
+        ids = [int(i) for i in random.choice(np.arange(1, len(PIECES)), count, replace=False)]
+        if ends and random.random() < 0.1:
+            ids.append(0)
+        rows = {slot: random.dirichlet(np.full(len(ids) + 1, 0.5)) for slot in before}
+        first = random.dirichlet(np.full(len(ids) + 1, 2.0))
+        members = []
+        for place, token in enumerate(ids):
+            edges = tuple(Edge(slot, 1.0 / len(before), float(row[place])) for slot, row in rows.items())
+            slot = None if token == 0 else next(slots)
+            weight = None if slot is None else 1.0 / count
+            members.append(Member(token, float(first[place]), slot, weight, edges))
+        before = [member.slot for member in members if member.slot is not None]
+        steps.append(Step(index, 3 + index, 0.1, 0.1, tuple(members)))
+    return steps
+
+
+def text_of(found: Sequence[Phrase]) -> str:
+    return "".join(phrase.text for phrase in found)
+
+
+@given(
+    st.integers(0, 10**6), st.sampled_from([(), ("\n",), (" w1 w2", "s."), ("w3",)]), st.sampled_from([0, 3])
+)
+@settings(deadline=None, max_examples=60)
+def test_what_grows_is_what_the_run_comes_to(seed: int, stop: tuple[str, ...], window: int) -> None:
+    steps = random_steps(seed, length=25, width=3)
+    run = make_run(steps, TOKENIZER, config={"stop": list(stop)})
+    growing = GrowingPhrases(TOKENIZER, window, stop=stop)
+    found: list[Phrase] = []
+    for step in steps:
+        found += growing.add(step)
+        assert text_of(found) + growing.tail() is not None
+    found += growing.finish()
+    whole = phrases_in(run.steps, run.final_text)
+    assert text_of(found) == text_of(whole) == run.final_text
+    assert [p for p in found if p.alternatives] == [p for p in whole if p.alternatives]
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_what_has_settled_is_said_of_every_longer_run(seed: int) -> None:
+    """Also with removals in reach of the window: a set's members may go until it is out of it."""
+    window = 2
+    random = np.random.default_rng(seed)
+    steps = random_steps(seed, length=20, width=3, ends=False)
+    growing, said = GrowingPhrases(TOKENIZER, window), ""
+    for index, step in enumerate(steps):
+        for earlier in steps[max(index - 1 - window, 0) : max(index - 1, 0)]:
+            alive = [t for t in earlier.tokens if t.removed_after is None]
+            if len(alive) > 1 and random.random() < 0.3:
+                alive[-1].removed_after, alive[-1].removed_why = index - 1, Removal("posterior", 0.0, 0.1)
+        said += text_of(growing.add(step))
+        assert make_run(steps[: index + 1], TOKENIZER).final_text == said + growing.tail()
+    assert make_run(steps, TOKENIZER).final_text == said + text_of(growing.finish())
+
+
+def test_what_can_still_be_removed_has_not_settled() -> None:
+    steps = random_steps(5, length=12, width=3, single=1.0, ends=False)
+    now, later = GrowingPhrases(TOKENIZER, 0), GrowingPhrases(TOKENIZER, 4)
+    never = GrowingPhrases(TOKENIZER, None)
+    for step in steps:
+        assert never.add(step) == []
+    first = next(i for i, step in enumerate(steps) if now.add(step))
+    assert next(i for i, step in enumerate(steps) if later.add(step)) > first
+
+
+def test_a_live_update_costs_under_five_milliseconds_a_step() -> None:
+    """500 steps of 8, with a set of one every tenth step; the bound is generous, in processor time."""
+    steps = random_steps(1, length=500, width=8, single=0.1, ends=False)
+    growing = GrowingPhrases(TOKENIZER, 8)
+    costs = []
+    for step in steps:
+        start = time.process_time()
+        growing.add(step)
+        growing.tail()
+        costs.append(time.process_time() - start)
+    assert sum(costs) / len(costs) < 0.02
+    assert np.median(costs[300:]) < 3 * np.median(costs[100:200]) + 0.001
+
+
+@pytest.mark.parametrize("text", ["a\nb", "c\td"])
+def test_alternatives_stay_on_one_line(text: str) -> None:
+    assert "\n" not in visible_whitespace(text) and "\t" not in visible_whitespace(text)
