@@ -271,7 +271,7 @@ def test_run_and_pull_are_understood(home: Path, capsys: pytest.CaptureFixture[s
     settings = ["--max-tokens", "3", "--device", "cpu", "--quiet"]
     assert main(["run", "whole", "Hello", *settings]) == 0
     said = capsys.readouterr().out
-    assert main(["generate", "--chat", "Hello", "--model", str(twin("llama")), *settings]) == 0
+    assert main(["ask", "Hello", "--model", str(twin("llama")), *settings]) == 0
     assert said == capsys.readouterr().out
     assert main(["pull", "llama3.2"]) == 0
     assert "sha256-" in capsys.readouterr().out
@@ -282,7 +282,7 @@ def test_run_and_pull_are_understood(home: Path, capsys: pytest.CaptureFixture[s
 WORDS: dict[str, list[str]] = {
     "run": ["chat"],
     "run qwen3-4b": ["chat", "--model", "qwen3-4b"],
-    "run qwen3-4b hi --seed 3": ["generate", "--chat", "hi", "--model", "qwen3-4b", "--seed", "3"],
+    "run qwen3-4b hi --seed 3": ["ask", "hi", "--model", "qwen3-4b", "--seed", "3"],
     "run qwen3-4b --seed 3": ["chat", "--model", "qwen3-4b", "--seed", "3"],
     "run --help": ["chat", "--help"],
     "pull qwen3-4b": ["models", "pull", "qwen3-4b"],

@@ -24,8 +24,6 @@ MEANT: Mapping[str, str] = {
     "download": "tempo-mlx models pull",
     "install": "tempo-mlx models pull",
     "delete": "tempo-mlx models remove",
-    "rm": "tempo-mlx models remove",
-    "ls": "tempo-mlx models list",
     "info": "tempo-mlx models info",
     "quantize": "tempo-mlx convert",
     "quantise": "tempo-mlx convert",

@@ -36,7 +36,6 @@ from tempo_mlx.ranks import processes as ranks
 
 app = typer.Typer(
     name="tempo-mlx",
-    help="TEMPO on MLX: keep every probable token at each step, and process them together.",
     cls=Group,
     invoke_without_command=True,
     rich_markup_mode=None,

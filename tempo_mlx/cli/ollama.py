@@ -25,7 +25,7 @@ def in_our_words(arguments: Sequence[str]) -> list[str]:
     if command == "run" and rest and not rest[0].startswith("-"):
         model, *rest = rest
         asks = bool(rest) and not rest[0].startswith("-")
-        question = ["generate", "--chat", rest.pop(0)] if asks else ["chat"]
+        question = ["ask", rest.pop(0)] if asks else ["chat"]
         return [*question, "--model", model, *rest]
     if command == "run":
         return ["chat", *rest]
