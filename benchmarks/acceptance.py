@@ -218,8 +218,8 @@ def replays(
         run = generate(bench.mlx, prompt, max_tokens=tokens, **settings)
         run = Run.from_json(run.to_json())
         removed += sum(t.removed_after is not None for s in run.steps for t in s.tokens)
-        worst["MLX"] = max(worst["MLX"], verify(run, bench.mlx.model).max_difference)
-        worst["torch"] = max(worst["torch"], verify(run, bench.torch.model).max_difference)
+        worst["MLX"] = max(worst["MLX"], verify(run, bench.mlx).max_difference)
+        worst["torch"] = max(worst["torch"], verify(run, bench.torch).max_difference)
         dense = differences(json.loads(run.to_json()), bench.transformers)
         worst["transformers"] = max(worst["transformers"], *dense.values())
     for backend, size in worst.items():

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, as_dict
-from tempo_mlx.decode import thinking
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.functions import Functions, described
 from tempo_mlx.decode.prefill import Interrupt
@@ -19,10 +18,11 @@ from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
+from tempo_mlx.report.answers import Answers
 from tempo_mlx.report.build import build_run
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.stops import Stops, StopWatch, cut_at_stop
+from tempo_mlx.report.stops import Stops, StopWatch
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,19 @@ class Task:
         return self.own or DECODERS[self.config.decoder]
 
     @property
+    def answers(self) -> Answers:
+        """How its texts are read."""
+        return Answers(self.loaded.tokenizer, self.config, self.prompt.text)
+
+    @property
     def opened(self) -> bool:
         """Whether the prompt ends inside a block of reasoning."""
-        return thinking.is_open(self.prompt.text, self.loaded.tokenizer.reasoning)
+        return self.answers.opened
 
     @property
     def thinks(self) -> bool:
-        """Whether reasoning is told from the answer: where it was asked for, or the model marks it anyway."""
-        return self.config.enable_thinking or (self.config.chat and self.loaded.tokenizer.reasoning.always)
+        """Whether reasoning is told from the answer."""
+        return self.answers.thinks
 
     def measured(self) -> Task:
         """With a number for a width that is to be measured."""
@@ -59,9 +64,7 @@ class Task:
     def start(self, model: Model, interrupted: Interrupt, cache: Any | None = None) -> Decoder:
         """Begin. model: what runs the rows, the loaded one or one around it. Raises PromptError, Interrupted."""
         tokenizer, config = self.loaded.tokenizer, self.config
-        guide = None
-        if config.thinking_budget is not None:
-            guide = thinking.Budget(tokenizer, config.thinking_budget, self.opened)
+        guide = self.answers.guide
         stops = Stops(tokenizer, config.stop) if config.stop and not self.spec.lattice else None
         ids, eos = self.prompt.token_ids, tokenizer.eos_ids
         return self.spec.start(
@@ -91,7 +94,7 @@ class Task:
     ) -> Run:
         """The run so far; reasoning is kept apart where it was asked for."""
         tokenizer = self.loaded.tokenizer
-        answers = [self._split(self._text(reading)) for reading in readings]
+        answers = [self.answers.read(reading.token_ids) for reading in readings]
         run = build_run(
             [] if decoder is None else decoder.steps,
             prompt=self.prompt,
@@ -112,7 +115,7 @@ class Task:
         if not self.thinks:
             return run
         alone = answers and not self.spec.lattice
-        reasoning, answer = answers[0] if alone else self._split(run.final_text)
+        reasoning, answer = answers[0] if alone else self.answers.split(run.final_text)
         return replace(run, reasoning=reasoning, final_text=answer)
 
     def custom(self) -> dict[str, RunRule] | None:
@@ -121,13 +124,3 @@ class Task:
         if self.own is not None:
             given["decoder"] = self.own.start
         return {name: RunRule(*described(function)) for name, function in given.items()} or None
-
-    def _text(self, reading: Reading) -> str:
-        ids, tokenizer = reading.token_ids, self.loaded.tokenizer
-        shown = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-        return cut_at_stop(tokenizer.decode(shown, continues=True), self.config.stop)
-
-    def _split(self, text: str) -> tuple[str | None, str]:
-        """(reasoning, answer) of a text; reasoning only where it was asked for."""
-        marks = self.loaded.tokenizer.reasoning
-        return thinking.split(text, self.opened, marks) if self.thinks else (None, text)

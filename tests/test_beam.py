@@ -59,7 +59,7 @@ def test_rows_that_lose_their_place_are_dropped_and_say_why() -> None:
     for token in (token for step in run.steps for token in step.tokens):
         if token.removed_why is not None:
             assert token.removed_why.score < token.removed_why.threshold
-    assert verify(run, loaded().model).max_difference < 1e-4
+    assert verify(run, loaded()).max_difference < 1e-4
 
 
 def test_diverse_beams_take_turns_and_pay_for_tokens_already_taken() -> None:
@@ -83,7 +83,7 @@ def test_diverse_beams_take_turns_and_pay_for_tokens_already_taken() -> None:
             taken[token] += 1
             text.append(token)
     assert {path.token_ids for path in run.paths} == {tuple(text) for text in texts}
-    assert verify(run, model.model).max_difference < 1e-4
+    assert verify(run, model).max_difference < 1e-4
 
 
 def test_diverse_beams_without_a_penalty_are_all_greedy() -> None:
@@ -109,7 +109,7 @@ def test_samples_are_exact_and_each_has_its_own_seed(backend: str) -> None:
         assert path.logprob == pytest.approx(
             sum(teacher("llama", ids, path.token_ids)), abs=1e-4 * len(path.token_ids)
         )
-    assert verify(five, model.model).max_difference < 1e-4
+    assert verify(five, model).max_difference < 1e-4
 
 
 @pytest.mark.parametrize(

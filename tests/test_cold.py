@@ -61,7 +61,7 @@ def test_the_best_eligible_token_is_chosen_however_improbable(
         if all(len(step.tokens) == 1 for step in run.steps):
             best_by_log(run, ids, model.tokenizer.eos_ids)
         if temperature > 1e-4:  # below, the last bit of a logit decides
-            assert verify(run, model.model).max_difference < 1e-4 / min(temperature, 1.0)
+            assert verify(run, model).max_difference < 1e-4 / min(temperature, 1.0)
     assert underflowed or temperature > 1e-3
 
 

@@ -504,8 +504,11 @@ def test_the_audit_is_what_the_full_model_says(tmp_path: Path, monkeypatch: pyte
     assert run.early_exit["mean_layers"] == pytest.approx(np.mean(depths))
     assert set(run.timing) >= {f"early_exit_saved_by_{part}" for part in ("layers", "head", "lookup")}
     assert Run.from_json(run.to_json()) == run
-    found = verify(run, loaded.model)
-    assert found.lossy and found.agreement < 1
+    found = verify(run, loaded)
+    assert found.early == len(early) and found.agreement < 1
+    assert (
+        len(found.findings) == 1 and "not compatible with the target" in found.findings[0]
+    )  # as the audit says
 
 
 @pytest.mark.usefixtures("never_closing")
@@ -597,13 +600,22 @@ def test_compare_shows_full_lossy_and_lossless(
 def test_verify_holds_a_run_that_left_early_to_agreement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    """Leaving at the last layer agrees always; at an early one of a random model, hardly ever."""
     file = tmp_path / "run.json"
-    for lossless, verdict in ((False, "Left early, where agreement is promised"), (True, "Exact")):
+    command = ["verify", str(file), "--model", str(twins.twin("llama"))]
+    cases = (
+        (3, False, 0, "Left early, where agreement is promised"),
+        (1, False, 1, "NOT exact"),
+        (1, True, 0, "Exact"),
+    )
+    for layer, lossless, code, verdict in cases:
+        loaded = loaded_with_exits("llama", {layer: ALWAYS}, tmp_path, monkeypatch)
         decoded(loaded, early_exit=True, lossless=lossless, **DECODERS["plain"]).run().save(file)
-        assert main(["verify", str(file), "--model", str(twins.twin("llama"))]) == 0
-        assert re.search(rf"^{verdict}.*% of the best tokens agree", capsys.readouterr().out, re.M)
-        assert main(["verify", str(file), "--model", str(twins.twin("llama")), "--rerun"]) == 0
+        assert main(command) == code
+        said = capsys.readouterr().out
+        assert re.search(rf"^{verdict}.*% of the best tokens agree", said, re.M), said
+        assert ("not compatible with the target of 0.95" in said) == bool(code)
+        assert main([*command, "--rerun"]) == 0
 
 
 def test_the_originals_demonstration_runs(

@@ -78,7 +78,7 @@ def test_what_was_taken_over_goes_on_as_the_run_did(model: LoadedModel, settings
     assert sorted(again.tempo.members) == sorted(whole.tempo.members)
     for one, other in zip(whole.extend(4, lambda: None), again.extend(4, lambda: None), strict=True):
         same(one, other)
-    assert verify(again.run(), model.model).ok
+    assert verify(again.run(), model).ok
 
 
 def test_a_taken_over_set_that_removed_something_has_been_run(model: LoadedModel) -> None:

@@ -71,7 +71,7 @@ def test_a_selection_rule_decides_and_is_named(model: LoadedModel) -> None:
     replaced = ("selection", "threshold", "min_p", "top_p", "top_k")
     assert [name for name, value in run.config.items() if name in replaced and value is not None] == []
     assert Run.from_json(run.to_json()) == run
-    assert verify(run, model.model).ok
+    assert verify(run, model).ok
 
 
 def test_a_selection_rule_is_capped_and_recorded_best_first(model: LoadedModel) -> None:

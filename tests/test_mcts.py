@@ -101,7 +101,7 @@ def test_the_text_is_exact_and_the_cache_holds_live_nodes_only(
     assert path.logprob == pytest.approx(
         sum(teacher("llama", ids, path.token_ids)), abs=1e-4 * len(path.token_ids)
     )
-    assert verify(run, model.model).max_difference < 1e-4
+    assert verify(run, model).max_difference < 1e-4
     assert Run.from_json(run.to_json()) == run
     assert run.tree is not None and run.tree["simulations"] == decoding.decoder.simulations  # type: ignore[union-attr]
     assert run.tree["steps"][0]["nodes"][0]["text"] == model.tokenizer.token_text(

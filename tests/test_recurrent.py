@@ -251,10 +251,9 @@ def test_runs_on_hybrids_are_what_they_say(kind: str) -> None:
         loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
         run = tempo_mlx.generate(loaded, "the sand and the sea", max_tokens=7, **RUNS[kind])
         assert kind != "pruned" or any(token.removed_why for step in run.steps for token in step.tokens)
-        theirs = tempo_mlx.load(str(twin(name)), backend="torch").model
-        for model in (loaded.model, theirs):
-            result = verify(run, model)
-            assert result.ok, (name, result.worst[0])
+        for each in (loaded, tempo_mlx.load(str(twin(name)), backend="torch")):
+            result = verify(run, each)
+            assert result.ok, (name, result.findings)
 
 
 def test_soft_and_hard_edges_differ() -> None:
@@ -283,7 +282,7 @@ def test_scores_and_paths_on_a_hybrid() -> None:
             tempo_mlx.score(loaded, "the sand", [text])[0].log_prob, abs=1e-4
         )
     run = tempo_mlx.generate(loaded, "the sand", max_tokens=5, threshold=0.02, paths=2)
-    assert verify(run, loaded.model).ok
+    assert verify(run, loaded).ok
 
 
 def test_what_hybrids_do_not_have_is_said() -> None:

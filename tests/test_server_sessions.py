@@ -113,8 +113,8 @@ class Session:
 def session(server: Served, loaded: LoadedModel) -> Callable[..., Session]:
     def check(run: dict[str, Any]) -> None:
         if run["steps"]:
-            result = verify(Run.from_json(json.dumps(run)), loaded.model)
-            assert max((d.size for d in result.worst), default=0.0) < 1e-4
+            result = verify(Run.from_json(json.dumps(run)), loaded)
+            assert result.ok and result.max_difference < 1e-4, result.findings
 
     return lambda **body: Session(server, check, **body)
 

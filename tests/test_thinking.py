@@ -144,7 +144,7 @@ def test_reasoning_is_closed_by_its_budget_under_every_decoder(decoder: dict[str
     for step, token in zip(run.steps[6:], closing, strict=False):
         assert {member.id for member in step.tokens} == {token}
         assert {member.id for member in run.steps[5].tokens} != {token}
-    assert verify(run, model.model).max_difference < 1e-4  # forced tokens have the probability they have
+    assert verify(run, model).max_difference < 1e-4  # forced tokens have the probability they have
     for path in run.paths:
         assert path.token_ids[6 : 6 + len(closing)] == tuple(closing)
         assert CLOSE not in path.text

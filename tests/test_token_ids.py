@@ -111,10 +111,10 @@ def written() -> str:
 @pytest.mark.parametrize("id", [-1, VOCABULARY, 10**30, True])
 def test_a_run_file_of_other_ids_is_refused(change: Callable[[Any, int], object], id: int) -> None:
     value = json.loads(written())
-    verify(Run.from_json(json.dumps(value)), model().model)
+    verify(Run.from_json(json.dumps(value)), model())
     change(value, id)
     with pytest.raises(RunFileError):
-        verify(Run.from_json(json.dumps(value)), model().model)
+        verify(Run.from_json(json.dumps(value)), model())
     with pytest.raises(RunFileError):
         read_run(value, model().model)
 

@@ -47,7 +47,7 @@ def test_every_text_has_its_own_exact_log_probability(width: int, backend: str) 
             allowed = 1e-4 * len(path.token_ids)
             assert path.logprob == pytest.approx(sum(teacher("llama", ids, path.token_ids)), abs=allowed)
             assert path.logprob == pytest.approx(scores.sum(), abs=allowed)
-        assert verify(run, model.model).max_difference < 1e-4
+        assert verify(run, model).max_difference < 1e-4
         assert Run.from_json(run.to_json()) == run
     if width >= 4:
         assert signals["merged"] and signals["finished"], signals

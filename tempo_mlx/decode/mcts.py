@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
-from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.combine import log_probabilities, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.selection import make_selector
@@ -187,14 +187,12 @@ class Mcts(Decoder):
 
     def expand(self, node: SearchNode, log_probs: Float32s) -> None:
         """Give a node the children that the selection rule keeps of its distribution (V,)."""
-        config = self.config
-        log_probs[list(self.excluded(node.length))] = -np.inf
-        tempered = log_probs
-        if config.temperature not in (0.0, 1.0):
-            tempered = log_probabilities(log_probs[None], config.temperature)[0]
-        tokens = self.select(np.exp(tempered), node.length, ()).tolist()
+        tempered, temperature = log_probs, self.config.temperature
+        if temperature not in (0.0, 1.0):
+            tempered = log_probabilities(log_probs[None], temperature)[0]
+        tokens = self.selected(node.length, log_probs, np.exp(tempered))
         probabilities = np.exp(tempered[tokens], dtype=np.float64)
-        priors = probabilities / probabilities.sum()
+        priors = shares(probabilities)
         node.children = []
         for token, probability, prior in zip(tokens, probabilities.tolist(), priors.tolist(), strict=True):
             child = SearchNode(token, float(log_probs[token]), probability, prior, node.length + 1, node)
@@ -202,6 +200,16 @@ class Mcts(Decoder):
             if child.ends or self.position(child.length) >= self.model.architecture.max_position_embeddings:
                 child.children = []
             node.children.append(child)
+
+    def selected(self, length: int, log_probs: Float32s, probabilities: Float32s) -> list[int]:
+        """What may follow a text so long, best first: nothing is renormalised for what must not."""
+        excluded = list(self.excluded(length))
+        if excluded and not np.delete(probabilities, excluded).any():  # all others underflowed
+            eligible = log_probs.copy()
+            eligible[excluded] = -np.inf
+            return [int(eligible.argmax())]
+        tokens: list[int] = self.select(probabilities, length, excluded).tolist()
+        return tokens
 
     def roll_out(
         self, leaves: list[SearchNode], log_probs: Float32s

@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
     def token_text(self, token_id: int, /) -> str: ...
 
 
+BY_HAND = "by hand"  # the reason where a reader decided, and no rule
+
+
 @dataclass(frozen=True)
 class Removal(Record):
     """Why a member was removed."""

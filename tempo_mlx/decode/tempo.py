@@ -17,7 +17,7 @@ from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import combine, combine_without, edges, log_probabilities, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
-from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, open_sets, settle
+from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, open_sets, settle
 from tempo_mlx.decode.rules import Rules, make_rules
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.selection import draw
@@ -37,6 +37,7 @@ class Tempo(Decoder):
         check_states(self.model.architecture, self.config, rules)
         self._rules = rules
         self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
+        self.spared: frozenset[int] = frozenset()  # those that one would have removed
         self.random = np.random.default_rng(self.config.seed)
         self.first = log_probabilities(self.run_prompt(setup), self.config.temperature)  # (1, V)
         self.rewind()
@@ -102,6 +103,8 @@ class Tempo(Decoder):
         earlier = slice(None, len(lattice.slots) - len(lattice.newest))
         attention = None if mass is None else mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
         self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
+        if self.history is not None and mass is not None:
+            self.history = self.history.record(lattice, mass)
         return forward
 
     def forward(self, lattice: Lattice, tokens: Sequence[int], attention: Attention) -> Forward:
@@ -117,22 +120,26 @@ class Tempo(Decoder):
 
     def prune(self, forward: Forward | None) -> tuple[int, ...]:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
-        rule, newest = self.rules.prune, self.lattice.num_sets - 1
-        if forward is None or rule is None:
-            return ()
-        if self.history is not None and forward.attention_mass is not None:
-            self.history = self.history.record(self.lattice, forward.attention_mass)
-        views = open_sets(self.lattice, self.members, self.config.pruning_window, self.history)
-        context = PruneContext(newest, self.rules.pruning_threshold(newest), views)
-        named = [entry for entry in rule(context) if entry.slot not in self.pinned]
-        pruned = settle(context, named, self.config.complete_removal_mode)
+        pruned = [] if forward is None else self.weigh(forward)
         slots = tuple(entry.slot for entry in pruned)
         self.note_evidence(slots)
         for entry in pruned:
             member = self.members[entry.slot]
-            member.removed_after, member.removed_why = newest, entry.why
+            member.removed_after, member.removed_why = self.lattice.num_sets - 1, entry.why
         self.drop(slots)
         return slots
+
+    def weigh(self, forward: Forward) -> list[Pruned]:
+        """What is to be removed, and why, by the rows just run."""
+        rule, newest = self.rules.prune, self.lattice.num_sets - 1
+        if rule is None:
+            return []
+        views = open_sets(self.lattice, self.members, self.config.pruning_window, self.history)
+        context = PruneContext(newest, self.rules.pruning_threshold(newest), views)
+        named = rule(context)
+        self.spared |= self.pinned & {entry.slot for entry in named}
+        named = [entry for entry in named if entry.slot not in self.pinned]
+        return settle(context, named, self.config.complete_removal_mode)
 
     def drop(self, slots: Sequence[int]) -> None:
         """Let lattice and cache go on without these alive members of earlier sets."""
@@ -282,9 +289,8 @@ class Tempo(Decoder):
             pass
         other.run()
         for member in (member for record in records for member in record.tokens):
-            member.posterior = member.attention = None
-            if member.removed_after is not None and member.removed_after >= step:
-                member.removed_after = member.removed_why = None
+            if member.removed_after is None or member.removed_after >= step:
+                member.posterior = member.attention = member.removed_after = member.removed_why = None
         return other
 
 

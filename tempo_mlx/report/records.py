@@ -26,6 +26,11 @@ class RunPath(Record):
     exact: Annotated[Switch, "logprob is from a forward pass over this reading alone"]
 
 
+PINNED = (
+    "pin"  # what a reader of a session decided: members that stayed, though a rule would have removed them
+)
+
+
 @dataclass(frozen=True)
 class RunRule(Record):
     """A function of the caller's own that decided in place of a setting."""

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tempo_mlx.decode.prefill import Interrupt, Interrupted
 from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.decode.step import Member, Rejected, Removal, Step
+from tempo_mlx.decode.step import BY_HAND, Member, Rejected, Removal, Step
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.errors import ArgumentError, ConflictError, NotInRunError
+from tempo_mlx.report.records import PINNED, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.sessions.arena import Arena
 from tempo_mlx.strict import plain
 from tempo_mlx.task import Task
 
 UNDO_LEVELS = 64
-BY_HAND = "by hand"
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ class EditableRun:
         new.rejected = (*by_hand, *(r for r in old.rejected if r.id not in tokens))
         tempo.record(new)
         tempo.pinned = frozenset(slot for slot in tempo.pinned if slot < first)
+        tempo.spared = frozenset(slot for slot in tempo.spared if slot < first)
         self._enter(label, tempo)
 
     # -- what a reader sees
@@ -211,7 +212,7 @@ class EditableRun:
     def run(self) -> Run:
         self.tempo.note_evidence()
         seconds = self.decode_seconds
-        return self.task.assemble(
+        run = self.task.assemble(
             self.tempo,
             finish_reason=self.finished or "cancelled",
             timing={
@@ -220,6 +221,10 @@ class EditableRun:
                 "tokens_per_second": len(self.tempo.steps) / seconds if seconds else 0.0,
             },
         )
+        if not self.tempo.spared:
+            return run
+        slots = ", ".join(map(str, sorted(self.tempo.spared)))
+        return replace(run, custom={**(run.custom or {}), PINNED: RunRule(f"slots {slots}", None)})
 
     def describe(self) -> dict[str, Any]:
         return {
