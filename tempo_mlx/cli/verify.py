@@ -96,7 +96,7 @@ def _table(result: Verification, out: Console) -> None:
 
 def _say(sentence: str, out: Console) -> None:
     """As it is: what a file says may look like markup, or move the cursor."""
-    from tempo_mlx.report.terminal import printable
+    from tempo_mlx.report.styles import printable
 
     out.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
