@@ -33,7 +33,8 @@ _ELSEWHERE: Mapping[str, tuple[Any, ...]] = {
 _HARMLESS = frozenset(
     {
         "attention_bias", "mlp_bias", "use_bias", "head_dim", "hidden_act", "hidden_activation", "layer_types",
-        "layer_norm_eps", "max_window_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts_per_tok",
+        "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon",
+        "max_window_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts_per_tok",
         "original_max_position_embeddings", "rms_norm_eps", "sliding_window", "sliding_window_pattern",
         "rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq",
         "decoder_sparse_step", "mlp_only_layers", "no_rope_layer_interval", "shared_expert_intermediate_size",

@@ -29,7 +29,7 @@ _KEYS = {
 _SHARED = (
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "max_position_embeddings", "llama_4_scaling_beta", "mrope_section", "mrope_interleaved", "finetuned",
-    "rope_ratio",
+    "rope_ratio", "attn_factor",
 )  # fmt: skip
 _Get = Callable[..., Any]
 
