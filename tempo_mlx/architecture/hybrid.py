@@ -33,7 +33,7 @@ _LFM_NAMES = (
     (r"\.ffn_norm\.", ".post_attention_layernorm."), (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
     (r"\.q_layernorm\.", ".q_norm."), (r"\.k_layernorm\.", ".k_norm."),
     (r"\.feed_forward\.w1\.", ".mlp.gate_proj."), (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
-    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."), (r"\.feed_forward\.(?=(gate|up|down)_proj\.)", ".mlp."),
 )  # fmt: skip
 _GRANITE_NAMES = (
     (r"\.shared_mlp\.input_linear\.", ".mlp.gate_up_proj."), (r"\.shared_mlp\.output_linear\.", ".mlp.down_proj."),

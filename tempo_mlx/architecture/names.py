@@ -39,6 +39,9 @@ _PREFIXES = ("language_model.", "model.language_model.")
 _EXPERT_NAMES = (
     (r"\.(block_sparse_moe|feed_forward|mlp|mixer)\.experts\.", ".experts."),
     (r"\.(block_sparse_moe|feed_forward|mlp|mixer)\.switch_mlp\.", ".experts."),
+    (r"\.experts\.switch_glu\.", ".experts."),
+    (r"\.experts\.fc1\.", ".experts.up_proj."),
+    (r"\.experts\.fc2\.", ".experts.down_proj."),
     (r"\.experts\.(\d+\.)?w1\b", r".experts.\1gate_proj"),
     (r"\.experts\.(\d+\.)?w2\b", r".experts.\1down_proj"),
     (r"\.experts\.(\d+\.)?w3\b", r".experts.\1up_proj"),

@@ -38,7 +38,58 @@ def placed(stored: Mapping[str, Tensor], a: Architecture, path: Path) -> dict[st
             have[each] = found
     for name, members in experts.items():
         have[name] = Stacked(tuple(members[place] for place in sorted(members)))
-    return {name: _shaped(name, tensor) for name, tensor in have.items()}
+    return {name: _shaped(name, tensor) for name, tensor in _from_mlx_lm(have, a).items()}
+
+
+def _from_mlx_lm(have: dict[str, Tensor], a: Architecture) -> dict[str, Tensor]:
+    """What mlx-lm's converted checkpoints keep otherwise: the taps of a convolution before its one input, Qwen's norms
+    with the 1 added, and the two parts of a latent's projection apart, the first of them across."""
+    across = {name for name, tensor in have.items() if _is_mlx_convolution(name, tensor)}
+    if across and a.family == "falcon_h1":
+        raise ModelError(
+            "This Falcon-H1 was converted by mlx-lm, which puts the config's multipliers into the weights; take the "
+            "original, or convert it with tempo-mlx."
+        )
+    whole = {"self_attn.embed_q.weight", "self_attn.unembed_out.weight"}
+    found: dict[str, Tensor] = {}
+    for name, tensor in have.items():
+        if name in across:
+            channels, taps, _ = tensor.shape
+            found[name] = Derived(tensor, (channels, 1, taps), _exchanged)
+        elif across and a.norm_offset and name.endswith("norm.weight") and ".linear_attn." not in name:
+            found[name] = Derived(tensor, tensor.shape, partial(_less, offset=a.norm_offset), True)
+        elif name.endswith("self_attn.embed_q.weight"):
+            other = have.get(name.replace("embed_q", "unembed_out"))
+            if other is None:
+                raise ModelError(
+                    f"The weights have {name!r} and not the unembed_out.weight that goes with it."
+                )
+            heads, rank, plain = tensor.shape
+            shape = (heads * (plain + other.shape[1]), rank)
+            found[name.replace("embed_q", "kv_b_proj")] = Derived(
+                tensor, shape, partial(_latent_parts, other), True
+            )
+        elif not name.endswith(tuple(whole)):
+            found[name] = tensor
+    return found
+
+
+def _is_mlx_convolution(name: str, tensor: Tensor) -> bool:
+    kind = name.endswith((".conv1d.weight", ".conv.conv.weight"))
+    return kind and len(tensor.shape) == 3 and tensor.shape[-1] == 1 and tensor.shape[1] > 1
+
+
+def _exchanged(whole: Array) -> Array:
+    return np.ascontiguousarray(np.swapaxes(whole, 1, 2))
+
+
+def _less(whole: Array, offset: float) -> Array:
+    return np.asarray(whole - np.float32(offset))
+
+
+def _latent_parts(other: Tensor, into: Array) -> Array:
+    both = np.concatenate([np.swapaxes(into, 1, 2), other.numpy()], axis=1)
+    return both.reshape(-1, both.shape[-1])
 
 
 def _taken(tensor: Tensor, part: names.Part, name: str, path: Path) -> Tensor:
@@ -76,10 +127,12 @@ class Derived:
     tensor: Tensor
     shape: tuple[int, ...]
     make: Callable[[Array], Array]
+    computed: bool = False  # from the numbers, and not only put elsewhere
 
     @property
     def kind(self) -> Kind:
-        return "float32" if self.tensor.kind == "mlx_quantized" else self.tensor.kind
+        plain = self.tensor.kind != "mlx_quantized" and not self.computed
+        return self.tensor.kind if plain else "float32"
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +146,7 @@ class Derived:
         return self.make(self.tensor.numpy())
 
     def raw(self) -> Array:
-        return self.numpy() if self.tensor.kind == "mlx_quantized" else self.make(self.tensor.raw())
+        return self.numpy() if self.kind == "float32" else self.make(self.tensor.raw())
 
     def quantized(self) -> Quantized:
         raise ModelError("A dense weight is not quantised; read it with raw() or numpy().")
