@@ -175,8 +175,7 @@ class GenerateConfig(Checked):
         audience="study",
     )
     carry: Literal["best", "lineage"] = _set(
-        "best", "What layers that keep a state carry on from the set before: that of the most probable parent, or the "
-        "mean over all. Of no effect on other models.", audience="study",
+        "best", "Whose state recurrent layers carry on: the likeliest parent's, or the mean of all.", audience="study",
     )
     allow_intraset_token_visibility: bool = _set(
         False, "Let members of a set attend to each other; implies --attend weighted.", audience="ablation",
@@ -256,9 +255,7 @@ class GenerateConfig(Checked):
         "keep_token", "What happens when a whole set would go.", "ablation",
     )
 
-    decoder: str = row(
-        "superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES),
-    )
+    decoder: str = row("superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES))
     beam_width: int = _search(5, "Beams, or samples.", "beams", minimum=1, maximum=256)
     diversity_strength: float = _search(
         1.0, "Penalty for a token other beams chose at this step.", "diversity", minimum=0, maximum=1e6,

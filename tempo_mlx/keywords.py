@@ -77,8 +77,7 @@ class GenerateSettings(TypedDict, total=False):
     attend: Literal["lineage", "all", "weighted", "best"]
     """How strongly a new row sees the members of earlier sets; all is the original's rule."""
     carry: Literal["best", "lineage"]
-    """What layers that keep a state carry on from the set before: that of the most probable parent, or the mean
-    over all. Of no effect on other models."""
+    """Whose state recurrent layers carry on: the likeliest parent's, or the mean of all."""
     allow_intraset_token_visibility: bool
     """Let members of a set attend to each other; implies --attend weighted."""
     custom_rope: bool
@@ -192,8 +191,12 @@ class GenerateSettings(TypedDict, total=False):
     sets it to 0.0."""
     raw: bool
     """The opposite of chat."""
+    system_prompt: str | None
+    """The same as system."""
     template_variable: Sequence[str] | str
     """The same as template_variables."""
+    temp: float
+    """The same as temperature."""
     selection_threshold: float
     """The same as threshold."""
     isolate: bool
