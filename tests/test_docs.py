@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,19 @@ def test_the_pruning_rule_of_the_docs_prunes(loaded: Any, monkeypatch: pytest.Mo
     assert removed
     assert all(t.removed_why.signal == "stale" and t.removed_after >= step + 3 for step, t in removed)
     assert all(sum(t.removed_after is None for t in s.tokens) <= 1 for s in run.steps[:-5])
+
+
+@pytest.mark.slow
+def test_the_python_page_runs_and_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Block after block. On other systems than Linux numbers may round otherwise, so there they only run."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    page = (DOCS / "python.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", page, re.DOTALL)
+    assert len(blocks) > 15 and "```text\n```" not in page
+    for code, said in blocks:
+        exec(compile(code, "docs/python.md", "exec"), names)
+        printed = capsys.readouterr().out
+        assert printed == said or sys.platform != "linux", code
