@@ -333,9 +333,7 @@ class GenerateConfig(Checked):
             )
         self._check_exits()
         if self.min_steps > self.max_tokens:
-            raise ConfigError(
-                f"min_steps is {self.min_steps}, more than max_tokens ({self.max_tokens}); lower it."
-            )
+            raise ConfigError(f"min_steps is {self.min_steps}, more than max_tokens ({self.max_tokens}); lower it.")
         if any(not text for text in self.stop):
             raise ConfigError("stop holds an empty text, which would end every run at once; leave it out.")
         for variable in self.template_variables:
@@ -422,10 +420,8 @@ def unused(name: str, values: Mapping[str, Any]) -> str | None:
     row = settings[name].row
     decoder = values.get("decoder", settings["decoder"].default)
     if row.decoders is not None and decoder not in row.decoders:
-        choices = " or ".join(row.decoders)
-        return (
-            f"{name} has no effect with the {decoder} decoder; leave it out, or choose --decoder {choices}."
-        )
+        able = " or ".join(row.decoders)
+        return f"{name} has no effect with the {decoder} decoder; leave it out, or choose --decoder {able}."
     for other, allowed in (row.needs or {}).items():
         decoders = settings[other].row.decoders
         if decoders is not None and decoder not in decoders:
