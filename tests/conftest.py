@@ -21,6 +21,7 @@ for name in ("MODEL_PATH", "DEVICE"):
 
 # An example that takes long on a busy machine is no failure.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("steady"), max_examples=20_000)
 settings.load_profile("steady")
 
 # What `--fast` does without. A test that needs one of them skips, as it does where that is not installed.

@@ -119,14 +119,14 @@ def _print_steps(run: Run, out: Console) -> None:
 
 
 def _print_trees(run: Run, out: Console) -> None:
-    from tempo_mlx.report.search import search_trees
+    from tempo_mlx.report.search import search_trees, totals
 
     if run.tree is None:
         raise ConfigError(f"The {run.decoder} decoder searched no tree; leave out --tree.")
-    totals = [f"{name.replace('_', ' ')} {value}" for name, value in run.tree.items() if name != "steps"]
-    out.print(", ".join(totals))
-    for drawn in search_trees(run):
-        out.print(drawn)
+    drawn = search_trees(run)
+    out.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in totals(run).items()))
+    for tree in drawn:
+        out.print(tree)
 
 
 def _number(value: float | None) -> str:
@@ -154,4 +154,4 @@ def _print_schedule(run: Run, out: Console) -> None:
 
 
 def _bars(shares: list[float]) -> str:
-    return "".join(BARS[min(int(share * len(BARS)), len(BARS) - 1)] for share in shares)
+    return "".join(BARS[int(min(max(share, 0.0) * len(BARS), len(BARS) - 1))] for share in shares)
