@@ -32,6 +32,7 @@ from tempo_mlx.resolution import resolve
 from tempo_mlx.settings import canonical, settings_of, shown
 from tempo_mlx.task import Task
 from tempo_mlx.token_ids import token_ids
+from tempo_mlx.weights import Tokenizer
 from tempo_mlx.weights.reasoning import THINK
 
 if sys.version_info >= (3, 11):
@@ -361,13 +362,13 @@ def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -
     if is_messages(prompt):
         if not config.chat:
             raise ConfigError("Messages go through the chat template; leave out chat=False, or give a text.")
-        return encode_chat(loaded, checked_messages(prompt), config)
+        return encode_chat(tokenizer, checked_messages(prompt), config)
     if not isinstance(prompt, str):
         ids = token_ids(prompt, vocabulary)
         return RunPrompt(tokenizer.decode(ids), ids)
     if not config.chat:
         return RunPrompt(prompt, tuple(tokenizer.encode(prompt)))
-    return encode_chat(loaded, [{"role": "user", "content": prompt}], config)
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}], config)
 
 
 def checked_messages(messages: Iterable[Any]) -> list[Message]:
@@ -383,9 +384,9 @@ def checked_messages(messages: Iterable[Any]) -> list[Message]:
     return checked
 
 
-def encode_chat(loaded: LoadedModel, messages: Sequence[Message], config: GenerateConfig) -> RunPrompt:
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], config: GenerateConfig) -> RunPrompt:
     """The token ids of a conversation that the model is to continue; `config.system` goes before it."""
-    tokenizer, system = loaded.tokenizer, config.system
+    system = config.system
     switch = tokenizer.chat_template_knows_thinking
     if config.enable_thinking and not switch and tokenizer.reasoning == THINK:
         system = thinking.system_message(system)

@@ -12,18 +12,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tempo_mlx.api import stream
+from tempo_mlx.api import encode_chat, stream
+from tempo_mlx.batch_file import batch_file
 from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
 from tempo_mlx.decode.prefill import Interrupt, never
-from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, TempoError
-from tempo_mlx.files import read_text
+from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, RunFileError, TempoError
+from tempo_mlx.files import read_lines
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.model import check_same
+from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import upgrade
-from tempo_mlx.weights import Progress, open_checkpoint
+from tempo_mlx.strict import is_unicode
+from tempo_mlx.weights import Progress, Tokenizer, open_checkpoint
 
 ERROR_FORMAT = "tempo-mlx/error"
 
@@ -45,7 +48,7 @@ def read_items(path: Path, configure: Configure) -> list[Item]:
 
     Raises PromptError that names a line which is none.
     """
-    lines = read_text(path, "the prompts").splitlines()
+    lines = read_lines(path, "the prompts")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     items = [
         _read_item(index, f"{path}, line {number}", line, configure)
@@ -72,39 +75,65 @@ def _read_item(index: int, where: str, line: str, configure: Configure) -> Item:
 
 
 Line = tuple[str | None, str | None]  # the line, None when it was interrupted; and the error that it tells of
-MakeLines = Callable[[Sequence[Item], Interrupt], Iterator[Line]]
 
 
-def make_lines(loaded: LoadedModel, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]:
-    """One after the other. interrupted: see api.stream."""
-    for item in items:
-        yield make_line(loaded, item, interrupted)
+class Maker(Protocol):
+    """What makes lines; interrupted: see api.stream. info: of its model, as a run says it."""
+
+    @property
+    def info(self) -> Mapping[str, Any]: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def __call__(self, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]: ...
+
+
+class Here:
+    """Makes lines in this process, one after the other."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self.info, self.tokenizer = loaded, loaded.model.info, loaded.tokenizer
+
+    def __call__(self, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]:
+        for item in items:
+            yield make_line(self.loaded, item, interrupted)
 
 
 def run_batch(
-    make: MakeLines,
+    make: Maker,
     items: Sequence[Item],
     out: Path,
     interrupted: Interrupt = never,
+    keep_errors: bool = False,
 ) -> Iterator[tuple[int, str | None]]:
-    """Write a line for every item that `out` has none of yet; yields how many there are, and the line's error.
+    """Write a line for every item that `out` has none of yet, and another for those that failed, unless `keep_errors`.
 
-    make: `make_lines` with a model, or a `Spread`. interrupted: the line it cuts short is not written, and the batch
-    ends. Raises OutputError when `out` holds something else or cannot be written, RankLostError.
+    Yields the number, from 1, of every item that has its line, and the line's error. interrupted: the line it cuts
+    short is not written, and the batch ends. Raises OutputError when `out` holds something else, is written by another
+    process or cannot be written; RankLostError.
     """
-    items = items[_resume(out, items) :]
-    try:
-        with out.open("a", encoding="utf-8") as file:
-            for item, (line, error) in zip(items, make(items, interrupted), strict=False):
+    failed: dict[int, str] = {}
+    seen = Seen(make, items, failed, out)
+    with batch_file(out, seen) as file:
+        for number in range(file.kept):
+            if number not in failed or keep_errors:
+                yield number + 1, failed.get(number)
+        again = [] if keep_errors else [items[number] for number in failed]
+        made: dict[int, str] = {}  # in place of lines that said an error
+        try:
+            for item, (line, error) in zip(again, make(again, interrupted), strict=False):
                 if line is None:
                     return
-                file.write(line + "\n")
-                file.flush()
+                made[item.index] = line
                 yield item.index + 1, error
-    except OSError as problem:
-        raise OutputError(
-            f"Cannot write {out}: {problem.strerror or problem}; the lines before are whole, run it again to go on."
-        ) from problem
+        finally:
+            if made:
+                file.replace(made)
+        rest = items[file.kept :]
+        for item, (line, error) in zip(rest, make(rest, interrupted), strict=False):
+            if line is None:
+                return
+            file.append(line)
+            yield item.index + 1, error
 
 
 def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupt) -> Line:
@@ -127,11 +156,11 @@ def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupt) -> Line:
 
 def _error_line(item: Item, error: str) -> Line:
     line = {"format": ERROR_FORMAT, "index": item.index, "prompt": item.prompt, "error": error}
-    return json.dumps(line, ensure_ascii=False), error
+    return json.dumps(line, ensure_ascii=not is_unicode(item.prompt + error)), error
 
 
 class Spread:
-    """Makes lines on all ranks of mlx.launch, each with a whole model of its own; called as `make_lines` is."""
+    """Makes lines on all ranks of mlx.launch, each with a whole model of its own."""
 
     def __init__(self, config: LoadConfig, progress: Progress | None = None) -> None:
         """Raises what `load_model` does, and ConfigError where there are no ranks."""
@@ -142,9 +171,12 @@ class Spread:
             )
         self.leader = ranks.lead()
         self.leader.set_timeout(config.rank_timeout)
-        open_checkpoint(config.model, progress=progress)  # fetched once, before all ask for it
+        checkpoint = open_checkpoint(config.model, progress=progress)  # fetched once, before all ask for it
+        self.tokenizer = checkpoint.tokenizer()
         self.number = self.leader.number()
-        check_same(self.leader.run_all(_load, self.number, config), config)
+        infos = self.leader.run_all(_load, self.number, config)
+        check_same(infos, config)
+        self.info: Mapping[str, Any] = infos[0]
 
     def __call__(self, items: Sequence[Item], interrupted: Interrupt) -> Iterator[Line]:
         return self.leader.spread(_make_line, [(self.number, item) for item in items], interrupted)
@@ -159,36 +191,57 @@ def _make_line(local: ranks.Local, number: int, item: Item) -> Line:
     return make_line(local.objects[number], item, lambda: "cancelled" if local.stopping.is_set() else None)
 
 
-def _resume(out: Path, items: Sequence[Item]) -> int:
-    """How many items `out` has whole lines of; half a line at its end, from a kill, is cut off."""
-    if not out.exists():
-        return 0
-    done = 0
-    try:
-        with out.open("r+b") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    file.truncate(file.tell() - len(line))
-                    break
-                if done == len(items) or not _is_of(line, items[done]):
-                    raise OutputError(
-                        f"{out} was made from other prompts or settings; name another file, or remove it."
-                    )
-                done += 1
-    except OSError as error:
-        raise OutputError(f"Cannot continue {out}: {error.strerror or error}.") from error
-    return done
+@dataclass(frozen=True)
+class Seen:
+    """Holds the lines of an output to the items, one by one; `failed` gets the errors they tell of, by number."""
+
+    make: Maker
+    items: Sequence[Item]
+    failed: dict[int, str]
+    out: Path
+
+    def __call__(self, number: int, line: bytes) -> None:
+        """Raises OutputError where the line was made from something else."""
+        fault = "prompts" if number >= len(self.items) else self.fault(self.items[number], line)
+        if fault is not None:
+            raise OutputError(
+                f"Line {number + 1} of {self.out} was made from other {fault}; name another file, or remove it."
+            )
+
+    def fault(self, item: Item, line: bytes) -> str | None:
+        """What a line of the output was made from that is not the item's."""
+        try:
+            stored = json.loads(line)
+            if stored["format"] == ERROR_FORMAT:
+                self.failed[item.index] = str(stored["error"])
+                return None if (stored["index"], stored["prompt"]) == (item.index, item.prompt) else "prompts"
+            run = Run.from_json(line)
+        except (ValueError, LookupError, TypeError, RecursionError, RunFileError):
+            return "data than a batch's"
+        if isinstance(item.config, str) or not same_settings(run.config, item.config):
+            return "settings"
+        if run.prompt.text != prompt_text(self.make.tokenizer, item.prompt, item.config):
+            return "prompts"
+        return None if of_model(run.model) == of_model(self.make.info) else "weights, or computed otherwise"
 
 
-def _is_of(line: bytes, item: Item) -> bool:
-    """Whether a line of the output is that of `item`."""
-    try:
-        stored = json.loads(line)
-        if stored["format"] == ERROR_FORMAT:
-            return bool(stored["prompt"] == item.prompt)
-        if isinstance(item.config, str):
-            return False
-        config = json.loads(json.dumps(as_dict(item.config)))
-        return bool(item.prompt in stored["prompt"]["text"] and upgrade(stored["config"]) == config)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return False
+def prompt_text(tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> str:
+    """What a run says of its prompt."""
+    if not config.chat:
+        return prompt
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}], config).text
+
+
+def same_settings(stored: Mapping[str, Any], config: GenerateConfig) -> bool:
+    """Whether a run's settings are these, as a file has them; a width that was measured for `auto` is any."""
+    asked = json.loads(json.dumps(as_dict(config)))
+    if config.max_parallel_tokens == "auto":
+        asked["max_parallel_tokens"] = stored.get("max_parallel_tokens")
+    return bool(upgrade(stored) == asked)
+
+
+def of_model(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model changes its numbers: its weights and what computes them, not where they lie."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(info)))
+    values.pop("id", None)
+    return values

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from tempo_mlx.errors import BackendError
+from tempo_mlx.files import reason_of
 
 PREFIX = b"scipy_"
 NETLIB = "netlib reference BLAS"
@@ -61,8 +62,11 @@ def ensure() -> BlasInfo:
     try:
         path = _renamed_openblas() if choice == "openblas" else choice
         _load(path)
-    except (BackendError, OSError) as error:
+    except BackendError as error:
         return BlasInfo(NETLIB, reason=str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return BlasInfo(NETLIB, reason=where + reason_of(error))
     return BlasInfo("OpenBLAS" if choice == "openblas" else Path(choice).name, str(path))
 
 

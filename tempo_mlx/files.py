@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 import stat
@@ -12,12 +13,36 @@ from pathlib import Path
 from tempo_mlx.errors import OutputError, PromptError
 
 
+def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
+    """The lines of a text file (UTF-8): what stands between line feeds, and nothing else that Unicode breaks lines at.
+
+    what: it is, for the message. Raises PromptError, which names the line that is no text.
+    """
+    lines = []
+    for number, line in enumerate(read_bytes(path, what).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            lines.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError:
+            raise PromptError(f"{path}, line {number} is not UTF-8 text; convert the file first.") from None
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """The text (UTF-8) of a file; `what` it is, for the message. Raises PromptError."""
+    return "\n".join(read_lines(path, what))
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """The content of a file; `what` it is, for the message. Raises PromptError."""
     try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"Cannot read {what} in {path}: {error}.") from error
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise PromptError(f"Cannot read {what} in {path}: {reason_of(error)}.") from error
+
+
+def reason_of(error: OSError) -> str:
+    """What went wrong, in the system's words, without its number or the path."""
+    return error.strerror or " ".join(str(error).split()) or "it could not be done"
 
 
 def write_atomic(path: str | os.PathLike[str], text: str, *, make_folder: bool = False) -> None:
@@ -63,7 +88,6 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise OutputError(
-            f"Cannot write {path}: {reason}; choose a place that exists, has room and can be written."
+            f"Cannot write {path}: {reason_of(error)}; choose a place that exists, has room and can be written."
         ) from error

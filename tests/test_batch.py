@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +83,7 @@ def test_other_settings_do_not_continue_a_file(change: list[str], capsys: pytest
     before = Path("runs.jsonl").read_bytes()
     capsys.readouterr()
     assert batch("runs.jsonl", *change) == 1
-    assert "other prompts or settings" in capsys.readouterr().err
+    assert "other settings" in capsys.readouterr().err
     assert Path("runs.jsonl").read_bytes() == before
 
 
@@ -103,3 +106,148 @@ def test_prompts_that_are_none(text: str, words: str, capsys: pytest.CaptureFixt
 def test_an_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert batch("no/such/runs.jsonl") == 1
     assert "no/such" in capsys.readouterr().err
+
+
+def lines_of(path: str = "runs.jsonl") -> list[str]:
+    return Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+
+
+def test_only_line_feeds_end_a_line_and_a_byte_order_mark_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    text = json.dumps({"prompt": "one\u2028two\u0085\x0b"}, ensure_ascii=False)
+    Path("prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b'\r\n"second"\n')
+    assert batch() == 0
+    assert [Run.from_json(line).prompt.text for line in lines_of()] == ["one\u2028two\u0085\x0b", "second"]
+
+
+def test_a_prompt_that_is_no_unicode_is_an_error_line_and_the_others_run() -> None:
+    Path("prompts.jsonl").write_text(
+        '"one"\n{"prompt": "a \\ud83d b"}\n{"prompt": "c", "stop": ["\\ud83d"]}\n"two"'
+    )
+    assert batch() == 1
+    one, broken, stop, two = lines_of()
+    assert (Run.from_json(one).prompt.text, Run.from_json(two).prompt.text) == ("one", "two")
+    assert json.loads(broken)["prompt"] == "a \ud83d b" and "surrogate" in json.loads(broken)["error"]
+    assert "Unicode" in json.loads(stop)["error"]
+    before = Path("runs.jsonl").read_bytes()
+    assert batch() == 1 and Path("runs.jsonl").read_bytes() == before
+
+
+def test_a_file_that_is_no_text_is_refused_by_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.jsonl").write_bytes(b'"one"\n"\xff"\n')
+    assert batch() == 2
+    assert "line 2 is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_what_failed_is_tried_again_in_its_place() -> None:
+    batch("whole.jsonl")
+    Path("good.jsonl").write_text("\n".join([*PROMPTS[:3], '"x"', *PROMPTS[4:]]))
+    whole = lines_of("whole.jsonl")
+    Path("runs.jsonl").write_text("\n".join([whole[0], error_line(1, "And you"), *whole[2:]]) + "\n")
+    assert batch() == 1
+    assert lines_of() == whole
+
+
+def error_line(index: int, prompt: str) -> str:
+    return json.dumps({"format": "tempo-mlx/error", "index": index, "prompt": prompt, "error": "no room"})
+
+
+def test_errors_are_kept_where_asked_and_still_count(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.jsonl").write_text('"one"\n"two"')
+    assert batch("whole.jsonl") == 0
+    kept = [lines_of("whole.jsonl")[0], error_line(1, "two")]
+    Path("runs.jsonl").write_text("\n".join(kept) + "\n")
+    capsys.readouterr()
+    assert batch("runs.jsonl", "--keep-errors") == 1
+    assert lines_of() == kept and "1 of 2 prompts failed" in capsys.readouterr().err
+    assert batch() == 0
+    assert lines_of() == lines_of("whole.jsonl")
+
+
+@pytest.mark.parametrize("other", ['"Hello there, you"', '"Hello"', '"ello ther"', '"And you"'])
+def test_a_prompt_within_another_is_another(other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    batch()
+    before = Path("runs.jsonl").read_bytes()
+    Path("prompts.jsonl").write_text("\n".join([other, *PROMPTS[1:]]))
+    assert batch() == 1
+    assert "Line 1 of runs.jsonl was made from other prompts" in capsys.readouterr().err
+    assert Path("runs.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("chat", [["--chat"], ["--chat", "--system", "Be brief."]])
+def test_a_chat_goes_on_by_its_own_prompts_only(chat: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.jsonl").write_text('"one"\n"two"')
+    assert batch("runs.jsonl", *chat) == 0
+    before = Path("runs.jsonl").read_bytes()
+    assert batch("runs.jsonl", *chat) == 0 and Path("runs.jsonl").read_bytes() == before
+    Path("prompts.jsonl").write_text('"on"\n"two"')
+    assert batch("runs.jsonl", *chat) == 1
+    assert "other prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["--model", "--backend=torch", "--dtype=float16"])
+def test_another_model_or_precision_does_not_continue_a_file(
+    change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch()
+    before = Path("runs.jsonl").read_bytes()
+    capsys.readouterr()
+    assert batch("runs.jsonl", *([change, str(twin("qwen2"))] if change == "--model" else [change])) == 1
+    assert "other weights, or computed otherwise" in capsys.readouterr().err
+    assert Path("runs.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"kv_bits": 8}, {"device": "gpu"}, {"quantization": "Q4_1"}, {"sha256": "0"}]
+)
+def test_a_line_of_another_precision_or_device_is_not_continued(change: dict[str, Any]) -> None:
+    batch()
+    lines = lines_of()
+    value = json.loads(lines[1])
+    value["model"].update(change)
+    Path("runs.jsonl").write_text("\n".join([lines[0], json.dumps(value)]) + "\n")
+    before = Path("runs.jsonl").read_bytes()
+    assert batch() == 1 and Path("runs.jsonl").read_bytes() == before
+
+
+def test_a_copy_of_the_model_continues_it(tmp_path: Path) -> None:
+    Path("prompts.jsonl").write_text('"one"\n"two"')
+    batch("whole.jsonl")
+    Path("runs.jsonl").write_text(lines_of("whole.jsonl")[0] + "\n")
+    shutil.copytree(twin("llama"), "copy")
+    assert batch("runs.jsonl", "--model", "copy") == 0
+    assert Run.from_json(lines_of()[1]).steps == Run.from_json(lines_of("whole.jsonl")[1]).steps
+
+
+def test_a_measured_width_continues_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").absolute()))
+    Path("prompts.jsonl").write_text('"one"')
+    assert batch("runs.jsonl", "--max-parallel-tokens", "auto") == 0
+    assert batch("runs.jsonl", "--max-parallel-tokens", "auto") == 0
+
+
+def test_two_at_once_do_not_write_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    batch()
+    before = Path("runs.jsonl").read_bytes()
+    with Path("runs.jsonl").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        capsys.readouterr()
+        assert batch() == 1
+    assert "is being written by another process" in capsys.readouterr().err
+    assert Path("runs.jsonl").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert batch("/dev/full") == 1
+    err = capsys.readouterr().err
+    assert "Cannot write /dev/full: No space left on device" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "3", '{"format": "tempo-mlx/error"}', '{"format": "tempo-mlx/run"}', "\0"]
+)
+def test_a_file_of_something_else_is_left_alone(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs.jsonl").write_text(line + "\n")
+    assert batch() == 1
+    assert "other data than a batch's" in capsys.readouterr().err
+    assert Path("runs.jsonl").read_text() == line + "\n"

@@ -18,7 +18,7 @@ from tempo_mlx.errors import ConfigError, ModelError
 from tempo_mlx.exits import calibrate as calibrating
 from tempo_mlx.exits import calibration, schedule
 from tempo_mlx.exits.agreement import Outcome, Place, curve, design_effect, lower_bound, together
-from tempo_mlx.exits.calibrate import calibrate, forget_samples
+from tempo_mlx.exits.calibrate import cached, calibrate, forget_samples, stages_of
 from tempo_mlx.exits.calibration import (
     Calibration,
     Exit,
@@ -86,6 +86,33 @@ def test_a_calibration_is_kept_resumed_and_used(
         1.0
     )  # all the vocabulary
     forget_samples(found.key)
+
+
+def test_a_calibration_is_resumed_by_its_own_model_and_settings_only(home: Path) -> None:
+    info = {
+        "id": "here",
+        "sha256": "0" * 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "backend": "mlx",
+        "kv_bits": None,
+    }
+    settings = {"layers": [1, 2], "tokens": 8, "prompts": [[1, 2]]}
+    folder = stages_of(info, **settings)
+    assert stages_of({**info, "id": "there"}, **settings) == folder
+    others = [{"sha256": "1" * 64}, {"dtype": "float16"}, {"device": "gpu"}, {"kv_bits": 8}]
+    places = [stages_of({**info, **other}, **settings) for other in others]
+    places += [stages_of(info, **{**settings, **other}) for other in ({"layers": [1]}, {"prompts": [[1, 3]]})]
+    assert len({folder, *places}) == 1 + len(places)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of it", b"something else"])
+def test_a_damaged_stage_is_made_again(home: Path, content: bytes) -> None:
+    file = home / "stage.npz"
+    file.write_bytes(content)
+    for _ in range(2):
+        assert cached(file, lambda: {"numbers": np.arange(3)})["numbers"].tolist() == [0, 1, 2]
+    assert cached(file, dict)["numbers"].tolist() == [0, 1, 2]  # kept
 
 
 def test_a_translator_finds_what_a_linear_layer_hides(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

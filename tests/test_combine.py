@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempo_mlx.decode.combine import COMBINE_RULES, combine, edges, log_probabilities
+from tempo_mlx.errors import ModelError
 
 
 def random_rows(seed: int, rows: int = 3, vocabulary: int = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +76,15 @@ def test_edges_are_bayes_rule(seed: int) -> None:
     np.testing.assert_allclose(posterior, joint / joint.sum(axis=0), rtol=1e-5, atol=1e-12)
     np.testing.assert_allclose(posterior.sum(axis=0), 1.0, atol=1e-14)
     assert posterior.dtype == forward.dtype == np.float64
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_end_in_a_sentence(odd: float) -> None:
+    logits = np.zeros((2, 4), np.float32)
+    logits[1, 2] = odd
+    with pytest.raises(ModelError, match=r"float16.*--dtype bfloat16 or float32"):
+        log_probabilities(logits)
+    assert np.isneginf(log_probabilities(np.array([[0.0, -np.inf]], np.float32))[0, 1])
 
 
 def test_edges_survive_what_underflows_in_float32() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
-    from tempo_mlx.batch import MakeLines
+    from tempo_mlx.batch import Maker
 
 
 @with_settings(LoadConfig, GenerateConfig, Shortcuts)
@@ -34,15 +33,20 @@ def batch(
         bool,
         typer.Option(help="Under mlx.launch: a whole model on every rank, and the prompts spread over them."),
     ] = False,
+    keep_errors: Annotated[
+        bool,
+        typer.Option("--keep-errors", help="Do not try lines again that failed when the file was begun."),
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Run every prompt of a file, in order. The same command again goes on where the last one stopped.
+    """Run every prompt of a file, in order. The same command again goes on where the last one stopped, and tries again
+    what failed.
 
     A line that fails becomes a line that says why, and the rest goes on; the exit code is then 1.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from tempo_mlx.batch import Spread, make_lines, read_items, run_batch
+    from tempo_mlx.batch import Here, Spread, read_items, run_batch
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
 
     given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
@@ -54,23 +58,23 @@ def batch(
     _, err = make_consoles()
     items = read_items(prompts, configure)
     load = given.make(LoadConfig)
-    make: MakeLines
+    make: Maker
     if data_parallel:
         with progress_bar(err, f"Fetching {load.model}") as progress:
             make = Spread(load, progress)
     else:
-        make = partial(make_lines, load_with_progress(load, err, quiet=False))
+        make = Here(load_with_progress(load, err, quiet=False))
     failed = 0
     bar = Progress(
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=err
     )
     with Interrupts() as interrupts, bar:
         task = bar.add_task("Prompts", total=len(items))
-        for done, error in run_batch(make, items, out, interrupts.reason):
-            bar.update(task, completed=done)
+        for number, error in run_batch(make, items, out, interrupts.reason, keep_errors):
+            bar.advance(task)
             if error is not None:
                 failed += 1
-                bar.console.print(f"Line {done} failed: {error}", soft_wrap=True)
+                bar.console.print(f"Line {number} failed: {error}", soft_wrap=True)
     if failed:
         err.print(f"{failed} of {len(items)} prompts failed; their lines in {out} say why.", soft_wrap=True)
     raise typer.Exit(interrupts.exit_code or (1 if failed else 0))

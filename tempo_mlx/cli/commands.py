@@ -177,7 +177,9 @@ def branches(chat: Chat, rest: str) -> None:
         {**settings, "chat": True, "system": now.system, "max_tokens": now.max_tokens, "seed": now.seed}
     )
     messages = conversation.messages[:-1]
-    decoding = conversation.session.stream(encode_chat(conversation.session.loaded, messages, now), wanted)
+    decoding = conversation.session.stream(
+        encode_chat(conversation.session.loaded.tokenizer, messages, now), wanted
+    )
     printer = RunPrinter(chat.output, chat.out, chat.err, decoding)
     printer.follow()
     printer.finish(decoding.run())

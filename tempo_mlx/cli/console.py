@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,6 +27,24 @@ def make_consoles(color: bool = True) -> tuple[Console, Console]:
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):  # rich would take them for 80 columns wide
         how["width"], how["height"] = shutil.get_terminal_size()
     return Console(file=sys.stdout, **how), Console(file=sys.stderr, **how)
+
+
+def fill_closed_streams() -> bool:
+    """Standard streams that the caller closed lead nowhere: a file that is opened later must not take their place.
+
+    Returns whether standard output was one of them.
+    """
+    closed = sys.stdout is None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    return closed
+
+
+def discard_stdout() -> None:
+    """Write nothing more: what is left in its buffer would be tried again when the program ends."""
+    with suppress(OSError, ValueError):  # not a file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tolerate_any_encoding() -> None:

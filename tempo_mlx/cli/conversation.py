@@ -54,7 +54,7 @@ class Conversation:
 
         self.messages.append({"role": "user", "content": text})
         try:
-            prompt = encode_chat(self.session.loaded, self.messages, self.settings)
+            prompt = encode_chat(self.session.loaded.tokenizer, self.messages, self.settings)
             with Interrupts() as interrupts:
                 decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
                 reading = f"Reading {len(prompt.token_ids)} tokens ..."

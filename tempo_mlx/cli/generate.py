@@ -155,14 +155,14 @@ def decode(
             printer = RunPrinter(output, out, err, decoding, begin=ended)
             try:
                 printer.follow()
-            except BrokenPipeError as error:
+            except OSError as error:  # nobody reads on, or the disk is full
                 closed = error
                 decoding.cancel()
         run = decoding.run()
         if closed is None:
             try:
                 printer.finish(run)
-            except BrokenPipeError as error:
+            except OSError as error:  # nobody reads on, or the disk is full
                 closed = error
         for file in save(run, output):
             if not output.quiet:

@@ -6,7 +6,6 @@ with what had been generated printed and saved.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -21,7 +20,7 @@ from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.bench import bench
 from tempo_mlx.cli.calibrate import calibrate
 from tempo_mlx.cli.chat import chat
-from tempo_mlx.cli.console import tolerate_any_encoding
+from tempo_mlx.cli.console import discard_stdout, fill_closed_streams, tolerate_any_encoding
 from tempo_mlx.cli.convert import convert
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
@@ -32,6 +31,7 @@ from tempo_mlx.cli.serve import serve
 from tempo_mlx.cli.show import show
 from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
+from tempo_mlx.files import reason_of
 from tempo_mlx.ranks import processes as ranks
 
 app = typer.Typer(
@@ -79,15 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several ranks started with it, rank 0 runs it and the others follow.
     """
     arguments = in_our_words(sys.argv[1:] if argv is None else argv)
+    if fill_closed_streams():
+        return _fail(
+            "Standard output is closed, so that no result could be written; open it, or send it to a file.", 1
+        )
     tolerate_any_encoding()
     try:
         if ranks.rank():
             ranks.follow()
-        _run(arguments)
+        code = _run(arguments)
         sys.stdout.flush()
-        return 0
-    except typer.Exit as end:
-        return end.exit_code
+        return code
     except TempoError as error:
         if "--debug-mode" in arguments:
             raise
@@ -97,15 +99,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted.", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try to flush again
+        discard_stdout()
         return 0
+    except OSError as error:
+        if "--debug-mode" in arguments:
+            raise
+        discard_stdout()
+        return _fail(sentence_of(error), 1)
 
 
-def _run(arguments: list[str]) -> None:
-    """Parse and run. Typer's own `main` would swallow Ctrl-C and a closed pipe, which have an answer of their own."""
+def sentence_of(error: OSError) -> str:
+    """What the system refused. Files are named where they are used; what has no name is standard output."""
+    if error.filename is None:
+        return f"Cannot write to standard output: {reason_of(error)}; what was not saved to a file is lost."
+    return f"Cannot use {error.filename}: {reason_of(error)}."
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse and run; the exit code. Typer's own `main` would swallow Ctrl-C and a closed pipe, which have an answer of their own."""
     command = typer.main.get_command(app)
-    with command.make_context("tempo-mlx", arguments, terminal_width=columns()) as context:
-        command.invoke(context)
+    try:
+        with command.make_context("tempo-mlx", arguments, terminal_width=columns()) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
 
 
 def _fail(sentence: str, code: int) -> int:

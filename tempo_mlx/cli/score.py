@@ -14,7 +14,7 @@ from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import PromptError
-from tempo_mlx.files import read_text
+from tempo_mlx.files import read_lines
 from tempo_mlx.sources import load_settings
 
 
@@ -42,7 +42,7 @@ def score(
 
     load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
     text = read_prompt(prompt, None, None)
-    lines = [] if file is None else read_text(file, "the continuations").splitlines()
+    lines = [] if file is None else read_lines(file, "the continuations")
     texts = [*(continuations or []), *lines]
     if not texts or not all(texts):
         raise PromptError(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,7 @@ def calibrate(
     key = key_of(model.info)
     chosen = candidates(model.architecture.num_hidden_layers, layers)
     prompts = read_prompts(loaded, files)
-    settings = {"layers": chosen, "tokens": tokens, "prompts": prompts, "version": __version__}
-    mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    folder = _samples_of(key) / mark
+    folder = stages_of(model.info, layers=chosen, tokens=tokens, prompts=prompts)
     samples = collect(loaded, model, prompts, chosen, tokens, folder, progress)
     train, dev, held = split(samples, len(prompts))
     listed = shortlist(model, train, max(LAST_WIDTHS), sorted(loaded.tokenizer.eos_ids))
@@ -89,6 +89,13 @@ def calibrate(
 def forget_samples(key: str) -> None:
     """Delete what an interrupted calibration would have resumed from."""
     shutil.rmtree(_samples_of(key), ignore_errors=True)
+
+
+def stages_of(info: Mapping[str, Any], **settings: Any) -> Path:
+    """Where the stages of a calibration of these settings are kept, by a model of this info, wherever its files lie."""
+    computed = {name: value for name, value in info.items() if name != "id"}
+    said = json.dumps({**settings, "version": __version__, "model": computed})
+    return _samples_of(key_of(info)) / hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def _samples_of(key: str) -> Path:
@@ -136,10 +143,10 @@ def collect(
 
 
 def cached(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The arrays in `path`, made and written there first if it does not exist. Raises OutputError."""
-    if not path.exists():
-        made = make()
-        with replacing(path, make_folder=True) as draft:
-            np.savez(draft, **made)
-    with np.load(path) as opened:
+    """The arrays in `path`, made and written there first if it does not exist, or is damaged. Raises OutputError."""
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as opened:
         return dict(opened)
+    made = dict(make())
+    with replacing(path, make_folder=True) as draft:
+        np.savez(draft, **made)
+    return made

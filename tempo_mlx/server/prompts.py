@@ -33,7 +33,7 @@ def read_prompt(
                 "The model has no chat template; send a prompt, not messages.",
                 "messages",
             )
-        encoded = encode_chat(loaded, messages, config)
+        encoded = encode_chat(loaded.tokenizer, messages, config)
     else:
         encoded = encode_prompt(loaded, prompt, config)
     if not encoded.token_ids:
