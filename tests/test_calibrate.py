@@ -227,7 +227,7 @@ def test_a_text_that_is_none_is_one_sentence(
     path = str(twins.twin("llama"))
     missing, binary = tmp_path / "missing.txt", tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe")
-    for file, words in ((missing, "is no file"), (binary, "Cannot read the text in")):
+    for file, words in ((missing, "is no file"), (binary, "line 1 is not UTF-8 text")):
         assert main(["calibrate", path, "--text", str(file)]) == 2
         error = capsys.readouterr().err
         assert words in error and str(file) in error and "Traceback" not in error

@@ -19,6 +19,7 @@ import openai
 import tempo_mlx
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.server.openai import spelled
 from tests.serving import Served, serving, with_context
 from tests.twins import twin
 
@@ -215,12 +216,65 @@ def test_logprobs_are_the_models(client: Any, loaded: LoadedModel) -> None:
     )
     found = answer.choices[0].logprobs
     assert found.token_logprobs == pytest.approx(scores, abs=1e-5)
-    assert found.tokens == [loaded.tokenizer.token_text(token) for token in ids]
+    assert found.tokens == [spelled(list(loaded.tokenizer.token_bytes(token))) for token in ids]
     for token, score, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
         assert 1 <= len(top) <= 5
         assert max(top.values()) == pytest.approx(score, abs=1e-6)
         assert token in top
     assert found.text_offset[0] == 0
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"stream": True}])
+def test_the_bytes_of_the_tokens_are_those_of_the_text(client: Any, more: dict[str, Any]) -> None:
+    """The twin says bytes at random, of which few are whole characters."""
+    for seed in range(4):
+        body = {
+            "model": MODEL,
+            "messages": USER,
+            "max_tokens": 24,
+            "seed": seed,
+            "logprobs": True,
+            "top_logprobs": 2,
+        }
+        answer = client.chat.completions.create(**body, **more)
+        chunks = list(answer) if more.get("stream") else [answer]
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        for index in {choice.index for choice in choices}:
+            own = [choice for choice in choices if choice.index == index]
+            scored = [token for choice in own if choice.logprobs for token in choice.logprobs.content]
+            parts = [choice.delta if more.get("stream") else choice.message for choice in own]
+            text = "".join(part.content or "" for part in parts)
+            said = bytes(byte for token in scored for byte in token.bytes)
+            # How many marks the half character at the end of a text gets is the decoder's business.
+            assert said.decode("utf-8", "replace").rstrip("\ufffd") == text.rstrip("\ufffd")
+            for each in (other for token in scored for other in (token, *token.top_logprobs)):
+                assert each.token == spelled(each.bytes)
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_offsets_are_where_the_tokens_stand(client: Any, more: dict[str, Any]) -> None:
+    whole = 0
+    for seed in range(4):
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 24, "seed": seed, "logprobs": 1}
+        answer = client.completions.create(**body, **more)
+        choices = [choice for chunk in (answer if more else [answer]) for choice in chunk.choices]
+        text = "".join(choice.text for choice in choices)
+        found = [choice.logprobs for choice in choices if choice.logprobs]
+        tokens, offsets = (
+            [x for each in found for x in getattr(each, name)] for name in ("tokens", "text_offset")
+        )
+        assert offsets == sorted(offsets)
+        for token, offset in zip(tokens, offsets, strict=True):
+            if not token.startswith("bytes:"):
+                whole += 1
+                assert text[offset : offset + len(token)] == token
+    assert whole > 20
+
+
+def test_a_part_of_a_character_is_spelled_as_bytes() -> None:
+    assert [spelled(list(part)) for part in (b"ab", "é".encode(), b"", b"\xf0\x9f", b"\x98\x80")] == [
+        "ab", "é", "", "bytes:\\xf0\\x9f", "bytes:\\x98\\x80",
+    ]  # fmt: skip
 
 
 def test_chat_logprobs_of_branches_are_exact(client: Any, loaded: LoadedModel) -> None:

@@ -21,11 +21,12 @@ from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import Stops, TextStream
-from tempo_mlx.report.text import Tokenizer
+from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
 from tempo_mlx.server.events import Output, stats_of
 from tempo_mlx.server.observe import Watched
 from tempo_mlx.task import Task
+from tempo_mlx.weights import Tokenizer
 
 
 def complete(
@@ -49,23 +50,24 @@ def complete(
     splitter = thinking.Splitter(stream.task.opened, tokenizer.reasoning)
     parts = Parts(splitter if stream.task.thinks else None)
     scores = Scores(tokenizer, watched, len(prompt.token_ids), count)
-    sent: list[dict[str, Any]] = []
+    joint, sent = JointText(tokenizer), list[dict[str, Any]]()
     for step in stream:
         chosen = [c for c in reading.add(step) if is_read(c.member)] if growing else []
-        tokens = scores.entries(chosen)
+        tokens = scores.entries(chosen, joint)
         sent += tokens
         data = {**parts.add(text.add(c.member.id for c in chosen)), "tokens": tokens}
         yield Output("delta", data, step=step.step, stats=stats_of(step, *costs(stream, step)))
     run = stream.run()
     if growing:
-        tail = scores.entries(reading.tail)
+        tail = scores.entries(reading.tail, joint)
         choices = [choice(run, run.final_text, run.finish_reason == "stop", len(run.steps), sent + tail)]
     else:
         stops, choices = Stops(tokenizer, config.stop), []
         for path in run.paths[: payload["n"]]:
             ids = path.token_ids
             ended = ids[-1] in tokenizer.eos_ids or stops(reversed(ids))
-            choices.append(choice(run, path.text, ended, len(ids), scores.entries(trace(stream.steps, ids))))
+            tokens = scores.entries(trace(stream.steps, ids), JointText(tokenizer))
+            choices.append(choice(run, path.text, ended, len(ids), tokens))
     usage = {"prompt_tokens": len(prompt.token_ids), "completion_tokens": sum(c["count"] for c in choices)}
     end = {
         "choices": choices or [choice(run, "", False, 0, [])],
@@ -118,17 +120,20 @@ class Scores:
     prompt_length: int
     count: int
 
-    def entries(self, path: Sequence[Chosen[Member]]) -> list[dict[str, Any]]:
-        """Of the tokens that are read."""
+    def entries(self, path: Sequence[Chosen[Member]], joint: JointText) -> list[dict[str, Any]]:
+        """Of the tokens that are read. joint: the text before them."""
         return [] if self.watched is None else [
-            self.entry(chosen, self.watched) for chosen in path if is_read(chosen.member)
+            self.entry(chosen, self.watched, joint) for chosen in path if is_read(chosen.member)
         ]  # fmt: skip
 
-    def entry(self, chosen: Chosen[Member], watched: Watched) -> dict[str, Any]:
+    def entry(self, chosen: Chosen[Member], watched: Watched, joint: JointText) -> dict[str, Any]:
+        """`said`: how long the token's text is, and that of bytes before it which no character came of."""
         ids, log_probs = watched.top[self.prompt_length - 1 if chosen.parent is None else chosen.parent]
         top = zip(ids.tolist()[: self.count], log_probs.tolist()[: self.count], strict=True)
+        token = self.tokenizer.token_bytes(chosen.member.id)
         return {
-            "token": self.tokenizer.token_text(chosen.member.id),
+            "bytes": list(token),
+            "said": [len(text) for text in joint.add(chosen.member.id)],
             "logprob": chosen.logprob,
-            "top": [[self.tokenizer.token_text(i), max(p, -9999.0)] for i, p in top],
+            "top": [[list(self.tokenizer.token_bytes(i)), max(p, -9999.0)] for i, p in top],
         }

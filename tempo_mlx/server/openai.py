@@ -226,22 +226,31 @@ class Shape:
 
     def logprobs(self, tokens: list[Any], offset: int) -> dict[str, Any]:
         if self.chat:
-            return {"content": [{**_scored(t["token"], t["logprob"]), "top_logprobs": [_scored(*o) for o in t["top"]]}
+            return {"content": [{**_scored(t["bytes"], t["logprob"]), "top_logprobs": [_scored(*o) for o in t["top"]]}
                                 for t in tokens], "refusal": None}  # fmt: skip
         offsets = []
         for token in tokens:
-            offsets.append(offset)
-            offset += len(token["token"])
+            before, own = token["said"]
+            offsets.append(offset + before)
+            offset += before + own
         return {
-            "tokens": [t["token"] for t in tokens],
+            "tokens": [spelled(t["bytes"]) for t in tokens],
             "token_logprobs": [t["logprob"] for t in tokens],
-            "top_logprobs": [dict(reversed(t["top"])) for t in tokens],
+            "top_logprobs": [{spelled(o): p for o, p in reversed(t["top"])} for t in tokens],
             "text_offset": offsets,
         }
 
 
-def _scored(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8"))}
+def _scored(token: list[int], logprob: float) -> dict[str, Any]:
+    return {"token": spelled(token), "logprob": logprob, "bytes": token}
+
+
+def spelled(token: list[int]) -> str:
+    """A token's bytes as text; those that are part of a character, as OpenAI's own server spells them."""
+    try:
+        return bytes(token).decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 class Chunks(EventStream):
@@ -288,7 +297,7 @@ class Chunks(EventStream):
             yield self.chunk([self.shape.piece(index, None, None, 0, reasoning=data["reasoning"])])
         if data["text"] or data["tokens"]:
             piece = self.shape.piece(index, data["text"], data["tokens"], self.offset)
-            self.offset += sum(len(token["token"]) for token in data["tokens"])
+            self.offset += sum(sum(token["said"]) for token in data["tokens"])
             yield self.chunk([piece])
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
