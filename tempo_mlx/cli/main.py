@@ -116,7 +116,7 @@ def sentence_of(error: OSError) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    """Parse and run; the exit code. Typer's own `main` would swallow Ctrl-C and a closed pipe, which have an answer of their own."""
+    """Parse and run; the exit code. Typer's own `main` would swallow Ctrl-C and a closed pipe, which we answer."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("tempo-mlx", arguments, terminal_width=columns()) as context:
