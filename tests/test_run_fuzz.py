@@ -139,7 +139,7 @@ def test_whatever_a_run_file_holds_it_ends_in_a_sentence(
         run._repr_html_()
         assert Run.from_json(run.to_json()) == run
         with contextlib.suppress(TempoError):
-            verify(run, model().model)
+            verify(run, model())
 
 
 @given(data=st.binary(max_size=60) | st.text(max_size=60))
