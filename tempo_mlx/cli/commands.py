@@ -43,7 +43,7 @@ class Chat:
     def say(self, text: str) -> None:
         from tempo_mlx.report.styles import isolated
 
-        self.err.print(isolated(text), style="dim", soft_wrap=True)
+        self.err.print(isolated(text), style="dim")
 
     def change(self, **flags: object) -> None:
         """Give settings; those that cannot be change nothing. Raises ConfigError."""
@@ -172,10 +172,12 @@ def branches(chat: Chat, rest: str) -> None:
     if not asked:
         chat.say("There is nothing to answer yet.")
         return
-    settings, now = {"branches": count}, conversation.settings
-    wanted = resolve(
-        {**settings, "chat": True, "system": now.system, "max_tokens": now.max_tokens, "seed": now.seed}
-    )
+    now = conversation.settings
+    kept = {
+        name: getattr(now, name)
+        for name in ("chat", "system", "max_tokens", "seed", "threshold", "temperature")
+    }
+    wanted = resolve({**kept, "branches": count})
     messages = conversation.messages[:-1]
     decoding = conversation.session.stream(
         encode_chat(conversation.session.loaded.tokenizer, messages, now), wanted

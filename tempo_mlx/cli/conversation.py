@@ -34,6 +34,7 @@ class Conversation:
     settings: GenerateConfig
     messages: list[dict[str, str]] = field(default_factory=list)
     last: Run | None = None  # the newest answer
+    explained: bool = False  # what brackets mean: once is enough
 
     def reset(self) -> None:
         self.messages.clear()
@@ -59,10 +60,11 @@ class Conversation:
                 decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
                 reading = f"Reading {len(prompt.token_ids)} tokens ..."
                 with waiting(err, reading, output.quiet) as ended:
-                    printer = RunPrinter(output, out, err, decoding, begin=ended)
+                    printer = RunPrinter(output, out, err, decoding, ended, not self.explained)
                     printer.follow()
                 run = decoding.run()
                 printer.finish(run)
+                self.explained = self.explained or printer.explained
                 if decoding.failure is not None:
                     raise decoding.failure
             if interrupts.signal == signal.SIGTERM:
@@ -120,7 +122,7 @@ def state_directory() -> Path:
 def status(conversation: Conversation) -> str:
     """One line: how fast the last answer came, how much of the context is used, and how wide its sets were."""
     loaded, run = conversation.session.loaded, conversation.last
-    parts = [loaded.config.model]
+    parts = [Path(loaded.config.model).name]
     context = loaded.model.architecture.max_position_embeddings
     if run is not None and run.steps:
         width = sum(len(step.tokens) for step in run.steps) / len(run.steps)

@@ -38,13 +38,16 @@ class RunPrinter:
         err: Console,
         decoding: Stream,
         begin: Callable[[], None] = lambda: None,
+        explain: bool = True,
     ) -> None:
-        """begin: called before anything is printed."""
+        """begin: called before anything is printed. explain: say what brackets mean, where any are shown to people."""
         self.output, self.out, self.err, self.decoding, self.begin = output, out, err, decoding, begin
         self.format = format_of(output)
         self.look = look_of(output, out)
         self.prompt = "" if decoding.config.chat else decoding.prompt.text  # a template is not for people
         self.view: View | None = None
+        self.explain = explain and out.is_terminal and not output.quiet
+        self.explained = False
         self.inline = decoding.task.spec.lattice
         self.streams = self.format == "text" and output.stream
         self.live: Printer | None = None
@@ -120,8 +123,9 @@ class RunPrinter:
                     self.live.add(step)
                 self.live.finish()
             print_texts(run, self.output, self.look, self.out, self.prompt)
-            if self.view is not None and self.view.legend and self.out.is_terminal and not self.output.quiet:
+            if self.view is not None and self.view.legend and self.explain:
                 self.err.print(self.view.legend, style="dim")
+                self.explained = True
 
     def _line(self, value: object) -> None:
         write_text(self.out, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")

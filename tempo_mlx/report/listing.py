@@ -20,7 +20,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tempo_mlx.report.phrases import BEGINS, WORD, phrases_in
+from tempo_mlx.report.phrases import UNSPACED, WORD, phrases_in
 from tempo_mlx.report.records import RunPath
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.styles import MARK_STYLE, Bit, isolated, printable, styled, styled_phrases
@@ -28,6 +28,7 @@ from tempo_mlx.report.text import pieces
 from tempo_mlx.report.views import Look
 
 MARKED_STYLE = "cyan"
+INSIDE = re.compile(rf"[^\W{UNSPACED}]|['’]")  # what words go on with
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def common_front(texts: Sequence[str]) -> str:
     least, most = min(texts), max(texts)
     length = next((at for at, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
     front = least[:length]
-    if any(len(text) > len(front) and not BEGINS.match(text[len(front) :]) for text in texts):
+    if INSIDE.search(front[-1:]) and any(INSIDE.match(text[len(front) :]) for text in texts):
         front = re.sub(r"\S*$", "", front)
     return front.rstrip()
 
@@ -89,7 +90,8 @@ def listing(texts: Sequence[ListedText], prompt: str = "", probabilities: bool =
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for number, (one, rest) in enumerate(zip(texts, rests, strict=True), 1):
-        number_of = Text(f"{number}. {one.share:4.0%}" if len(texts) > 1 else "", MARK_STYLE)
+        share = f"{one.share:.0%}" if one.share >= 0.005 else "<1%"
+        number_of = Text(f"{number}. {share:>4}" if len(texts) > 1 else "", MARK_STYLE)
         if probabilities:
             number_of.append(f" ({one.log_prob:.2f}, {one.log_prob / max(one.tokens, 1):.3f} a token)")
         table.add_row(number_of, marked(rest, best))

@@ -1,0 +1,284 @@
+"""The chat: what it is told besides messages, what it keeps, and how it feels on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tempo_mlx.cli.line import PipeReader, is_open, message_of, typed_lines
+from tempo_mlx.cli.main import main
+from tests.twins import twin
+
+pyte = pytest.importorskip("pyte")
+
+Talk = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
+    """Give a chat these lines; returns what it said on stdout and on stderr."""
+
+    def run(*lines: str, flags: tuple[str, ...] = (), code: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+        settings = ["-m", str(twin("llama")), "-n", "4", "-t", "0", *flags]
+        assert main(["chat", *settings]) == code
+        return capsys.readouterr()
+
+    return run
+
+
+def test_only_answers_are_printed(talk: Talk) -> None:
+    out, _ = talk("Hello", "And you?")
+    assert len(out.splitlines()) == 2
+    assert "Hello" not in out and "<|" not in out
+
+
+def test_undo_forgets_the_last_turn(talk: Talk) -> None:
+    first, second = talk("Hello", "And you?")[0].splitlines()
+    out, err = talk("Hello", "Something else", "/undo", "And you?")
+    assert out.splitlines()[-1] == second and out.splitlines()[0] == first
+    assert "Forgotten: Something else" in err
+    assert "nothing to undo" in talk("/undo")[1]
+
+
+def test_again_answers_anew_and_the_conversation_has_one_answer(talk: Talk, home: Path) -> None:
+    flags = ("--decoder", "sample", "--beam-width", "1", "-t", "5", "--threshold", "0")
+    out, _ = talk("Hello", "/again", "/again", "/save here.json", flags=flags)
+    assert len(set(out.splitlines())) > 1, "other seeds"
+    said = json.loads((home / "here.json").read_text())
+    assert [message["role"] for message in said["messages"]] == ["user", "assistant"]
+    assert said["messages"][1]["content"] == out.splitlines()[-1]
+    assert "nothing to answer" in talk("/again")[1]
+
+
+def test_what_is_saved_can_be_taken_up(talk: Talk, home: Path) -> None:
+    whole = talk("/system Be brief.", "Hello", "/save talk", "And you?")[0].splitlines()
+    assert (home / "state" / "tempo-mlx" / "conversations" / "talk.json").exists()
+    out, err = talk("/load talk", "And you?", "/system")
+    assert out.splitlines() == whole[1:]
+    assert "Taken up: 1 messages" in err and "System message: Be brief." in err
+
+
+def test_settings_can_be_changed_and_shown(talk: Talk) -> None:
+    out, err = talk(
+        "/set max_tokens 2", "Hello", "/set max-tokens", "/set", "/set seed x", "/set treshold 1", "/set n 3"
+    )
+    assert "max_tokens is 2." in err and "max_tokens is 2; Logical steps" in err and "temperature 0" in err
+    assert "seed is 'x'; choose" in err and "did you mean threshold?" in err and "n is not a setting" in err
+    assert len(talk("Hello")[0]) > len(out)
+
+
+def test_a_setting_that_cannot_be_changes_nothing(talk: Talk) -> None:
+    out, err = talk("Hello", "/set beam_width 3", "/reset", "Hello")
+    assert "beam_width has no effect with the superposed decoder" in err
+    assert out.splitlines()[0] == out.splitlines()[1]
+
+
+def test_the_model_can_be_changed(talk: Talk) -> None:
+    other = str(twin("llama3"))
+    _, err = talk("Hello", f"/model {other}", "/model", "/model no-such-model", "Hello")
+    assert err.count(f"Model: {other}") == 2 and "no-such-model" in err
+
+
+def test_why_and_branches_look_at_the_last_answer(talk: Talk) -> None:
+    out, err = talk("Hello", "/why", "/branches 2", flags=("-t", "1", "--threshold", "0.02"))
+    assert "instead" in err or "Nothing else was probable" in err
+    assert [line[:2] for line in out.splitlines()[1:]] == ["1.", "2."]
+    _, err = talk("/why", "/branches")
+    assert "no answer to look at" in err and "nothing to answer" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("/undoo", "There is no command /undoo; did you mean /undo?"),
+        ("/nonsense", "There is no command /nonsense; /help lists them."),
+        ("/save", "Say where: /save NAME"),
+        ("/load", "Say which: /load NAME"),
+        ("/load missing", "Cannot read"),
+        ("/branches many", "/branches is 'many'; choose a whole number"),
+    ],
+)
+def test_a_command_that_is_wrong_is_told_so(talk: Talk, typed: str, said: str) -> None:
+    out, err = talk(typed, "/exit", "never read")
+    assert out == "" and said in err
+
+
+def test_help_names_every_command(talk: Talk) -> None:
+    from tempo_mlx.cli.commands import ALSO, COMMANDS
+
+    _, err = talk("/help")
+    assert all(f"/{name}" in err for name in COMMANDS)
+    assert set(ALSO.values()) <= set(COMMANDS)
+    wanted = "help system model set undo again save load branches why exit".split()  # noqa: SIM905
+    assert set(wanted) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"format": "other", "messages": [], "system": null}',
+        '{"format": "tempo-mlx/conversation", "messages": [1], "system": null}',
+    ],
+)
+def test_a_file_that_holds_no_conversation(talk: Talk, home: Path, content: str) -> None:
+    (home / "x.json").write_text(content)
+    assert "x.json holds no conversation" in talk("/load x.json")[1]
+
+
+def test_nothing_to_resume(talk: Talk) -> None:
+    assert "Cannot read" in talk("Hello", flags=("--resume",), code=1)[1]
+
+
+def test_messages_of_several_lines_from_a_pipe() -> None:
+    reader = PipeReader(io.StringIO('one\n"""two\nthree"""\n\n"""four'))
+    assert [reader.read() for _ in range(5)] == ["one", "two\nthree", "", "four", None]
+    assert is_open('"""a') and is_open('"""') and not is_open('"""a"""') and not is_open("a")
+    assert message_of(' """ a """ ') == "a"
+
+
+def test_what_was_typed_blind() -> None:
+    assert typed_lines("") == [""]
+    assert typed_lines("next q") == ["next q"]
+    assert typed_lines("one\rtwo\nthr") == ["one", "two", "thr"]
+    assert typed_lines("ax\x7fb\x08c\x01") == ["ac"]
+    assert typed_lines("up\x1b[A") == ["up"]
+
+
+class Terminal:
+    """A chat in a process of its own, on a terminal."""
+
+    def __init__(self, home: Path, *flags: str) -> None:
+        self.screen = pyte.Screen(80, 24)
+        self.stream = pyte.ByteStream(self.screen)
+        self.master, slave = pty.openpty()
+        environ = {
+            **os.environ,
+            "TERM": "xterm",
+            "COLUMNS": "80",
+            "LINES": "24",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "tempo_mlx",
+            "chat",
+            "-m",
+            str(twin("llama")),
+            "-n",
+            "6",
+            "-t",
+            "0",
+            *flags,
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environ, cwd=Path(__file__).parents[1],
+            start_new_session=True, preexec_fn=self._take_terminal(slave),
+        )  # fmt: skip
+        os.close(slave)
+
+    @staticmethod
+    def _take_terminal(slave: int) -> Callable[[], None]:
+        def take() -> None:
+            import fcntl
+            import termios
+
+            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+        return take
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, pattern: str, seconds: float = 90.0) -> str:
+        """The screen, once it shows the pattern."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self.master, 65536)
+                except OSError:
+                    break
+                if b"\x1b[6n" in data:  # asks where the cursor is
+                    os.write(self.master, b"\x1b[1;1R")
+                self.stream.feed(data)
+            if re.search(pattern, self.text(), re.M):
+                return self.text()
+        if re.search(pattern, self.text(), re.M):
+            return self.text()
+        raise AssertionError(f"{pattern} is not on the screen:\n{self.text()}")
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def end(self) -> int:
+        self.type("\x04")
+        return self.process.wait(timeout=60)
+
+
+@pytest.fixture
+def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*flags: str) -> Terminal:
+        opened.append(Terminal(home, *flags))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        os.close(one.master)
+
+
+def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: Path) -> None:
+    """History, a status line, what is typed ahead, Ctrl-C that stops an answer only, and --resume."""
+    chat = terminal()
+    chat.wait_for(r"tokens of context")
+    chat.type("Hello\r")
+    chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 rows a step")
+    chat.type("/set max_tokens 200\r/set min_steps 200\r")
+    chat.wait_for(r"min_steps is 200")
+    chat.type("Go on\r")
+    chat.wait_for(r"^step \d+ \|")
+    chat.type("/undo\rnext")
+    chat.type("\x03")
+    screen = chat.wait_for(r"Forgotten: Go on")
+    screen = chat.wait_for(r"^> next$")
+    assert "Error" not in screen
+    assert chat.process.poll() is None
+    chat.type("\x15")
+    assert chat.end() == 0
+    history = (home / "state" / "tempo-mlx" / "chat-history").read_text()
+    assert "+Hello" in history
+    again = terminal("--resume")
+    again.wait_for(r"Taken up: 1 messages")
+    again.wait_for(r"^> *$")
+    again.type("\x1b[A")
+    again.wait_for(r"^> Go on$")
+    again.type("\x03")
+    assert again.end() == 0
