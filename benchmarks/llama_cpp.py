@@ -83,11 +83,8 @@ def strings(count: int, seed: int = 0) -> Iterator[str]:
     them before it cuts.
     """
     draw = random.Random(seed)
-    lines = [
-        line
-        for file in sorted(_SOURCES.glob("tempo_mlx/**/*.py"))
-        for line in file.read_text("utf-8").splitlines()
-    ]
+    files = sorted(_SOURCES.glob("tempo_mlx/**/*.py"))
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines() if "</s>" not in line]
     words = (_SOURCES / "README.md").read_text("utf-8").split()
     scripts = [range(0x20, 0x7F), range(0xA1, 0x250), range(0x370, 0x500), range(0x5D0, 0x5EB), range(0x620, 0x64B),
                range(0x904, 0x940), range(0xE01, 0xE3B), range(0x3041, 0x3097), range(0x4E00, 0x9FA5),

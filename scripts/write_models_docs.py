@@ -10,7 +10,7 @@ from typing import Any
 
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.architecture.families import FAMILIES, architecture_from_config
-from tempo_mlx.architecture.gguf import GGUF_FAMILIES
+from tempo_mlx.architecture.gguf import names_of
 from tempo_mlx.exits.plan import exits_lack
 from tempo_mlx.ranks.shards import not_spread
 
@@ -57,7 +57,7 @@ def models_docs() -> str:
     rows = []
     for name, family in sorted(FAMILIES.items()):
         a = architecture_from_config({"model_type": name, **STATED.get(name, {})})
-        gguf = ", ".join(f"`{each}`" for each, ours in GGUF_FAMILIES.items() if ours == name)
+        gguf = ", ".join(f"`{each}`" for each in names_of(name))
         cells = (
             f"`{name}`", family.example, parts_of(a), "states" if a.recurrent else "slots",
             "no" if exits_lack(a) else "yes", "no" if not_spread(a) else "yes", gguf or "no",

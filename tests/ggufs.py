@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tests.twins import SPECIAL, reference, twin
+from tests.twins import SPECIAL, VOCABULARY, reference, twin
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 
@@ -166,15 +166,17 @@ def write(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _add_byte_level_tokenizer(writer: gguf.GGUFWriter, directory: Path) -> None:
+def _add_byte_level_tokenizer(writer: gguf.GGUFWriter, directory: Path, rows: int = 0) -> None:
+    """rows: of the embedding; llama.cpp wants as many tokens, the last of them padding."""
     import json
 
     model = json.loads((directory / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
+    padding = [f"[PAD{index}]" for index in range(len(tokens), rows)]
+    writer.add_token_list([*tokens, *padding])
+    writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens] + [5] * len(padding))
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
@@ -236,3 +238,139 @@ def add_sentencepiece_tokenizer(writer: gguf.GGUFWriter, *, space_prefix: bool) 
     writer.add_unk_token_id(0)
     writer.add_add_space_prefix(space_prefix)
     return len(tokens)
+
+
+# twin -> llama.cpp's architecture, for those written by `modern_twin`
+MODERN = {
+    "gguf-seed_oss": "seed_oss", "gguf-arcee": "arcee", "gguf-gemma": "gemma", "gguf-glm4": "glm4",
+    "gguf-ernie4_5": "ernie4_5", "gguf-starcoder2": "starcoder2", "gguf-hunyuan": "hunyuan-dense",
+    "gguf-nemotron": "nemotron", "gguf-olmo": "olmo", "gguf-cohere": "command-r", "gguf-cohere2": "cohere2",
+    "gguf-qwen2_moe": "qwen2moe", "gguf-qwen3_moe": "qwen3moe", "gguf-olmoe": "olmoe",
+    "gguf-granitemoe": "granitemoe", "gguf-mixtral": "llama", "gguf-gpt_oss": "gpt-oss", "gguf-glm4_moe": "glm4moe",
+    "gguf-lfm2": "lfm2", "gguf-lfm2_moe": "lfm2moe",
+}  # fmt: skip
+_PERMUTED = ("arcee", "olmo", "granitemoe", "llama")
+# our names of a layer's parts -> llama.cpp's
+_PARTS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "router": "ffn_gate_inp",
+    "experts.gate_proj": "ffn_gate_exps", "experts.up_proj": "ffn_up_exps", "experts.down_proj": "ffn_down_exps", "mlp.row_gate": "ffn_gate_inp_shexp",
+    "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj", "conv.out_proj": "shortconv.out_proj",
+}  # fmt: skip
+_OWN_PARTS = {
+    "seed_oss": {"post_attention_layernorm": "post_attention_norm"},
+    "gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
+    "glm4moe": {"post_attention_layernorm": "post_attention_norm"},
+    "glm4": {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+             "post_feedforward_layernorm": "post_ffw_norm"},
+}  # fmt: skip
+
+
+def _modern_metadata(architecture: str, config: Any) -> dict[str, Any]:
+    """What convert_hf_to_gguf.py writes for these."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rope = config.rope_parameters
+    stated: dict[str, Any] = {
+        "block_count": config.num_hidden_layers, "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head_dim, "attention.value_length": head_dim,
+        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+    }  # fmt: skip
+    plain = architecture in ("starcoder2", "nemotron", "olmo", "command-r", "cohere2")
+    eps = next(
+        getattr(config, key) for key in ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon")
+        if hasattr(config, key)
+    ) if architecture != "olmo" else 1e-5  # fmt: skip
+    stated[f"attention.layer_norm_{'' if plain else 'rms_'}epsilon"] = float(eps)
+    own: dict[str, tuple[str, ...]] = {
+        "expert_count": ("num_experts", "num_local_experts", "n_routed_experts"),
+        "expert_used_count": ("num_experts_per_tok",), "expert_feed_forward_length": ("moe_intermediate_size",),
+        "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
+        "expert_shared_count": ("n_shared_experts",), "leading_dense_block_count": (
+            "first_k_dense_replace", "num_dense_layers"),
+        "expert_weights_scale": ("routed_scaling_factor",) if architecture == "glm4moe" else (),
+        "expert_weights_norm": ("norm_topk_prob",) if architecture == "glm4moe" else (),
+        "attention.sliding_window": ("sliding_window",), "shortconv.l_cache": ("conv_L_cache",),
+        "logit_scale": ("logit_scale", "logits_scaling"), "embedding_scale": ("embedding_multiplier",),
+        "residual_scale": ("residual_multiplier",), "attention.scale": ("attention_multiplier",),
+        "attention.clamp_kqv": ("clip_qkv",),
+    }  # fmt: skip
+    for key, names in own.items():
+        for name in names:
+            if getattr(config, name, None) is not None:
+                stated[key] = getattr(config, name)
+    if architecture in ("glm4moe", "lfm2moe"):
+        stated["expert_gating_func"] = 2
+    if architecture == "gpt-oss":
+        stated |= {"expert_feed_forward_length": config.intermediate_size, "rope.scaling.type": "yarn",
+                   "rope.scaling.factor": float(rope["factor"]),
+                   "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}  # fmt: skip
+    if architecture.startswith("lfm2"):
+        kinds = config.layer_types
+        stated["attention.head_count_kv"] = [
+            config.num_key_value_heads if each == "full_attention" else 0 for each in kinds
+        ]
+    if architecture in ("llama", "granitemoe", "olmoe"):
+        stated.pop("attention.sliding_window", None)
+    return stated
+
+
+@cache
+def modern_twin(name: str) -> Path:
+    """A twin of MODERN as a float32 .gguf file."""
+    from tempo_mlx.weights import open_checkpoint
+
+    architecture, config = MODERN[name], reference(name).config
+    path = twin(name) / f"{name}.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in _modern_metadata(architecture, config).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+               list: writer.add_array}[type(value)]  # fmt: skip
+        add(f"{architecture}.{key}", value)
+    _add_byte_level_tokenizer(writer, twin(name), VOCABULARY)
+    source = open_checkpoint(str(twin(name)))
+    sparse = {
+        each.rpartition(".router.weight")[0] for each in source.names() if each.endswith(".router.weight")
+    }
+    for ours in source.names():
+        weight = np.array(source.tensor(ours).numpy())
+        if architecture in ("gemma", "nemotron") and ours.endswith("norm.weight"):
+            weight = weight + 1
+        if architecture in _PERMUTED and (".q_proj." in ours or ".k_proj." in ours):
+            weight = _permute(
+                weight, config.num_attention_heads if ".q_proj." in ours else config.num_key_value_heads
+            )
+        for stored, array in _modern_tensor(architecture, ours, weight, sparse, source).items():
+            writer.add_tensor(stored, np.ascontiguousarray(array))
+    write(writer)
+    return path
+
+
+def _modern_tensor(
+    architecture: str, ours: str, weight: Any, sparse: set[str], source: Any
+) -> dict[str, Any]:
+    stem, _, kind = ours.rpartition(".")
+    last = "token_embd_norm" if architecture.startswith("lfm2") else "output_norm"
+    top = {"model.embed_tokens": "token_embd", "model.norm": last, "lm_head": "output"}
+    if stem in top:
+        return {f"{top[stem]}.{kind}": weight}
+    _, _, index, rest = ours.split(".", 3)
+    if rest == "self_attn.sinks":
+        return {f"blk.{index}.attn_sinks.weight": weight}
+    if rest == "router.correction":
+        return {f"blk.{index}.exp_probs_b.bias": weight}
+    part = rest.rpartition(".")[0]
+    if architecture == "glm4" and part in ("mlp.gate_proj", "mlp.up_proj"):
+        up = source.tensor(ours.replace("gate_proj", "up_proj")).numpy()
+        return {f"blk.{index}.ffn_up.weight": np.concatenate([weight, up])} if "gate" in part else {}
+    stored = {**_PARTS, **_OWN_PARTS.get(architecture, {})}[part]
+    if part.startswith("mlp.") and part != "mlp.row_gate" and f"model.layers.{index}" in sparse:
+        stored += "_shexp"
+    if part == "conv.conv":
+        weight = weight[:, 0]
+    return {f"blk.{index}.{stored}.{kind}": weight}

@@ -255,7 +255,7 @@ def _differences(ours: Any, theirs: Any) -> set[str]:
     [
         ("general.architecture", "mamba", "mamba"),
         ("general.architecture", "a\nb" * 100, "architecture"),
-        ("llama.expert_count", 8, "expert_count"),
+        ("llama.expert_count", 8, "experts"),
         ("split.count", 3, "NAME-00001-of-00003.gguf"),
         ("llama.attention.head_count", 0, "head count"),
         ("llama.attention.head_count_kv", 3, "heads"),

@@ -234,6 +234,44 @@ _STRONG = frozenset(
     ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3Text", "Phi3", "SmolLM3", "Olmo2", "Granite")
 )
 
+# Twins as GGUF files can hold them: no windows or steps that llama.cpp has no key for.
+GGUF_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "gguf-seed_oss": ("SeedOss", {"head_dim": 24, "attention_out_bias": False}),
+    "gguf-arcee": ("Arcee", {"head_dim": 16}),
+    "gguf-gemma": ("Gemma", {"head_dim": 24}),
+    "gguf-glm4": ("Glm4", {"head_dim": 16}),
+    "gguf-ernie4_5": ("Ernie4_5", {"head_dim": 16}),
+    "gguf-starcoder2": ("Starcoder2", {"sliding_window": None}),
+    "gguf-hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
+    "gguf-nemotron": ("Nemotron", {"head_dim": 16}),
+    "gguf-olmo": ("Olmo", {"clip_qkv": 1.5}),
+    "gguf-cohere": ("Cohere", {"logit_scale": 0.5}),
+    "gguf-cohere2": ("Cohere2", {"head_dim": 16, "sliding_window": 10, "logit_scale": 0.5}),
+    "gguf-qwen2_moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 48}),
+    "gguf-qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 24, "norm_topk_prob": True}),
+    "gguf-olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "gguf-granitemoe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, **_SCALES}),
+    "gguf-mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "gguf-gpt_oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 10,
+         "rope_parameters": {**_YARN, "truncate": False}},
+    ),
+    "gguf-glm4_moe": (
+        "Glm4Moe",
+        {**_DEEPSEEK, "head_dim": 16, "use_qk_norm": True, "attention_bias": True, "n_group": 1,
+         "routed_scaling_factor": 1.5},
+    ),
+    "gguf-lfm2": (
+        "Lfm2",
+        {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    ),
+    "gguf-lfm2_moe": (
+        "Lfm2Moe",
+        {**_MOE, "layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
+    ),
+}  # fmt: skip
+
 
 @cache
 def _home() -> Path:
@@ -248,7 +286,7 @@ def reference(name: str) -> Any:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    family, differences = TWINS[name]
+    family, differences = {**TWINS, **GGUF_TWINS}[name]
     config_class = getattr(transformers, f"{family}Config")
     model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
     config = config_class(**{**_SIZES, **differences})

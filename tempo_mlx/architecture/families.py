@@ -29,7 +29,7 @@ _SAME = {
     "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_5_vl_text", "qwen2_vl_text": "qwen2_5_vl_text",
     "glm4v": "glm4v_text", "mistral3": "mistral", "gemma4_unified": "gemma4_text",
 }  # fmt: skip
-_NORM_KEYS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
+NORM_KEYS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 _COMMON = frozenset({"rope_scaling", "rope_parameters", "head_dim", "model_type"})
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **SPARSE, **HYBRID})
@@ -73,7 +73,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         max_position_embeddings=values.integer("max_position_embeddings"),
         layers=layers,
         ropes=ropes,
-        norm_eps=values.number(next(key for key in _NORM_KEYS if key in family.defaults)),
+        norm_eps=values.number(next(key for key in NORM_KEYS if key in family.defaults)),
         tie_word_embeddings=values.flag("tie_word_embeddings"),
         **{**_scales(values, family), **_extras(values), **fixed, **_placement(values, family)},
     )

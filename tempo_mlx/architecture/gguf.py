@@ -8,28 +8,94 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from tempo_mlx.architecture.architecture import Architecture
-from tempo_mlx.architecture.families import FAMILIES
+from tempo_mlx.architecture.families import FAMILIES, NORM_KEYS
 from tempo_mlx.errors import ModelError
 
-# general.architecture -> model_type
-GGUF_FAMILIES = {
-    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2",
-    "gemma3": "gemma3_text", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2", "granite": "granite",
-}  # fmt: skip
-# llama.cpp rotates neighbouring dimensions in these, and permutes the rows of q and k when it converts.
-_INTERLEAVED_ROPE = frozenset({"llama", "mistral", "smollm3", "granite"})
+_MOE = {"expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size"}
+_POST = {"post_attention_norm": "post_attention_layernorm"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of llama.cpp's architectures: the family it is here, and what it has of its own.
+
+    fields: metadata keys -> config keys; parts: tensors of a layer -> our names; facts: config keys that llama.cpp
+    does not store; permuted: llama.cpp rotates neighbouring dimensions where Hugging Face rotates halves, and its
+    converter permutes the rows of q and k.
+    """
+
+    model_type: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    permuted: bool = False
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "llama": Row("llama", permuted=True), "mistral": Row("llama", permuted=True),
+        "qwen2": Row("qwen2"), "qwen3": Row("qwen3"), "gemma": Row("gemma"), "gemma2": Row("gemma2"),
+        "gemma3": Row("gemma3_text"), "phi3": Row("phi3", parts={"ffn_up": "mlp.gate_up_proj"}),
+        "smollm3": Row("smollm3", permuted=True), "olmo2": Row("olmo2"), "granite": Row("granite", permuted=True),
+        "seed_oss": Row("seed_oss", parts=_POST), "arcee": Row("arcee", permuted=True),
+        "glm4": Row(
+            "glm4", parts={"ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm",
+                           "ffn_norm": "post_attention_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
+        ), "ernie4_5": Row("ernie4_5"),
+        "starcoder2": Row("starcoder2"), "hunyuan-dense": Row("hunyuan_v1_dense"), "nemotron": Row("nemotron"),
+        "olmo": Row("olmo", {"attention.clamp_kqv": "clip_qkv"}, permuted=True),
+        "command-r": Row("cohere", {"logit_scale": "logit_scale"}),
+        "cohere2": Row("cohere2", {"logit_scale": "logit_scale"}),
+        "qwen2moe": Row(
+            "qwen2_moe",
+            {**_MOE, "expert_count": "num_experts",
+             "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        ),
+        "qwen3moe": Row("qwen3_moe", {**_MOE, "expert_count": "num_experts"}, facts={"norm_topk_prob": True}),
+        "olmoe": Row("olmoe", {**_MOE, "expert_count": "num_experts"}),
+        "granitemoe": Row(
+            "granitemoe", {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+            permuted=True,
+        ),
+        "mixtral": Row(  # llama.cpp calls it llama
+            "mixtral", {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+            permuted=True,
+        ),
+        "gpt-oss": Row(
+            "gpt_oss",
+            {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok",
+             "expert_feed_forward_length": "intermediate_size"},
+            parts={**_POST, "attn_sinks": "self_attn.sinks"},
+        ),
+        "glm4moe": Row(
+            "glm4_moe",
+            {**_MOE, "expert_count": "n_routed_experts", "expert_shared_count": "n_shared_experts",
+             "leading_dense_block_count": "first_k_dense_replace", "expert_weights_scale": "routed_scaling_factor",
+             "expert_weights_norm": "norm_topk_prob", "expert_group_count": "n_group",
+             "expert_group_used_count": "topk_group"},
+            parts=_POST,
+        ),
+        "lfm2": Row("lfm2", {"shortconv.l_cache": "conv_L_cache"}, facts={"block_auto_adjust_ff_dim": False}),
+        "lfm2moe": Row(
+            "lfm2_moe",
+            {**_MOE, "expert_count": "num_experts", "shortconv.l_cache": "conv_L_cache",
+             "leading_dense_block_count": "num_dense_layers"},
+        ),
+    }
+)  # fmt: skip
 
 _FIELDS = {
     "block_count": "num_hidden_layers", "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
     "rope.freq_base": "rope_theta", "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
     "attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier",
@@ -41,6 +107,8 @@ _OTHER = frozenset(
         "vocab_size", "attention.value_length", "rope.dimension_count", "rope.scaling.type",
         "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
         "rope.scaling.finetuned",
+        "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "expert_gating_func",
+        "nextn_predict_layers", "attention.causal", "use_parallel_residual",
         "rope.freq_base_swa", "tensor_data_layout", "attention.sliding_window_pattern", "rope.scale_linear",
     }
 )  # fmt: skip
@@ -57,11 +125,16 @@ _GGUF_PARTS = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "attn_qkv": "self_attn.qkv_proj", "attn_norm": "input_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "ffn_gate_inp": "router",
+    "ffn_gate_exps": "experts.gate_proj", "ffn_up_exps": "experts.up_proj", "ffn_down_exps": "experts.down_proj",
+    "ffn_gate_shexp": "mlp.gate_proj", "ffn_up_shexp": "mlp.up_proj", "ffn_down_shexp": "mlp.down_proj",
+    "ffn_gate_inp_shexp": "mlp.row_gate", "exp_probs_b": "router.correction", "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj", "shortconv.out_proj": "conv.out_proj",
 }  # fmt: skip
 _GGUF_NORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "pre": {"ffn_norm": "post_attention_layernorm"},
+        "parallel": {},
         "post": {
             "post_attention_norm": "post_attention_layernorm",
             "post_ffw_norm": "post_feedforward_layernorm",
@@ -73,8 +146,13 @@ _GGUF_NORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-_GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
+_GGUF_TOP = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "token_embd_norm": "model.norm",
+}  # fmt: skip
+_GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.([\w.]+)\.(weight|bias)")
+_ROTATED = re.compile(r"model\.layers\.(\d+)\.self_attn\.([qk])_proj\.(?:weight|bias)")
+_WHOLE = {"self_attn.sinks.weight": "self_attn.sinks", "router.correction.bias": "router.correction"}
 
 
 def config_from_gguf(
@@ -87,32 +165,31 @@ def config_from_gguf(
     shapes: of all tensors, rows first; factors: the numbers of those whose name starts with `rope_f`.
     Raises: ModelError naming an architecture, or a metadata key, that is not supported.
     """
-    architecture = metadata.get("general.architecture")
-    model_type = GGUF_FAMILIES.get(architecture) if isinstance(architecture, str) else None
-    if model_type is None or not isinstance(architecture, str):
-        raise ModelError(
-            f"The GGUF architecture {str(architecture)[:60]!r} is not supported; supported are "
-            f"{', '.join(GGUF_FAMILIES)}."
-        )
+    architecture, row = row_of(metadata)
     stated = {
         key[len(architecture) + 1 :]: value
         for key, value in metadata.items()
         if key.startswith(f"{architecture}.")
     }
-    config: dict[str, Any] = {"model_type": model_type}
+    config: dict[str, Any] = {"model_type": row.model_type, **row.facts}
+    _read_unequal_heads(config, stated)
     for key, value in stated.items():
-        if key in _FIELDS:
-            config[_FIELDS[key]] = _plain(value, f"{architecture}.{key}")
-        elif key not in _OTHER:
+        name = row.fields.get(key) or _FIELDS.get(key)
+        if name is not None and name not in config:
+            config[name] = _plain(value, f"{architecture}.{key}")
+        elif name is None and key not in _OTHER and not _is_nothing(value):
             raise ModelError(
                 f"The GGUF file sets {architecture}.{key}, which tempo-mlx does not know; it might change "
                 "the computation, so the model is refused."
             )
     embedding = shapes.get("token_embd.weight", ())
     if len(embedding) != 2:
-        raise ModelError("The GGUF file holds no token embedding (token_embd.weight); fetch it again.")
+        raise ModelError("The GGUF file holds no token embedding (token_embd.weight); the model is refused.")
     config["vocab_size"] = embedding[0]
     config["tie_word_embeddings"] = "output.weight" not in shapes
+    config["num_hidden_layers"] = config.get("num_hidden_layers", 0) - int(
+        stated.get("nextn_predict_layers", 0)
+    )
     _check_heads(config, stated)
     _add_family_facts(config, stated, shapes)
     _add_rope(config, stated, factors)
@@ -120,11 +197,40 @@ def config_from_gguf(
     return config
 
 
+def names_of(family: str) -> list[str]:
+    """What llama.cpp calls one of our families; it calls a Mixtral a llama with experts."""
+    return [name.replace("mixtral", "llama") for name, row in ROWS.items() if row.model_type == family]
+
+
+def row_of(metadata: Mapping[str, Any]) -> tuple[str, Row]:
+    """general.architecture, and its row. Raises: ModelError naming one that is not supported."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in ROWS:
+        raise ModelError(
+            f"The GGUF architecture {str(architecture)[:60]!r} is not supported; supported are {', '.join(ROWS)}."
+        )
+    sparse = architecture == "llama" and not _is_nothing(metadata.get("llama.expert_count"))
+    return architecture, ROWS["mixtral" if sparse else architecture]
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a key says that the model does without it: no experts, no window."""
+    return value is None or (not isinstance(value, (np.ndarray, str)) and value in (0, False))
+
+
+def _read_unequal_heads(config: dict[str, Any], stated: Mapping[str, Any]) -> None:
+    """LFM2 marks the layers without attention by their having no key/value heads."""
+    heads = stated.get("attention.head_count_kv")
+    if isinstance(heads, np.ndarray) and "full_attn_idxs" in FAMILIES[config["model_type"]].defaults:
+        config["full_attn_idxs"] = [index for index, count in enumerate(heads.tolist()) if count]
+        config["num_key_value_heads"] = int(max(heads.tolist(), default=0))
+
+
 def _plain(value: Any, key: str) -> Any:
     """A number; llama.cpp writes a list where layers may differ, and we support only equal layers."""
     if isinstance(value, np.ndarray) and value.size and bool(np.all(value == value.flat[0])):
         value = value.flat[0].item()
-    if type(value) not in (int, float):
+    if type(value) not in (int, float, bool):
         raise ModelError(
             f"The GGUF key {key} is not one number; models with unequal layers are not supported."
         )
@@ -135,7 +241,7 @@ def _plain(value: Any, key: str) -> Any:
 def _check_heads(config: dict[str, Any], stated: Mapping[str, Any]) -> None:
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if type(heads) is not int or type(width) is not int or heads < 1:
-        raise ModelError("The GGUF file states no head count or embedding length; fetch it again.")
+        raise ModelError("The GGUF file states no head count or embedding length; the model is refused.")
     config.setdefault("head_dim", width // heads)
     value_length = stated.get("attention.value_length", config["head_dim"])
     if value_length != config["head_dim"]:
@@ -166,11 +272,29 @@ def _add_family_facts(config: dict[str, Any], stated: Mapping[str, Any], tensors
         config["sliding_window"] = config.get("sliding_window") or None
         original = stated.get("rope.scaling.original_context_length", config.get("max_position_embeddings"))
         config["original_max_position_embeddings"] = original
-    for key, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
-        if key in FAMILIES[model_type].defaults:
+    family = FAMILIES[model_type]
+    for key, tensor in _BIASES.items():
+        if key in family.defaults and not (key == "attention_bias" and model_type == "gpt_oss"):
             config[key] = tensor in tensors
-    if "attention_multiplier" in config and model_type != "granite":
+    if "use_qk_norm" in family.defaults:
+        config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
+    eps = stated.get("attention.layer_norm_rms_epsilon", stated.get("attention.layer_norm_epsilon"))
+    if eps is not None:
+        config[next(key for key in NORM_KEYS if key in family.defaults)] = _plain(eps, "layer_norm_epsilon")
+    if model_type == "gemma":
+        config["hidden_act"] = "gelu_pytorch_tanh"
+    if model_type in ("qwen3_moe", "qwen2_moe", "lfm2_moe"):
+        config.setdefault("mlp_only_layers", [])
+    if "moe_intermediate_size" in family.defaults and "moe_intermediate_size" not in config:
+        raise ModelError("The GGUF file does not say how wide its experts are; the model is refused.")
+    if "attention_multiplier" in config and "attention_multiplier" not in family.defaults:
         raise ModelError(f"The GGUF file sets an attention scale, which {model_type} models do not have.")
+
+
+_BIASES = {
+    "attention_bias": "blk.0.attn_q.bias", "attention_out_bias": "blk.0.attn_output.bias",
+    "mlp_bias": "blk.0.ffn_down.bias", "use_bias": "blk.0.attn_q.bias",
+}  # fmt: skip
 
 
 def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], factors: Mapping[str, list[float]]) -> None:
@@ -202,12 +326,14 @@ def _add_rope(config: dict[str, Any], stated: Mapping[str, Any], factors: Mappin
         scaling = {"rope_type": "linear", "factor": _plain(stated["rope.scale_linear"], "rope.scale_linear")}
     elif kind not in ("none", "longrope"):
         raise ModelError(f"The GGUF file's rope scaling {str(kind)[:40]!r} is not supported.")
+    if config["model_type"] == "gpt_oss":
+        scaling["truncate"] = False
     if scaling:
         config["rope_scaling"] = scaling
 
 
-def name_from_gguf(name: str, architecture: Architecture) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None for one that has no place in the architecture."""
+def name_from_gguf(name: str, architecture: Architecture, row: Row) -> str | None:
+    """Our name of a GGUF tensor, or None for one that has no place in the architecture."""
     stem, _, kind = name.rpartition(".")
     if stem in _GGUF_TOP:
         return f"{_GGUF_TOP[stem]}.{kind}"
@@ -215,17 +341,19 @@ def name_from_gguf(name: str, architecture: Architecture) -> str | None:
     if match is None:
         return None
     layer, part, kind = match.groups()
-    part = _GGUF_PARTS.get(part) or _GGUF_NORMS[architecture.norm_placement].get(part)
-    if part == "mlp.up_proj" and architecture.family == "phi3":  # holds gate and up
-        part = "mlp.gate_up_proj"
-    return None if part is None else f"model.layers.{int(layer)}.{part}.{kind}"
+    norms = _GGUF_NORMS.get(architecture.norm_placement, {})
+    own = row.parts.get(part) or _GGUF_PARTS.get(part) or norms.get(part)
+    if own is None:
+        return None
+    return f"model.layers.{int(layer)}.{_WHOLE.get(f'{own}.{kind}', f'{own}.{kind}')}"
 
 
-def interleaved_heads(name: str, kind: str, a: Architecture) -> int | None:
-    """How many heads of neighbouring rotary pairs the tensor has, which Hugging Face keeps as halves; None: none.
-
-    kind: general.architecture.
-    """
-    heads = {".q_proj.": a.num_attention_heads, ".k_proj.": a.num_key_value_heads}
-    found = [count for part, count in heads.items() if part in name]
-    return found[0] if found and kind in _INTERLEAVED_ROPE else None
+def permuted_heads(name: str, a: Architecture, row: Row) -> int | None:
+    """How many heads of neighbouring rotary pairs the tensor has, which Hugging Face keeps as halves; None: none."""
+    match = _ROTATED.fullmatch(name)
+    if match is None or not row.permuted or int(match[1]) >= len(a.layers):
+        return None
+    attention = a.layers[int(match[1])].attention
+    if attention is None:
+        return None
+    return attention.num_attention_heads if match[2] == "q" else attention.num_key_value_heads

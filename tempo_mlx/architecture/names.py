@@ -29,7 +29,7 @@ from tempo_mlx.architecture.families import FAMILIES
 # Not weights of the language model: buffers of older transformers versions, what sees and hears, and the heads that
 # guess more than one token ahead.
 IGNORED = re.compile(
-    r".*\.rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|mtp\..*|model\.mtp\..*|"
+    r".*\.rotary_emb\.inv_freq|blk\.\d+\.nextn\..*|rope_freqs\.weight|rope_factors_(long|short)\.weight|mtp\..*|model\.mtp\..*|"
     r"(model\.)?(vision_tower|multi_modal_projector|vision_model|visual|audio_tower|embed_vision|embed_audio|"
     r"audio_model|vision_encoder|patch_merger|pre_mm_projector_norm)\..*|.*\.attention\.(bias|masked_bias)|"
     r".*\.act_fn\.(beta|eps)"

@@ -29,22 +29,24 @@ def read_gguf_model(path: Path) -> Contents:
     }
     config = gguf.config_from_gguf(file.metadata, shapes, factors)
     architecture = architecture_from_config(config)
-    kind = file.metadata["general.architecture"]
+    _, row = gguf.row_of(file.metadata)
     tensors: dict[str, Tensor] = {}
     for stored, tensor in file.tensors.items():
         if names.IGNORED.fullmatch(stored):
             continue
-        name = gguf.name_from_gguf(stored, architecture)
+        name = gguf.name_from_gguf(stored, architecture, row)
         if name is None:
             raise ModelError(
                 f"{path} holds the tensor {stored!r}, which a {architecture.family} model does not have."
             )
-        heads = gguf.interleaved_heads(name, kind, architecture)
+        heads = gguf.permuted_heads(name, architecture, row)
         if heads is not None:
             order = np.arange(tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
             tensor = Reordered(tensor, order)
         if architecture.norm_offset and name.endswith("norm.weight") and isinstance(tensor, DenseTensor):
             tensor = DenseTensor(tensor.data, architecture.norm_offset)
+        if name.endswith(".conv.conv.weight") and isinstance(tensor, DenseTensor):
+            tensor = DenseTensor(tensor.data[:, None])  # llama.cpp leaves out the axis of one channel
         tensors[name] = tensor
     types = [
         each.type_name if isinstance(each, GGUFTensor) else each.kind
