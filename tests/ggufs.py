@@ -256,7 +256,8 @@ _PARTS = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "router": "ffn_gate_inp",
-    "experts.gate_proj": "ffn_gate_exps", "experts.up_proj": "ffn_up_exps", "experts.down_proj": "ffn_down_exps", "mlp.row_gate": "ffn_gate_inp_shexp",
+    "experts.gate_proj": "ffn_gate_exps", "experts.up_proj": "ffn_up_exps",
+    "experts.down_proj": "ffn_down_exps", "mlp.row_gate": "ffn_gate_inp_shexp",
     "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj", "conv.out_proj": "shortconv.out_proj",
 }  # fmt: skip
 _OWN_PARTS = {

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("xllamacpp")
 
 from benchmarks.llama_cpp import (
+    NEAR_TIE,
     NEAR_TIE_AS_IS,
     LlamaCpp,
     llama_cpp,
@@ -21,6 +22,7 @@ from benchmarks.llama_cpp import (
 from tempo_mlx import load
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.registry import PACKAGED
+from tests.ggufs import modern_twin
 
 MODEL = "smollm2-135m"
 
@@ -57,3 +59,17 @@ def test_cuts(pre: str, tmp_path: Path) -> None:
     path = vocabulary_file(tmp_path, pre)
     with llama_cpp(path) as server:
         assert other_ids(open_checkpoint(str(path)).tokenizer(), server, list(strings(100, seed=2))) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["gguf-glm4", "gguf-qwen3_moe", "gguf-glm4_moe", "gguf-lfm2_moe", "gguf-granitemoe"]
+)
+def test_architectures(name: str) -> None:
+    """The others of MODERN agree as well; these are the kinds there are, and a second each."""
+    pytest.importorskip("torch")
+    ids = list(range(60, 84))
+    with llama_cpp(modern_twin(name)) as server:
+        answer = server.greedy(ids, 12)
+    assert len(answer) > 3
+    model = load(str(modern_twin(name)), device="cpu").model
+    assert all(gap < NEAR_TIE for gap in rivals(model, ids, answer))

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from tempo_mlx.architecture.gguf import ROWS
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.gguf_file import _TYPES, read_gguf
@@ -21,6 +22,7 @@ from tests.ggufs import (
     ARRAY,
     BOOL,
     F32,
+    MODERN,
     STRING,
     U8,
     U32,
@@ -29,6 +31,7 @@ from tests.ggufs import (
     file_bytes,
     gguf_twin,
     info,
+    modern_twin,
     small_file,
     text,
 )  # fmt: skip
@@ -236,6 +239,23 @@ def test_a_twin_comes_back_from_gguf(name: str) -> None:
         np.testing.assert_allclose(ours_rope.inverse_frequencies, theirs_rope.inverse_frequencies, rtol=1e-6)
         assert ours_rope.attention_factor == 1.0
         assert ours_rope.long_inverse_frequencies is None
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_a_modern_twin_comes_back_from_gguf(name: str) -> None:
+    """Files as llama.cpp reads them (test_llama_cpp.py): experts, routers, sinks, short convolutions."""
+    ours, theirs = open_checkpoint(str(modern_twin(name))), open_checkpoint(str(twin(name)))
+    assert sorted(ours.names()) == sorted(theirs.names())
+    for tensor in ours.names():
+        tolerance = 2e-7 if name in ("gguf-gemma", "gguf-nemotron") else 0.0  # norms that went through 1 + w
+        np.testing.assert_allclose(
+            ours.tensor(tensor).numpy(), theirs.tensor(tensor).numpy(), rtol=0, atol=tolerance
+        )
+    assert _differences(ours.architecture, theirs.architecture) == set()
+
+
+def test_every_architecture_has_a_twin() -> None:
+    assert {*ARCHITECTURES.values(), *MODERN.values(), "mistral", "mixtral"} == set(ROWS)
 
 
 def _differences(ours: Any, theirs: Any) -> set[str]:

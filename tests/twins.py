@@ -249,7 +249,7 @@ GGUF_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gguf-cohere2": ("Cohere2", {"head_dim": 16, "sliding_window": 10, "logit_scale": 0.5}),
     "gguf-qwen2_moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 48}),
     "gguf-qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 24, "norm_topk_prob": True}),
-    "gguf-olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "gguf-olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "gguf-granitemoe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, **_SCALES}),
     "gguf-mixtral": ("Mixtral", {"num_local_experts": 4}),
     "gguf-gpt_oss": (
