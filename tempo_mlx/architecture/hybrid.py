@@ -81,7 +81,8 @@ def nemotron_blocks(values: Config, count: int) -> list[str]:
     }
     blocks = values.values.get("layers_block_type")
     stated = blocks if isinstance(blocks, list) else values.values.get("hybrid_override_pattern") or ""
-    if len(stated) != count or not all(isinstance(each, str) and each in names for each in stated):
+    fits = isinstance(stated, (list, str)) and len(stated) == count
+    if not fits or not all(isinstance(each, str) and each in names for each in stated):
         raise values.fail(
             "layers_block_type" if blocks else "hybrid_override_pattern", f"the kinds of {count} layers"
         )
