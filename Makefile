@@ -3,6 +3,7 @@
 #   make test                 the tests                    make check            tests, linters, types
 #   make test-fast            those without torch, servers and the real model, in a minute
 #   make bench                speed measurements           make acceptance       the full counts, with a report
+#   make mutants              faults planted one by one, and which of them no test notices
 
 SHELL = /bin/sh
 VENV = .venv
@@ -18,7 +19,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-fast test-web check acceptance bench serve web web-dev screenshots lint types format docs clean
+.PHONY: run test test-fast test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -50,6 +51,9 @@ docs: $(VENV)/.run
 
 acceptance: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.acceptance $(ARGS)
+
+mutants: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/tempo-mlx bench $(ARGS)

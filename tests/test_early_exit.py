@@ -187,6 +187,34 @@ def test_after_catching_up_every_layers_cache_is_the_full_models(
 
 
 @pytest.mark.usefixtures("never_closing")
+def test_rows_leave_together_when_the_least_sure_of_them_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A margin between those of two rows: both go on. At or below the lesser: both leave."""
+    loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
+    config = resolve({"early_exit": True, "exit_lookup": False})
+    exits = EarlyExit(*make_plan(loaded.model, config))
+    (item,) = (item for item in exits.plan.exits if item.layer == 1)
+    bias = np.where(np.eye(2), 0, -np.inf).astype(np.float32)
+    found = []
+    look = exits.look
+    monkeypatch.setattr(exits, "look", lambda item, x: found.append(look(item, x)) or found[-1])
+    pairs = 0
+    for first in range(20, 40):
+        exits.forward([first, first + 60], [0, 0], bias, exits.new_cache())
+        low, high = sorted(found[-1].confidence.tolist())
+        if high - low < 0.05:
+            continue
+        pairs += 1
+        for least, leaves in ((low, True), ((low + high) / 2, False), (high + 0.01, False)):
+            item.least, before = least, item.left
+            out = exits.forward([first, first + 60], [0, 0], bias, exits.new_cache())
+            assert (item.left > before) == leaves == (out.left_at is not None)
+        item.least = ALWAYS
+    assert pairs > 5
+
+
+@pytest.mark.usefixtures("never_closing")
 def test_slots_may_go_while_rows_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a slot that waiting rows see, of one they do not, and of waiting rows themselves."""
     loaded = loaded_with_exits("llama", {1: ALWAYS}, tmp_path, monkeypatch)
