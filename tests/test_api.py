@@ -81,7 +81,7 @@ for step in tempo_mlx.stream(model, [{"role": "user", "content": "Hi"}], max_par
     print(step.text, step.best_text, step.tokens[0].text)
 tempo_mlx.Session(model).generate([1, 2, 3], system=None)
 tempo_mlx.Conversation(model, temperature=0).ask("Hi", seed=3)
-print([text.share for text in run.texts], tempo_mlx.__version__)
+print([text.share for text in run.texts], [fork.alternatives for fork in run.phrases], tempo_mlx.__version__)
 """
 WRONG = {
     "generate(model, 'Hi', thresold=0.1)": 'Unexpected keyword argument "thresold" for "generate"; did you mean',

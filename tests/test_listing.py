@@ -7,10 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from tempo_mlx.report.listing import common_front, listed, listing
+from tempo_mlx.report.listing import common_front, listing
 from tempo_mlx.report.phrases import Alternative, Phrase
 from tempo_mlx.report.records import RunPath
 from tempo_mlx.report.styles import Bit, drawn, isolated, printable, raw, styled_phrases
+from tempo_mlx.report.texts import listed
 
 
 def path(text: str, logprob: float) -> RunPath:

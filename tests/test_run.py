@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from tempo_mlx.decode.step import Removal, Step
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.report.records import RunRule
+from tempo_mlx.report.records import RunPath, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import cut_at_stop
 from tempo_mlx.strict import adapter
@@ -479,11 +480,37 @@ def test_to_dataframe() -> None:
     assert frame[frame.removed_signal == "posterior"].text.tolist() == [" clear"]
 
 
-def test_html_for_notebooks_escapes_text() -> None:
+def test_html_for_notebooks_shows_phrases_and_escapes_text() -> None:
     steps = [step(0, members({1: 0.5, 2: 0.4}, 3))]
     run = make_run(steps)
     markup = run._repr_html_()
-    assert "[<span" in markup and ">was</span>/" in markup
+    assert re.search(
+        r'\[<span title="56%"[^>]*><bdi>was</bdi></span>/<span title="44%"[^>]*><bdi>is</bdi></span>]', markup
+    )
+    assert "<ol>" not in markup
     odd = json.loads(run.to_json())
-    odd["steps"][0]["tokens"][0]["text"] = "<script>"
+    for token in odd["steps"][0]["tokens"]:
+        token["text"] = f"<script>{token['text']}"
     assert "<script>" not in Run.from_json(json.dumps(odd))._repr_html_()
+
+
+def test_html_for_notebooks_lists_several_texts_once_each() -> None:
+    paths = [
+        RunPath((1,), "was <b>", -1.0, True),
+        RunPath((2,), "is", -2.0, True),
+        RunPath((3,), "is", -2.0, True),
+    ]
+    run = make_run([step(0, members({1: 0.5, 2: 0.4}, 3))], decoder="sample", paths=paths)
+    markup = run._repr_html_()
+    assert "<ol><li>58% <bdi>was &lt;b&gt;</bdi></li><li>42% <bdi>is</bdi></li></ol>" in markup
+    assert "<span title" not in markup
+
+
+def test_phrases_are_the_final_text_cut_where_readings_differ() -> None:
+    run = sky_run()
+    assert "".join(phrase.text for phrase in run.phrases) == run.final_text
+    assert any(phrase.alternatives for phrase in run.phrases)
+    plain = make_run(
+        [step(0, members({1: 0.5, 2: 0.4}, 3))], decoder="sample", paths=[RunPath((1,), "was", -1.0, True)]
+    )
+    assert [(phrase.text, phrase.alternatives) for phrase in plain.phrases] == [("was", ())]

@@ -153,7 +153,7 @@ def look_of(output: OutputConfig, out: Console) -> Look:
 
 def print_texts(run: Run, output: OutputConfig, look: Look, out: Console, prompt: str = "") -> None:
     """The texts of a run that has several, or the paths read off a lattice."""
-    from tempo_mlx.report.listing import listed, listing
+    from tempo_mlx.report.listing import listing
 
     if not run.paths:
         return
@@ -162,7 +162,7 @@ def print_texts(run: Run, output: OutputConfig, look: Look, out: Console, prompt
     ):
         write_text(out, run.final_text + "\n")
     elif out.is_terminal:
-        shown = listing(listed(run.paths), "" if run.is_lattice else prompt, output.show_probabilities)
+        shown = listing(run.texts, "" if run.is_lattice else prompt, output.show_probabilities)
         out.print(shown)
     else:
         write_text(out, "".join(line + "\n" for line in path_lines(run, output.show_probabilities)))

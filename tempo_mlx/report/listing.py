@@ -12,33 +12,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from tempo_mlx.report.phrases import UNSPACED, WORD, phrases_in
-from tempo_mlx.report.records import RunPath
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.styles import MARK_STYLE, Bit, isolated, printable, styled, styled_phrases
 from tempo_mlx.report.text import pieces
+from tempo_mlx.report.texts import ListedText
 from tempo_mlx.report.views import Look
 
 MARKED_STYLE = "cyan"
 INSIDE = re.compile(rf"[^\W{UNSPACED}]|['’]")  # what words go on with
-
-
-@dataclass(frozen=True)
-class ListedText:
-    """One of several texts. share: of all that are listed; log_prob, tokens: of its most probable spelling."""
-
-    text: str
-    share: float
-    log_prob: float
-    tokens: int
 
 
 def run_bits(run: Run, look: Look) -> list[Bit]:
@@ -52,22 +40,6 @@ def run_bits(run: Run, look: Look) -> list[Bit]:
         texts = [token.text for token in step.tokens]
         result += styled(pieces(step.tokens, texts, removed=look.removed, label=look.label))
     return result
-
-
-def listed(paths: Sequence[RunPath]) -> list[ListedText]:
-    """The texts, each once, the most probable first."""
-    together: dict[str, list[RunPath]] = {}
-    for path in paths:
-        together.setdefault(path.text, []).append(path)
-    logs = np.array([np.logaddexp.reduce([path.logprob for path in same]) for same in together.values()])
-    shares = np.exp(logs - logs.max(initial=-np.inf))
-    shares /= shares.sum()
-    best = [max(same, key=lambda path: path.logprob) for same in together.values()]
-    found = [
-        ListedText(path.text, float(share), path.logprob, len(path.token_ids))
-        for path, share in zip(best, shares, strict=True)
-    ]
-    return sorted(found, key=lambda text: -text.share)
 
 
 def common_front(texts: Sequence[str]) -> str:

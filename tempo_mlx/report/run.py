@@ -7,7 +7,6 @@ A run file is complete: it holds enough to recompute every probability in it wit
 from __future__ import annotations
 
 import gc
-import html
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +23,9 @@ from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
 from tempo_mlx.files import write_atomic
 from tempo_mlx.report.checks import FINISH_REASONS, check
+from tempo_mlx.report.notebook import run_html
+from tempo_mlx.report.phrases import Phrase, phrases_in
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
-from tempo_mlx.report.text import pieces
 from tempo_mlx.report.texts import ListedText, listed
 from tempo_mlx.settings import shown
 from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read
@@ -78,10 +78,21 @@ class Run(Record):
         return DECODERS[self.decoder].lattice
 
     @property
+    def phrases(self) -> list[Phrase]:
+        """The best reading of a lattice, cut where others differ from it; joined, the texts are `final_text`.
+
+        A phrase with `alternatives` is a fork: each has a `text`, and the `share` of all readings that say it. What was
+        not decoded as a lattice is one phrase.
+        """
+        if self.is_lattice:
+            return phrases_in(self.steps, self.final_text)
+        return [Phrase(self.final_text, None, (), 0, len(self.steps))] if self.final_text else []
+
+    @property
     def texts(self) -> list[ListedText]:
         """The texts that were searched or asked for (branches, beams, samples, `paths`), each once, best first.
 
-        Their shares sum to 1. Of a lattice without `paths` there are none; `final_text` says what it reads.
+        Their shares sum to 1. Of a lattice without `paths` there are none; `phrases` say what it reads.
         """
         return listed(self.paths)
 
@@ -180,19 +191,9 @@ class Run(Record):
         )
 
     def _repr_html_(self) -> str:
-        """The inline text for notebooks; darker is more probable, the number is in the tooltip."""
-        parts = [f'<span style="opacity:.6">{html.escape(self.prompt.text)}</span>']
-        for step in self.steps:
-            for piece in pieces(step.tokens, [token.text for token in step.tokens]):
-                parts.append(_span(piece.text, piece.token.probability if piece.token else None))
-        return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
-
-
-def _span(text: str, probability: float | None) -> str:
-    if probability is None:
-        return html.escape(text)
-    style = f"background:color-mix(in srgb, #4a90d9 {round(60 * probability)}%, transparent)"
-    return f'<span title="{probability:.4f}" style="{style}">{html.escape(text)}</span>'
+        """What a notebook shows: phrases of a lattice, and all `texts`, as a list."""
+        phrases = self.phrases if self.is_lattice or not self.paths else []
+        return run_html(self.prompt.text, phrases, self.texts)
 
 
 @contextmanager
