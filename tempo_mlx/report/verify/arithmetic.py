@@ -32,9 +32,14 @@ def _check_places(claims: Claims, record: RunStep, book: Book) -> None:
     """Positions count steps, not slots; the best of a set has the highest slot."""
     book.same(f"the position of step {record.step}", record.position, claims.run.prompt_length + record.step)
     own = claims.run.is_lattice and not claims.config.custom_rope
+    absent = ["branch"] if claims.run.is_lattice else []
+    if claims.run.decoder == "mcts":
+        absent = ["branch", "posterior", "attention", "removed_after"]
     for token in record.tokens:
         place = f"the position of {token.text!r} in step {record.step}"
         book.same(place, token.position, token.slot if own else None)
+        for name in absent:
+            book.same(f"the {name} of {token.text!r} in step {record.step}", getattr(token, name), None)
     slots = [token.slot for token in record.tokens if token.slot is not None]
     book.same(f"the order of the slots of step {record.step}", slots, sorted(slots, reverse=True))
     if claims.run.is_lattice:

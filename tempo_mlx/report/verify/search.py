@@ -111,9 +111,10 @@ class SearchReplay:
         book.same("tree.simulations", tree.get("simulations"), self.totals.simulations)
         if whole:
             book.same("tree.max_depth", tree.get("max_depth"), self.totals.max_depth)
-        if whole and all(rollout.sure for rollout in self.rolled.values()):
-            book.same("tree.rows", tree.get("rows"), self.totals.rows)
         passes, rows = tree.get("forward_passes"), tree.get("rows")
+        unsure = sum(not rollout.sure for rollout in self.rolled.values()) * self.claims.config.mcts_depth
+        if whole and not (isinstance(rows, int) and abs(rows - self.totals.rows) <= unsure):
+            book.same("tree.rows", rows, self.totals.rows)
         if not (isinstance(passes, int) and isinstance(rows, int) and 0 <= passes <= rows):
             book.lie("tree", f"The file says {passes!r} as tree.forward_passes, and {rows!r} as tree.rows.")
 
@@ -170,6 +171,9 @@ class SearchReplay:
                 node.text,
                 self.claims.loaded.tokenizer.token_text(node.id),
             )
+        if any(self.is_last(text[:-1]) for text in texts if len(text) > 1):
+            self.book.lie("tree", f"The search of step {record.step} goes on where a text has ended.")
+            return
         self.check_choice(record, nodes)
         self.check_visits(record.step, texts, visits)
         if len(set(texts)) < len(texts):
