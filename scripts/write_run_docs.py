@@ -41,6 +41,64 @@ What a file may not contradict:
   `removed_why`.
 """
 
+PROOF = """\
+## What `verify` checks
+
+`tempo-mlx verify RUN.json` takes the file, the model and its tokenizer, computes anew all that follows from them, and
+names each thing that cannot be, a sentence each: what the file says, what was computed. Exit code 0 where there is
+none, 1 otherwise. In Python: `tempo_mlx.report.verify.verify(run, model)`.
+
+From the file alone, to 1e-12 (1e-5 where it was summed in float32): positions, slots, weights, residuals, P(i|j), and a
+`probability` by its edges; every `posterior`, and removals by posterior, by probability and at random, with score,
+threshold, window and mode, by the recursion below.
+
+From one dense forward pass, within the model's tolerance:
+
+- `probability` and P(j|i), of members and of rejected candidates; `attention`, and removals by it (a tenth of that);
+- each set, by the rule of `config`: threshold and its schedule, min-p, top-p, top-k, width, `min_steps`, and candidates
+  that were dropped before they joined. Exact, but where a number is within tolerance of its bound;
+- of trees and beams children, merges, removals, branches and ends, by the decoder itself;
+- of a search (`tree`) priors, visits, values, the chosen token, and the totals but for `forward_passes`, by greedy
+  continuations of every visited node;
+- `paths`: which, in what order, and their `logprob`, by the token (`exact` false: the sum of the lattice's edges).
+
+By the tokenizer: every text, of tokens, prompt and paths, `text`, `final_text` (the best path by Viterbi, up to a stop
+string) and `reasoning`. By steps and settings: `decoder`, `finish_reason`, and settings that the run contradicts.
+
+The forward pass has every member that was run as a row, with the position it must have and a bias replayed from
+recorded parents, weights and removals; nothing leaves a cache. It is run in chunks, and keeps the logits of rows that
+decide something. (On models whose layers keep a state, a run with removals goes set by set.)
+
+**Tolerance.** Of a probability at temperature 1: 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16; 5e-2 and 0.4 with
+a KV cache of 8 and of 4 bits. It is the loaded model's: a file has no say in it, so load the model as it was for the
+run (`--dtype`, `--kv-bits`). A logit that is off by e moves the log-odds of a token by up to 2 e / T, so below
+temperature 1 the tolerance grows as 1 / T, most where a probability is near 1/2 and hardly where it is near 0 or 1.
+
+**Steps that left the model early** (`exit_layer`, with `early_exit` on and not `lossless`) promise agreement: the share
+of them whose choice is the whole model's must be compatible with the target (one-sided 95% Clopper-Pearson). All other
+steps stay exact, unless `exit_kv` is `propagate`, which changes what later rows see.
+
+**What nobody can recompute** is said with the verdict: which tokens a seed drew (`--rerun` decodes again and compares
+everything), what functions of the caller's own decided (`custom`), what a reader of a session did by hand, in which
+order a search tried its nodes, when a run was cancelled, its timing and versions.
+
+### The recursion
+
+Members i of set t have forward weights `w_t(i)`: their probability over the sum of those that have a row, fixed when
+the set is chosen. Row i gives `P_t(v|i) = softmax(logits_i / temperature)[v]`. Then
+
+    next distribution (combine mix):   p_{t+1}(v) = sum_i w_t(i) P_t(v|i)
+    predecessor posterior:             P(i|j)     = w_t(i) P_t(j|i) / sum_i' w_t(i') P_t(j|i')
+    lineage:                           gamma_j(u, m) = sum_i P(i|j) gamma_i(u, m),   gamma_i(t, i) = 1
+    posterior of a member:             post(u, m)    = sum_j w_t(j) gamma_j(u, m),   over the rows j of the newest set t
+
+After the sum over parents, gamma of a new row is set to 0 on removed members and scaled to sum 1 over the alive ones of
+each set (their weights, where nothing is left); gammas of earlier rows stay. The bias of row j on member m is
+log gamma_j (`attend lineage`), the log of m's share of the weight of its set (`weighted`), 0 (`all`), or 0 on the chain
+of best predecessors alone (`best`). A set is weighed after each of the next `pruning_window` sets has been run, as long
+as two of its members are alive; what is under the threshold then goes, and rows that are run later no longer see it.
+"""
+
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a whole file."""
@@ -63,7 +121,7 @@ def page(schema: dict[str, Any]) -> str:
     for name in _mentioned(schema, schema["$defs"]):
         record = schema["$defs"][name]
         parts += [f"## {name}\n", record["description"] + "\n", *_table(record)]
-    return "\n".join(parts)
+    return "\n".join([*parts, PROOF])
 
 
 def _mentioned(record: dict[str, Any], records: dict[str, Any]) -> list[str]:

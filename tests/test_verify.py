@@ -24,7 +24,8 @@ from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
 from tempo_mlx.report.build import build_run  # noqa: E402
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
-from tempo_mlx.report.verify import verify  # noqa: E402
+from tempo_mlx.report.verify import dense, verify  # noqa: E402
+from tempo_mlx.report.verify.book import Tolerance, holds_target, tolerance_of  # noqa: E402
 from tempo_mlx.report.verify.claims import read_claims  # noqa: E402
 from tempo_mlx.report.verify.dense import dense_run  # noqa: E402
 from tempo_mlx.resolution import resolve  # noqa: E402
@@ -323,12 +324,12 @@ def test_our_bias_is_the_references(name: str, models: dict[str, Any]) -> None:
     run = decode(models["mlx"], **CASES[name])
     claims = read_claims(run, with_tokenizer(models["mlx"]))
     rows = dense_run(claims)
-    dense = rows.bias(run.prompt_length, len(rows.tokens))
-    assert dense is not None and rows.bias(0, run.prompt_length) is None  # plain causal
+    bias = rows.bias(run.prompt_length, len(rows.tokens))
+    assert bias is not None and rows.bias(0, run.prompt_length) is None  # plain causal
     size = len(rows.tokens)
     expected = dense_bias(json.loads(run.to_json()))[run.prompt_length : size, :size].numpy()
-    np.testing.assert_array_equal(np.isinf(dense), np.isinf(expected))
-    np.testing.assert_allclose(dense, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.isinf(bias), np.isinf(expected))
+    np.testing.assert_allclose(bias, expected, atol=1e-5)
 
 
 def tampered(run: Run) -> Iterator[tuple[str, Run]]:
@@ -430,3 +431,55 @@ def test_an_interrupted_run_without_steps_is_verified(models: dict[str, Any]) ->
 def test_the_replay_shares_no_code_with_what_it_checks() -> None:
     source = Path(__file__).with_name("replay.py").read_text()
     assert "tempo_mlx" not in source
+
+
+# The verdict
+
+
+def test_the_tolerance_is_the_loaded_models_and_grows_where_a_run_is_cold() -> None:
+    flat = np.array([0.5, 0.3, 0.2], np.float32)
+    sure = np.array([1.0 - 1e-9, 1e-9, 0.0], np.float32)
+    for temperature in (0.0, 1.0, 5.0):
+        assert Tolerance(1e-4, temperature).of(flat, 0) == Tolerance(1e-4, temperature).worst == 1e-4
+    for temperature in (0.5, 0.02):
+        cold = Tolerance(1e-4, temperature)
+        assert cold.of(flat, 0) == pytest.approx(1e-4 / temperature, rel=1e-3) == cold.worst
+        assert cold.of(sure, 0) == cold.of(sure, 1) == 1e-4  # hardly moves
+    assert 0.05 < Tolerance(1e-4, 1e-3).of(np.array([0.7, 0.3], np.float32), 1) < 1.0
+    assert tolerance_of({"dtype": "float32"}) < tolerance_of({"dtype": "bfloat16"})
+
+
+def test_a_file_that_says_half_precision_is_held_to_the_models_own(models: dict[str, Any]) -> None:
+    value = json.loads(decode(models["torch"]).to_json())
+    value["model"]["dtype"] = "bfloat16"
+    result = verify(Run.from_json(json.dumps(value)), with_tokenizer(models["torch"]))
+    assert result.ok and result.tolerance == TOLERANCE
+
+
+def test_logits_are_computed_in_chunks_of_rows_that_decide_something(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt gives one row, and no pass more than what LOGITS_AT_ONCE allows."""
+    monkeypatch.setattr(dense, "LOGITS_AT_ONCE", 8 * VOCABULARY)
+    model, seen = models["torch"], []
+    forward = model.forward
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        out = forward(*arguments, **named)
+        seen.append(0 if out.logits is None else len(out.logits))
+        return out
+
+    run = generate(
+        with_tokenizer(model), [*range(1, 48)] * 3, max_tokens=24, threshold=0.08, max_parallel_tokens=4
+    )
+    monkeypatch.setattr(model, "forward", watched)
+    result = verify(run, with_tokenizer(model))
+    assert result.ok, result.findings
+    assert seen[0] == 1 and 4 < max(seen) <= 8 and sum(seen) == result.rows - len(run.prompt.token_ids) + 1
+
+
+def test_agreement_is_held_to_its_target_by_an_interval() -> None:
+    assert holds_target([], 0.95) and holds_target([True] * 3, 0.95)
+    assert holds_target([True] * 18 + [False] * 2, 0.95)  # 0.9 of 20 may well be 0.95
+    assert not holds_target([True] * 90 + [False] * 10, 0.95)
+    assert not holds_target([False] * 2, 0.95)
