@@ -16,6 +16,7 @@ from tempo_mlx.ranks.shards import not_spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
+MEASURED = ROOT / "benchmarks" / "results" / "states.md"
 # What a config of these always says.
 STATED: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
@@ -52,6 +53,17 @@ built. Keys of a config that no forward pass reads are not looked at.
 """
 
 
+STATES = """
+## Sets on models with states
+
+How far the distribution after a lattice is from the exact average over its readings (total variation, mean of 20
+lattices of 2 tokens at 4 positions, tiny random models; `benchmarks/states.py`), beside that of the most probable
+reading alone. Carrying the most probable parent's state is nearer than the mean where a convolution comes before the
+state, which is not linear in it, and so it is the default. On trained models this has not been measured.
+
+"""
+
+
 def models_docs() -> str:
     """The page."""
     rows = []
@@ -63,7 +75,7 @@ def models_docs() -> str:
             "no" if exits_lack(a) else "yes", "no" if not_spread(a) else "yes", gguf or "no",
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |\n")
-    return INTRODUCTION + "".join(rows)
+    return INTRODUCTION + "".join(rows) + STATES + MEASURED.read_text("utf-8")
 
 
 def parts_of(a: Architecture) -> str:
