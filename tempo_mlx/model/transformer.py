@@ -173,6 +173,14 @@ class Transformer:
         self.dtype = dtype
         self.kv_bits = kv_bits
         self.embedding_norm, self.own, self.streams = embedding_norm, own, streams
+        parts = [layer.attention for layer in architecture.layers if layer.attention is not None]
+        self.kinds = {kind_of(part) for part in parts}
+        self.turning = {
+            (part.rope, part.latent.qk_rope_head_dim if part.latent else part.head_dim)
+            for part in parts
+            if part.rope is not None
+        }
+        self.growing = {part.query_scaling: part for part in parts if part.query_scaling}
 
     def new_cache(self) -> Cache:
         layers = [layer.attention for layer in self.architecture.layers]
@@ -236,26 +244,20 @@ class Transformer:
         attention: Attention = False,
     ) -> Rows:
         """Of the newest rows of `cache`, at these positions (L,), with this bias (L, S)."""
-        parts = [layer.attention for layer in self.architecture.layers if layer.attention is not None]
         turns = rotations(self.architecture.ropes, positions, cache.positions)
-        ropes = {
-            (part.rope, part.latent.qk_rope_head_dim if part.latent else part.head_dim)
-            for part in parts
-            if part.rope is not None
-        }
         return Rows(
             positions=positions,
             rotation={
                 (rope, width): Rotation(*turns[rope], width, self.architecture.ropes[rope].interleaved)
-                for rope, width in ropes
+                for rope, width in self.turning
             },
             biases={
                 kind: layer_bias(bias, positions, cache.positions, kind[0], kind[2], attention, kind[1])
-                for kind in {kind_of(part) for part in parts}
+                for kind in self.kinds
             },
             mass=attention,
             ahead=mx.default_device().type == mx.cpu and len(positions) <= FEW,
-            growth={part.query_scaling: growth(part, positions) for part in parts if part.query_scaling},
+            growth={scaling: growth(part, positions) for scaling, part in self.growing.items()},
         )
 
     def run_layers(
