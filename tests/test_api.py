@@ -242,7 +242,7 @@ def test_a_conversation_is_saved_and_loaded(model: LoadedModel, tmp_path: Path) 
         '{"format": "tempo-mlx/conversation", "version": 2}',
     ):
         path.write_text(content)
-        with pytest.raises(PromptError, match="is no conversation of version 1"):
+        with pytest.raises(PromptError, match="holds no conversation of version 1"):
             Conversation.load(model, path)
     with pytest.raises(OutputError):
         talk.save(tmp_path / "none" / "talk.json")

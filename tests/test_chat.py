@@ -139,8 +139,8 @@ def test_help_names_every_command(talk: Talk) -> None:
     [
         "{",
         "[]",
-        '{"format": "other", "messages": [], "system": null}',
-        '{"format": "tempo-mlx/conversation", "messages": [1], "system": null}',
+        '{"format": "other", "version": 1, "messages": [], "settings": {}}',
+        '{"format": "tempo-mlx/conversation", "version": 1, "messages": 1, "settings": {}}',
     ],
 )
 def test_a_file_that_holds_no_conversation(talk: Talk, home: Path, content: str) -> None:
@@ -149,7 +149,7 @@ def test_a_file_that_holds_no_conversation(talk: Talk, home: Path, content: str)
 
 
 def test_nothing_to_resume(talk: Talk) -> None:
-    assert "Cannot read" in talk("Hello", flags=("--resume",), code=1)[1]
+    assert "Cannot read" in talk("Hello", flags=("--resume",), code=2)[1]
 
 
 def test_messages_of_several_lines_from_a_pipe() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 import tempo_mlx
 from tempo_mlx.cli.console import make_consoles
-from tempo_mlx.cli.conversation import Conversation
+from tempo_mlx.cli.conversation import TerminalConversation
 from tempo_mlx.cli.main import main
 from tempo_mlx.cli.options import EVERYDAY
 from tempo_mlx.cli.output import RunPrinter
@@ -428,9 +428,9 @@ def test_chat_runs_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch)
     """The second prompt begins with the first; the answer is that of a run without any cache."""
     loaded = tempo_mlx.load(model)
     settings = resolve({"chat": True, "max_tokens": 4, "threshold": 0.02})
-    conversation = Conversation(tempo_mlx.Session(loaded), settings)
+    conversation = TerminalConversation(tempo_mlx.Session(loaded), settings)
     out, err = make_consoles()
-    first = conversation.ask("Hello", OutputConfig(), out, err)
+    first = conversation.show("Hello", OutputConfig(), out, err)
     rows: list[int] = []
     forward = loaded.model.forward
 
@@ -439,7 +439,7 @@ def test_chat_runs_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch)
         return forward(tokens, *arguments, **options)
 
     monkeypatch.setattr(loaded.model, "forward", count)
-    second = conversation.ask("And you?", OutputConfig(), out, err)
+    second = conversation.show("And you?", OutputConfig(), out, err)
     assert second.prompt.token_ids[: first.prompt_length] == first.prompt.token_ids
     assert rows[0] == second.prompt_length - first.prompt_length
     alone = tempo_mlx.generate(loaded, second.prompt.token_ids, chat=True, max_tokens=4, threshold=0.02)

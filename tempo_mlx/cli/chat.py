@@ -55,14 +55,14 @@ def chat(
       tempo-mlx chat -s "You are a librarian." --resume
     """
     from tempo_mlx.cli.commands import COMMANDS, Chat, run_command, take_up
-    from tempo_mlx.cli.conversation import LAST, Conversation, state_directory, status
+    from tempo_mlx.cli.conversation import LAST, TerminalConversation, state_directory, status
     from tempo_mlx.cli.generate import generation_of, load_with_progress
     from tempo_mlx.sessions.session import Session
 
     given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
     settings, output = generation_of(given), given.make(OutputConfig)
     out, err = make_consoles(output.color)
-    conversation = Conversation(
+    conversation = TerminalConversation(
         Session(load_with_progress(given.make(LoadConfig), err, output.quiet)), settings
     )
     talk = Chat(conversation, given, out, err)
@@ -90,4 +90,4 @@ def chat(
                 raise
             talk.say(str(error))
         if people and conversation.messages:
-            conversation.save(LAST)
+            conversation.save_as(LAST)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from tempo_mlx.cli.conversation import Conversation
+from tempo_mlx.cli.conversation import TerminalConversation
 from tempo_mlx.cli.generate import generation_of, load_with_progress
 from tempo_mlx.cli.output import RunPrinter
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
@@ -29,7 +29,7 @@ BRANCHES = 3  # of /branches without a number
 class Chat:
     """A conversation and all that a command may change of it."""
 
-    conversation: Conversation
+    conversation: TerminalConversation
     given: Given
     out: Console
     err: Console
@@ -54,7 +54,7 @@ class Chat:
 
     def ask(self, text: str) -> Run:
         self.again = 0
-        return self.conversation.ask(text, self.output, self.out, self.err)
+        return self.conversation.show(text, self.output, self.out, self.err)
 
 
 Command = Callable[[Chat, str], None]
@@ -144,7 +144,7 @@ def save(chat: Chat, rest: str) -> None:
     """Save the conversation under a name or in a file."""
     if not rest:
         raise ConfigError("Say where: /save NAME, or /save FILE.json.")
-    chat.say(f"Saved {chat.conversation.save(rest)}")
+    chat.say(f"Saved {chat.conversation.save_as(rest)}")
 
 
 def load(chat: Chat, rest: str) -> None:
@@ -156,7 +156,7 @@ def load(chat: Chat, rest: str) -> None:
 
 def take_up(chat: Chat, name: str) -> None:
     """Load a conversation, and say how far it got."""
-    system = chat.conversation.load(name)
+    system = chat.conversation.take_up(name)
     chat.change(system=system, system_file=None)
     questions = sum(message["role"] == "user" for message in chat.conversation.messages)
     chat.say(f"Taken up: {questions} messages and their answers.")

@@ -1,12 +1,10 @@
-"""A conversation with a model: its messages, what the next answer is made with, and how it is kept in a file."""
+"""A conversation in a terminal: how its answers are shown, and where it is kept."""
 
 from __future__ import annotations
 
-import json
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import platformdirs
 import typer
@@ -15,95 +13,61 @@ from rich.console import Console
 from tempo_mlx.cli.console import Interrupts, waiting
 from tempo_mlx.cli.output import RunPrinter
 from tempo_mlx.config import GenerateConfig, OutputConfig
-from tempo_mlx.errors import TempoError
-from tempo_mlx.files import write_atomic
+from tempo_mlx.sessions.conversation import Conversation, read_conversation
 
 if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
     from tempo_mlx.sessions.session import Session
 
-FORMAT = "tempo-mlx/conversation"
 LAST = "last"  # the name that a conversation in a terminal is kept under by itself
 
 
-@dataclass
-class Conversation:
-    """The messages so far, and the session in which each prompt goes on from the last."""
+class TerminalConversation(Conversation):
+    """One whose answers are shown while they grow. last: the newest answer."""
 
-    session: Session
-    settings: GenerateConfig
-    messages: list[dict[str, str]] = field(default_factory=list)
-    last: Run | None = None  # the newest answer
-    explained: bool = False  # what brackets mean: once is enough
+    def __init__(self, session: Session, settings: GenerateConfig) -> None:
+        super().__init__(session, settings)
+        self.last: Run | None = None
+        self.explained = False  # what brackets mean: once is enough
 
     def reset(self) -> None:
-        self.messages.clear()
+        super().reset()
         self.last = None
 
     def undo(self) -> str | None:
-        """Forget the last message and its answer; returns the message, if there is one."""
         self.last = None
-        while self.messages:
-            message = self.messages.pop()
-            if message["role"] == "user":
-                return message["content"]
-        return None
+        return super().undo()
 
-    def ask(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
-        """Print the answer while it comes, and remember it; Ctrl-C ends it. Without one the message is forgotten."""
-        from tempo_mlx.api import encode_chat
-
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = encode_chat(self.session.loaded.tokenizer, self.messages, self.settings)
-            with Interrupts() as interrupts:
-                decoding = self.session.stream(prompt, self.settings, interrupted=interrupts.reason)
-                reading = f"Reading {len(prompt.token_ids)} tokens ..."
-                with waiting(err, reading, output.quiet) as ended:
-                    printer = RunPrinter(output, out, err, decoding, ended, not self.explained)
-                    printer.follow()
-                run = decoding.run()
-                printer.finish(run)
-                self.explained = self.explained or printer.explained
-                if decoding.failure is not None:
-                    raise decoding.failure
-            if interrupts.signal == signal.SIGTERM:
-                raise typer.Exit(interrupts.exit_code)
-        except BaseException:
-            self.messages.pop()
-            raise
-        self.messages.append({"role": "assistant", "content": run.final_text})
-        self.last = run
+    def show(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
+        """Print the answer while it comes, and keep it; Ctrl-C ends it. Without one the message is forgotten."""
+        with Interrupts() as interrupts:
+            decoding = self.stream(text, interrupted=interrupts.reason)
+            reading = f"Reading {len(decoding.prompt.token_ids)} tokens ..."
+            with waiting(err, reading, output.quiet) as ended:
+                printer = RunPrinter(output, out, err, decoding, ended, not self.explained)
+                printer.follow()
+            run = decoding.run()
+            printer.finish(run)
+            self.explained = self.explained or printer.explained
+            if decoding.failure is not None:
+                raise decoding.failure
+        if interrupts.signal == signal.SIGTERM:
+            raise typer.Exit(interrupts.exit_code)
+        self.last = self.keep(run)
         return run
 
-    def save(self, name: str) -> Path:
-        """Write the conversation; a name alone goes where `load` and --resume look. Raises OutputError."""
+    def save_as(self, name: str) -> Path:
+        """Write the conversation; a name alone goes where `take_up` and --resume look. Raises OutputError."""
         path = place_of(name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        said = {
-            "format": FORMAT,
-            "model": self.session.loaded.config.model,
-            "system": self.settings.system,
-            "messages": self.messages,
-        }
-        write_atomic(path, json.dumps(said, ensure_ascii=False, indent=2) + "\n")
+        self.save(path)
         return path
 
-    def load(self, name: str) -> str | None:
-        """Take up the messages of a file, and return its system message. Raises TempoError."""
-        path = place_of(name)
-        try:
-            said: Any = json.loads(path.read_text("utf-8"))
-            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in said["messages"]]
-            system = said["system"]
-            if said["format"] != FORMAT or not isinstance(system, str | None):
-                raise ValueError
-        except OSError as error:
-            raise TempoError(f"Cannot read {path}: {error.strerror or error}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise TempoError(f"{path} holds no conversation, as /save writes them.") from error
-        self.messages, self.last = messages, None
-        return system
+    def take_up(self, name: str) -> str | None:
+        """Go on with the messages of a file, and return its system message. Raises PromptError, ConfigError."""
+        messages, settings = read_conversation(place_of(name))
+        self.messages, self.last = [dict(message) for message in messages], None
+        return settings.system
 
 
 def place_of(name: str) -> Path:
@@ -119,7 +83,7 @@ def state_directory() -> Path:
     return platformdirs.user_state_path("tempo-mlx", appauthor=False)
 
 
-def status(conversation: Conversation) -> str:
+def status(conversation: TerminalConversation) -> str:
     """One line: how fast the last answer came, how much of the context is used, and how wide its sets were."""
     loaded, run = conversation.session.loaded, conversation.last
     parts = [Path(loaded.config.model).name]

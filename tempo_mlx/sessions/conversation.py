@@ -45,6 +45,8 @@ class Conversation:
             print(step.best_text, end="")
         talk.keep(answer.run())
 
+    A terminal's chat is one, too (cli/conversation.py).
+
     messages: what was said, as {"role", "content"}, without the system message; it may be changed between turns.
     settings: of the answers to come; it may be replaced. session: runs what prompts share only once.
     """
@@ -121,6 +123,7 @@ class Conversation:
         content = {
             "format": FORMAT,
             "version": VERSION,
+            "model": self.session.loaded.config.model,
             "settings": changed(self.settings),
             "messages": self.messages,
         }
@@ -129,25 +132,27 @@ class Conversation:
     @classmethod
     def load(cls, loaded: LoadedModel | Session, path: str | os.PathLike[str]) -> Conversation:
         """A conversation that was saved. Raises PromptError, ConfigError."""
-        try:
-            content = json.loads(read_text(path, "the conversation"))
-        except (ValueError, RecursionError):
-            content = None
-        fields = content if isinstance(content, dict) and content.get("format") == FORMAT else {}
-        messages, settings = fields.get("messages"), fields.get("settings")
-        if (
-            fields.get("version") != VERSION
-            or not isinstance(messages, list)
-            or not isinstance(settings, dict)
-        ):
-            raise PromptError(
-                f"{path} is no conversation of version {VERSION}; give a file that save() wrote."
-            )
-        return cls(loaded, resolve(settings), messages=messages)
+        messages, settings = read_conversation(path)
+        return cls(loaded, settings, messages=messages)
 
     def __repr__(self) -> str:
         turns = sum(message["role"] == "user" for message in self.messages)
         return f"<Conversation of {turns} turns with {self.session.loaded.config.model}>"
+
+
+def read_conversation(path: str | os.PathLike[str]) -> tuple[list[Message], GenerateConfig]:
+    """What was said, and the settings, of a file that `save` wrote. Raises PromptError, ConfigError."""
+    try:
+        content = json.loads(read_text(path, "the conversation"))
+    except (ValueError, RecursionError):
+        content = None
+    fields = content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+    messages, settings = fields.get("messages"), fields.get("settings")
+    if fields.get("version") != VERSION or not isinstance(messages, list) or not isinstance(settings, dict):
+        raise PromptError(
+            f"{path} holds no conversation of version {VERSION}; give a file that one was saved in."
+        )
+    return checked_messages(messages), resolve(settings)
 
 
 def changed(config: GenerateConfig) -> dict[str, Any]:
