@@ -120,6 +120,8 @@ CASES = [
     ("qwen3", FRANCE, ATTENTION),
     *[(name, FRANCE, POSTERIOR) for name in ("llama-tied", "gemma2", "phi3")],
     ("olmo2", FRANCE, ATTENTION),  # whose norms reach over the heads of all ranks
+    # one norm for attention and MLP; two, and no gate; no weights in norms; norms after the rotation; a part of it
+    *[(name, FRANCE, POSTERIOR) for name in ("cohere2", "gpt_neox", "nanochat", "hunyuan_v1_dense", "glm4")],
     ("llama-4-bit", FRANCE, POSTERIOR),
     ("llama-gguf", FRANCE, LINEAGE),
     *[("llama", FRANCE, {**settings, **EXITS}) for settings in (POSTERIOR, BRANCHES)],
