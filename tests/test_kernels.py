@@ -351,6 +351,31 @@ def test_kernel_combines_spans_that_some_rows_do_not_see(dtype: str) -> None:
 
 
 @runs_kernels
+@pytest.mark.parametrize("span", [kernels.SPAN, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sinks_take_their_share_from_every_slot(dtype: str, span: int) -> None:
+    """Beside the kernel, in one span and in several; and by definition, as one more score that holds nothing."""
+    case = Case(dtype, rows=3, slots=50, span=span, window=30, seed=7)
+    heads, _, dim = case.arrays[0].shape
+    sinks = mx.array(np.linspace(-1, 4, heads, dtype=np.float32))
+    found = fused_attention(*case.arrays, case.compact, **case.settings, span=span, run=RUN, sinks=sinks)
+    queries, keys, values = (x.astype(mx.float32) for x in case.arrays)
+    wanted = portable_attention(queries, keys, values, folded(case), **case.settings, sinks=sinks)
+    error, mass_error = difference(found, wanted)
+    assert error <= TOLERANCE[dtype] and mass_error <= MASS_TOLERANCE
+    q, k, v = (np.array(x) for x in (queries, keys, values))
+    scores = np.einsum("hld,hsd->hls", q, np.repeat(k, case.heads_per_key, 0)) * case.settings["scale"]
+    scores = np.concatenate(
+        [scores + case.visible, np.tile(np.array(sinks)[:, None, None], (1, 3, 1))], axis=2
+    )
+    shares = np.exp(scores - scores.max(axis=2, keepdims=True))
+    shares = (shares / shares.sum(axis=2, keepdims=True))[..., :-1]
+    out = np.einsum("hls,hsd->lhd", shares, np.repeat(v, case.heads_per_key, 0)).reshape(3, heads * dim)
+    np.testing.assert_allclose(np.array(wanted[0]), out, atol=1e-5)
+    np.testing.assert_allclose(np.array(wanted[1]), shares.mean(axis=(0, 1)), atol=1e-6)
+
+
+@runs_kernels
 def test_kernel_sees_one_slot_only() -> None:
     case = Case(rows=1, slots=1, prompt=0)
     check(case)
