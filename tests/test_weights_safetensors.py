@@ -226,3 +226,24 @@ def test_the_identity_changes_with_any_weight(directory: Path) -> None:
 
 
 # ---- MLX-quantised
+
+
+# ---- config.json
+
+
+def test_null_is_absent_where_rope_parameters_say_it(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"rope_theta": None, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    frequencies = open_checkpoint(str(directory)).architecture.ropes[0].inverse_frequencies
+    assert frequencies[1] == pytest.approx(500.0 ** (-2 / 16))
+
+
+@pytest.mark.parametrize(("stated", "context"), [(64, 256), (512, 512)])
+def test_yarn_multiplies_the_context(stated: int, context: int, directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    config |= {"rope_scaling": scaling, "rope_theta": 10000.0, "max_position_embeddings": stated}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(str(directory)).architecture.max_position_embeddings == context

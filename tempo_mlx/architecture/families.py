@@ -59,6 +59,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     understood = _COMMON | family.ignored | set(family.defaults)
     refuse_what_matters(config, frozenset(understood), _MATTERS, name)
     stated = {key: value for key, value in config.items() if key not in family.ignored}
+    stated = {key: value for key, value in stated.items() if value is not None or key not in _NEVER_NULL}
     defaults = dict(family.defaults)
     if any(stated.get(key) is not None for key in ("rope_theta", "rope_scaling", "rope_parameters")):
         defaults.pop("rope_parameters", None)
@@ -70,7 +71,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         family=name,
         vocab_size=values.integer("vocab_size"),
         hidden_size=values.integer("hidden_size"),
-        max_position_embeddings=values.integer("max_position_embeddings"),
+        max_position_embeddings=_context(values),
         layers=layers,
         ropes=ropes,
         norm_eps=values.number(next(key for key in NORM_KEYS if key in family.defaults)),
@@ -80,6 +81,22 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
 
 
 _READ_ELSEWHERE = ("scaled_embedding", "reversed_rope", "norm_placement")
+
+
+_NEVER_NULL = ("rope_theta", "rope_local_base_freq")  # null there means what a default or rope_parameters says
+
+
+def _context(values: Config) -> int:
+    """How many positions there are: YaRN multiplies those it is given, and configs may state these alone."""
+    context = values.integer("max_position_embeddings")
+    scaling = {**(values.table("rope_parameters") or {}), **(values.table("rope_scaling") or {})}
+    kind, factor, original = (
+        scaling.get(key) for key in ("rope_type", "factor", "original_max_position_embeddings")
+    )
+    kind = kind or scaling.get("type")
+    if kind == "yarn" and isinstance(factor, (int, float)) and type(original) is int and 1 < factor < 1e4:
+        return max(context, min(int(factor * original), 2**31 - 1))
+    return context
 
 
 def _check_supported(values: Config) -> None:
