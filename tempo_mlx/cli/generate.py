@@ -92,7 +92,7 @@ def continue_prompt(given: Given, text: str | None, compare: bool = False) -> No
     seconds["total_seconds"] = time.perf_counter() - started
     report(run, seconds, output, err)
     if not output.quiet and (note := chat_hint(run, loaded)):
-        err.print(note, style="dim", soft_wrap=True)
+        err.print(note, style="dim")
     raise typer.Exit(code)
 
 
@@ -197,7 +197,7 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
     if run.reasoning and not streamed:
         err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
     if not output.quiet:
-        err.print(summary(run, peak_bytes()), style="dim", soft_wrap=True)
+        err.print(summary(run, peak_bytes()), style="dim")
     if output.profile:
         for name, value in seconds.items():
             err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")

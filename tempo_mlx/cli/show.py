@@ -84,7 +84,7 @@ def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> N
     print_texts(run, output, look, out, prompt)
     if run.reasoning:
         err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
-    err.print(summary(run), style="dim", soft_wrap=True)
+    err.print(summary(run), style="dim")
 
 
 def _print_steps(run: Run, out: Console) -> None:
