@@ -109,7 +109,12 @@ def generation_of(given: Given) -> GenerateConfig:
 def chat_hint(run: Run, loaded: LoadedModel) -> str | None:
     """What to do where a model that was made for talking ended at once, or wrote its template's own words."""
     tokenizer = loaded.tokenizer
-    if run.config["chat"] or not tokenizer.has_chat_template or run.finish_reason != "stop" or not run.steps:
+    if (
+        run.config["chat"]
+        or not tokenizer.has_chat_template
+        or run.finish_reason != "stop"
+        or run.config["stop"]
+    ):
         return None
     template = re.match(r"\s*<\|", run.final_text)
     if run.final_text.strip() and not template:
@@ -179,10 +184,11 @@ def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out
     from tempo_mlx.bench.exits import HEADINGS, arms_of, cells, decode_all
     from tempo_mlx.bench.exits import compare as hold_together
     from tempo_mlx.bench.results import text_table
+    from tempo_mlx.report.styles import isolated
 
     found = hold_together(loaded, decode_all(loaded, prompt, arms_of(settings), rounds=2))
     for item in found:
-        out.print(f"{item.name}: {item.text}", soft_wrap=True)
+        out.print(f"{item.name}: {isolated(item.text)}", soft_wrap=True)
     out.print(text_table(HEADINGS, [cells(item) for item in found]), soft_wrap=True)
 
 

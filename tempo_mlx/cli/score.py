@@ -39,6 +39,7 @@ def score(
     """
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
     from tempo_mlx.decode.score import score as score_all
+    from tempo_mlx.report.styles import isolated
 
     load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
     text = read_prompt(prompt, None, None)
@@ -58,4 +59,5 @@ def score(
         out.file.write(json.dumps(rows, ensure_ascii=False) + "\n")
         return
     for each in scores:
-        out.print(f"{each.log_prob:10.4f} {each.mean_log_prob:10.4f}  {each.text}", soft_wrap=True)
+        text = isolated(each.text) if out.is_terminal else each.text
+        out.print(f"{each.log_prob:10.4f} {each.mean_log_prob:10.4f}  {text}", soft_wrap=True)
