@@ -7,14 +7,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report.growing import GrowingPhrases
 from tempo_mlx.report.phrases import Phrase, phrases_in
-from tempo_mlx.report.text import visible_whitespace
 from tests.runs import ByteTokenizer, make_run
 
 PIECES = [
@@ -115,8 +113,3 @@ def test_a_live_update_costs_under_five_milliseconds_a_step() -> None:
         costs.append(time.process_time() - start)
     assert sum(costs) / len(costs) < 0.02
     assert np.median(costs[300:]) < 3 * np.median(costs[100:200]) + 0.001
-
-
-@pytest.mark.parametrize("text", ["a\nb", "c\td"])
-def test_alternatives_stay_on_one_line(text: str) -> None:
-    assert "\n" not in visible_whitespace(text) and "\t" not in visible_whitespace(text)

@@ -97,3 +97,8 @@ def test_nothing_that_is_shown_drives_the_terminal() -> None:
     assert not any(
         "\x1b" in line for line in shown([path("\x1b[2J a", -1.0), path("b\x07", -2.0)], 40, "\x1b]0;x")
     )
+
+
+def test_the_best_text_keeps_its_lines_and_alternatives_stay_on_one() -> None:
+    fork = Phrase('"""\n    Check', 0.6, (Alternative("if n:\n\n    return\tn", 0.4, (1,)),), 0, 1)
+    assert raw(styled_phrases([fork])) == '["""\n    Check/if n: \u21b5 return\\tn]'

@@ -6,6 +6,7 @@ paler the smaller their share; without colours brackets and slashes say the same
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from tempo_mlx.decode.paths import is_usable
 from tempo_mlx.report.phrases import Phrase
-from tempo_mlx.report.text import Piece, visible_whitespace
+from tempo_mlx.report.text import Piece
 
 SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
 SHARES = ((0.25, "cyan"), (0.0, "dim cyan"))
@@ -96,11 +97,16 @@ def styled_phrases(found: Iterable[Phrase], shares: bool = False) -> list[Bit]:
         choices += [(a.text, a.share, shade(a.share, SHARES)) for a in phrase.alternatives]
         for index, (text, share, style) in enumerate(choices):
             result.append(Bit("/" if index else "[", MARK_STYLE))
-            result.append(Bit(visible_whitespace(text), style, True))
+            result.append(Bit(one_line(text) if index else text, style, True))
             if shares:
                 result.append(Bit(f" {share:.2f}", MARK_STYLE))
         result.append(Bit("]", MARK_STYLE))
     return result
+
+
+def one_line(text: str) -> str:
+    """An alternative within a line of the best text: its own line breaks are marked."""
+    return re.sub(r"[ \t]*\n\s*", " \u21b5 ", text).replace("\t", "\\t")
 
 
 def shade(value: float, shades: Sequence[tuple[float, str]]) -> str:
