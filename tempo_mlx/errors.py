@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class TempoError(Exception):
     """Base of all errors this package raises on purpose. `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def as_bad_usage(self) -> Self:
+        """The same, where the command line was wrong: it names a file that is not there."""
+        self.exit_code = 2
+        return self
 
 
 class ConfigError(TempoError):

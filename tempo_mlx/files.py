@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import secrets
 import stat
@@ -38,6 +39,15 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise PromptError(f"Cannot read {what} in {path}: {reason_of(error)}.") from error
+
+
+def fault_of_json(error: ValueError) -> str:
+    """What is wrong with a text that json.loads could not read."""
+    if isinstance(error, json.JSONDecodeError):
+        if not error.doc.strip():
+            return "it is empty"
+        return f"it is not JSON from line {error.lineno}, column {error.colno} on"
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "a number in it is too long"
 
 
 def reason_of(error: OSError) -> str:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.files import fault_of_json, reason_of
 from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.settings import Checked, Setting, canonical, settings_of, shown, suggestion
 
@@ -149,7 +150,7 @@ def _read_dotenv(path: Path) -> dict[str, str]:
     try:
         values = dotenv.dotenv_values(path, interpolate=False)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); mend or remove it.") from error
+        raise ConfigError(f"{path} cannot be read: {_reason(error)}; mend or remove it.") from error
     if any(key in OTHER_NAMES for key in values):
         raise ConfigError(f"{path} sets TEMPO_BLAS, which names code to load; set it in the environment.")
     return {key: value for key, value in values.items() if value is not None}
@@ -160,10 +161,11 @@ def _from_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, object]
         values = _read_file(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The settings file {path} cannot be read: {_reason(error)}.") from error
+    except RecursionError:
+        raise ConfigError(f"The settings file {path} is nested too deeply to be one.") from None
     except ValueError as error:
-        raise ConfigError(
-            f"The settings file {path} is malformed: {' '.join(str(error).split())}."
-        ) from error
+        fault = fault_of_json(error) if path.suffix == ".json" else " ".join(str(error).split())
+        raise ConfigError(f"The settings file {path} is malformed: {fault}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The settings file {path} must hold names and values, such as threshold = 0.1.")
     try:
@@ -173,7 +175,7 @@ def _from_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, object]
 
 
 def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+    return reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def _read_file(path: Path) -> Any:

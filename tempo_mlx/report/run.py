@@ -21,7 +21,7 @@ from tempo_mlx.decode.paths import T, TokenSet, best_paths, is_usable, layers_of
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.files import write_atomic
+from tempo_mlx.files import fault_of_json, reason_of, write_atomic
 from tempo_mlx.report.checks import FINISH_REASONS, check
 from tempo_mlx.report.notebook import run_html
 from tempo_mlx.report.phrases import Phrase, phrases_in
@@ -124,7 +124,7 @@ class Run(Record):
         except RecursionError:
             raise RunFileError("The run file is nested too deeply to be one.") from None
         except ValueError as error:  # not JSON, not UTF-8, or a number of too many digits
-            raise RunFileError(f"The run file is not valid JSON: {error}.") from error
+            raise RunFileError(f"This is no run file: {fault_of_json(error)}.") from error
 
     @classmethod
     def _read(cls, values: Any) -> Run:
@@ -146,7 +146,7 @@ class Run(Record):
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise RunFileError(f"Cannot read {path}: {error.strerror or error}.") from error
+            raise RunFileError(f"Cannot read {path}: {reason_of(error)}.").as_bad_usage() from error
         try:
             return cls.from_json(content)
         except RunFileError as error:

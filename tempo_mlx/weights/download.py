@@ -55,7 +55,7 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
     raise ModelError(
         f"There is no model {model[:200]!r}: give a name of `tempo-mlx models list`, such as {next(iter(PACKAGED))}, "
         "a .gguf file, a directory with safetensors weights, or a Hugging Face repo id such as owner/name."
-    )
+    ).as_bad_usage()
 
 
 def _local(model: str) -> Path | None:

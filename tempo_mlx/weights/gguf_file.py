@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.files import reason_of
 from tempo_mlx.weights.damage import damaged
 from tempo_mlx.weights.gguf_tensor import GGUFTensor
 from tempo_mlx.weights.tensor import DenseTensor, Tensor
@@ -169,8 +170,10 @@ def read_gguf(path: Path) -> GGUFFile:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}; check the path given as the model.") from None
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise ModelError(f"Cannot read {path}: {error}.") from None
+    except OSError as error:
+        raise ModelError(f"Cannot read {path}: {reason_of(error)}.") from None
+    except ValueError:  # nothing can be mapped
+        raise damaged(path, "is empty") from None
     header = _Header(path, buffer)
     if buffer[: min(4, len(buffer))] != b"GGUF":
         raise header.fail("it does not start with the letters GGUF")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.files import fault_of_json, reason_of
 from tempo_mlx.weights.damage import damaged
 
 
@@ -24,5 +25,7 @@ def read_json(path: Path, most: int = 8 << 20) -> Any:
         raise damaged(path, "is missing") from None
     except RecursionError:
         raise damaged(path, "is nested too deeply to be read") from None
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"cannot be read ({error})") from None
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({reason_of(error)})") from None
+    except ValueError as error:
+        raise damaged(path, f"cannot be read ({fault_of_json(error)})") from None

@@ -23,5 +23,6 @@ def tokenizer_errors(subject: str | Path) -> Iterator[None]:
             raise
         reason = ((str(error) or type(error).__name__).splitlines() or [""])[0][:200].rstrip(".")
         if isinstance(subject, Path):
-            raise damaged(subject, f"is malformed ({reason})") from None
+            empty = subject.is_file() and not subject.stat().st_size
+            raise damaged(subject, "is empty" if empty else f"is malformed ({reason})") from None
         raise ModelError(f"{subject} is malformed ({reason}); the model is refused.") from None

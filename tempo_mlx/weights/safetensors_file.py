@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tempo_mlx.files import reason_of
 from tempo_mlx.weights.damage import damaged
 from tempo_mlx.weights.tensor import Array
 
@@ -65,7 +66,11 @@ def read_safetensors(path: Path) -> SafetensorsFile:
                 start += prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
     except FileNotFoundError:
         raise damaged(path, "is missing") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({reason_of(error)})") from None
+    except (ValueError, SafetensorError) as error:
+        if not path.stat().st_size:
+            raise damaged(path, "is empty") from None
         reason = str(error).splitlines()[0][:200]
         raise damaged(path, f"is not a usable safetensors file: {reason}") from None
     return SafetensorsFile(path, buffer, arrays)
