@@ -399,7 +399,7 @@ def test_a_run_file_that_is_none(command: str, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "run.json").write_text("{}")
     assert main([command, "run.json"]) == 1
     assert "run.json" in only_error(capsys)
-    assert main([command, "missing.json"]) == 1
+    assert main([command, "missing.json"]) == 2
     assert "missing.json" in only_error(capsys)
 
 

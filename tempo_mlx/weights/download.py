@@ -52,10 +52,12 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
         return _from_hub(match[1], match[2], progress)
     if _REPO.fullmatch(model) and not model.endswith((".gguf", ".safetensors")):
         return _from_hub(model, None, progress)
-    raise ModelError(
+    error = ModelError(
         f"There is no model {model[:200]!r}: give a name of `tempo-mlx models list`, such as {next(iter(PACKAGED))}, "
         "a .gguf file, a directory with safetensors weights, or a Hugging Face repo id such as owner/name."
-    ).as_bad_usage()
+    )
+    is_file = len(Path(model).parts) > 1 or model.endswith((".gguf", ".safetensors"))
+    raise error.as_bad_usage() if is_file else error
 
 
 def _local(model: str) -> Path | None:
