@@ -56,7 +56,7 @@ def locate(model: str, *, progress: Progress | None = None) -> tuple[Path, str |
         f"There is no model {model[:200]!r}: give a name of `tempo-mlx models list`, such as {next(iter(PACKAGED))}, "
         "a .gguf file, a directory with safetensors weights, or a Hugging Face repo id such as owner/name."
     )
-    is_file = len(Path(model).parts) > 1 or model.endswith((".gguf", ".safetensors"))
+    is_file = "/" in model or model.endswith((".gguf", ".safetensors"))
     raise error.as_bad_usage() if is_file else error
 
 
