@@ -83,7 +83,10 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
 _READ_ELSEWHERE = ("scaled_embedding", "reversed_rope", "norm_placement")
 
 
-_NEVER_NULL = ("rope_theta", "rope_local_base_freq")  # null there means what a default or rope_parameters says
+_NEVER_NULL = (
+    "rope_theta",
+    "rope_local_base_freq",
+)  # null there means what a default or rope_parameters says
 
 
 def _context(values: Config) -> int:
