@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tempo_mlx
+from tempo_mlx import api
 from tempo_mlx.api import generate
 from tempo_mlx.decode import score as module
 from tempo_mlx.decode.score import depths, make_trie, score, score_sequences
@@ -95,7 +96,7 @@ def test_a_text_is_tokenized_with_its_prompt_where_that_changes_nothing_before_i
 
 
 def test_score_is_part_of_the_public_names() -> None:
-    assert tempo_mlx.score is score
+    assert tempo_mlx.score is api.score
 
 
 def test_what_cannot_be_scored_is_refused_in_one_sentence() -> None:
