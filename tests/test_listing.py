@@ -71,6 +71,14 @@ def test_numbers_are_shown_where_asked_and_one_text_stands_alone() -> None:
     ]
 
 
+def test_the_prompt_is_dim_and_what_texts_share_is_not() -> None:
+    file = io.StringIO()
+    Console(file=file, width=60, force_terminal=True, color_system="standard", _environ={}).print(
+        listing(listed([path(" a big dog", -1.0), path(" a red dog", -2.0)]), "Once")
+    )
+    assert file.getvalue().startswith("\x1b[2mOnce\x1b[0m a\n")
+
+
 def test_what_differs_from_the_best_is_marked() -> None:
     file = io.StringIO()
     Console(file=file, width=60, force_terminal=True, color_system="standard", _environ={}).print(

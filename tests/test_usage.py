@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,8 +186,6 @@ def check(arguments: list[str], code: int, words: str, capsys: pytest.CaptureFix
 
 
 def split(line: str) -> list[str]:
-    import shlex
-
     return shlex.split(line)
 
 
@@ -225,3 +227,19 @@ def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Usage: tempo-mlx") and err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tempo-mlx gen", "generate"),
+        ("tempo-mlx generate --thr", "--threshold"),
+        ("tempo-mlx models pu", "pull"),
+    ],
+)
+def test_the_shell_is_told_what_could_follow(typed: str, offered: str) -> None:
+    environ = {**os.environ, "_TEMPO_MLX_COMPLETE": "complete_bash", "COMP_WORDS": typed,
+               "COMP_CWORD": str(len(typed.split()) - 1)}  # fmt: skip
+    command = [sys.executable, "-m", "tempo_mlx"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.split() == [offered]

@@ -6,6 +6,7 @@ with what had been generated printed and saved.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -34,6 +35,7 @@ from tempo_mlx.errors import TempoError
 from tempo_mlx.files import reason_of
 from tempo_mlx.ranks import processes as ranks
 
+COMPLETE = "_TEMPO_MLX_COMPLETE"  # set by what --install-completion installs
 app = typer.Typer(
     name="tempo-mlx",
     cls=Group,
@@ -118,6 +120,8 @@ def sentence_of(error: OSError) -> str:
 def _run(arguments: list[str]) -> int:
     """Parse and run; the exit code. Typer's own `main` would swallow Ctrl-C and a closed pipe, which we answer."""
     command = typer.main.get_command(app)
+    if COMPLETE in os.environ:  # the shell asks what could follow, is answered, and that is all
+        command.main(arguments, prog_name="tempo-mlx")
     try:
         with command.make_context("tempo-mlx", arguments, terminal_width=columns()) as context:
             command.invoke(context)

@@ -55,7 +55,7 @@ def common_front(texts: Sequence[str]) -> str:
 def listing(texts: Sequence[ListedText], prompt: str = "", probabilities: bool = False) -> Group:
     """What they have in common, after the prompt, and then each text, wrapped at words."""
     front = common_front([one.text for one in texts]) if len(texts) > 1 else ""
-    head = Text(printable(prompt), MARK_STYLE).append(printable(front))
+    head = Text().append(printable(prompt), MARK_STYLE).append(printable(front))
     rests = [one.text[len(front) :].strip() for one in texts]
     best = WORD.findall(rests[0])
     table = Table.grid(padding=(0, 1))
