@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tempo_mlx.api import generate
+from tempo_mlx.decode.beam import DiverseBeam
 from tempo_mlx.decode.selection import select
+from tempo_mlx.decode.tree import Frontier, Node
 from tempo_mlx.report.verify import verify
 from tests.trees import decode, loaded, prompt, reference, removals, teacher, torch
 
@@ -136,3 +138,11 @@ def test_samples_at_temperature_zero_are_greedy() -> None:
     run = generate(loaded(), prompt(6), decoder="sample", beam_width=3, temperature=0, max_tokens=6)
     greedy = generate(loaded(), prompt(6), decoder="plain", temperature=0, max_tokens=6)
     assert {path.token_ids for path in run.paths} == {tuple(step.tokens[0].id for step in greedy.steps)}
+
+
+def test_a_token_costs_the_more_the_more_groups_took_it() -> None:
+    log_probs = np.array([[-0.3, -1.8, -9.0]], np.float32)
+    root = Node(-1, 0.0, 0, 0)
+    frontier = Frontier(log_probs, log_probs, [root], [False], [], lambda node, token: False)
+    chosen = DiverseBeam(4, 1.0)(frontier).children
+    assert [child.token for child in chosen] == [0, 0, 1, 0]  # 0 costs 1 and then 2: more than 1 is behind
