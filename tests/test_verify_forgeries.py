@@ -435,6 +435,7 @@ FORGERIES: dict[str, Forgery] = {
     "a prior": put(
         lambda v: first(iter(v["tree"]["steps"][0]["nodes"])) if v["tree"] else {}, prior=more(1e-3)
     ),
+    "a deeper prior": put(node, prior=more(0.01)),
     "a node's text": put(node, text=" lie"),
     "a node left out": hide_node,
     "a node above itself": put(node, parent=10_000),
@@ -456,6 +457,7 @@ def caught(value: Value) -> bool:
 FEW = frozenset({
     "a rejected text", "a rejected probability", "a rejected token", "a reason", "a candidate left out",
     "P(i|j)", "an attention", "seed", "removal mode", "strategy", "no search", "a value", "visits", "a prior",
+    "a deeper prior",
     "a node's text", "a node left out", "a node above itself", "simulations in all", "rows in all", "depth in all",
     "forward passes without end", "pruning_window",
 })  # fmt: skip

@@ -16,6 +16,7 @@ from rich.table import Table
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.config import LoadConfig
+from tempo_mlx.errors import RunFileError
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def verify(
     run = Run.load(file)
     load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
     if "model" not in flags:
+        if not isinstance(run.model.get("id"), str):
+            raise RunFileError("The run file does not name its model; give --model.")
         load = replace(load, model=str(run.model["id"]))
     out, err = make_consoles()
     loaded = load_with_progress(load, err, quiet=False)

@@ -85,9 +85,14 @@ def read_config(run: Run) -> GenerateConfig:
                 values[setting] = settings[setting].default
     try:
         config = resolve(values)
-        return replace(config, timeout=None)
     except ConfigError as error:
         raise RunFileError(f"The run's config cannot have been in force: {error}") from None
+    width = settings["max_parallel_tokens"]
+    if config.max_parallel_tokens == "auto" and config.decoder in (width.row.decoders or ()):
+        raise RunFileError(
+            "The run's config.max_parallel_tokens is auto; a run says the number that was measured."
+        )
+    return replace(config, timeout=None)
 
 
 def require_settings(run: Run) -> None:

@@ -17,6 +17,7 @@ from tempo_mlx.arrays import Float32s
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.score import LOGITS_AT_ONCE
+from tempo_mlx.decode.selection import make_selector
 from tempo_mlx.decode.step import RunStep
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.lattice import ancestor_bias, ancestor_parents
@@ -34,6 +35,7 @@ from tempo_mlx.report.verify.dense import DenseRun, Replayed
 from tempo_mlx.strict import Number, Record, Text, Whole, read
 
 Ids = tuple[int, ...]
+MOST_VISITS = 10**12  # more than any search makes; a float still tells them apart
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class SearchReplay:
         self.log_probs: list[float] = []
         self.known: dict[Ids, float] = {}  # log-probability of a text's last token
         self.rolled: dict[Ids, Rollout] = {}
+        self.select = make_selector(config, self.width)
+        self.priors: dict[Ids, float | None] = {}
         self.before: dict[Ids, int] = {}  # visits when the step before was chosen
         self.totals = Totals()
         self.cache = self.model.new_cache()
@@ -180,6 +184,13 @@ class SearchReplay:
             self.book.lie("tree", f"The search of step {record.step} lists a node twice.")
             return
         self.roll_out([text for text in texts if visits[text] and not self.before.get(text)])
+        for text, node in zip(texts, nodes, strict=True):
+            prior = (
+                self.priors.get(text) if node.parent is not None and "select" not in self.claims.own else None
+            )
+            if prior is not None:
+                slack = 4.0 * self.book.tolerance.worst
+                self.book.number("prior of a deeper node", record.step, node.text, node.prior, prior, slack)
         if "value" in self.claims.own:
             self.book.open("the values that the function value gave")
         else:
@@ -347,7 +358,25 @@ class SearchReplay:
             for row, log_probs in enumerate(log_probabilities(forward.logits), first):
                 for path in after.get(row, ()) if not start else ():
                     self.known[path] = float(log_probs[path[-1]])
+                    self.priors[path] = self.prior(path, log_probs)
                 yield row, {ended: self.greedy(log_probs, ended) for ended in (False, True)}
+
+    def prior(self, path: Ids, log_probs: Float32s) -> float | None:
+        """A token's share of what the rule selects of its row's distribution; None where the last bits decide that."""
+        distribution = np.exp(log_probabilities(log_probs[None], self.claims.config.temperature)[0])
+        length = len(path) - 1
+        selection = selection_of(self.claims.config, length, self.width, self.claims.excluded(length))
+        kept = self.select(distribution, length, list(selection.excluded))
+        probabilities = distribution[kept].astype(np.float64)
+        slack = 2.0 * self.book.tolerance.worst
+        floor = selection.floor(float(probabilities[0]))
+        if (np.abs(distribution - floor) <= slack).any() and selection.rule in ("threshold", "min-p"):
+            return None
+        if selection.rule == "top-p" and (np.abs(np.cumsum(probabilities) - selection.value) <= slack).any():
+            return None
+        if path[-1] not in kept:
+            return 0.0 if float(distribution[path[-1]]) < probabilities[-1] - slack else None
+        return float(distribution[path[-1]] / probabilities.sum())
 
     def greedy(self, log_probs: Float32s, without_end: bool) -> tuple[int, float, bool]:
         masked = log_probs.copy()
@@ -386,5 +415,7 @@ def searches_of(claims: Claims) -> list[tuple[Visited, ...]]:
             raise RunFileError(
                 f"The run's tree holds token {largest}, which is not in the model's vocabulary."
             )
+        if max((node.visits for node in listed), default=0) > MOST_VISITS:
+            raise RunFileError(f"The run's tree says more than {MOST_VISITS} visits of a node.")
         found.append(listed)
     return found

@@ -94,8 +94,12 @@ class Recorded:
 
     def __call__(self, frontier: Frontier) -> Choice:
         """The recorded children; in the rule's own words where it wants the same."""
-        book, own = self.book, self.rule(frontier)
-        children = self.children(frontier)
+        book, children = self.book, self.children(frontier)
+        if isinstance(self.rule, Samples) and any(node.branch >= self.width for node in frontier.nodes):
+            self.lost = True
+            book.lie("children", f"Before step {self.record.step} a sample has split in two.")
+            return Choice(children, lost={row: self.said(row) for row in range(len(frontier.nodes))})
+        own = self.rule(frontier)
         by_pair = {(child.row, child.token): child for child in children}
         wanted = [(child.row, child.token) for child in own.children]
         same = sorted(by_pair) == sorted(wanted)
