@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tempo_mlx.decode.selection import SELECTION_RULES, select
+from tempo_mlx.decode.selection import SELECTION_RULES, draw, select
 
 DISTRIBUTION = np.array([0.05, 0.30, 0.25, 0.30, 0.10], np.float32)
 
@@ -89,3 +89,8 @@ def test_equals_the_slow_reference(seed, size, sharpness, rule, value, max_width
     value = 1 + int(value * 9) if rule == "top-k" else value
     result = select(probabilities, rule=rule, value=value, max_width=max_width, excluded=excluded)
     assert result.tolist() == slow_select(probabilities, rule, value, max_width, excluded)
+
+
+def test_a_draw_never_takes_what_has_no_mass() -> None:
+    mass = np.array([0.0, 0.5, 0.0, 1.5, 0.0])
+    assert [draw(mass, place) for place in (0.0, 0.2, 0.25, 0.9, np.nextafter(1.0, 0.0))] == [1, 1, 3, 3, 3]
