@@ -113,3 +113,14 @@ def test_a_live_update_costs_under_five_milliseconds_a_step() -> None:
         costs.append(time.process_time() - start)
     assert sum(costs) / len(costs) < 0.02
     assert np.median(costs[300:]) < 3 * np.median(costs[100:200]) + 0.001
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    tokenizer = ByteTokenizer([b"<eos>", b" a", b" one", b" two", b" three"])
+    steps = []
+    for index, token in enumerate((1, 2, 3, 4)):
+        before = (Edge(2 + index, 1.0, 0.9),) if index else ()
+        steps.append(Step(index, 3 + index, 0.1, 0.1, (Member(token, 0.9, 3 + index, 1.0, before),)))
+    growing = GrowingPhrases(tokenizer, 0, stop=["one two three"])
+    said = [text_of(growing.add(step)) for step in steps]
+    assert "".join(said) + text_of(growing.finish()) == " a "

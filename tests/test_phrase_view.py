@@ -153,6 +153,7 @@ def test_a_pipe_gets_characters_as_they_are_and_ends_before_a_stop_string() -> N
         before = [3 + index]
     for stop, expected in (
         ((), " a\r\x1b[2J\u20ac STOP"),
+        (("never said",), " a\r\x1b[2J\u20ac STOP"),
         ((" STOP",), " a\r\x1b[2J\u20ac"),
         (("ST",), " a\r\x1b[2J\u20ac "),
     ):

@@ -11,8 +11,9 @@ from rich.console import Console
 
 import tempo_mlx
 from tempo_mlx.cli.console import waiting
-from tempo_mlx.cli.generate import chat_hint
+from tempo_mlx.cli.generate import chat_hint, decode
 from tempo_mlx.cli.main import main
+from tempo_mlx.config import OutputConfig
 from tempo_mlx.report.phrases import phrases_in
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.styles import raw, styled_phrases
@@ -138,3 +139,14 @@ def test_short_names_of_everyday_settings(model: str, capsys: pytest.CaptureFixt
     assert (config["max_tokens"], config["temperature"]) == (2, 0.5)
     with pytest.raises(tempo_mlx.TempoError, match="n is not a setting"):
         resolve({"n": 2})
+
+
+def test_a_prompt_is_shown_before_its_text_and_a_template_is_not(model: str) -> None:
+    loaded = tempo_mlx.load(model)
+    for chat in (False, True):
+        file = io.StringIO()
+        out = Console(file=file, force_terminal=True, width=80, height=20, _environ={"TERM": "xterm"})
+        err = Console(file=io.StringIO())
+        decode(loaded, PROMPT, resolve({"chat": chat, "max_tokens": 3}), OutputConfig(), out, err)
+        assert (PROMPT in file.getvalue()) == (not chat)
+        assert "<|" not in file.getvalue()

@@ -202,7 +202,8 @@ def phrases_in(
 ) -> list[Phrase]:
     """The phrases of a run as far as its `final_text` goes: up to a stop string, without reasoning."""
     found = phrases(steps, show_above, seed)
-    start = max("".join(phrase.text for phrase in found).rfind(final_text), 0)
+    text = "".join(phrase.text for phrase in found)
+    start = 0 if text.startswith(final_text) else max(text.rfind(final_text), 0)
     return within(found, start, start + len(final_text))
 
 
