@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -294,3 +295,11 @@ def test_blanks_and_nothing_else() -> None:
 
 def test_no_steps_no_phrases() -> None:
     assert phrases([]) == []
+
+
+def test_a_long_run_without_a_cut_is_read_in_time() -> None:
+    """500 sets of up to 8 take a quarter of a second of processor time; the bound allows for a slow machine."""
+    steps = random_lattice(3, length=500, width=8)
+    start = time.process_time()
+    assert len(phrases(steps)) > 100
+    assert time.process_time() - start < 2.0
