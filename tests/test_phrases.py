@@ -149,6 +149,17 @@ def test_what_a_reading_says_last_before_all_agree_again_belongs_to_it() -> None
     assert shown(phrases(steps)) == " a [very big soft/big soft warm] light"
 
 
+def test_words_in_place_of_a_full_stop_are_shown_with_the_word_before() -> None:
+    steps = lattice(
+        {" a": 1.0},
+        {" dog": {" a": 0.9}},
+        {".": {" dog": 0.6}, " and": {" dog": 0.4}},
+        {" He": {".": 0.9, " and": 0.0}, " cat": {".": 0.0, " and": 0.9}},
+        {" ran": {" He": 0.9, " cat": 0.9}},
+    )
+    assert shown(phrases(steps)) == " a [dog. He/dog and cat] ran"
+
+
 def test_parts_of_characters_are_no_alternative() -> None:
     steps = lattice(
         {" a": 1.0}, {" dog": {" a": 0.6}, " \ufffd": {" a": 0.4}}, {" ran": {" dog": 0.9, " \ufffd": 0.9}}

@@ -342,6 +342,8 @@ def groups(
         start, end = k, k + 1
         if shares.get((k, ()), 0.0) >= show_above:
             start, end = (k, k + 2) if k + 1 < len(best.words) else (max(k - 1, 0), k + 1)
+        if not counted(best.words[k]):  # a mark, where others go on: shown with the word it follows
+            start = max(k - 1, 0)
         if found and (
             found[-1][1] > start or (found[-1][1] == start and common(before, who[k], weights) >= TOGETHER)
         ):
