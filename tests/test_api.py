@@ -267,6 +267,15 @@ def test_streams_of_several_threads_give_what_each_would_alone(model: LoadedMode
     assert [together[prompt] for prompt in prompts] == alone
 
 
+def test_a_model_that_was_just_loaded_runs_in_another_thread() -> None:
+    """MLX cannot compute in one thread what was put off in another."""
+    fresh, runs = tempo_mlx.load(str(twin("llama")), device="cpu"), []
+    thread = threading.Thread(target=lambda: runs.append(tempo_mlx.generate(fresh, PROMPT, **SETTINGS)))
+    thread.start()
+    thread.join()
+    assert runs[0].text == tempo_mlx.generate(fresh, PROMPT, **SETTINGS).text
+
+
 def test_threads_take_turns_at_a_model(model: LoadedModel) -> None:
     decoding = tempo_mlx.stream(model, PROMPT, **SETTINGS)
     waiting = threading.Thread(target=next, args=(decoding,))
@@ -313,15 +322,15 @@ def test_cancelling_the_task_ends_the_run(model: LoadedModel) -> None:
                 pass
 
         task = asyncio.create_task(read())
-        while len(decoding.steps) < 2:
+        while len(decoding.steps) < 2 and not task.done():
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(main())
-    run = decoding.run()
-    assert run.finish_reason == "cancelled" and 2 <= len(run.steps) < 100
+    assert next(decoding, None) is None and decoding.finish_reason == "cancelled"
+    assert 2 <= len(decoding.run().steps) < 100
 
 
 # What is refused
