@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 
 from tempo_mlx.report.html import to_html
+from tempo_mlx.report.phrases import Alternative, Phrase
 
 
 class Page(HTMLParser):
@@ -34,15 +35,20 @@ class Page(HTMLParser):
 NASTY = {"text": "</script><script>alert(1)</script><!-- \u2028 & \\ \U0001f30d", "n": 0.1}
 
 
+FORK = Phrase("</script><b>", 0.7, (Alternative("sea", 0.3, ()),), 0, 1)
+
+
 def page_of(run: object) -> Page:
-    return Page(to_html(json.dumps(run, ensure_ascii=False)))
+    return Page(to_html(json.dumps(run, ensure_ascii=False), [FORK]))
 
 
 def test_the_run_comes_back_and_cannot_break_out() -> None:
     page = page_of(NASTY)
     [(_, _, content)] = [item for item in page.contents if item[1].get("id") == "run"]
     assert json.loads(content) == NASTY
-    assert len([item for item in page.contents if item[0] == "script"]) == 2
+    [(_, _, shown)] = [item for item in page.contents if item[1].get("id") == "phrases"]
+    assert json.loads(shown) == [{"text": FORK.text, "share": 0.7, "alternatives": [["sea", 0.3]]}]
+    assert len([item for item in page.contents if item[0] == "script"]) == 3
 
 
 def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
@@ -52,7 +58,7 @@ def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
     [policy] = [str(a["content"]) for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src" not in policy
     for tag, attributes, content in page.contents:
-        if attributes.get("id") == "run":
+        if attributes.get("id") in ("run", "phrases"):
             continue
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert re.search(rf"{tag}-src 'sha256-{re.escape(digest)}'", policy), f"{tag} would not run"

@@ -115,7 +115,7 @@ class RunPrinter:
         elif self.format == "html":
             from tempo_mlx.report.html import to_html
 
-            write_text(self.out, to_html(run.to_json()))
+            write_text(self.out, to_html(run.to_json(), run.phrases))
         else:
             if run.steps and self.inline and not self.streams:
                 self.live = self._make_live()

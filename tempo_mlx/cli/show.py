@@ -48,12 +48,12 @@ def show(
         from tempo_mlx.files import write_atomic
         from tempo_mlx.report.html import to_html
 
-        write_atomic(html, to_html(run.to_json()))
+        write_atomic(html, to_html(run.to_json(), run.phrases))
         err.print(f"Saved {html}", style="dim", soft_wrap=True)
     elif output.format == "html":
         from tempo_mlx.report.html import to_html
 
-        out.file.write(to_html(run.to_json()))
+        out.file.write(to_html(run.to_json(), run.phrases))
     elif output.format in ("json", "jsonl"):
         out.file.write(run.to_json(indent=2 if output.format == "json" else None) + "\n")
     elif schedule:

@@ -18,10 +18,18 @@ after(async () => {
   rmSync(folder, { recursive: true })
 })
 
-const WRITE = 'import sys; from tempo_mlx.report.html import to_html; sys.stdout.write(to_html(sys.stdin.read()))'
+const WRITE = `import sys
+from tempo_mlx.report.html import to_html
+from tempo_mlx.report.phrases import Alternative, Phrase
+fork = Phrase('Paris', 0.7, (Alternative('Rome', 0.2, ()),), 0, 1)
+sys.stdout.write(to_html(sys.stdin.read(), [fork] if sys.argv[1:] else []))`
 
-function write(name, run) {
-  const html = execFileSync(PYTHON, ['-c', WRITE], { cwd: ROOT, input: JSON.stringify(run), maxBuffer: 2 ** 26 })
+function write(name, run, ...forked) {
+  const html = execFileSync(PYTHON, ['-c', WRITE, ...forked], {
+    cwd: ROOT,
+    input: JSON.stringify(run),
+    maxBuffer: 2 ** 26,
+  })
   writeFileSync(`${folder}/${name}.html`, html)
   return `file://${folder}/${name}.html`
 }
@@ -61,7 +69,7 @@ test('offers nothing that needs a server, and everything else', async () => {
 })
 
 test('can be saved again from itself, with another run dropped onto it', async () => {
-  const page = await openPage(browser, write('again', capital()), { offline: true })
+  const page = await openPage(browser, write('again', capital(), 'forked'), { offline: true })
   await page.getByLabel('Run files').setInputFiles({
     name: 'x.json',
     mimeType: 'application/json',
@@ -78,6 +86,18 @@ test('can be saved again from itself, with another run dropped onto it', async (
   await page.getByText('7 steps', { exact: true }).waitFor()
   const run = readFileSync(`${folder}/saved.html`, 'utf8').match(/id="run">([^<]*)</)[1]
   assert.deepEqual(JSON.parse(run), large(7, 3))
+  assert.equal(await page.getByRole('radio', { name: 'Phrases' }).count(), 0, 'the phrases of another run')
+  await closePage(page)
+})
+
+test('shows phrases first, each fork with its shares', async () => {
+  const page = await openPage(browser, write('phrases', capital(), 'forked'), { offline: true })
+  const text = page.getByRole('group', { name: 'Text, phrases' })
+  assert.match(await text.innerText(), /\[Paris\/Rome\]$/)
+  await text.getByTitle('Paris 70 %, Rome 20 %').waitFor()
+  await assertAccessible(page, 'phrases')
+  await page.getByRole('radio', { name: 'Inline' }).click()
+  await page.getByRole('group', { name: 'Text, inline' }).waitFor()
   await closePage(page)
 })
 

@@ -42,7 +42,8 @@ function inline(html: string, bundle: Rolldown.OutputBundle): string {
     .replace('</head>', () => `<style>${styles[0]}</style>\n</head>`)
     .replace(
       '</body>',
-      () => `<script type="application/json" id="run"></script>\n<script type="module">${scripts[0]}</script>\n</body>`,
+      () =>
+        `${['run', 'phrases'].map((id) => `<script type="application/json" id="${id}"></script>\n`).join('')}<script type="module">${scripts[0]}</script>\n</body>`,
     )
 }
 

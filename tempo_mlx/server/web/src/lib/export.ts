@@ -1,6 +1,6 @@
 /** Files to take away. */
 
-import type { Run } from './run'
+import type { Phrase, Run } from './run'
 
 export function download(blob: Blob, name: string): void {
   const link = document.createElement('a')
@@ -20,14 +20,16 @@ export function jsonOf(run: Run): Blob {
   return new Blob([JSON.stringify(run)], { type: 'application/json' })
 }
 
-/** Where the page built as one file holds its run; report/html.py writes the same. */
-const EMBEDDED = /(<script type="application\/json" id="run">)[^<]*(<\/script>)/
+/** Where the page built as one file holds its run and its phrases; report/html.py writes the same. */
+const place = (id: string) => new RegExp(`(<script type="application/json" id="${id}">)[^<]*(</script>)`)
 
-/** The viewer as one file with `run` in it. `template` is standalone.html of the build. */
-export function htmlOf(run: Run, template: string): Blob {
-  const json = JSON.stringify(run).replaceAll('<', '\\u003c')
-  if (!EMBEDDED.test(template)) throw new Error('The template has no place for a run.')
-  return new Blob([template.replace(EMBEDDED, (_, open: string, close: string) => open + json + close)], {
-    type: 'text/html',
-  })
+/** The viewer as one file with `run` in it. `template` is standalone.html of the build, empty or with another run. */
+export function htmlOf(run: Run, phrases: Phrase[], template: string): Blob {
+  let page = template
+  for (const [id, value] of Object.entries({ run, phrases })) {
+    if (!place(id).test(page)) throw new Error('The template has no place for a run.')
+    const json = JSON.stringify(value).replaceAll('<', '\\u003c')
+    page = page.replace(place(id), (_, open: string, close: string) => open + json + close)
+  }
+  return new Blob([page], { type: 'text/html' })
 }

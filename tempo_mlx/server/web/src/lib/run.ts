@@ -7,6 +7,13 @@ export type { Path, Rejected, Removal, Run, Step, Token, Value, Values } from '.
 /** slot of a row of the previous step, P(i|j), P(j|i) */
 export type Parent = Token['parents'][number]
 
+/** A stretch of the best reading; where others are probable, what they have instead, each with its share. */
+export interface Phrase {
+  text: string
+  share: number | null
+  alternatives: [string, number][]
+}
+
 /** A file that is not a run; the message is a sentence for the reader. */
 export class RunFileError extends Error {}
 

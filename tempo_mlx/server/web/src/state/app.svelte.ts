@@ -3,7 +3,7 @@
 import { getContext, setContext } from 'svelte'
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
-import { parseRun, type Run } from '../lib/run'
+import { parseRun, type Phrase, type Run } from '../lib/run'
 import { fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
 import { RunView } from './view.svelte'
 
@@ -43,10 +43,12 @@ export class App {
   private request: { id: string; abort: AbortController } | null = null
   private link = ''
 
-  constructor(embedded: Run | null) {
+  constructor(embedded: Run | null, phrases: Phrase[] = []) {
     if (!embedded) return
     this.standalone = true
-    this.show(RunView.of(embedded, nameOf(embedded)))
+    const view = RunView.of(embedded, nameOf(embedded))
+    view.phrases = phrases
+    this.show(view)
   }
 
   readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))

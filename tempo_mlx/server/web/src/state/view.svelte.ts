@@ -2,7 +2,7 @@
 
 import type { Session, StreamStart, StreamStep } from '../lib/api'
 import { Lattice, type Member } from '../lib/lattice'
-import type { Run } from '../lib/run'
+import type { Phrase, Run } from '../lib/run'
 import { printed, printedBest, segment, type Segment } from '../lib/text'
 
 let count = 0
@@ -18,6 +18,8 @@ export class RunView {
   version = $state(0)
   /** of all steps; while a long run streams they come a little later than the lattice, and so do charts and map */
   segments: Segment[] = $state.raw([])
+  /** the best reading, cut where others differ from it; empty where nobody has read it so */
+  phrases: Phrase[] = $state.raw([])
   /** one member a step */
   best: number[] = $state.raw([])
   session: Omit<Session, 'run'> | null = $state.raw(null)
