@@ -159,7 +159,9 @@ class Mirror:
 def contents(cache: Any) -> np.ndarray:
     """(2, layers, K, S, D)."""
     buffers = (cache._keys, cache._values)
-    return np.array([[np.array(layer[0][:, : len(cache)]) for layer in buffer.values()] for buffer in buffers])
+    return np.array(
+        [[np.array(layer[0][:, : len(cache)]) for layer in buffer.values()] for buffer in buffers]
+    )
 
 
 def mirrored(loaded: Any, settings: dict[str, Any], steps: int = 40) -> tuple[Any, Mirror]:

@@ -488,6 +488,18 @@ def test_a_forgery_is_caught_wherever_it_can_be_made(name: str) -> None:
     assert len(tried) >= (1 if name in FEW else 3), tried
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a removal forgotten", "so it is removed"), ("slots that swap", "the order of the slots of step")],
+)
+def test_a_forgery_is_called_by_what_it_is(name: str, words: str) -> None:
+    """Others of its traces are found as well; the sentence that names it must be among them."""
+    value = json.loads(written("superposed"))
+    assert FORGERIES[name](value)
+    found = verify(Run.from_json(json.dumps(value)), loaded(often=True)).findings
+    assert any(words in sentence for sentence in found), found
+
+
 def test_there_are_forgeries_enough() -> None:
     assert len(FORGERIES) - len(FEW) >= 60 and set(FORGERIES) >= FEW
 
