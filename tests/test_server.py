@@ -391,7 +391,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
-        (["--model", "/nonexistent/model"], 1, "/nonexistent/model"),
+        (["--model", "/nonexistent/model"], 2, "/nonexistent/model"),
         (["--rate-limit", "often"], 2, "rate_limit is 'often'"),
         (["--port", "99999999"], 2, "--port"),
         (["--cors-origins", "example.com"], 2, "cors_origins"),

@@ -121,10 +121,10 @@ def remove(name: str) -> tuple[str, int]:
 
 def _hub_cache() -> HFCacheInfo | None:
     """The Hugging Face cache; None where there is none yet."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        return scan_cache_dir()
+        return scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return None
