@@ -10,7 +10,7 @@ import pytest
 
 from tempo_mlx.api import generate, stream
 from tempo_mlx.cli.main import main
-from tempo_mlx.decode.mcts import Mcts, Rollout, subtree
+from tempo_mlx.decode.mcts import Mcts, Rollout, SearchNode, subtree
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
@@ -172,6 +172,17 @@ def test_a_value_function_sees_the_text_and_must_return_a_number() -> None:
         next(broken)
     with pytest.raises(ConfigError, match="mcts"):
         stream(loaded(), ids, branches=2, value=value)
+
+
+def test_a_child_is_chosen_by_its_worth_and_by_what_is_left_to_explore() -> None:
+    """PUCT by hand: a value scaled to the tree's, and c * prior * sqrt(tries + 1) / (1 + visits + pending)."""
+    found = search(mcts_c_puct=1.5)
+    found.low, found.high = -4.0, -2.0
+    parent = SearchNode(1, -1.0, 0.5, 0.5, 1, visits=2, value_sum=-6.0)
+    fresh = SearchNode(2, -1.0, 0.5, 0.25, 2, parent)
+    known = SearchNode(3, -1.0, 0.5, 0.5, 2, parent, visits=1, value_sum=-2.0, pending=1)
+    assert found.score(parent, fresh, 0) == pytest.approx(0.5 + 1.5 * 0.25)
+    assert found.score(parent, known, 8) == pytest.approx(1.0 + 1.5 * 0.5 * 3 / 3)
 
 
 def test_settings_change_the_search() -> None:

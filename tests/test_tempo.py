@@ -206,6 +206,16 @@ def test_a_member_that_ends_the_text_has_no_row(loaded: LoadedModel) -> None:
     assert all(wide.tokens[1].id not in tokens for tokens, _ in loaded.model.calls[1:])
 
 
+def test_an_end_that_is_not_the_likeliest_token_ends_nothing(loaded: LoadedModel) -> None:
+    config = resolve({"threshold": 0.02, "max_parallel_tokens": 4})
+    members = [token.id for token in superposed(Setup(loaded.model, PROMPT, config)).advance().tokens]
+    assert len(members) > 1
+    for end, finished in ((members[-1], False), (members[0], True)):
+        state = superposed(Setup(loaded.model, PROMPT, config, eos_ids=frozenset([end])))
+        assert [token.id for token in state.advance().tokens] == members
+        assert state.finished is finished
+
+
 def test_stop_strings_are_matched_in_the_likeliest_reading(loaded: LoadedModel) -> None:
     reading = generate(loaded, PROMPT, threshold=0.06, max_tokens=10, min_steps=10).final_text.split()
     run = generate(loaded, PROMPT, threshold=0.06, max_tokens=10, stop=[reading[4] + " " + reading[5]])
