@@ -105,7 +105,8 @@ def broken(draw: Any) -> str:
         how = draw(
             st.sampled_from(("replace", "replace", "nudge", "move", "delete", "add", "reverse", "cut"))
         )
-        change(value, place, how, draw(st.sampled_from(ODD)), other)
+        # A copy, since a further change may reach into it.
+        change(value, place, how, copy.deepcopy(draw(st.sampled_from(ODD))), other)
     return json.dumps(value)
 
 
