@@ -12,7 +12,7 @@ from rich.console import Console
 from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import terminal
 from tempo_mlx.report.listing import run_bits
-from tempo_mlx.report.styles import drawn, printable
+from tempo_mlx.report.styles import SHADES, drawn, printable, shade
 from tempo_mlx.report.summary import summary
 from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, Printer, make_branch_printer
 from tempo_mlx.report.text import Label, make_label
@@ -354,3 +354,11 @@ def test_the_summary_of_a_run_that_could_leave_early(
 ) -> None:
     run = replace(sky_run(), early_exit=section, timing=timing)
     assert words in summary(run).split(" | ")
+
+
+@pytest.mark.parametrize(
+    ("value", "colour"), [(0.7, "green"), (0.6, "green"), (0.1, "magenta"), (-1.0, "red")]
+)
+def test_every_number_has_a_shade(value: float, colour: str) -> None:
+    """Also one that no honest run holds: `show --tree` draws what a file says."""
+    assert shade(value, SHADES) == colour

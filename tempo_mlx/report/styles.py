@@ -110,4 +110,5 @@ def one_line(text: str) -> str:
 
 
 def shade(value: float, shades: Sequence[tuple[float, str]]) -> str:
-    return next(colour for least, colour in shades if value >= least)
+    """The colour of a share; of what is under all of them, as in a file that lies, the last one."""
+    return next((colour for least, colour in shades if value >= least), shades[-1][1])
