@@ -362,3 +362,8 @@ def test_the_summary_of_a_run_that_could_leave_early(
 def test_every_number_has_a_shade(value: float, colour: str) -> None:
     """Also one that no honest run holds: `show --tree` draws what a file says."""
     assert shade(value, SHADES) == colour
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    run = replace(sky_run(), timing={"tokens_per_second": "fast", "prefill_seconds": []})
+    assert "steps/s" not in summary(run) and "first token" not in summary(run)

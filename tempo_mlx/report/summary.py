@@ -15,13 +15,13 @@ def summary(run: Run, peak_bytes: int | None = None) -> str:
     rows = sum(token.slot is not None for step in run.steps for token in step.tokens)
     removed = sum(token.removed_after is not None for step in run.steps for token in step.tokens)
     parts = [f"{steps} step{'s' * (steps > 1)}" if steps else "nothing generated"]
-    if steps > 1 and (rate := run.timing.get("tokens_per_second")):
+    if steps > 1 and (rate := number(run.timing, "tokens_per_second")):
         parts.append(f"{rate:.1f} steps/s")
     if steps:
         parts.append(f"{rows} rows, {members / steps:.1f} a step")
     if removed:
         parts.append(f"{removed} of {members} members removed")
-    if (seconds := run.timing.get("prefill_seconds")) is not None:
+    if (seconds := number(run.timing, "prefill_seconds")) is not None:
         parts.append(f"first token after {seconds:.1f} s")
     if peak_bytes is not None:
         parts.append(f"peak memory {peak_bytes / 1e9:.1f} GB")
@@ -31,9 +31,15 @@ def summary(run: Run, peak_bytes: int | None = None) -> str:
     return " | ".join(parts)
 
 
+def number(values: Mapping[str, Any], name: str) -> float | None:
+    """A figure of a run, if it is one: a file may say anything."""
+    value = values.get(name)
+    return value if isinstance(value, (int, float)) else None
+
+
 def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
     """What the audit of a run says, and how many steps were run ahead, in a few words."""
-    agreement, layers = section.get("agreement"), section.get("mean_layers")
+    agreement, layers = number(section, "agreement"), number(section, "mean_layers")
     if section.get("lossless"):
         said = ["early exit, lossless"]
     elif agreement is not None:
