@@ -9,13 +9,14 @@ from __future__ import annotations
 import platform
 
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 
 E = 2.718281828459045
 
 
 def by_power() -> bool:
     """Whether `power` beats `exp` here: on the CPU, except Apple's, where MLX vectorises."""
-    return platform.system() == "Linux" and mx.default_device().type == mx.cpu
+    return platform.system() == "Linux" and not device.on_gpu()
 
 
 def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.array, mx.array | None]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 from tempo_mlx.model.exponential import exponentials
 from tempo_mlx.model.forward import Attention
 from tempo_mlx.model.metal import ATTENTION, COMBINE, HEADER, MASS, Kernel
@@ -141,7 +142,7 @@ def portable_attention(
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
     plain = bias is None and softcap is None and sinks is None and not mass
-    if plain and dim == values.shape[-1] and mx.default_device().type == mx.gpu:
+    if plain and dim == values.shape[-1] and device.on_gpu():
         fused = mx.fast.scaled_dot_product_attention  # for a prompt: no (L, S) scores in memory
         out = fused(queries[None], keys[None], values[None], scale=scale, mask="causal")[0]
         return out.transpose(1, 0, 2).reshape(rows, heads * dim), None
@@ -154,7 +155,7 @@ def portable_attention(
             outs.append(portable_attention(*part, scale=scale, softcap=softcap, mass=False, sinks=sinks)[0])
         return mx.concatenate(outs), None
     dtype = queries.dtype
-    if mx.default_device().type == mx.cpu:  # whose half-precision products are slow
+    if not device.on_gpu():  # the CPU, whose half-precision products are slow
         queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
     scores = _scores(queries.reshape(groups, -1, dim), keys, bias, scale, softcap)  # (K, H/K L, S)
     if bias is None and rows > 1:
@@ -314,7 +315,7 @@ class SelfCheck:
 
 def use_kernel() -> bool:
     """Whether MLX computes on Metal here and the kernel was right when it was checked, on first use."""
-    return mx.default_device().type == mx.gpu and kernel_self_check().ok is True
+    return device.on_gpu() and kernel_self_check().ok is True
 
 
 MASS_TOLERANCE = 1e-5

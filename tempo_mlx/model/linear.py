@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from tempo_mlx import blas
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 from tempo_mlx.weights.tensor import Layout
 
 TILE = 8  # rows that OpenBLAS's kernels for x86-64 take at once; 5 to 7 take up to half as long again as 8 (measured)
@@ -18,7 +19,7 @@ def fills_tiles(x: mx.array) -> bool:
         len(x) % TILE > TILE // 2
         and len(x) < 4 * TILE
         and x.dtype == mx.float32
-        and mx.default_device().type == mx.cpu
+        and not device.on_gpu()
         and blas.ensure().name == "OpenBLAS"
         and platform.machine() == "x86_64"
     )
@@ -105,7 +106,7 @@ class RMSNorm:
         self.least = mx.array(eps * size, mx.float32)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.dtype != mx.float32 or mx.default_device().type != mx.cpu:
+        if x.dtype != mx.float32 or device.on_gpu():
             return mx.fast.rms_norm(x, self.weight, self.eps)
         return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + self.least) * self.scaled
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 
 FEW = 16  # rows up to which the CPU turns them by one small product for each, not by operations on every element
 
@@ -30,7 +31,7 @@ class Rotation:
         wide_cos = np.concatenate([cosines, np.ones((rows, rest), np.float32)], axis=1)
         wide_sin = np.concatenate([sines, np.zeros((rows, rest), np.float32)], axis=1)
         self.matrices = None
-        if rows <= FEW and mx.default_device().type == mx.cpu:
+        if rows <= FEW and not device.on_gpu():
             matrices = np.zeros((rows, head_dim, head_dim), np.float32)
             place = np.arange(head_dim)
             matrices[:, place, place] = wide_cos

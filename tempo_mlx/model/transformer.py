@@ -16,6 +16,7 @@ import numpy as np
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 from tempo_mlx.model.attention import Rows, SoftmaxAttention, growth, kind_of
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.experts import Mixture
@@ -256,7 +257,7 @@ class Transformer:
                 for kind in self.kinds
             },
             mass=attention,
-            ahead=mx.default_device().type == mx.cpu and len(positions) <= FEW,
+            ahead=not device.on_gpu() and len(positions) <= FEW,
             growth={scaling: growth(part, positions) for scaling, part in self.growing.items()},
         )
 
