@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import DEFAULT_MODEL
+from tempo_mlx.load_config import DEFAULT_MODEL
 
 
 def arguments() -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.settings import Setting, settings_of, spellings
 

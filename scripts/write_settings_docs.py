@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig, as_dict
+from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import ACCEPTED, PRESETS, REFUSED, Shortcuts, resolve, upgrade
 from tempo_mlx.server.schemas import settings_table
 from tempo_mlx.server.settings import ServerConfig

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import score as scoring
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading
@@ -24,6 +24,7 @@ from tempo_mlx.decode.step import Step
 from tempo_mlx.errors import ConfigError, PromptError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run

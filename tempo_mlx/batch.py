@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from tempo_mlx.api import encode_chat, stream
 from tempo_mlx.batch_file import batch_file
-from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
+from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.prefill import Interrupt, never
 from tempo_mlx.errors import ConfigError, OutputError, PromptError, RankLostError, RunFileError, TempoError
 from tempo_mlx.files import read_lines
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.model import check_same

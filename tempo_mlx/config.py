@@ -1,8 +1,8 @@
-"""The settings: what they are called, what they allow, who needs them, and what fits together. No tensor library.
+"""The settings of a run: what they are called, what they allow, who needs them, and what fits together.
 
-`LoadConfig` says which model runs where, `GenerateConfig` everything that changes a run, `OutputConfig` what
-the command line reads, shows and saves. `GenerateConfig` holds resolved values only, so that
-`GenerateConfig(**run.config)` reproduces a run; tempo_mlx/resolution.py makes one from what a user gave.
+`GenerateConfig` holds resolved values only, so that `GenerateConfig(**run.config)` reproduces a run;
+tempo_mlx/resolution.py makes one from what a user gave. Which model runs where is tempo_mlx/load_config.py, what
+the command line reads, shows and saves tempo_mlx/output_config.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.settings import Audience, Checked, Setting, row, settings_of
-
-DEFAULT_MODEL = "smollm2-135m"
 
 # Every decoder, and what it uses of the settings that not all do. A new one needs a line here, and rows below where
 # it brings settings of its own.
@@ -68,51 +66,7 @@ def _exit(default: object, help: str, audience: Audience = "study", **rest: Any)
     return row(default, "Early exit", help, audience, decoders=_using("exits"), needs=needs, **rest)
 
 
-def _output(default: object, help: str, **rest: Any) -> Any:
-    return row(default, "Output", help, **rest)
-
-
-def _diagnostics(default: object, help: str, **rest: Any) -> Any:
-    return row(default, "Diagnostics", help, "study", **rest)
-
-
 # fmt: off
-@dataclass(frozen=True)
-class LoadConfig(Checked):
-    """Which model, computed by what, in how much memory."""
-
-    model: str = _input(
-        DEFAULT_MODEL,
-        "Model: a name from `tempo-mlx models`, a Hugging Face repo id, a directory, or a .gguf file.",
-        environment=("MODEL_PATH",), aliases=("-m",),
-    )
-    backend: Literal["mlx", "torch"] = _input("mlx", "What computes: MLX, or the torch reference.", audience="study")
-    device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = _input(
-        "auto", "Where it computes; mps is another name for gpu.", environment=("DEVICE",),
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _input(
-        "auto", "Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU.",
-    )
-    kv_bits: Literal[4, 8] | None = row(
-        None, "Limits", "Store the KV cache quantised to so many bits.", default_text="off",
-    )
-    max_memory_gb: float | None = row(
-        None, "Limits", "Memory in GB that weights, cache and rows may use; checked before loading.",
-        above=0, maximum=1e6,
-    )
-    rank_timeout: float = row(
-        30.0, "Limits", "Under mlx.launch: a rank without a sign of life for so many seconds ends the run.", "study",
-        minimum=3, maximum=86400,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.device == "mps":
-            object.__setattr__(self, "device", "gpu")
-        if not self.model.strip():
-            raise ConfigError("model is empty; name a model, for example " + DEFAULT_MODEL + ".")
-
-
 @dataclass(frozen=True)
 class GenerateConfig(Checked):
     """Everything that changes a run. Ranges and combinations are checked at construction."""
@@ -367,42 +321,6 @@ class GenerateConfig(Checked):
                 "early_exit has nothing to skip where the attention of every layer decides what is pruned; leave "
                 "one of them out, or choose --pruning-signal posterior."
             )
-
-
-@dataclass(frozen=True)
-class OutputConfig(Checked):
-    """What only the command line knows: where the prompt comes from, what is shown and what is saved."""
-
-    prompt: str | None = _input(None, "The prompt, the same as the argument; - reads standard input.")
-    prompt_file: str | None = _input(None, "Read the prompt from this file.")
-    system_file: str | None = _input(None, "Read the system message from this file.")
-    view: Literal["phrases", "text", "sets"] | None = _output(
-        None, "What is shown: the best text with other words that were probable, it alone, or all sets in brackets.",
-        default_text="phrases on a terminal, text elsewhere",
-    )
-    show_above: float = _output(0.05, "The least share of an alternative that phrases show.", minimum=0, maximum=1)
-    format: Literal["text", "json", "jsonl", "html"] = _output(
-        "text", "What is printed; jsonl: one line a step.",
-    )
-    output_json: bool = _output(
-        False, "The same as --format json, unless --json-output-file says where to save it.",
-    )
-    json_output_file: str | None = _output(None, "Save the run to this file.")
-    output_dir: str | None = _output(None, "Save the run to a new file in this directory.")
-    show_token_ids: bool = _output(False, "Show token ids beside the tokens; implies --view sets.", audience="study")
-    show_probabilities: bool = _output(False, "Show probabilities beside what is probable.")
-    color: bool = _output(True, "Use colours on a terminal.")
-    stream: bool = _output(True, "Print while decoding.")
-    quiet: bool = _output(False, "Print the text only, and no status.")
-    verbose: bool = _diagnostics(False, "Say on stderr what is being done.")
-    debug_mode: bool = _diagnostics(False, "Like --verbose, for every step, and show tracebacks.")
-    profile: bool = _diagnostics(False, "Print how much time each phase took.")
-    profile_output: str | None = _diagnostics(None, "Save the time table to this file, as JSON.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.show_token_ids and self.view not in (None, "sets"):
-            raise ConfigError(f"show_token_ids has no effect with view {self.view}; choose --view sets, or drop it.")
 
 
 # fmt: on

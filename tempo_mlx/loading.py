@@ -8,8 +8,8 @@ from threading import RLock
 
 import numpy as np
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import BackendError, ConfigError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader

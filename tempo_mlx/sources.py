@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.files import fault_of_json, reason_of
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.settings import Checked, Setting, canonical, settings_of, shown, suggestion
 

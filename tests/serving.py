@@ -66,7 +66,7 @@ class Served:
 
 PACED = """
 import json, sys
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.serve import serve
 from tempo_mlx.server.settings import Pace, ServerConfig
 model, settings, pace = json.loads(sys.argv[1])

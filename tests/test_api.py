@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import tempo_mlx
-from tempo_mlx.config import GenerateConfig, LoadConfig, as_dict
+from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.errors import ConfigError, ModelError, OutputError, PromptError, RunFileError, TempoError
 from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import Shortcuts

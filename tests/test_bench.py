@@ -20,8 +20,8 @@ from tempo_mlx.bench.steps import Products, linears, tokens, weight_bytes
 from tempo_mlx.bench.suites import SUITES, choose
 from tempo_mlx.bench.timing import Timing, interleaved
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import BackendError, ConfigError, ModelError
+from tempo_mlx.load_config import LoadConfig
 from tests import twins
 
 pytest.importorskip("transformers")

@@ -22,7 +22,9 @@ from tempo_mlx.cli.conversation import TerminalConversation
 from tempo_mlx.cli.main import main
 from tempo_mlx.cli.options import EVERYDAY
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import REFUSED, Shortcuts, resolve
 from tempo_mlx.settings import settings_of

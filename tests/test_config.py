@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tempo_mlx.config import USES, GenerateConfig, LoadConfig, OutputConfig, as_dict
+from tempo_mlx.config import USES, GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import SWITCHES, Shortcuts, resolve, upgrade
 from tempo_mlx.settings import by_audience, settings_of
 from tempo_mlx.sources import load_settings

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.app import create_app
 from tempo_mlx.server.schemas import SETTINGS
 from tempo_mlx.server.settings import ServerConfig

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server import app as app_module
 from tempo_mlx.server import security
 from tempo_mlx.server.app import create_app

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tempo_mlx
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tests import twins

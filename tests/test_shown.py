@@ -13,7 +13,7 @@ import tempo_mlx
 from tempo_mlx.cli.console import waiting
 from tempo_mlx.cli.generate import chat_hint, decode
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import OutputConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.phrases import phrases_in
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.styles import raw, styled_phrases

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tempo_mlx.api import generate, stream
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Setup
 from tempo_mlx.decode.tempo import plain, superposed
 from tempo_mlx.errors import ConfigError, PromptError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.resolution import resolve

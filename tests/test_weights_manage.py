@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tempo_mlx.cli.main import main
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import MemoryLimitError, ModelError, OutputError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import load_model
 from tempo_mlx.weights import manage, open_checkpoint
 from tempo_mlx.weights.memory import estimate_memory, require_memory

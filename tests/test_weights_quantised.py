@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ModelError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import load_model
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.linear import QuantizedLinear, fuse

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tempo_mlx.api import load, stream  # noqa: E402
-from tempo_mlx.config import LoadConfig  # noqa: E402
+from tempo_mlx.load_config import LoadConfig  # noqa: E402
 from tempo_mlx.loading import LoadedModel  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
 from tests.twins import reference, twin  # noqa: E402

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.decode.prefill import CHUNK, never, prefill
 from tempo_mlx.errors import ConfigError, ModelError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel, load_model
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Model

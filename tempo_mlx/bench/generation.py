@@ -14,7 +14,7 @@ from tempo_mlx.bench.processes import run_original
 from tempo_mlx.bench.results import Measurement, Result
 from tempo_mlx.bench.steps import Effort, tokens, weight_bytes
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.resolution import resolve
 

@@ -11,7 +11,8 @@ import typer
 
 from tempo_mlx.cli.console import Interrupts, make_consoles, progress_bar
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import load_settings
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tempo_mlx.cli.console import make_consoles
-from tempo_mlx.config import DEFAULT_MODEL, LoadConfig
+from tempo_mlx.load_config import DEFAULT_MODEL, LoadConfig
 
 if TYPE_CHECKING:
     from tempo_mlx.bench.results import Result

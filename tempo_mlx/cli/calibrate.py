@@ -9,8 +9,8 @@ import typer
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.generate import load_with_progress
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
 
 if TYPE_CHECKING:
     from tempo_mlx.exits.calibration import Calibration

@@ -12,8 +12,10 @@ from tempo_mlx.cli.ask import answering
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.line import PipeReader, Reader, TerminalReader
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import TempoError
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings

@@ -13,8 +13,10 @@ from rich.table import Table
 from tempo_mlx.cli.conversation import TerminalConversation
 from tempo_mlx.cli.generate import generation_of, load_with_progress
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.settings import settings_of, suggestion
 from tempo_mlx.sources import Given

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from tempo_mlx.cli.console import Interrupts, waiting
 from tempo_mlx.cli.output import RunPrinter
-from tempo_mlx.config import GenerateConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.sessions.conversation import Conversation, read_conversation
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from rich.console import Console
 from tempo_mlx._version import __version__
 from tempo_mlx.cli.console import make_consoles, print_facts
 from tempo_mlx.cli.models import size
-from tempo_mlx.config import DEFAULT_MODEL, LoadConfig
+from tempo_mlx.load_config import DEFAULT_MODEL, LoadConfig
 
 
 def doctor(

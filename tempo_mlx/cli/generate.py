@@ -23,8 +23,10 @@ from tempo_mlx.cli.console import (
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.output import RunPrinter, check_writable, save
 from tempo_mlx.cli.prompts import read_prompt, read_text
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import Given, load_settings
 

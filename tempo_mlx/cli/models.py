@@ -8,7 +8,7 @@ import typer
 
 from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar
 from tempo_mlx.cli.help import Group
-from tempo_mlx.config import DEFAULT_MODEL
+from tempo_mlx.load_config import DEFAULT_MODEL
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 Name = Annotated[

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tempo_mlx.cli.console import write_text
-from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import OutputError
+from tempo_mlx.output_config import OutputConfig
 
 if TYPE_CHECKING:
     from tempo_mlx.api import Stream

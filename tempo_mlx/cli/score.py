@@ -12,9 +12,9 @@ import typer
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.prompts import read_prompt
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import PromptError
 from tempo_mlx.files import read_lines
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.sources import load_settings
 
 

@@ -7,8 +7,10 @@ import sys
 from typing import Any
 
 from tempo_mlx.cli.options import ConfigFile, with_settings
-from tempo_mlx.config import GenerateConfig, LoadConfig, OutputConfig
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.settings import settings_of

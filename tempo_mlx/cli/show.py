@@ -12,8 +12,8 @@ from rich.table import Table
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import with_settings
 from tempo_mlx.cli.output import look_of, print_texts
-from tempo_mlx.config import OutputConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.output_config import OutputConfig
 
 if TYPE_CHECKING:
     from tempo_mlx.decode.step import RunStep, RunToken

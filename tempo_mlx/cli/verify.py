@@ -15,8 +15,8 @@ from rich.table import Table
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import RunFileError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:

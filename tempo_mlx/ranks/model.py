@@ -15,8 +15,8 @@ import numpy as np
 
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ModelError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.mlx_backend import build

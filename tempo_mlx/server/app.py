@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from tempo_mlx._version import __version__
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server import docs_page, openai, routes, session_routes
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.engine import Engine

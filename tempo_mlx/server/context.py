@@ -11,7 +11,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tempo_mlx.config import GenerateConfig, LoadConfig
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics

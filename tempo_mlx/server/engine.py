@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
-from tempo_mlx.config import LoadConfig
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics

@@ -9,8 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ModelError, OutputError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.app import create_app
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.logs import configuration, configure

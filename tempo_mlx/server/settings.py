@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.settings import Checked, row
 
 if TYPE_CHECKING:

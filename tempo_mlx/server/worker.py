@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempo_mlx.config import LoadConfig
 from tempo_mlx.errors import RankLostError, TempoError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.errors import ApiError, translate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure

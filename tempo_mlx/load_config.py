@@ -1,0 +1,53 @@
+"""Which model runs where: the settings of `load`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.settings import Checked, row
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def _input(default: object, help: str, **rest: Any) -> Any:
+    return row(default, "Input", help, **rest)
+
+
+# fmt: off
+@dataclass(frozen=True)
+class LoadConfig(Checked):
+    """Which model, computed by what, in how much memory."""
+
+    model: str = _input(
+        DEFAULT_MODEL,
+        "Model: a name from `tempo-mlx models`, a Hugging Face repo id, a directory, or a .gguf file.",
+        environment=("MODEL_PATH",), aliases=("-m",),
+    )
+    backend: Literal["mlx", "torch"] = _input("mlx", "What computes: MLX, or the torch reference.", audience="study")
+    device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = _input(
+        "auto", "Where it computes; mps is another name for gpu.", environment=("DEVICE",),
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _input(
+        "auto", "Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU.",
+    )
+    kv_bits: Literal[4, 8] | None = row(
+        None, "Limits", "Store the KV cache quantised to so many bits.", default_text="off",
+    )
+    max_memory_gb: float | None = row(
+        None, "Limits", "Memory in GB that weights, cache and rows may use; checked before loading.",
+        above=0, maximum=1e6,
+    )
+    rank_timeout: float = row(
+        30.0, "Limits", "Under mlx.launch: a rank without a sign of life for so many seconds ends the run.", "study",
+        minimum=3, maximum=86400,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device == "mps":
+            object.__setattr__(self, "device", "gpu")
+        if not self.model.strip():
+            raise ConfigError("model is empty; name a model, for example " + DEFAULT_MODEL + ".")
+# fmt: on
