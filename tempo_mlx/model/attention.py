@@ -94,12 +94,12 @@ class SoftmaxAttention:
         qk, v = mx.split(
             self.qkv(x).reshape(count, heads + 2 * groups, part.head_dim), [heads + groups], axis=1
         )
-        if part.qk_norm == "projection":
-            q, k = (t.reshape(count, -1) for t in mx.split(qk, [heads], axis=1))
-            qk = mx.concatenate([self.query_norm(q), self.key_norm(k)], axis=1)  # type: ignore[misc]
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = mx.split(qk, [heads], axis=1)
+            if part.qk_norm == "projection":
+                q, k = q.reshape(count, -1), k.reshape(count, -1)
+            qk = mx.concatenate([self.query_norm(q), self.key_norm(k)], axis=1)
             qk = qk.reshape(count, heads + groups, part.head_dim)
-        elif part.qk_norm is not None:
-            qk = mx.concatenate([self.query_norm(qk[:, :heads]), self.key_norm(qk[:, heads:])], axis=1)  # type: ignore[misc]
         if rotation is not None:
             qk = rotation(qk)
         q, k = mx.split(qk.transpose(1, 0, 2), [heads])  # (H, L, D), (K, L, D)

@@ -73,58 +73,58 @@ class Block:
     ) -> tuple[mx.array, mx.array | None]:
         if not self.usual:
             return self.unusual(x, rows, cache, own)
-        mass = None
-        if self.attention is not None or self.recurrent is not None:
-            y = self.before_attention(x) if self.before_attention else x
-            y, mass = self.mixed(y, rows, cache)
-            y = self.after_attention(y) if self.after_attention else y
-            x = x + (y if self.scale == 1.0 else y * self.scale)
-        return self.fed(x), mass
+        y, mass = self.mixed(self.before_attention(x) if self.before_attention else x, rows, cache)
+        return self.fed(self.added(x, y, self.after_attention)), mass
 
-    def mixed(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array, mx.array | None]:
+    def added(self, x: mx.array, y: mx.array | None, norm: Norm | None) -> mx.array:
+        """x (L, E) and what a part made of it; x alone where the layer has no such part."""
+        if y is None:
+            return x
+        y = norm(y) if norm else y
+        return x + (y if self.scale == 1.0 else y * self.scale)
+
+    def mixed(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array | None, mx.array | None]:
         """What attention and the recurrent part make of x (L, E), normed."""
-        if self.recurrent is None:
-            return self.attention(x, rows, cache)  # type: ignore[misc]
-        y = self.recurrent(x, cache)
+        y = None if self.recurrent is None else self.recurrent(x, cache)
         if self.attention is None:
             return y, None
         found, mass = self.attention(x, rows, cache)
-        return y + found, mass
+        return (found if y is None else y + found), mass
 
     def fed(self, x: mx.array) -> mx.array:
         """x (L, E) and what MLP and experts add to it."""
-        if self.mlp is None and self.experts is None:
-            return x
-        y = self.feed(self.before_mlp(x) if self.before_mlp else x, x)
-        y = self.after_mlp(y) if self.after_mlp else y
-        return x + (y if self.scale == 1.0 else y * self.scale)
+        return self.added(x, self.feed(self.before_mlp(x) if self.before_mlp else x, x), self.after_mlp)
 
-    def feed(self, y: mx.array, x: mx.array) -> mx.array:
+    def feed(self, y: mx.array, x: mx.array) -> mx.array | None:
         """y: x (L, E), normed."""
+        found = None if self.mlp is None else self.mlp(y)
         if self.experts is None:
-            return self.mlp(y)  # type: ignore[misc]
+            return found
         if self.parts.expert_norms is None:
-            found = self.experts(y, y)
-            return found if self.mlp is None else found + self.mlp(y)
-        before, after_mlp, after = self.parts.expert_norms
-        return after_mlp(self.mlp(y)) + after(self.experts(before(x), x))  # type: ignore[misc]
+            chosen = self.experts(y, y)
+        else:
+            before, after_mlp, after = self.parts.expert_norms
+            if found is not None:
+                found = after_mlp(found)
+            chosen = after(self.experts(before(x), x))
+        return chosen if found is None else chosen + found
 
     def unusual(
         self, x: mx.array, rows: Rows, cache: Cache, own: mx.array | None
     ) -> tuple[mx.array, mx.array | None]:
         """Layers whose parts stand otherwise than one after another."""
         if self.parallel:
-            y = self.before_attention(x) if self.before_attention else x
-            mixed, mass = self.mixed(y, rows, cache)
-            return x + mixed + self.feed(self.before_mlp(x) if self.before_mlp else y, x), mass
+            normed = self.before_attention(x) if self.before_attention else x
+            mixed, mass = self.mixed(normed, rows, cache)
+            fed = self.feed(self.before_mlp(x) if self.before_mlp else normed, x)
+            return self.added(self.added(x, mixed, None), fed, None), mass
         streams, predicted = self.parts.streams, None
         if streams is not None:
             predicted = streams.predict(x)  # (T, L, E)
             x = predicted[streams.altup.active]
-        normed = self.before_attention(x)  # type: ignore[misc]
+        normed = self.before_attention(x) if self.before_attention else x
         y, mass = self.mixed(normed, rows, cache)
-        y = self.after_attention(y) if self.after_attention else y
-        x = x + y
+        x = self.added(x, y, self.after_attention)
         if streams is not None:
             x = (x + streams.detour(normed)) / 2**0.5
         x = self.fed(x)
