@@ -42,6 +42,8 @@ _HARMLESS = frozenset(
     }
 )  # fmt: skip
 
+_ENDS = "eos_token_id"
+
 
 class Config:
     """A family's config with its defaults filled in; a read checks the value, and names what it refuses."""
@@ -131,7 +133,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a config: models that see or hear keep it in a table of its own.
 
     What stands beside that table (quantization, special tokens, whether the head is tied) goes for it too, where it
-    does not say otherwise itself.
+    does not say otherwise itself. Of quantization and tie it is what stands outside that counts: they are the
+    wrapper's, and what stands inside may be left over from before. A text may end as either says.
     """
     if not isinstance(config, dict):
         raise ModelError("The model's config.json is not a table of settings; fetch the model again.")
@@ -143,8 +146,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
     outer |= {key: config[key] for key in ("quantization", "quantization_config") if key in config}
     inner = {key: value for key, value in nested.items() if value is not None or key not in outer}
-    if "tie_word_embeddings" in outer:  # the head is the wrapper's
-        inner.pop("tie_word_embeddings", None)
+    for keys in (("tie_word_embeddings",), ("quantization", "quantization_config")):
+        if any(outer.get(key) is not None for key in keys):
+            inner = {key: value for key, value in inner.items() if key not in keys}
+    both = [config[_ENDS] for config in (outer, inner) if config.get(_ENDS) is not None]
+    if len(both) == 2:
+        inner[_ENDS] = [end for ends in both for end in (ends if isinstance(ends, list) else [ends])]
     return {**outer, **inner, "model_type": nested.get("model_type", outer.get("model_type"))}
 
 

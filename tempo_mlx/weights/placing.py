@@ -50,6 +50,11 @@ def _from_mlx_lm(have: dict[str, Tensor], a: Architecture) -> dict[str, Tensor]:
             "This Falcon-H1 was converted by mlx-lm, which puts the config's multipliers into the weights; take the "
             "original, or convert it with tempo-mlx."
         )
+    if a.family == "ernie4_5_moe" and not any(name.endswith(".router.correction") for name in have):
+        raise ModelError(
+            "This ERNIE was converted by mlx-lm, which leaves out what corrects its choice of experts; take the "
+            "original, or convert it with tempo-mlx."
+        )
     whole = {"self_attn.embed_q.weight", "self_attn.unembed_out.weight"}
     found: dict[str, Tensor] = {}
     for name, tensor in have.items():
