@@ -68,7 +68,7 @@ def test_at_a_step_the_same_set_is_chosen_from_the_same_rows(
     assert len(whole.steps) == STEPS  # the run itself stays where it is
 
 
-@pytest.mark.parametrize("settings", [CASES["lineage"], CASES["posterior"], CASES["own-positions"]])
+@pytest.mark.parametrize("settings", [case for name, case in CASES.items() if name != "plain"])
 def test_what_was_taken_over_goes_on_as_the_run_did(model: LoadedModel, settings: dict[str, Any]) -> None:
     whole = begin(model, STEPS, **settings)
     records = copy.deepcopy(whole.tempo.steps)
@@ -79,6 +79,17 @@ def test_what_was_taken_over_goes_on_as_the_run_did(model: LoadedModel, settings
     for one, other in zip(whole.extend(4, lambda: None), again.extend(4, lambda: None), strict=True):
         same(one, other)
     assert verify(again.run(), model).ok
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_probed_set_that_is_run_again_shows_its_attention(model: LoadedModel, step: int) -> None:
+    """What `screen` has seen in a run, a reader who went back must see: else the file says that nobody looked."""
+    run = begin(model, **CASES["screened"])
+    whole = run.run()
+    run.branch(step, whole.steps[step].tokens[0].id)
+    seen = [t.attention for s in run.run().steps[: step - 1] for t in s.tokens]
+    assert any(attention is not None for attention in seen)
+    assert verify(run.run(), model).ok
 
 
 def test_a_taken_over_set_that_removed_something_has_been_run(model: LoadedModel) -> None:

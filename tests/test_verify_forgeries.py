@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "posterior_threshold": 0.3, "temperature": 1.5, "seed": 3,
     },
     "paths": {"threshold": 0.02, "paths": 3, "pruning_strategy": "diversity", "max_parallel_tokens": 6},
+    "screened": {"threshold": 0.02, "pruning_strategy": "coherence", "coherence_threshold": 0.9, "min_steps": 10},
     "plain": {"decoder": "plain", "temperature": 0.8, "min_steps": 10},
     "greedy": {"decoder": "plain", "temperature": 0.0, "min_steps": 10},
     "tree": {"branches": 3, "threshold": 0.02, "min_steps": 3},
@@ -347,6 +348,10 @@ FORGERIES: dict[str, Forgery] = {
     "a posterior where there is none": put(lambda v: v["steps"][-1]["tokens"][0], posterior=0.5),
     "no posterior": put(alive, posterior=None),
     "an attention": put(lambda v: first(t for t in tokens(v) if t["attention"]), attention=more(1e-3)),
+    "no attention": put(lambda v: first(t for t in tokens(v) if t["attention"]), attention=None),
+    "no attention at all": lambda v: (
+        [t.update(attention=None) for t in tokens(v) if t["attention"] is not None] != []
+    ),
     "an attention where there is none": put(
         lambda v: first(t for t in tokens(v) if t["attention"] is None), attention=0.2
     ),
@@ -456,8 +461,8 @@ def caught(value: Value) -> bool:
 # What only one kind of run has. Every other forgery is tried, and caught, on at least three.
 FEW = frozenset({
     "a rejected text", "a rejected probability", "a rejected token", "a reason", "a candidate left out",
-    "P(i|j)", "an attention", "seed", "removal mode", "strategy", "no search", "a value", "visits", "a prior",
-    "a deeper prior",
+    "P(i|j)", "an attention", "no attention", "no attention at all", "seed", "removal mode", "strategy", "no search",
+    "a value", "visits", "a prior", "a deeper prior",
     "a node's text", "a node left out", "a node above itself", "simulations in all", "rows in all", "depth in all",
     "forward passes without end", "pruning_window",
 })  # fmt: skip

@@ -22,6 +22,7 @@ from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.pruning import SINKS
 from tempo_mlx.decode.schedules import Schedule, scheduled
+from tempo_mlx.decode.step import BY_HAND, RunStep
 from tempo_mlx.model.forward import Forward
 
 if TYPE_CHECKING:
@@ -89,6 +90,22 @@ def probe(
     slots = np.concatenate([np.arange(start), start + rows])
     tempo.cache.keep(slots)
     return dropped, Forward(seen.logits[rows], seen.attention_mass[:, rows][:, :, slots].mean(axis=1))
+
+
+def shows_attention(strategy: Strategy | None, config: GenerateConfig, step: RunStep) -> bool:
+    """Whether a recorded set's rows were those of its probe, which tell what they attended to; `screen` says when."""
+    if strategy is None or strategy.coherence is None:
+        return False
+    if config.allow_intraset_token_visibility or not config.custom_rope:
+        return False
+    whys = [item.why for item in step.rejected]
+    probed = sum(token.slot is not None for token in step.tokens) + sum(map(is_unsupported, whys))
+    return probed > 1 and BY_HAND not in whys
+
+
+def is_unsupported(why: str) -> bool:
+    """Whether the probe dropped a candidate."""
+    return why.startswith("coherence")
 
 
 def diversity(embeddings: ArrayLike, clusters: int) -> dict[int, str]:

@@ -22,7 +22,7 @@ from tempo_mlx.decode.rules import Rules, make_rules
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.selection import draw
 from tempo_mlx.decode.step import Edge, Member, Rejected, Step
-from tempo_mlx.decode.strategies import screen
+from tempo_mlx.decode.strategies import screen, shows_attention
 from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.forward import Attention, Forward
@@ -92,7 +92,9 @@ class Tempo(Decoder):
         """
         if not self.waiting:
             return None
-        forward = self.probed or self.forward(self.lattice, self.waiting, attention=self.history is not None)
+        # A set that was probed is run again where a reader went back, and shows the same.
+        seen = self.history is not None or shows_attention(self.rules.screen, self.config, self.steps[-1])
+        forward = self.probed or self.forward(self.lattice, self.waiting, attention=seen)
         assert forward.logits is not None
         self.probed = None
         self.exit_layer = forward.left_at

@@ -177,7 +177,6 @@ class Replayed:
         self.cache = model.new_cache()  # of the dense pass
         self.alive = Alive(dense.set_ends[0] - 1)
         self.attention: Attention = "rows" if attention else False
-        self.shows_attention = attention
         longest = int(dense.positions.max()) + 1
         # Rotary angles may depend on how long the text was then; and a cache may round what it stores, so that the last
         # bit of a sum becomes a step of the rounding.
@@ -205,7 +204,7 @@ class Replayed:
             return self._probe(tokens, positions, bias, parents, cache)
         found, mass = next(self.answers)
         cache.grow(len(found))
-        if mass is None or not self.shows_attention:
+        if mass is None or not attention:
             return Forward(found)
         seen = mass.mean(axis=1)
         return Forward(

@@ -17,7 +17,7 @@ from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.pruning import PruneRule
 from tempo_mlx.decode.rules import make_rules
 from tempo_mlx.decode.step import BY_HAND, Removal, RunStep, RunToken, Step
-from tempo_mlx.decode.strategies import screen
+from tempo_mlx.decode.strategies import is_unsupported, make_strategy, screen, shows_attention
 from tempo_mlx.decode.tempo import Tempo
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.report.records import PINNED
@@ -48,16 +48,11 @@ class LatticeReplay:
         run, config = claims.run, claims.config
         own = None
         if "prune" in claims.own:  # not to be known, but what it looked at is recorded
-            looked = any(token.attention is not None for step in run.steps for token in step.tokens)
-            own = PruneRule(lambda context: (), needs_attention=looked)
+            own = PruneRule(lambda context: (), needs_attention=has_looked(claims))
         self.rules = make_rules(config, Functions(prune=own), single=run.decoder == "plain")
         attention = self.rules.prune is not None and self.rules.prune.needs_attention
         probes = self.rules.screen is not None and self.rules.screen.coherence is not None
-        self.always = attention
-        self.model = model = Replayed(
-            dense, claims.loaded.model, attention=attention or probes, one_by_one=probes
-        )
-        model.shows_attention = attention
+        model = Replayed(dense, claims.loaded.model, attention=attention or probes, one_by_one=probes)
         self.cache: Alive = model.alive
         self.guide = claims.answers.guide
         setup = Setup(model, run.prompt.token_ids, config, claims.eos_ids, model.alive, guide=self.guide)
@@ -174,8 +169,6 @@ class LatticeReplay:
             ("attention", ATTENTION * self.book.tolerance.base),
         ):
             recorded, computed = getattr(token, name), getattr(member, name)
-            if name == "attention" and recorded is None and not self.always:
-                continue  # only seen where candidates were run beforehand, and not again where a reader went back
             if recorded is None or computed is None:
                 self.book.same(f"the {name} of slot {token.slot} in step {step}", recorded, computed)
             else:
@@ -223,7 +216,6 @@ class LatticeReplay:
         forced = self.guide([step.tokens[0].id for step in self.tempo.steps]) if self.guide else None
         by_hand = any(item.why == BY_HAND for item in record.rejected)
         drawn = self.rules.sampled and forced is None
-        self.model.shows_attention = self.always
         if not drawn and not by_hand and forced is None:
             book.agreed.append(best == ids[0])
             if early:
@@ -265,9 +257,8 @@ class LatticeReplay:
             return
         selected = np.array([candidate.id for candidate in best_first(candidates_of(record))])
         before = self.cache.slots
-        dropped, probed = screen(self.tempo, self.rules.screen, selected, distribution)
+        dropped, _ = screen(self.tempo, self.rules.screen, selected, distribution)
         self.cache.slots = before
-        self.model.shows_attention = self.always or probed is not None  # a probe's rows are the set's
         said = {item.id: item.why for item in record.rejected}
         if self.rules.screen is not None:
             self.book.did(f"candidates dropped by {self.claims.config.pruning_strategy}")
@@ -280,13 +271,22 @@ class LatticeReplay:
                 )
 
 
+def has_looked(claims: Claims) -> bool:
+    """Whether a run records attention that no probe of its candidates has shown."""
+    run, strategy = claims.run, make_strategy(claims.config)
+    probed = {step.step for step in run.steps if shows_attention(strategy, claims.config, step)}
+    last = len(run.steps) - (1 if claims.last_was_run else 2)
+    seen = (token for step in run.steps for token in step.tokens if token.attention is not None)
+    return any((last if token.removed_after is None else token.removed_after) not in probed for token in seen)
+
+
 def same_reason(said: str | None, computed: str | None, tolerance: float) -> bool:
     """Whether two reasons say the same, numbers within a tolerance; a close call may go either way."""
     if said is None or computed is None:
         reason = said or computed or ""
         numbers = [float(number) for number in _NUMBER.findall(reason)]
         close = len(numbers) == 2 and abs(numbers[0] - numbers[1]) <= 2 * tolerance
-        return said == computed or (reason.startswith("coherence") and close)
+        return said == computed or (is_unsupported(reason) and close)
     if _NUMBER.sub("", said) != _NUMBER.sub("", computed):
         return False
     pairs: Sequence[tuple[str, str]] = list(
