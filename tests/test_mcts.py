@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +241,39 @@ def test_the_search_stays_inside_the_context() -> None:
     decoding = stream(model, ids, **{**SETTINGS, "max_tokens": 50, "mcts_depth": 10}, mcts_simulations=12)
     assert len(list(decoding)) == 4
     assert decoding.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("rule", "start", "bound"),
+    [
+        ("threshold", 0.02, lambda p: p[-1]),
+        ("min-p", 0.15, lambda p: p[-1] / p[0]),
+        ("top-p", 0.2, lambda p: sum(p[:-1])),
+    ],
+)
+@pytest.mark.parametrize("rounded", [-1e-6, 1e-6])
+def test_verify_holds_a_prior_to_its_rule_where_the_last_bits_decide_it(
+    rule: str, start: float, bound: Callable[[list[float]], float], rounded: float
+) -> None:
+    """A bound that the least of some siblings just reaches, or just misses: their number is open, their shares not."""
+    model, name = loaded(often=True), rule.replace("-", "_")
+    settings = {
+        "decoder": "mcts",
+        "selection": rule,
+        "mcts_simulations": 30,
+        "mcts_depth": 2,
+        "max_tokens": 3,
+    }
+    settings |= {"min_steps": 3}
+    step = generate(model, prompt(3), **settings, **{name: start}).steps[1]
+    found = sorted((item.probability for item in (*step.tokens, *step.rejected)), reverse=True)
+    run = generate(model, prompt(3), **settings, **{name: bound(found) + rounded})
+    assert 1 < len(run.steps[1].rejected) + 1 in (len(found), len(found) - 1)
+    assert verify(run, model).ok
+    value = json.loads(run.to_json())
+    nodes = value["tree"]["steps"][0]["nodes"]
+    chosen = next(index for index, node in enumerate(nodes) if node["id"] == run.steps[0].tokens[0].id)
+    siblings = [node for node in nodes if node["parent"] == chosen]
+    assert len(siblings) > 1
+    siblings[0]["prior"] *= 1.01
+    assert not verify(Run.from_json(json.dumps(value)), model).ok

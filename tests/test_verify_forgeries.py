@@ -289,6 +289,16 @@ def tree_total(name: str, by: int) -> Forgery:
     return put(lambda value: value["tree"] or {}, **{name: lambda number: number + by})
 
 
+def add_unvisited(value: Value) -> object:
+    """A node that nobody visited, below one that somebody did."""
+    found = node(value)
+    if found.get("parent") is None:
+        return False
+    nodes = next(step["nodes"] for step in value["tree"]["steps"] if found in step["nodes"])
+    nodes.append({**found, "parent": nodes.index(found), "id": 77, "text": "n", "visits": 0, "value": 0.0})
+    return found["text"] and not any(each["parent"] == nodes.index(found) for each in nodes[:-1])
+
+
 def hide_node(value: Value) -> object:
     if value["tree"] is None:
         return False
@@ -443,6 +453,7 @@ FORGERIES: dict[str, Forgery] = {
     "a deeper prior": put(node, prior=more(0.01)),
     "a node's text": put(node, text=" lie"),
     "a node left out": hide_node,
+    "a node that nobody visited": add_unvisited,
     "a node above itself": put(node, parent=10_000),
     "simulations in all": tree_total("simulations", 1),
     "rows in all": tree_total("rows", 20),
@@ -463,8 +474,8 @@ FEW = frozenset({
     "a rejected text", "a rejected probability", "a rejected token", "a reason", "a candidate left out",
     "P(i|j)", "an attention", "no attention", "no attention at all", "seed", "removal mode", "strategy", "no search",
     "a value", "visits", "a prior", "a deeper prior",
-    "a node's text", "a node left out", "a node above itself", "simulations in all", "rows in all", "depth in all",
-    "forward passes without end", "pruning_window",
+    "a node's text", "a node left out", "a node that nobody visited", "a node above itself", "simulations in all",
+    "rows in all", "depth in all", "forward passes without end", "pruning_window",
 })  # fmt: skip
 
 

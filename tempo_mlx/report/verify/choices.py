@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tempo_mlx.arrays import Float32s
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.schedules import scheduled
 from tempo_mlx.decode.step import RunStep
@@ -46,6 +46,16 @@ class Selection:
         """The least probability that is kept, rounded as the comparison in the distribution's float32 rounds it."""
         value = {"threshold": self.value, "min-p": self.value * best}.get(self.rule, 0.0)
         return float(np.float32(value))
+
+    def numbers(self, best: Floats, slack: float) -> Ints:
+        """How many of the best tokens may be kept, if each of their probabilities (at most `width`) is off by slack."""
+        if self.rule == "top-p":
+            before = np.cumsum(best) - best
+            least, most = before < self.value - slack, before < self.value + slack
+        else:
+            floor = self.floor(float(best[0]))
+            least, most = best > floor + slack, best >= floor - slack
+        return np.arange(max(1, int(least.sum())), max(1, int(most.sum())) + 1)
 
 
 def selection_of(config: GenerateConfig, step: int, width: int, excluded: Collection[int]) -> Selection:

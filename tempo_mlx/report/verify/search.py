@@ -13,11 +13,10 @@ from typing import Annotated
 
 import numpy as np
 
-from tempo_mlx.arrays import Float32s
+from tempo_mlx.arrays import Float32s, Floats
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.score import LOGITS_AT_ONCE
-from tempo_mlx.decode.selection import make_selector
 from tempo_mlx.decode.step import RunStep
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.lattice import ancestor_bias, ancestor_parents
@@ -81,8 +80,8 @@ class SearchReplay:
         self.log_probs: list[float] = []
         self.known: dict[Ids, float] = {}  # log-probability of a text's last token
         self.rolled: dict[Ids, Rollout] = {}
-        self.select = make_selector(config, self.width)
-        self.priors: dict[Ids, float | None] = {}
+        # of a text's last token among its siblings, for each number of them that the rule may keep
+        self.priors: dict[Ids, Floats] = {}
         self.before: dict[Ids, int] = {}  # visits when the step before was chosen
         self.totals = Totals()
         self.cache = self.model.new_cache()
@@ -184,13 +183,8 @@ class SearchReplay:
             self.book.lie("tree", f"The search of step {record.step} lists a node twice.")
             return
         self.roll_out([text for text in texts if visits[text] and not self.before.get(text)])
-        for text, node in zip(texts, nodes, strict=True):
-            prior = (
-                self.priors.get(text) if node.parent is not None and "select" not in self.claims.own else None
-            )
-            if prior is not None:
-                slack = 4.0 * self.book.tolerance.worst
-                self.book.number("prior of a deeper node", record.step, node.text, node.prior, prior, slack)
+        if "select" not in self.claims.own:
+            self.check_priors(record.step, texts, nodes)
         if "value" in self.claims.own:
             self.book.open("the values that the function value gave")
         else:
@@ -198,6 +192,26 @@ class SearchReplay:
         self.before = {
             text: count for text, count in visits.items() if text[len(self.text)] == record.tokens[0].id
         }
+
+    def check_priors(self, step: int, texts: list[Ids], nodes: tuple[Visited, ...]) -> None:
+        """Of nodes below the root's children: shares of what their rule selects. Where the last bits decide how many
+        that is, one number of them must be right for all siblings.
+        """
+        siblings: dict[Ids, list[tuple[Visited, Floats]]] = {}
+        for text, node in zip(texts, nodes, strict=True):
+            if node.parent is not None and text in self.priors:
+                siblings.setdefault(text[:-1], []).append((node, self.priors[text]))
+        for family in siblings.values():
+            computed = np.array([shares for _, shares in family])
+            fit = int(np.abs(computed - [[node.prior] for node, _ in family]).max(axis=0).argmin())
+            for node, shares in family:
+                share, slack = float(shares[fit]), 4.0 * self.book.tolerance.worst
+                self.book.number("prior of a deeper node", step, node.text, node.prior, share, slack)
+                if not share:
+                    self.book.lie(
+                        "tree",
+                        f"The search of step {step} tries {node.text!r}, which its rule does not select.",
+                    )
 
     def check_choice(self, record: RunStep, nodes: tuple[Visited, ...]) -> None:
         """The token is the most visited child of the root, of equals the more probable one; priors are shares."""
@@ -228,6 +242,8 @@ class SearchReplay:
         below: dict[Ids, int] = {}
         for text in texts:
             below[text[:-1]] = below.get(text[:-1], 0) + visits[text]
+            if not visits[text] and len(text) > len(self.text) + 1:
+                book.lie("tree", f"Step {step} lists a node that no simulation of its search has visited.")
             if visits[text] < self.before.get(text, 0):
                 book.lie("tree", f"Step {step} says fewer visits of a node than the step before.")
         for text in texts:
@@ -361,22 +377,22 @@ class SearchReplay:
                     self.priors[path] = self.prior(path, log_probs)
                 yield row, {ended: self.greedy(log_probs, ended) for ended in (False, True)}
 
-    def prior(self, path: Ids, log_probs: Float32s) -> float | None:
-        """A token's share of what the rule selects of its row's distribution; None where the last bits decide that."""
+    def prior(self, path: Ids, log_probs: Float32s) -> Floats:
+        """A token's share of what the rule selects of its row's distribution (V,), for each number of tokens that this
+        may be where the last bits decide it; 0 where the token is not among so many.
+        """
         distribution = np.exp(log_probabilities(log_probs[None], self.claims.config.temperature)[0])
-        length = len(path) - 1
+        length, slack = len(path) - 1, 2.0 * self.book.tolerance.worst
         selection = selection_of(self.claims.config, length, self.width, self.claims.excluded(length))
-        kept = self.select(distribution, length, list(selection.excluded))
-        probabilities = distribution[kept].astype(np.float64)
-        slack = 2.0 * self.book.tolerance.worst
-        floor = selection.floor(float(probabilities[0]))
-        if (np.abs(distribution - floor) <= slack).any() and selection.rule in ("threshold", "min-p"):
-            return None
-        if selection.rule == "top-p" and (np.abs(np.cumsum(probabilities) - selection.value) <= slack).any():
-            return None
-        if path[-1] not in kept:
-            return 0.0 if float(distribution[path[-1]]) < probabilities[-1] - slack else None
-        return float(distribution[path[-1]] / probabilities.sum())
+        distribution[list(selection.excluded)] = 0.0
+        own = float(distribution[path[-1]])
+        width = min(selection.width, len(distribution))
+        best = np.sort(np.partition(distribution, -width)[-width:].astype(np.float64))[::-1]
+        numbers = selection.numbers(best, slack)
+        if not best[0]:
+            return np.ones(1)  # all that may follow has underflowed; one does
+        masses = np.cumsum(best)[numbers - 1]
+        return np.where(own >= best[numbers - 1] - slack, own / masses, 0.0)
 
     def greedy(self, log_probs: Float32s, without_end: bool) -> tuple[int, float, bool]:
         masked = log_probs.copy()
