@@ -78,9 +78,10 @@ temperature 1 the tolerance grows as 1 / T, most where a probability is near 1/2
 of them whose choice is the whole model's must be compatible with the target (one-sided 95% Clopper-Pearson). All other
 steps stay exact, unless `exit_kv` is `propagate`, which changes what later rows see.
 
-**What nobody can recompute** is said with the verdict: which tokens a seed drew (`--rerun` decodes again and compares
-everything), what functions of the caller's own decided (`custom`), what a reader of a session did by hand, in which
-order a search tried its nodes, when a run was cancelled, its timing and versions.
+**What nobody can recompute** is said with the verdict: that it was `config.seed` that drew the tokens of a run that
+draws (`--rerun` decodes again and compares everything), what functions of the caller's own decided (`custom`), what a
+reader of a session did by hand, in which order a search tried its nodes, when a run was cancelled, its timing and
+versions.
 
 ### The recursion
 

@@ -492,6 +492,16 @@ def test_the_runs_have_what_is_forged() -> None:
         assert result.ok, (name, result.findings)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_seed_that_drew_is_said_to_be_taken_at_its_word(name: str) -> None:
+    """Any other seed passes there, and nowhere else where it decides something."""
+    value = json.loads(written(name))
+    value["config"]["seed"] = 99
+    result = verify(Run.from_json(json.dumps(value)), loaded(often=True))
+    said = [sentence for sentence in result.left_open if "seed 99" in sentence and "--rerun" in sentence]
+    assert bool(said) == draws(value) and result.ok != (value["config"]["pruning_signal"] == "random")
+
+
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_is_caught_wherever_it_can_be_made(name: str) -> None:
     tried = []

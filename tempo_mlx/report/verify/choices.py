@@ -147,6 +147,11 @@ def _check_complete(
         )
 
 
+def say_drawn(book: Book, config: GenerateConfig) -> None:
+    """Its seed is taken at its word: what it draws depends on every one of the bits that a dense pass may differ in."""
+    book.open(f"that it was seed {config.seed} that drew these tokens (decode again with --rerun)")
+
+
 def check_drawn(book: Book, step: int, config: GenerateConfig, token: int, distribution: Float32s) -> None:
     """A drawn token is one that could be drawn: the selection would keep it, or it is the best."""
     selection = selection_of(config, step, len(distribution), ())

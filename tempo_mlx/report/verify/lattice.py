@@ -27,6 +27,7 @@ from tempo_mlx.report.verify.choices import (
     candidates_of,
     check_eligible,
     check_set,
+    say_drawn,
     selection_of,
 )
 from tempo_mlx.report.verify.claims import Claims
@@ -233,7 +234,7 @@ class LatticeReplay:
         elif drawn:
             book.same(f"the number of tokens drawn in step {index}", len(kept), 1)
             check_eligible(book, index, kept, excluded)
-            book.open("which tokens the seed draws (decode again with --rerun)")
+            say_drawn(book, self.claims.config)
         else:
             selection = selection_of(config, index, self.width, excluded)
             if "schedule" in self.claims.own and record.threshold is not None:

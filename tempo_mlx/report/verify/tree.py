@@ -20,7 +20,7 @@ from tempo_mlx.decode.step import Removal, RunStep, RunToken, Step
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Rule, Tree
 from tempo_mlx.report.stops import Stops
 from tempo_mlx.report.verify.book import Book
-from tempo_mlx.report.verify.choices import check_drawn
+from tempo_mlx.report.verify.choices import check_drawn, say_drawn
 from tempo_mlx.report.verify.claims import Claims
 from tempo_mlx.report.verify.dense import DenseRun, Replayed
 
@@ -110,7 +110,7 @@ class Recorded:
         if self.free:
             book.open("what functions of the run's own chose")
         elif self.drawn:
-            book.open("which tokens the seed draws (decode again with --rerun)")
+            say_drawn(book, self.claims.config)
             self.check_drawn(frontier, children)
         elif self.shaken and not same:
             book.open("which texts go on once steps have left the model early")
