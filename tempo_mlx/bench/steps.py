@@ -51,7 +51,7 @@ def decode(field: Field, effort: Effort) -> Result:
     result = Result("decode", f"One row on top of {PROMPT} slots: the step of ordinary decoding.")
     model = field.loaded.model
     alone = {"products": partial(stopwatch, Products(model, 1))} if isinstance(model, Transformer) else {}
-    timings = _one_row(field, tokens(field, PROMPT), effort.rounds(12), alone)
+    timings = one_row(field, tokens(field, PROMPT), effort.rounds(12), alone)
     products = timings.pop("products", None)
     result.add("1 row", timings)
     _floor(result, field, effort)
@@ -135,7 +135,7 @@ def context(field: Field, effort: Effort) -> Result:
     result = Result("context", "One row on top of so many slots.")
     ratios: list[float | None] = []
     for length in lengths:
-        timings = _one_row(field, tokens(field, length), effort.rounds(10))
+        timings = one_row(field, tokens(field, length), effort.rounds(10))
         result.add(f"{length} slots", timings)
         ratios.append(ratio(timings, field.ours.name, MLX_LM))
     _floor(result, field, effort, slots=lengths[-1])
@@ -212,7 +212,7 @@ def _lengths(field: Field, wanted: Sequence[int]) -> list[int]:
     return [length for length in wanted if length < limit] or [limit // 2]
 
 
-def _one_row(
+def one_row(
     field: Field,
     ids: Sequence[int],
     rounds: int,

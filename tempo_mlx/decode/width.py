@@ -7,26 +7,22 @@ once for each model on each device, and kept in the user's cache directory.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import platformdirs
 
 from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.errors import OutputError
-from tempo_mlx.files import write_atomic
+from tempo_mlx.kept import keep, kept
 from tempo_mlx.model.forward import Model
 from tempo_mlx.settings import settings_of
 
-ROWS = (1, 2, 4, 8, 16)
+KEPT = "row-costs.json"
+ROWS = range(1, 17)  # every one: products on a GPU may take 6 rows for less than 5
 AFFORDABLE = 2.0  # times a single row
 CONTEXT = 64  # slots below the rows
 ROUNDS = 9
@@ -54,14 +50,22 @@ def affordable(costs: Mapping[int, float]) -> int:
 def row_costs(model: Model, *, again: bool = False) -> dict[int, float]:
     """Seconds of a pass of k rows, by k; measured (`again`, or where no measurement is kept) and kept."""
     key = _key(model)
-    kept = _read()
-    if not again and key in kept:
-        return kept[key]
+    if not again and (costs := _kept(key)):
+        return costs
     if not again:
         log.warning("Measuring once what rows cost on this device; it takes some seconds.")
     costs = measure(model)
-    _write({**kept, key: costs})
+    keep(KEPT, key, costs)
     return costs
+
+
+def _kept(key: str) -> dict[int, float]:
+    """What is kept of a measurement of every width; nothing where that is not what was written."""
+    try:
+        costs = {int(rows): float(cost) for rows, cost in kept(KEPT).get(key, {}).items()}
+    except (TypeError, ValueError, AttributeError):
+        return {}
+    return costs if sorted(costs) == list(ROWS) else {}
 
 
 def measure(model: Model) -> dict[int, float]:
@@ -93,24 +97,3 @@ def _key(model: Model) -> str:
         *(metadata.version(name) for name in ("mlx", "torch") if name == info.get("backend")),
     ]
     return " ".join(map(str, parts))
-
-
-def _store() -> Path:
-    return platformdirs.user_cache_path("tempo-mlx") / "row-costs.json"
-
-
-def _read() -> dict[str, dict[int, float]]:
-    """What is kept; nothing where the file is not there, or is not what was written."""
-    try:
-        kept: dict[str, Any] = json.loads(_store().read_text())
-        return {key: {int(k): float(cost) for k, cost in costs.items()} for key, costs in kept.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def _write(kept: Mapping[str, Mapping[int, float]]) -> None:
-    """Best effort: without a writable cache it is measured again."""
-    try:
-        write_atomic(_store(), json.dumps(kept), make_folder=True)
-    except OutputError as error:
-        log.info("could not keep the measurement: %s", error)

@@ -4,8 +4,8 @@
 kernel, an additive (L, S) array or None to MLX operations. Both mean the same.
 
 The kernel is verified on the CPU, not yet run on Metal: tests/test_kernels.py compiles the text MLX makes for
-Metal as C++ and runs it thread by thread. So a Mac compares both paths once, before first use, and does
-without the kernel where they differ; `kernel_self_check` has the message.
+Metal as C++ and runs it thread by thread. So a Mac compares both paths before first use (kernel_check.py), and does
+without the kernel where they differ.
 
 Letters: L new rows, S slots, H query heads, K key/value heads, D head dim.
 """
@@ -33,6 +33,8 @@ MAX_ROWS = 16  # of the kernel; more are matrix products, which Metal's own kern
 HEAD_DIMS = (64, 80, 96, 128, 256)  # of the kernel
 SPAN = 1024  # slots a threadgroup walks; not tuned on a device
 SIMDGROUPS = 8  # of 32 threads, in a threadgroup; not tuned on a device
+TILE = 4  # query rows that load a key together
+LEAST = 8  # numbers in an array from which on MLX passes it as `device` memory, and as `constant` below: a program each
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class CompactBias:
     first_open: int
     table: mx.array
     window: int
-    row_positions: mx.array  # (L,) int32
-    slot_positions: mx.array  # (S,) int32
+    row_positions: mx.array  # (L,) int32, padded to LEAST
+    slot_positions: mx.array  # (S,) int32, likewise
 
     @classmethod
     def of(
@@ -68,13 +70,18 @@ class CompactBias:
             table = bias[:, first_open:]
         if window is not None and positions.max() - slot_positions.min() < window:
             window = None
+        wider = min(first_open, max(0, LEAST - table.shape[1]))
         return cls(
-            first_open,
-            mx.array(np.ascontiguousarray(table, np.float32)),
+            first_open - wider,
+            mx.array(np.pad(table, ((0, 0), (wider, 0))).astype(np.float32)),
             window or 0,
-            mx.array(positions.astype(np.int32)),
-            mx.array(slot_positions.astype(np.int32)),
+            *(mx.array(_at_least(each.astype(np.int32))) for each in (positions, slot_positions)),
         )
+
+
+def _at_least(numbers: Ints) -> Ints:
+    """The same numbers, and zeros behind them that nothing reads, up to LEAST."""
+    return np.pad(numbers, (0, max(0, LEAST - len(numbers))))
 
 
 def layer_bias(
@@ -85,16 +92,17 @@ def layer_bias(
     shape: tuple[int, int, int],
     mass: Attention,
     chunk: int | None = None,
+    kernel: bool = False,
 ) -> CompactBias | mx.array | None:
-    """The `bias` of `lattice_attention` for layers with this window: the kernel's form where it can be used.
+    """The `bias` of `lattice_attention` for layers with this window: the kernel's form where that is to be used.
 
     bias (L, S) additive, None for plain causal; positions (L,) of the rows and slot_positions (S,): logical;
     shape: (H, K, D), D of keys and of values. chunk: see `window_bias`.
     """
-    heads, groups, head_dim = shape
+    heads, groups, _ = shape
     if chunk is not None:  # not the kernel's business: an ordinary bias to it
         bias = window_bias(bias, positions, slot_positions, None, chunk)
-    if len(positions) <= MAX_ROWS and head_dim in HEAD_DIMS and mass != "rows" and use_kernel():
+    if kernel and len(positions) <= MAX_ROWS and mass != "rows":
         return CompactBias.of(bias, positions, slot_positions, window)
     dense = window_bias(bias, positions, slot_positions, window)
     return None if dense is None else mx.array(np.tile(dense, (heads // groups, 1)))
@@ -255,7 +263,8 @@ def fused_attention(
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
     rows_per_key = rows * heads // groups
-    tile = min(4, 1 << (rows_per_key - 1).bit_length())  # query rows that load a key together
+    # Of one row, as few as there are heads: a model then needs two of these programs, and not one for each width.
+    tile = TILE if rows > 1 else min(TILE, 1 << (rows_per_key - 1).bit_length())
     parts = -(-slots // span)
     dtype = queries.dtype if parts == 1 else mx.float32
     threads = 32 * SIMDGROUPS
@@ -299,85 +308,3 @@ def fused_attention(
 def lanes_per_slot(dim: int) -> int:
     """How many of the 32 lanes share a slot: so many that none holds more than 8 of its dimensions."""
     return next(lanes for lanes in (8, 16, 32) if dim % lanes == 0 and dim // lanes <= 8)
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """Kernel against MLX operations on this device.
-
-    ok: None where there is no Metal. max_error: the largest absolute difference in output or attention mass.
-    """
-
-    ok: bool | None
-    max_error: float
-    message: str
-
-
-def use_kernel() -> bool:
-    """Whether MLX computes on Metal here and the kernel was right when it was checked, on first use."""
-    return device.on_gpu() and kernel_self_check().ok is True
-
-
-MASS_TOLERANCE = 1e-5
-SELF_CHECKS = (  # head dim, dtype, what rounding the output to it may cost
-    (64, mx.float32, 1e-4),
-    (128, mx.float16, 4e-3),
-    (128, mx.bfloat16, 3e-2),
-    (256, mx.bfloat16, 3e-2),
-)
-
-
-@functools.cache
-def kernel_self_check() -> SelfCheck:
-    """Whether kernel and MLX operations agree on this machine's GPU; compared once in a process."""
-    if not mx.metal.is_available():
-        return SelfCheck(None, 0.0, "The attention kernel is for Metal, which this machine does not have.")
-    return compare_paths()
-
-
-def compare_paths(run: Callable[[Launch], list[mx.array]] = on_metal) -> SelfCheck:
-    """Kernel, launched by `run`, against MLX operations, on random lattices of every dtype."""
-    worst = 0.0
-    for seed, (dim, dtype, tolerance) in enumerate(SELF_CHECKS):
-        try:
-            error, mass_error = _differences(seed, dim, dtype, run)
-        except (RuntimeError, ValueError) as problem:  # MLX raises them where Metal cannot compile or launch
-            message = f"The attention kernel does not run here, so MLX operations are used: {problem}"
-            return SelfCheck(False, float("nan"), message)
-        worst = max(worst, error, mass_error)
-        if not (error <= tolerance and mass_error <= MASS_TOLERANCE):
-            message = (
-                f"The attention kernel is off by {error:.1e} (attention mass by {mass_error:.1e}) at head "
-                f"dim {dim} in {dtype}, so MLX operations are used; please report it."
-            )
-            return SelfCheck(False, worst, message)
-    return SelfCheck(True, worst, f"The attention kernel agrees with MLX operations within {worst:.1e}.")
-
-
-def _differences(
-    seed: int, dim: int, dtype: mx.Dtype, run: Callable[[Launch], list[mx.array]]
-) -> tuple[float, float]:
-    """Largest differences of output and mass on one random lattice with two spans, a window and a softcap."""
-    generator = np.random.default_rng(seed)
-    groups, heads, rows, slots, window = 2, 6, 5, 1500 + seed, 1200
-    hidden = generator.random((rows, slots)) < 0.3
-    bias = np.where(hidden, -np.inf, -generator.exponential(size=(rows, slots))).astype(np.float32)
-    bias[:, : slots // 2] = 0
-    bias[:, slots - rows :] = np.where(np.eye(rows), 0, -np.inf)  # each row sees itself, not its siblings
-    positions = np.arange(slots)
-    within = positions[-rows:, None] - positions < window
-    queries, keys, values = (
-        mx.array(generator.standard_normal((n, length, dim)).astype(np.float32)).astype(dtype)
-        for n, length in ((heads, rows), (groups, slots), (groups, slots))
-    )
-    compact = CompactBias.of(bias, positions[-rows:], positions, window)
-    settings: dict[str, Any] = {"scale": dim**-0.5, "softcap": 30.0, "mass": True}
-    found = fused_attention(queries, keys, values, compact, **settings, run=run)
-    with mx.stream(mx.cpu):  # clear of the GPU's reduced-precision products
-        queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
-        dense = mx.array(np.tile(np.where(within, bias, np.float32(-np.inf)), (heads // groups, 1)))
-        expected = portable_attention(queries, keys, values, dense, **settings)
-        found_out, expected_out = (np.array(out.astype(mx.float32)) for out in (found[0], expected[0]))
-        found_mass, expected_mass = np.array(found[1]), np.array(expected[1])
-    error = float(np.max(np.abs(found_out - expected_out)))
-    return error, float(np.max(np.abs(found_mass - expected_mass)))

@@ -22,6 +22,7 @@ from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.experts import Mixture
 from tempo_mlx.model.feedforward import FeedForward
 from tempo_mlx.model.forward import Attention, Forward, Logits
+from tempo_mlx.model.kernel_check import use_kernel
 from tempo_mlx.model.kernels import layer_bias
 from tempo_mlx.model.latent import LatentAttention
 from tempo_mlx.model.linear import Concatenated, Linear, Norm
@@ -253,8 +254,17 @@ class Transformer:
                 for rope, width in self.turning
             },
             biases={
-                kind: layer_bias(bias, positions, cache.positions, kind[0], kind[2], attention, kind[1])
-                for kind in self.kinds
+                (window, chunk, shape): layer_bias(
+                    bias,
+                    positions,
+                    cache.positions,
+                    window,
+                    shape,
+                    attention,
+                    chunk,
+                    use_kernel(shape, self.dtype),
+                )
+                for window, chunk, shape in self.kinds
             },
             mass=attention,
             ahead=not device.on_gpu() and len(positions) <= FEW,
