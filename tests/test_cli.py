@@ -474,3 +474,39 @@ def test_doctor(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernel" in text and "mlx" in text
     assert re.search(r"1 row [\d.]+ ms; times that: 2 rows [\d.]+,", text)
     assert re.search(r"--max-parallel-tokens auto +\d+$", text, re.M)
+
+
+def test_doctor_reports_and_fails_where_the_kernel_is_wrong(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has Metal, as told here: every head dim is checked, and the model's own heads."""
+    from tempo_mlx.mlx import mx
+    from tempo_mlx.model import kernel_check, kernels
+
+    asked: list[tuple[int, int, int]] = []
+
+    def check(shape: tuple[int, int, int], dtype: object) -> kernel_check.SelfCheck:
+        asked.append(shape)
+        return kernel_check.SelfCheck(shape[2] != 96, 0.0, f"checked {shape[2]}")
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "M1", "memory_size": 8e9})
+    monkeypatch.setattr(kernel_check, "fresh_check", check)
+    report = tmp_path / "report.json"
+    assert main(["doctor", "--model", model, "--report", str(report)]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "head dim 96" in err and "--report" in err
+    assert {dim for _, _, dim in asked} == set(kernels.HEAD_DIMS)
+    told = json.loads(report.read_text())
+    assert told["format"] == "tempo-mlx/doctor" and set(told) >= {
+        "versions",
+        "devices",
+        "rows",
+        "one row",
+        "kernel",
+    }
+    assert (
+        re.fullmatch(r"[\d.]+ ms", told["one row"]["tempo-mlx"])
+        and str(Path.home()) not in report.read_text()
+    )
+    assert told["kernel"]["8 heads on 2, head dim 96, bfloat16"] == "checked 96" and "checked 96" in out

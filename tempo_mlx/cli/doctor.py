@@ -1,41 +1,91 @@
-"""`tempo-mlx doctor`: what computes here, how fast, and what is missing."""
+"""`tempo-mlx doctor`: what computes here, how fast, what is missing, and whether it computes right."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from tempo_mlx._version import __version__
 from tempo_mlx.cli.console import make_consoles, print_facts
 from tempo_mlx.cli.models import size
+from tempo_mlx.errors import BackendError
 from tempo_mlx.load_config import DEFAULT_MODEL, LoadConfig
+
+if TYPE_CHECKING:
+    from tempo_mlx.loading import LoadedModel
+    from tempo_mlx.model.kernel_check import SelfCheck
+
+Facts = dict[str, str]
 
 
 def doctor(
     model: Annotated[
         str, typer.Option("--model", help="The model whose rows are timed.", metavar="TEXT")
     ] = DEFAULT_MODEL,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Also write all of it to this file (JSON), to attach to an issue.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
-    """Report versions, devices, BLAS and its speed, the attention kernel, the model cache, and what rows cost."""
+    """Report versions, devices, BLAS and its speed, the attention kernel, the model cache, and what rows cost.
+
+    Exit code 1 where the attention kernel computes something else than it should.
+    """
     out, _ = make_consoles()
-    _section(out, "versions", _versions())
-    _section(out, "devices", _devices())
-    _section(out, "blas", _blas())
-    _section(out, "kernel", _kernel())
-    _section(out, "models", _models())
-    _section(out, "rows", _rows(model))
+    told: dict[str, Facts] = {}
+
+    def show(title: str, facts: Facts) -> None:
+        out.print(title, style="bold")
+        print_facts(out, facts, indent="  ")
+        told[title] = facts
+
+    show("versions", _versions())
+    show("devices", _devices())
+    show("blas", _blas())
+    show("models", _models())
+    loaded = _load(model)
+    checks = _checks(loaded)
+    show("kernel", {name: check.message for name, check in checks.items()})
+    show("rows", _rows(model, loaded))
+    if report is not None:
+        if loaded is not None:
+            show("one row", _one_row(model))
+        _write(report, told)
+    if wrong := [name for name, check in checks.items() if check.ok is False]:
+        raise BackendError(
+            f"The attention kernel failed its check for {wrong[0]}, so slower MLX operations take its place; please "
+            "report it with what `tempo-mlx doctor --report FILE` writes."
+        )
 
 
-def _section(out: Console, title: str, rows: dict[str, str]) -> None:
-    out.print(title, style="bold")
-    print_facts(out, rows, indent="  ")
+def _write(path: Path, told: dict[str, Facts]) -> None:
+    """Without the name of the user's home."""
+    from tempo_mlx.files import write_atomic
+
+    text = json.dumps({"format": "tempo-mlx/doctor", **told}, indent=2, ensure_ascii=False)
+    write_atomic(path, text.replace(json.dumps(str(Path.home()))[1:-1], "~") + "\n")
 
 
-def _versions() -> dict[str, str]:
+def _load(model: str) -> LoadedModel | None:
+    """None where it would have to be fetched."""
+    from tempo_mlx.loading import load_model
+    from tempo_mlx.weights.registry import PACKAGED
+
+    if model in PACKAGED and not PACKAGED[model].path.exists():
+        return None
+    return load_model(LoadConfig(model=model))
+
+
+def _versions() -> Facts:
     from importlib import metadata
 
     rows = {"tempo-mlx": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
@@ -47,7 +97,7 @@ def _versions() -> dict[str, str]:
     return rows
 
 
-def _devices() -> dict[str, str]:
+def _devices() -> Facts:
     from tempo_mlx.mlx import mx
 
     gpu = "no"
@@ -69,7 +119,7 @@ def _devices() -> dict[str, str]:
     return rows
 
 
-def _blas() -> dict[str, str]:
+def _blas() -> Facts:
     from tempo_mlx import blas
 
     info = blas.ensure()
@@ -80,13 +130,28 @@ def _blas() -> dict[str, str]:
     return rows
 
 
-def _kernel() -> dict[str, str]:
-    from tempo_mlx.model.kernels import kernel_self_check
+def _checks(loaded: LoadedModel | None) -> dict[str, SelfCheck]:
+    """Compared now, in every program: for the model's heads, and for every head dim the kernel is for."""
+    from tempo_mlx.mlx import mx
+    from tempo_mlx.model.kernel_check import fresh_check, self_check
+    from tempo_mlx.model.kernels import HEAD_DIMS
+    from tempo_mlx.model.transformer import Transformer
 
-    return {"attention": kernel_self_check().message}
+    wanted = {((8, 8 >> index % 3, dim), mx.bfloat16) for index, dim in enumerate(HEAD_DIMS)}
+    wanted |= {((6, 2, 64), mx.float32), ((8, 2, 128), mx.float16)}
+    if loaded is not None and isinstance(loaded.model, Transformer):
+        wanted |= {(kind[2], loaded.model.dtype) for kind in loaded.model.kinds if kind[2][2] in HEAD_DIMS}
+    if not mx.metal.is_available():
+        return {"attention": self_check(*next(iter(wanted)))}
+    return {
+        f"{heads} heads on {groups}, head dim {dim}, {str(dtype).removeprefix('mlx.core.')}": fresh_check(
+            (heads, groups, dim), dtype
+        )
+        for (heads, groups, dim), dtype in sorted(wanted, key=str)
+    }
 
 
-def _models() -> dict[str, str]:
+def _models() -> Facts:
     from tempo_mlx.weights.registry import PACKAGED, cache_directory
 
     folder = cache_directory()
@@ -100,17 +165,32 @@ def _models() -> dict[str, str]:
     return rows
 
 
-def _rows(model: str) -> dict[str, str]:
+def _rows(model: str, loaded: LoadedModel | None) -> Facts:
     """What a pass of k rows costs beside one row: measured now, and kept for `--max-parallel-tokens auto`."""
     from tempo_mlx.decode.width import affordable, row_costs
-    from tempo_mlx.loading import load_model
-    from tempo_mlx.weights.registry import PACKAGED
 
-    if model in PACKAGED and not PACKAGED[model].path.exists():
+    if loaded is None:
         return {model: "not measured, as it has not been fetched yet"}
-    costs = row_costs(load_model(LoadConfig(model=model)).model, again=True)
+    costs = row_costs(loaded.model, again=True)
     ratios = ", ".join(f"{rows} rows {cost / costs[1]:.2f}" for rows, cost in costs.items() if rows > 1)
+    info = loaded.model.info
     return {
+        "computed in": " ".join(
+            str(info[each]) for each in ("dtype", "quantization", "device") if info[each]
+        ),
         model: f"1 row {1000 * costs[1]:.1f} ms; times that: {ratios}",
         "--max-parallel-tokens auto": str(affordable(costs)),
     }
+
+
+def _one_row(model: str) -> Facts:
+    """The step of ordinary decoding, beside mlx-lm's where that is installed, on the same weights in turns."""
+    from tempo_mlx.bench.contenders import line_up
+    from tempo_mlx.bench.steps import PROMPT, one_row, tokens
+
+    notes: list[str] = []
+    with line_up(LoadConfig(model=model), ("mlx-lm",), notes.append) as field:
+        limit = field.loaded.model.architecture.max_position_embeddings
+        timings = one_row(field, tokens(field, min(PROMPT, limit // 2)), rounds=6)
+    rows = {name: f"{1000 * timing.quartile:.2f} ms" for name, timing in timings.items()}
+    return rows if not notes else {**rows, "mlx-lm": notes[0]}
