@@ -263,11 +263,10 @@ def fused_attention(
     heads, rows, dim = queries.shape
     groups, slots, _ = keys.shape
     rows_per_key = rows * heads // groups
-    # Of one row, as few as there are heads: a model then needs two of these programs, and not one for each width.
+    # One row's heads alone may need fewer: two programs for a model, and not one for each width.
     tile = TILE if rows > 1 else min(TILE, 1 << (rows_per_key - 1).bit_length())
     parts = -(-slots // span)
     dtype = queries.dtype if parts == 1 else mx.float32
-    threads = 32 * SIMDGROUPS
     where = (bias.table, bias.row_positions, bias.slot_positions, bias.first_open, bias.window)
     sizes = {"D": dim, "TEAM": lanes_per_slot(dim), "ROWS": tile, "SIMDGROUPS": SIMDGROUPS}
     attention, logsumexps, scores = run(
@@ -275,8 +274,8 @@ def fused_attention(
             ATTENTION,
             (queries, keys, values, *where, scale, softcap or 0.0, -(-slots // parts), mass),
             (("OUT", dtype), *sizes.items()),
-            (threads * groups, -(-rows_per_key // tile), parts),
-            (threads, 1, 1),
+            (32 * SIMDGROUPS * groups, -(-rows_per_key // tile), parts),
+            (32 * SIMDGROUPS, 1, 1),
             ((parts, rows, heads * dim), (parts, rows * heads), (rows * heads, slots) if mass else (1, 1)),
             (dtype, mx.float32, mx.float32),
         )
