@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from tempo_mlx import blas
 
 blas.ensure()
+# Float32 is asked for where numbers shall be exact; CUDA and Apple's newest GPUs multiply it in 10 bits unless told.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402

@@ -213,6 +213,27 @@ class Transformer:
         attention: Attention = False,
     ) -> Forward:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
+        out, mass = self.described(
+            tokens, positions, bias, cache, parents=parents, logits=logits, attention=attention
+        )
+        mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
+        return Forward(
+            None if out is None else np.array(out, copy=False),
+            None if mass is None else np.array(mass.astype(mx.float32)),
+        )
+
+    def described(
+        self,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
+        cache: Cache,
+        *,
+        parents: Float32s | None = None,
+        logits: Logits = "all",
+        attention: Attention = False,
+    ) -> tuple[mx.array | None, mx.array | None]:
+        """Logits and attention mass of `forward`, and what it writes into the cache, as MLX is to compute them."""
         positions = np.asarray(positions, np.int64)
         cache.reserve(positions, parents)
         rows = self.rows(positions, bias, cache, attention)
@@ -224,12 +245,7 @@ class Transformer:
         cache.commit()
         out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
         shares = [m for m in masses if m is not None]
-        mass = mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
-        mx.eval(*cache.arrays(), *(y for y in (out, mass) if y is not None))
-        return Forward(
-            None if out is None else np.array(out, copy=False),
-            None if mass is None else np.array(mass.astype(mx.float32)),
-        )
+        return out, mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
 
     def embedded(self, tokens: Sequence[int] | Ints) -> mx.array:
         """(L, E): what the first layer is given."""
