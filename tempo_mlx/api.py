@@ -15,6 +15,7 @@ from typing import Any
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import score as scoring
 from tempo_mlx.decode import thinking
+from tempo_mlx.decode.control import Processor
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading
 from tempo_mlx.decode.functions import Functions, Prune, Select
 from tempo_mlx.decode.mcts import Value
@@ -53,6 +54,7 @@ class DecodingKeywords(GenerateSettings, total=False):
     select: Select | None
     schedule: Schedule | None
     value: Value | None
+    logits_processors: Sequence[Processor] | None
     interrupted: Interrupt
     cache: Any | None
 
@@ -82,17 +84,22 @@ def generate(
 
 
 def score(
-    loaded: LoadedModel, prompt: Prompt, continuations: Sequence[str | Sequence[int]]
+    loaded: LoadedModel,
+    prompt: Prompt,
+    continuations: Sequence[str | Sequence[int]],
+    **settings: Unpack[GenerateSettings],
 ) -> list[scoring.Score]:
     """The exact log-probabilities of each continuation (text, or token ids) of a prompt, in the order given.
 
     A text is tokenized together with a prompt that is text where the prompt's tokens stay the same, else on its own.
-    The model is not asked whether the text ends there. Raises PromptError.
+    The model is not asked whether the text ends there. settings: those of `generate` that change distributions (bias,
+    penalties, grammars, truncation); the numbers are at temperature 1. Raises PromptError, ConfigError.
     """
     check_model(loaded)
+    config = resolve({"decoder": "plain", **settings}) if settings else None
     if not isinstance(prompt, str):
         prompt = encode_prompt(loaded, prompt, GenerateConfig(chat=is_messages(prompt))).token_ids
-    return scoring.score(loaded, prompt, continuations)
+    return scoring.score(loaded, prompt, continuations, config)
 
 
 def stream(
@@ -105,6 +112,7 @@ def stream(
     select: Select | None = None,
     schedule: Schedule | None = None,
     value: Value | None = None,
+    logits_processors: Sequence[Processor] | None = None,
     interrupted: Interrupt = never,
     cache: Any | None = None,
     **settings: Unpack[GenerateSettings],
@@ -113,7 +121,7 @@ def stream(
 
     prompt: text, token ids, or messages, which imply `chat`. config: a resolved configuration (a run's own, say), in
     place of settings by name. decoder: the setting, or one of your own (docs/extend.md). prune, select, schedule,
-    value: functions in place of what the settings say, see `Functions`; the run's file names them. interrupted: called
+    value, logits_processors: functions of your own, see `Functions`; the run's file names them. interrupted: called
     between steps and between chunks of the prompt; a reason ("cancelled", "timeout") ends the run, which keeps what it
     has. cache: one that holds a beginning of the prompt, not all of it; it is used up.
 
@@ -133,7 +141,7 @@ def stream(
         raise ConfigError(
             f"config is for the {resolved.decoder} decoder, and decoder is {given['decoder']}; give one of them."
         )
-    functions = Functions(prune, select, schedule, value)
+    functions = Functions(prune, select, schedule, value, logits_processors)
     encoded = encode_prompt(loaded, prompt, resolved)
     return Stream(Task(loaded, encoded, resolved, functions, spec), interrupted, cache)
 
@@ -262,7 +270,8 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         if not self.config.paths or self.failure is not None:
             return []
         cache = decoder.cache if self.exits is None else self.exits.inside(decoder.cache)
-        return scoring.read_paths(self.loaded.model, self.prompt.token_ids, self.steps, self.config, cache)
+        ids, control = self.prompt.token_ids, decoder.control
+        return scoring.read_paths(self.loaded.model, ids, self.steps, self.config, cache, control)
 
     def timing(self) -> Mapping[str, float]:
         """Seconds of the prompt and of the steps, and logical steps per second."""

@@ -18,13 +18,19 @@ from tempo_mlx.settings import Audience, Checked, Setting, row, settings_of
 # it brings settings of its own.
 USES: Mapping[str, frozenset[str]] = {
     "superposed": frozenset({"temperature", "threshold", "selection", "width", "sets", "thinking", "exits"}),
-    "tree": frozenset({"temperature", "threshold", "branches", "thinking", "exits"}),
-    "mcts": frozenset({"temperature", "threshold", "selection", "width", "mcts"}),
-    "beam": frozenset({"beams"}),
-    "diverse-beam": frozenset({"beams", "diversity"}),
-    "sample": frozenset({"temperature", "threshold", "selection", "beams"}),
-    "plain": frozenset({"temperature", "thinking", "exits"}),
+    "tree": frozenset({"text", "temperature", "threshold", "branches", "thinking", "exits"}),
+    "mcts": frozenset({"text", "temperature", "threshold", "selection", "width", "mcts"}),
+    "beam": frozenset({"text", "beams"}),
+    "diverse-beam": frozenset({"text", "beams", "diversity"}),
+    "sample": frozenset({"text", "temperature", "threshold", "selection", "beams"}),
+    "plain": frozenset({"text", "temperature", "thinking", "exits"}),
 }
+# Settings of which one at most says what texts may be.
+GRAMMARS = ("json_schema", "regex", "choices", "grammar")
+# What forms a set, and the setting that says how much where that is not given.
+SELECTIONS: Mapping[str, tuple[str, float]] = {
+    "min-p": ("min_p", 0.1), "top-p": ("top_p", 0.9), "top-k": ("top_k", 8),
+}  # fmt: skip
 
 
 def _using(what: str) -> tuple[str, ...]:
@@ -61,6 +67,23 @@ def _search(default: object, help: str, what: str, audience: Audience = "study",
     return row(default, "Search", help, audience, decoders=_using(what), **rest)
 
 
+def _control(default: object, help: str, audience: Audience = "everyday", **rest: Any) -> Any:
+    return row(default, "Control", help, audience, **{"default_text": "off", **rest})
+
+
+def _text(default: object, help: str, audience: Audience = "everyday", **rest: Any) -> Any:
+    """Of decoders whose rows each follow one text; given alone, of the plain one."""
+    decoders = ("plain", *(name for name in _using("text") if name != "plain"))
+    return _control(default, help, audience, decoders=decoders, **{"implies": ("decoder",), **rest})
+
+
+def _window(penalty: str) -> Any:
+    needs, bounds = {penalty: ()}, {"minimum": 1, "maximum": 1_000_000}
+    return _text(
+        20, "How many tokens are the last.", "study", implies=(), needs=needs, default_text=None, **bounds
+    )
+
+
 def _exit(default: object, help: str, audience: Audience = "study", **rest: Any) -> Any:
     needs = {"early_exit": (), **rest.pop("needs", {})}
     return row(default, "Early exit", help, audience, decoders=_using("exits"), needs=needs, **rest)
@@ -77,7 +100,7 @@ class GenerateConfig(Checked):
     )
     template_variables: tuple[str, ...] = _input(
         (), "Variable of the chat template, as NAME=VALUE (reasoning_effort=high, tools=[...]); may be given several "
-        "times.", aliases=("--template-variable",), needs={"chat": ()}, implies=("chat",),
+        "times.", aliases=("--template-variable",), pairs=True, needs={"chat": ()}, implies=("chat",),
     )
     enable_thinking: bool = _input(
         False, "Deep-thinking mode; implies --chat. Reasoning is kept apart from the answer, on stderr.",
@@ -107,19 +130,8 @@ class GenerateConfig(Checked):
         maximum=256,
     )
     selection: Literal["threshold", "min-p", "top-p", "top-k"] = _set(
-        "threshold", "How a set is formed.", "selection", audience="study",
-    )
-    min_p: float = _set(
-        0.1, "min-p: keep tokens with at least this share of the best one's probability.", "selection", minimum=0,
-        maximum=1, audience="study", needs={"selection": ("min-p",)}, implies=("selection",),
-    )
-    top_p: float = _set(
-        0.9, "top-p: keep the fewest tokens that together have this probability.", "selection", above=0,
-        maximum=1, audience="study", needs={"selection": ("top-p",)}, implies=("selection",),
-    )
-    top_k: int = _set(
-        8, "top-k: keep so many tokens.", "selection", minimum=1, maximum=1_000_000, audience="study",
-        needs={"selection": ("top-k",)}, implies=("selection",),
+        "threshold", "How a set is formed: by --threshold, or by --min-p, --top-p or --top-k.", "selection",
+        audience="study",
     )
     combine: Literal["mix", "last", "mean", "product", "max"] = _set(
         "mix", "How a set's logits rows become one next-token distribution.", audience="ablation",
@@ -209,6 +221,50 @@ class GenerateConfig(Checked):
         "keep_token", "What happens when a whole set would go.", "ablation",
     )
 
+    logit_bias: tuple[str, ...] = _control(
+        (), "Add to a token's logit, as ID=BIAS; may be given several times.", "study", pairs=True,
+    )
+    repetition_penalty: float = _text(
+        1.0, "Divide the logits of tokens among the last ones, the prompt's included, by this; multiply negative ones.",
+        above=0, maximum=100,
+    )
+    repetition_context_size: int = _window("repetition_penalty")
+    presence_penalty: float = _text(
+        0.0, "Subtract this from the logits of tokens among the last ones.", minimum=-100, maximum=100,
+    )
+    presence_context_size: int = _window("presence_penalty")
+    frequency_penalty: float = _text(
+        0.0, "Subtract this from the logits of tokens among the last ones, for each time they are there.",
+        minimum=-100, maximum=100,
+    )
+    frequency_context_size: int = _window("frequency_penalty")
+    top_p: float | None = _control(
+        None, "Choose among the fewest tokens that together have this probability.", above=0, maximum=1,
+    )
+    top_k: int | None = _control(None, "Choose among so many best tokens.", minimum=1, maximum=1_000_000)
+    min_p: float | None = _control(
+        None, "Choose among tokens with at least this share of the best one's probability.", minimum=0, maximum=1,
+    )
+    typical_p: float | None = _control(
+        None, "Choose among the tokens of most expected surprise that together have this probability.", "study",
+        above=0, maximum=1,
+    )
+    eta_cutoff: float | None = _control(
+        None, "Choose among tokens above this probability, or above less where the model is unsure.", "study",
+        minimum=0, below=1,
+    )
+    json_schema: str | None = _text(
+        None, "The text is JSON that this schema allows; a file, on the command line.", names_file=True,
+    )
+    regex: str | None = _text(None, "The text matches this regular expression, from beginning to end.")
+    choices: tuple[str, ...] = _text(
+        (), "The text is one of these; may be given several times, or separated by commas.", commas=True,
+    )
+    grammar: str | None = _text(
+        None, "The text follows this grammar, in Lark's notation; a file, on the command line.", "study",
+        names_file=True,
+    )
+
     decoder: str = row("superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES))
     beam_width: int = _search(5, "Beams, or samples.", "beams", minimum=1, maximum=256)
     diversity_strength: float = _search(
@@ -286,6 +342,12 @@ class GenerateConfig(Checked):
                 f"best_of is {self.best_of}, fewer than the {self.branches} branches wanted; ask for at least as many."
             )
         self._check_exits()
+        self._check_grammar()
+        for entry in self.logit_bias:
+            _check_bias(entry)
+        setting, usual = SELECTIONS.get(self.selection, ("threshold", 0.0))
+        if getattr(self, setting) is None and "selection" in USES[self.decoder]:
+            object.__setattr__(self, setting, usual)
         if self.min_steps > self.max_tokens:
             raise ConfigError(f"min_steps is {self.min_steps}, more than max_tokens ({self.max_tokens}); lower it.")
         if any(not text for text in self.stop):
@@ -305,6 +367,18 @@ class GenerateConfig(Checked):
                 f"dynamic_target {self.dynamic_target} moves a pruning threshold, but nothing is pruned by one; "
                 "add --use-retroactive-pruning, or --pruning-strategy coherence or hybrid."
             )
+
+    def _check_grammar(self) -> None:
+        given = [name for name in GRAMMARS if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError(f"{given[0]} and {given[1]} both say what the text may be; keep one of them.")
+        for name in ("min_steps", "stop", "enable_thinking") if given else ():
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} contradicts {given[0]}, which says where a text begins and ends; leave one of them out."
+                )
+        if any(not text for text in self.choices):
+            raise ConfigError("choices holds an empty text, after which nothing is left to choose; leave it out.")
 
     def _check_exits(self) -> None:
         layers, thresholds = self.exit_layers, self.confidence_thresholds
@@ -348,6 +422,18 @@ def unused(name: str, values: Mapping[str, Any]) -> str | None:
         if not met(settings[other], value, allowed):
             return f"{name} has no effect {_missing(settings[other], value, allowed)}."
     return None
+
+
+def _check_bias(entry: str) -> None:
+    token, _, bias = entry.partition("=")
+    try:
+        fine = token.isascii() and token.isdigit() and abs(float(bias)) <= 100
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ConfigError(
+            f"logit_bias holds {entry[:40]!r}; write a token's id and a number from -100 to 100, such as 464=-5."
+        )
 
 
 def met(other: Setting, value: object, allowed: tuple[object, ...]) -> bool:

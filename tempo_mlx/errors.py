@@ -35,6 +35,10 @@ class ModelError(TempoError):
     """The model's files are missing, malformed, or of a kind that is not supported."""
 
 
+class DeadEndError(ModelError):
+    """A grammar lets nothing follow a text."""
+
+
 class DownloadError(ModelError):
     """A model could not be fetched, or what arrived is not what was asked for."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tempo_mlx.config import GenerateConfig, met, unused
+from tempo_mlx.config import SELECTIONS, USES, GenerateConfig, met, unused
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.settings import Checked, canonical, row, settings_of
 
@@ -110,6 +110,7 @@ def resolve(explicit: Mapping[str, object], ambient: Mapping[str, object] | None
     switched_on = [(source, _switch(source)) for source in (given, weak)]
     for source in (weak, given):
         source.update(_implied(source, {**preset, **weak, **given}))
+        source.update(_selection(source, {**preset, **weak, **given}))
     for source, switches in switched_on:
         for switch in switches:
             value = {**preset, **weak, **given}.get(switch.setting, _default(switch.setting))
@@ -129,6 +130,10 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(config)
     for switch in _switch(values, strict=False):
         values.setdefault(switch.setting, switch.on)
+    if "logit_bias" not in values:  # of version 0.1.0, where these were selections and nothing else
+        for selection, (setting, _) in SELECTIONS.items():
+            if values.get("selection") != selection:
+                values.pop(setting, None)
     return values
 
 
@@ -159,7 +164,7 @@ def _switch(values: dict[str, Any], *, strict: bool = True) -> list[Switch]:
 def _implied(source: Mapping[str, object], in_force: Mapping[str, Any]) -> dict[str, object]:
     """What the settings of `source` imply about others that it does not name and that are not so already."""
     settings = settings_of(GenerateConfig)
-    found: dict[str, list[object]] = {}
+    found: dict[str, list[tuple[object, ...]]] = {}
     for name, value in source.items():
         row = settings[name].row
         for other in row.implies if value is not False else ():
@@ -169,8 +174,19 @@ def _implied(source: Mapping[str, object], in_force: Mapping[str, Any]) -> dict[
             if other not in source and not met(
                 settings[other], in_force.get(other, _default(other)), allowed
             ):
-                found.setdefault(other, []).append(allowed[0] if allowed else True)
-    return {other: values[0] for other, values in found.items() if len(values) == 1}
+                found.setdefault(other, []).append(allowed or (True,))
+    common = {other: [v for v in sets[0] if all(v in each for each in sets)] for other, sets in found.items()}
+    return {other: values[0] for other, values in common.items() if values}
+
+
+def _selection(source: Mapping[str, object], in_force: Mapping[str, Any]) -> dict[str, object]:
+    """Where sets are formed, the first of top_p, top_k and min_p forms them, unless told what does; others truncate."""
+    said = {"selection", "threshold"} & source.keys()
+    if said or "selection" not in USES[in_force.get("decoder", _default("decoder"))]:
+        return {}
+    named = {setting: selection for selection, (setting, _) in SELECTIONS.items()}
+    first = next((name for name in source if name in named and source[name] is not None), None)
+    return {} if first is None else {"selection": named[first]}
 
 
 def _default(name: str) -> Any:

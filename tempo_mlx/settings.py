@@ -19,6 +19,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.files import read_text
 
 Needs = Mapping[str, tuple[object, ...]]
 Audience = Literal["everyday", "study", "ablation"]
@@ -46,6 +47,9 @@ class Row:
     needs: Needs | None = None
     implies: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # of a field whose values are a table's names
+    pairs: bool = False  # its texts are NAME=VALUE, and a mapping will do
+    commas: bool = False  # several texts may be written as one, with commas between
+    names_file: bool = False  # written on a command line it is a file, whose text is meant
     default_text: str | None = None  # how docs and --help write a default that is not a plain value
 
 
@@ -125,6 +129,8 @@ class Setting:
             return words[text.strip().lower()]
         if text == "none" and self.writes_none:
             return None
+        if self.row.names_file:
+            return self.check(read_text(text, self.name), source)
         if self.many and self.kind is str:
             return self.check(self._strings(text, source), source)
         if self.many:
@@ -135,7 +141,7 @@ class Setting:
     def _strings(self, text: str, source: str) -> tuple[str, ...]:
         """One string, or a JSON list of them."""
         if not text.startswith("["):
-            return (text,)
+            return tuple(text.split(",")) if self.row.commas else (text,)
         try:
             return tuple(json.loads(text))
         except ValueError as error:
@@ -159,10 +165,14 @@ class Setting:
         source = source or self.name
         if value is None and self.optional:
             return None
+        if self.row.names_file and isinstance(value, Mapping):
+            value = json.dumps(value)
         if not self.many:
             return self._check_one(value, source)
         if self.kind is str and isinstance(value, str):
             value = (value,)
+        if self.row.pairs and isinstance(value, Mapping):
+            value = [f"{name}={json.dumps(item)}" for name, item in value.items()]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{source} is {shown(value)}; a list is needed: {self.values_text}.")
         return tuple(self._check_one(item, source) for item in value)

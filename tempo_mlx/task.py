@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.decode.constraint import check_grammar, make_constraint
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.functions import Functions, described
 from tempo_mlx.decode.prefill import Interrupt
@@ -37,6 +38,7 @@ class Task:
 
     def __post_init__(self) -> None:
         self.functions.check(self.spec, DECODERS.values())
+        check_grammar(self.config)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -66,9 +68,10 @@ class Task:
         tokenizer, config = self.loaded.tokenizer, self.config
         guide = self.answers.guide
         stops = Stops(tokenizer, config.stop) if config.stop and not self.spec.lattice else None
+        constraint = make_constraint(config, tokenizer)
         ids, eos = self.prompt.token_ids, tokenizer.eos_ids
         return self.spec.start(
-            Setup(model, ids, config, eos, cache, interrupted, guide, stops, self.functions)
+            Setup(model, ids, config, eos, cache, interrupted, guide, stops, self.functions, constraint)
         )
 
     def watch(self) -> StopWatch:

@@ -145,7 +145,12 @@ def test_what_follows_from_what(given: dict[str, object], expected: dict[str, ob
         ({"use_retroactive_pruning": True, "decoder": "beam"}, ["beam"]),
         ({"use_retroactive_pruning": "yes"}, ["use_retroactive_pruning", "true or false"]),
         ({"branches": 3, "use_mcts": True}, ["branches", "mcts"]),
-        ({"top_p": 0.8, "top_k": 3}, ["selection"]),
+        ({"regex": "a", "choices": ["b"]}, ["regex", "choices"]),
+        ({"regex": "a", "min_steps": 2}, ["min_steps", "regex"]),
+        ({"logit_bias": ["7"]}, ["logit_bias", "464=-5"]),
+        ({"logit_bias": {7: 101}}, ["logit_bias", "100"]),
+        ({"repetition_penalty": 1.1, "decoder": "superposed"}, ["repetition_penalty", "plain or tree"]),
+        ({"presence_context_size": 5, "decoder": "plain"}, ["--presence-penalty"]),
         ({"bezier_p1": 0.4}, ["--final-threshold"]),
         ({"bezier_p1": 0.4, "dynamic_threshold": True, "use_relu": True}, ["relu_activation_point"]),
         ({"dynamic_threshold": True, "dynamic_target": "pruning"}, ["--use-retroactive-pruning"]),
@@ -197,7 +202,7 @@ def test_precedence_is_flag_environment_file_default(tmp_path: Path) -> None:
     environ = {"TEMPO_MAX_TOKENS": "8", "MODEL_PATH": "b", "DEVICE": "mps"}
     given = load_settings(str(file), environ, {"max_tokens": 9}, dotenv=dotenv)
     config = given.generation()
-    assert (config.threshold, config.max_tokens, config.seed, config.top_k) == (0.3, 9, 4, 8)
+    assert (config.threshold, config.max_tokens, config.seed, config.top_k) == (0.3, 9, 4, None)
     assert load_settings(str(file), environ, {}, dotenv=dotenv).generation().max_tokens == 8
     assert given.make(LoadConfig) == LoadConfig(model="b", device="gpu")
     assert given.make(OutputConfig).quiet
@@ -320,8 +325,14 @@ def test_a_flag_beats_the_environment_in_what_it_implies(tmp_path: Path) -> None
         }
 
     assert config({}, TEMPO_TOP_P="0.8") == {"selection": "top-p", "top_p": 0.8}
-    assert config({"threshold": 0.2}, TEMPO_TOP_P="0.8") == {"threshold": 0.2}
+    assert config({"threshold": 0.2}, TEMPO_TOP_P="0.8") == {"threshold": 0.2, "top_p": 0.8}
     assert config({"top_k": 3}, TEMPO_SELECTION="top-p") == {"selection": "top-k", "top_k": 3}
+    assert config({"top_k": 3, "top_p": 0.8}) == {"selection": "top-k", "top_k": 3, "top_p": 0.8}
+    assert config({"repetition_penalty": 1.1}) == {"decoder": "plain", "repetition_penalty": 1.1}
+    assert config({"regex": "a+", "branches": 3}) == {"decoder": "tree", "regex": "a+", "branches": 3}
+    assert config({"logit_bias": {7: -2}, "top_p": 0.5, "decoder": "plain"}) == {
+        "logit_bias": ["7=-2"], "top_p": 0.5, "decoder": "plain",
+    }  # fmt: skip
     assert config({"enable_thinking": True}, TEMPO_CHAT="false") == {"chat": True, "enable_thinking": True}
     assert config({"chat": False}, TEMPO_ENABLE_THINKING="true") == {}
     assert config({"dynamic_threshold": True}, TEMPO_FINAL_THRESHOLD="0.4") == {"final_threshold": 0.4}

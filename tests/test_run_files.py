@@ -46,7 +46,7 @@ def test_an_old_file_is_written_again_bit_by_bit(path: Path) -> None:
 def test_the_settings_of_an_old_file_are_todays(path: Path) -> None:
     old = Run.load(path).config
     settings = GenerateConfig(**upgrade(old))
-    assert resolve(old) == settings
+    assert resolve(upgrade(old)) == settings
     assert settings.pruning_signal == (old["pruning_signal"] if old["use_retroactive_pruning"] else None)
     assert settings.pruning_strategy == (old["pruning_strategy"] if old["use_pruning"] else None)
     assert settings.final_threshold is None and settings.sigmoid_steepness == 10.0

@@ -118,6 +118,6 @@ def samples(setup: Setup) -> Tree:
     return Tree(setup, Samples(setup))
 
 
-BEAM = DecoderSpec("beam", beam, texts="beam_width")
-DIVERSE_BEAM = DecoderSpec("diverse-beam", diverse_beam, texts="beam_width")
-SAMPLE = DecoderSpec("sample", samples, texts="beam_width", functions=("select",))
+BEAM = DecoderSpec("beam", beam, texts="beam_width", functions=("logits_processors",))
+DIVERSE_BEAM = DecoderSpec("diverse-beam", diverse_beam, texts="beam_width", functions=("logits_processors",))
+SAMPLE = DecoderSpec("sample", samples, texts="beam_width", functions=("select", "logits_processors"))

@@ -121,4 +121,4 @@ def branches(setup: Setup) -> Tree:
     return Tree(setup, Branches(setup.config))
 
 
-TREE = DecoderSpec("tree", branches, log_probs=True, texts="branches")
+TREE = DecoderSpec("tree", branches, log_probs=True, texts="branches", functions=("logits_processors",))

@@ -14,6 +14,8 @@ from typing import Any
 
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.constraint import Constraint
+from tempo_mlx.decode.control import Control, check_bias
 from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
@@ -26,7 +28,7 @@ class Setup:
 
     cache: may hold a prefix of the prompt. interrupted: asked between chunks of the prompt, and in long steps.
     guide(token_ids): the one token that must follow a text, or None. stops(newest_first): whether a text ends with its
-    last token, although the model did not end it; its tokens last to first.
+    last token, although the model did not end it; its tokens last to first. constraint: what texts may be.
     """
 
     model: Model
@@ -38,6 +40,12 @@ class Setup:
     guide: Callable[[Sequence[int]], int | None] | None = None
     stops: Callable[[Iterable[int]], bool] | None = None
     functions: Functions = field(default_factory=Functions)
+    constraint: Constraint | None = None
+
+    def control(self) -> Control:
+        """What the settings make of logits."""
+        processors = self.functions.logits_processors or ()
+        return Control(self.config, self.prompt_ids, self.eos_ids, self.constraint, processors)
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,14 @@ class Decoder(ABC):
     """One decoding under way: `advance` makes a step, `steps` are those so far."""
 
     def __init__(self, setup: Setup) -> None:
-        """Raises PromptError."""
+        """Raises PromptError, and ConfigError for a setting that the model's vocabulary makes nothing of."""
         check_prompt(setup.model, setup.prompt_ids)
         self.model, self.config = setup.model, setup.config
         self.eos_ids = frozenset(setup.eos_ids)
         self.prompt_length = len(setup.prompt_ids)
         self.guide, self.stops, self.interrupted = setup.guide, setup.stops, setup.interrupted
+        check_bias(self.config, self.model.architecture.vocab_size)
+        self.control = setup.control()
         self.cache = self.model.new_cache() if setup.cache is None else setup.cache
         self.steps: list[Step] = []
         self.clock = time.perf_counter()

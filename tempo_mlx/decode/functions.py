@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.settings import shown
 
 if TYPE_CHECKING:
+    from tempo_mlx.decode.control import Processor
     from tempo_mlx.decode.decoder import DecoderSpec
     from tempo_mlx.decode.mcts import Value
 
@@ -30,21 +31,26 @@ REPLACED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+PROCESSORS = "logits_processors"
+
+
 @dataclass(frozen=True)
 class Functions:
     """Each is None, or takes the place of what the settings say.
 
     prune(context): what retroactive pruning removes, see decode/pruning.py. select(probabilities (V,), step): ids of
     the next set, best first. schedule(step): the selection threshold. value(rollout): what a text of the tree search
-    is worth, see decode/mcts.py.
+    is worth, see decode/mcts.py. logits_processors: each of (token ids so far (n,), logits (1, V)) gives the logits in
+    their place; after bias and penalties, as mlx-lm has them.
     """
 
     prune: Prune | None = None
     select: Select | None = None
     schedule: Schedule | None = None
     value: Value | None = None
+    logits_processors: Sequence[Processor] | None = None
 
-    def given(self) -> dict[str, Callable[..., Any]]:
+    def given(self) -> dict[str, Callable[..., Any] | Sequence[Callable[..., Any]]]:
         """Those that are not None, by name."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in values if value is not None}
@@ -52,9 +58,10 @@ class Functions:
     def check(self, spec: DecoderSpec, others: Iterable[DecoderSpec]) -> None:
         """Raises ConfigError for what is no function, of no use to the decoder, or excluded by another."""
         for name, function in self.given().items():
-            if not callable(function):
+            listed = list(function) if isinstance(function, Iterable) else [function]
+            if wrong := [each for each in listed if not callable(each)]:
                 raise ConfigError(
-                    f"{name} is {shown(function)}; give a function (docs/extend.md shows some)."
+                    f"{name} is {shown(wrong[0])}; give a function (docs/extend.md shows some)."
                 )
             if name not in spec.functions:
                 able = " or ".join(other.name for other in others if name in other.functions)
@@ -71,8 +78,14 @@ class Functions:
         return {name: None if name in replaced else value for name, value in config.items()}
 
 
-def described(function: Callable[..., Any]) -> tuple[str, str | None]:
-    """Name and hash of the source, by which a function can be known again; no hash where there is no source."""
+def described(function: Callable[..., Any] | Sequence[Callable[..., Any]]) -> tuple[str, str | None]:
+    """Name and hash of the source, by which a function, or several in their order, can be known again; no hash where
+    there is no source.
+    """
+    if isinstance(function, Sequence):
+        names, sums = zip(*map(described, function), strict=True)
+        known = None if None in sums else hashlib.sha256("".join(sums).encode()).hexdigest()
+        return ", ".join(names), known
     if isinstance(function, PruneRule):
         function = function.decide
     while isinstance(function, partial):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
-from tempo_mlx.decode.combine import log_probabilities, shares
+from tempo_mlx.decode.combine import shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.decode.selection import make_selector
@@ -46,6 +46,7 @@ class SearchNode:
     ends: bool = False
     row: int | None = None  # None: not run
     children: list[SearchNode] | None = None  # None: not run; empty: the text ends here
+    masked: tuple[float, ...] | None = None  # see Controlled; once it was run
     visits: int = 0
     value_sum: float = 0.0
     pending: int = 0  # simulations under way
@@ -90,7 +91,7 @@ class Mcts(Decoder):
         self.low, self.high = math.inf, -math.inf  # of all values so far
         self.simulations = self.forwards = self.rows_run = self.max_depth = 0
         self.searches: list[list[dict[str, Any]]] = []  # of each step, when its token was chosen
-        self.expand(self.root, log_probabilities(self.run_prompt(setup))[0])
+        self.expand(self.root, self.run_prompt(setup)[0])
 
     @property
     def finished(self) -> bool:
@@ -177,19 +178,19 @@ class Mcts(Decoder):
             above = [
                 leaf.parent.row for leaf in new if leaf.parent is not None and leaf.parent.row is not None
             ]
-            log_probs = self.run([leaf.token for leaf in new], above, [leaf.length for leaf in new])
+            logits = self.run([leaf.token for leaf in new], above, [leaf.length for leaf in new])
             for index, leaf in enumerate(new):
                 leaf.row = len(self.parents) - len(new) + index
-                self.expand(leaf, log_probs[index])
-            rollouts = self.roll_out(new, log_probs)
+                self.expand(leaf, logits[index])
+            rollouts = self.roll_out(new, logits)
         for leaf in leaves:
             self.back_up(leaf, rollouts.get(leaf, []))
 
-    def expand(self, node: SearchNode, log_probs: Float32s) -> None:
-        """Give a node the children that the selection rule keeps of its distribution (V,)."""
-        tempered, temperature = log_probs, self.config.temperature
-        if temperature not in (0.0, 1.0):
-            tempered = log_probabilities(log_probs[None], temperature)[0]
+    def expand(self, node: SearchNode, logits: Float32s) -> None:
+        """Give a node the children that the selection rule keeps of its distribution; logits (V,)."""
+        rows = self.control(logits[None], [self.tokens_to(node)])
+        log_probs, tempered = rows.log_probs[0], rows.tempered[0]
+        node.masked = rows.masked
         tokens = self.selected(node.length, log_probs, np.exp(tempered))
         probabilities = np.exp(tempered[tokens], dtype=np.float64)
         priors = shares(probabilities)
@@ -212,10 +213,9 @@ class Mcts(Decoder):
         return tokens
 
     def roll_out(
-        self, leaves: list[SearchNode], log_probs: Float32s
+        self, leaves: list[SearchNode], logits: Float32s
     ) -> dict[SearchNode, list[tuple[int, float]]]:
-        """Continue each leaf greedily, all at once; log_probs (L, V): of the leaves' rows. Leaves the cache
-        as it was.
+        """Continue each leaf greedily, all at once; logits (L, V): of the leaves' rows. Leaves the cache as it was.
 
         Returns the tokens and their log-probabilities.
         """
@@ -224,6 +224,8 @@ class Mcts(Decoder):
         rows = {leaf: leaf.row or 0 for leaf in leaves}
         while leaves:
             going = []
+            sofar = [[*self.tokens_to(leaf), *(token for token, _ in texts[leaf])] for leaf in leaves]
+            log_probs = self.control(logits, sofar).log_probs
             for leaf, distribution in zip(leaves, log_probs, strict=True):
                 length = leaf.length + len(texts[leaf]) + 1
                 distribution[list(self.excluded(length - 1))] = -np.inf
@@ -235,7 +237,7 @@ class Mcts(Decoder):
             leaves = going
             if leaves:
                 lengths = [leaf.length + len(texts[leaf]) for leaf in leaves]
-                log_probs = self.run(
+                logits = self.run(
                     [texts[leaf][-1][0] for leaf in leaves], [rows[leaf] for leaf in leaves], lengths
                 )
                 rows.update({leaf: len(self.parents) - len(leaves) + i for i, leaf in enumerate(leaves)})
@@ -269,7 +271,7 @@ class Mcts(Decoder):
     # -- the cache
 
     def run(self, tokens: Sequence[int], parents: Sequence[int], lengths: Sequence[int]) -> Float32s:
-        """Append rows, each under its parent's, and return their log-probabilities (L, V)."""
+        """Append rows, each under its parent's, and return their logits (L, V)."""
         shared = len(self.cache) - len(self.parents)
         self.parents += parents
         bias = np.zeros((len(tokens), shared + len(self.parents)), np.float32)
@@ -280,7 +282,7 @@ class Mcts(Decoder):
         assert forward.logits is not None
         self.forwards += 1
         self.rows_run += len(tokens)
-        return log_probabilities(forward.logits)
+        return forward.logits
 
     def commit(self, chosen: SearchNode) -> None:
         """Make `chosen` the root; keep its subtree, drop every other row."""
@@ -298,6 +300,10 @@ class Mcts(Decoder):
         self.text.append(chosen)
         self.root.children = []
         self.root = chosen
+
+    def tokens_to(self, node: SearchNode) -> list[int]:
+        """The text up to a node, its own token included."""
+        return [each.token for each in (*self.text, *reversed(lineage(node)[:-1]))]
 
     def position(self, length: int) -> int:
         """Of the last token of a text of this length."""
@@ -333,6 +339,7 @@ class Mcts(Decoder):
             residual_probability=1.0 - chosen.probability,
             tokens=(Member(chosen.token, chosen.probability, own_slot, weight, edges),),
             rejected=tuple(others),
+            masked=self.root.masked,
         )
 
 
@@ -367,4 +374,4 @@ def visited(root: SearchNode) -> list[dict[str, Any]]:
     return result
 
 
-MCTS = DecoderSpec("mcts", Mcts, functions=("select", "value"))
+MCTS = DecoderSpec("mcts", Mcts, functions=("select", "value", "logits_processors"))

@@ -6,7 +6,7 @@ prompt and its own ancestors, so the numbers are those of each text run alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.decode.constraint import check_grammar, make_constraint
+from tempo_mlx.decode.control import Control
 from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.paths import candidate_paths, choose_distinct
 from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
@@ -47,12 +49,16 @@ class Score:
 
 
 def score(
-    loaded: LoadedModel, prompt: str | Sequence[int], continuations: Sequence[str | Sequence[int]]
+    loaded: LoadedModel,
+    prompt: str | Sequence[int],
+    continuations: Sequence[str | Sequence[int]],
+    config: GenerateConfig | None = None,
 ) -> list[Score]:
     """Score each continuation (text, or token ids) of a prompt (likewise), in the order given.
 
     A text is tokenized together with the prompt where the prompt's tokens stay the same, else on its own. The
-    model is not asked whether the text ends there. Raises PromptError.
+    model is not asked whether the text ends there. config: its controls change the distributions (control.py), at
+    temperature 1. Raises PromptError, ConfigError.
     """
     tokenizer = loaded.tokenizer
     vocabulary = loaded.model.architecture.vocab_size
@@ -65,7 +71,11 @@ def score(
         joint = tokenizer.encode(prompt + item) if isinstance(prompt, str) else []
         same = len(joint) > len(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
         sequences.append(joint[len(prompt_ids) :] if same else tokenizer.encode(item, add_special=False))
-    log_probs = score_sequences(loaded.model, prompt_ids, sequences)
+    control = None
+    if config is not None:
+        check_grammar(config)
+        control = Control(config, prompt_ids, tokenizer.eos_ids, make_constraint(config, tokenizer))
+    log_probs = score_sequences(loaded.model, prompt_ids, sequences, control=control)
     return [
         Score(
             item if isinstance(item, str) else tokenizer.decode(ids, continues=True),
@@ -82,10 +92,12 @@ def score_sequences(
     sequences: Sequence[Sequence[int]],
     cache: Any | None = None,
     interrupted: Interrupt = never,
+    control: Control | None = None,
 ) -> list[Floats]:
     """The log-probability of every token of every sequence, each after the prompt and its own beginning.
 
     cache: holds the prompt in its first slots, and maybe others, which are not seen; it is left as it was.
+    control: what changes the distributions, if anything does.
     Raises PromptError for a prompt or sequence the model has no room for, Interrupted while the prompt is
     run.
     """
@@ -117,7 +129,11 @@ def score_sequences(
         forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache, parents=continued)
         assert forward.logits is not None
         here = np.flatnonzero((rows >= start) & (rows < stop))
-        found[here] = log_probabilities(forward.logits)[rows[here] - start, wanted[here]]
+        if control is None:
+            log_probs = log_probabilities(forward.logits)
+        else:
+            log_probs = control.score(forward.logits, texts_to(range(start, stop), tokens, parents))
+        found[here] = log_probs[rows[here] - start, wanted[here]]
     cache.truncate(before)
     return (
         np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if len(sequences) else []
@@ -145,6 +161,18 @@ def make_trie(root: int, sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints
     return np.array(tokens, np.int64), np.array(parents, np.int64), row_of
 
 
+def texts_to(rows: Iterable[int], tokens: Ints, parents: Ints) -> list[list[int]]:
+    """Of each row the tokens from below row 0 down to its own."""
+    texts = []
+    for row in rows:
+        text: list[int] = []
+        while row > 0:
+            text.append(int(tokens[row]))
+            row = int(parents[row])
+        texts.append(text[::-1])
+    return texts
+
+
 def depths(parents: Ints) -> Ints:
     """(n,): how many rows are above each; parents come before their children."""
     result = np.zeros(len(parents), np.int64)
@@ -154,7 +182,12 @@ def depths(parents: Ints) -> Ints:
 
 
 def read_paths(
-    model: Model, prompt_ids: Sequence[int], steps: Sequence[Step], config: GenerateConfig, cache: Any
+    model: Model,
+    prompt_ids: Sequence[int],
+    steps: Sequence[Step],
+    config: GenerateConfig,
+    cache: Any,
+    control: Control | None = None,
 ) -> list[Reading]:
     """For `--paths`: different readings of a lattice, each with its own exact log-probabilities, best first.
 
@@ -162,7 +195,7 @@ def read_paths(
     lattice see mixtures; cache: the lattice's own.
     """
     candidates = [ids for ids in candidate_paths(steps, config.paths, config.seed) if ids]
-    log_probs = score_sequences(model, prompt_ids, candidates, cache)
+    log_probs = score_sequences(model, prompt_ids, candidates, cache, control=control)
     means = [float(each.mean()) for each in log_probs]
     chosen = choose_distinct(candidates, means, config.paths, config.path_distance)
     return [

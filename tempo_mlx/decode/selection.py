@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.config import SELECTIONS, GenerateConfig
 from tempo_mlx.decode.functions import Functions, Select
 from tempo_mlx.decode.schedules import Schedule, constant
 from tempo_mlx.errors import ConfigError
@@ -18,7 +18,7 @@ from tempo_mlx.settings import shown
 # probabilities (V,), step, excluded ids -> ids, best first
 Selector = Callable[[Float32s, int, Collection[int]], Ints]
 
-SELECTION_RULES = ("threshold", "min-p", "top-p", "top-k")
+SELECTION_RULES = ("threshold", *SELECTIONS)
 
 
 def make_selector(
@@ -32,13 +32,9 @@ def make_selector(
     threshold: the schedule where it moves.
     """
     own = None if functions is None else functions.select
-    values: dict[str, Schedule] = {
-        "threshold": threshold or constant(config.threshold),
-        "min-p": constant(config.min_p),
-        "top-p": constant(config.top_p),
-        "top-k": constant(config.top_k),
-    }
-    value = values[config.selection]
+    value = threshold or constant(config.threshold)
+    if config.selection in SELECTIONS:
+        value = constant(getattr(config, SELECTIONS[config.selection][0]))
 
     def selector(probabilities: Float32s, step: int, excluded: Collection[int]) -> Ints:
         if own is not None:

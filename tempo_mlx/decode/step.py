@@ -124,6 +124,8 @@ class Rejected(Record):
 class RunStep(Record):
     """One parallel set: the tokens kept at one step."""
 
+    may_lack = frozenset({"masked"})
+
     step: Annotated[Whole, "its number, from 0"]
     position: Annotated[Whole, "logical position of its members: prompt length + step"]
     threshold: Annotated[Number | None, "probability a member needed; null where the selection uses none"]
@@ -131,6 +133,9 @@ class RunStep(Record):
         field(default=None, kw_only=True)
     )
     residual_probability: Annotated[Number, "1 - the sum of the members' probabilities"]
+    masked: Annotated[
+        tuple[Number, ...] | None, "at temperature 1, of each row chosen from: what a grammar took away"
+    ] = field(default=None, kw_only=True)
     tokens: Annotated[tuple[RunToken, ...], "the members, best first"]
     rejected: Annotated[tuple[Rejected, ...], "candidates that were dropped before they got a slot"] = ()
 

@@ -15,7 +15,7 @@ import numpy as np
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode.combine import combine, combine_without, edges, log_probabilities, shares
+from tempo_mlx.decode.combine import combine, combine_without, edges, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, open_sets, settle
 from tempo_mlx.decode.rules import Rules, make_rules
@@ -39,7 +39,7 @@ class Tempo(Decoder):
         self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
         self.spared: frozenset[int] = frozenset()  # those that one would have removed
         self.random = np.random.default_rng(self.config.seed)
-        self.first = log_probabilities(self.run_prompt(setup), self.config.temperature)  # (1, V)
+        self.first = self.control(self.run_prompt(setup), [[]])  # of one row
         self.rewind()
 
     def rewind(self) -> None:
@@ -54,7 +54,7 @@ class Tempo(Decoder):
             if self.rules.prune and self.rules.prune.needs_attention
             else None
         )
-        self.log_probs = self.first  # (k, V)
+        self.log_probs, self.masked = self.first.tempered, self.first.masked  # (k, V)
         self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
         self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
@@ -64,6 +64,11 @@ class Tempo(Decoder):
     def rules(self) -> Rules:
         """Not to be replaced under way: the run's file would not say so. See `Functions`."""
         return self._rules
+
+    @property
+    def text(self) -> list[int]:
+        """The best token of every set: the text, where there is but one."""
+        return [step.tokens[0].id for step in self.steps]
 
     @property
     def threshold(self) -> Schedule | None:
@@ -92,13 +97,16 @@ class Tempo(Decoder):
         """
         if not self.waiting:
             return None
+        texts = [self.text] * len(self.waiting) if self.control.reads_texts else []
+        self.control.ahead(texts)
         # A set that was probed is run again where a reader went back, and shows the same.
         seen = self.history is not None or shows_attention(self.rules.screen, self.config, self.steps[-1])
         forward = self.probed or self.forward(self.lattice, self.waiting, attention=seen)
         assert forward.logits is not None
         self.probed = None
         self.exit_layer = forward.left_at
-        self.log_probs = log_probabilities(forward.logits, self.config.temperature)
+        rows = self.control(forward.logits, texts)
+        self.log_probs, self.masked = rows.tempered, rows.masked
         self.weights = self.lattice.weights[-len(self.waiting) :]
         self.waiting = []
         lattice, mass = self.lattice, forward.attention_mass
@@ -157,7 +165,7 @@ class Tempo(Decoder):
     def select(self, probabilities: Float32s) -> Ints:
         """The next set's tokens, best first."""
         index = len(self.steps)
-        forced = self.guide([step.tokens[0].id for step in self.steps]) if self.guide else None
+        forced = self.guide(self.text) if self.guide else None
         if forced is not None:
             return np.array([forced])
         excluded = self.excluded(index)
@@ -217,6 +225,7 @@ class Tempo(Decoder):
             residual_probability=1.0 - sum(m.probability for m in members),
             tokens=tuple(members),
             exit_layer=self.exit_layer,
+            masked=self.masked,
         )
 
     def note_evidence(self, slots: Iterable[int] | None = None) -> None:
@@ -325,4 +334,6 @@ SUPERPOSED = DecoderSpec(
     log_probs=True,
     functions=("prune", "select", "schedule"),
 )
-PLAIN = DecoderSpec("plain", plain, lattice=True, editable=True, log_probs=True)
+PLAIN = DecoderSpec(
+    "plain", plain, lattice=True, editable=True, log_probs=True, functions=("logits_processors",)
+)

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.decode.combine import log_probabilities, shares
+from tempo_mlx.decode.combine import shares
 from tempo_mlx.decode.decoder import Decoder, Reading, Setup
 from tempo_mlx.decode.step import Edge, Member, Rejected, Removal, Step
 from tempo_mlx.lattice import Lattice
@@ -83,7 +83,7 @@ class Choice:
 class Frontier:
     """What a rule decides from. Tokens that must not come next have log-probability -inf.
 
-    log_probs (k, V): at temperature 1. tempered (k, V): at the run's temperature. nodes: the rows' texts, in
+    log_probs (k, V): at temperature 1. tempered (k, V): what is chosen from (control.py). nodes: the rows' texts, in
     slot order; forced: which of them have but one possible child. ended: texts that have ended.
     """
 
@@ -122,8 +122,8 @@ class Tree(Decoder):
         self.by_slot: dict[int, Node] = {}  # alive
         self.num_branches = 1
         self.done = False
-        self.log_probs = log_probabilities(self.run_prompt(setup))  # (k, V)
-        self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
+        self.rows = self.control(self.run_prompt(setup), [[]])
+        self.exit_layer: int | None = None  # where the rows left the model
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
 
     @property
@@ -153,24 +153,25 @@ class Tree(Decoder):
         position = self.lattice.prompt_length + self.lattice.num_sets - 1
         positions = np.full(len(self.waiting), position)
         bias, parents = self.lattice.bias("lineage"), self.lattice.parents("best")
+        texts = [node.token_ids() for node in self.nodes] if self.control.reads_texts else []
+        self.control.ahead(texts)
         forward = self.model.forward(self.waiting, positions, bias, self.cache, parents=parents)
         assert forward.logits is not None
-        self.log_probs = log_probabilities(forward.logits)
+        self.rows = self.control(forward.logits, texts)
         self.exit_layer = forward.left_at
         self.waiting = []
 
     def frontier(self) -> Frontier:
-        temperature = self.config.temperature or 1.0
-        tempered = self.log_probs if temperature == 1.0 else log_probabilities(self.log_probs, temperature)
+        log_probs, tempered = self.rows.log_probs, self.rows.tempered
         forced = [self.guide(node.token_ids()) if self.guide else None for node in self.nodes]
         excluded = list(self.excluded(len(self.steps)))
-        for array in (self.log_probs, tempered):
+        for array in (log_probs, tempered):
             array[:, excluded] = -np.inf
             for row, token in enumerate(forced):
                 if token is not None:
                     array[row, np.arange(array.shape[1]) != token] = -np.inf
         is_forced = [token is not None for token in forced]
-        return Frontier(self.log_probs, tempered, self.nodes, is_forced, self.ended, self.ends)
+        return Frontier(log_probs, tempered, self.nodes, is_forced, self.ended, self.ends)
 
     def ends(self, node: Node, token: int) -> bool:
         """Whether `token` ends the text of `node`."""
@@ -206,6 +207,7 @@ class Tree(Decoder):
             tokens=tuple(members),
             rejected=tuple(choice.rejected),
             exit_layer=self.exit_layer,
+            masked=self.rows.masked,
         )
         step.removed = removed
         return step

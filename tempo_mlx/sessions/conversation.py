@@ -29,7 +29,7 @@ else:
 FORMAT = "tempo-mlx/conversation"
 VERSION = 1
 ANSWER_TOKENS = 512  # unless max_tokens is given
-NO_SETTINGS = ("prune", "select", "schedule", "value", "interrupted", "cache")
+NO_SETTINGS = ("prune", "select", "schedule", "value", "logits_processors", "interrupted", "cache")
 
 
 class Conversation:

@@ -11,7 +11,8 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -21,6 +22,9 @@ from tempo_mlx.weights.library_errors import tokenizer_errors
 from tempo_mlx.weights.quoting import Quoting
 from tempo_mlx.weights.reasoning import Reasoning, reasoning_of
 from tempo_mlx.weights.tokenizer_build import TURN_ENDS
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _BEFORE = "\ufdefbefore"  # a token before text that is not the first; a noncharacter, so that no text has it
@@ -132,6 +136,15 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return token.replace("▁", " ").encode()
 
+    @cached_property
+    def for_grammars(self) -> LLTokenizer:
+        """The vocabulary as llguidance wants it; takes a second for a large one."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(
+            TokenizerWrapper(Vocabulary(self)), n_vocab=self.vocab_size, eos_token=sorted(self.eos_ids)
+        )
+
     def token_id(self, token: str) -> int | None:
         """The id of a token spelled as in the vocabulary, such as `</think>`; None if there is none."""
         index: int | None = self.backend.token_to_id(token)
@@ -210,6 +223,20 @@ def turn_ends(tokens: Iterable[str], templates: Iterable[str]) -> set[str]:
     sources = list(templates)
     found = {token for token in TURN_ENDS.intersection(tokens) if any(token in source for source in sources)}
     return found - {"<|end|>"} if found & {"<|return|>", "<|call|>", "<|flush|>"} else found
+
+
+class Vocabulary:
+    """What llguidance asks of a tokenizer, under its names."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = min(tokenizer.eos_ids, default=0), tokenizer.bos_id
+        self.tokens = [tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted(each for each in tokenizer.special_ids if each < tokenizer.vocab_size)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self.tokenizer.encode(text, add_special=False)
 
 
 class Detokenizer:

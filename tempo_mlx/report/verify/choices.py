@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Floats, Ints
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.config import SELECTIONS, GenerateConfig
 from tempo_mlx.decode.schedules import scheduled
 from tempo_mlx.decode.step import RunStep
 from tempo_mlx.report.verify.book import SUMMED, Book
@@ -59,16 +59,14 @@ class Selection:
 
 
 def selection_of(config: GenerateConfig, step: int, width: int, excluded: Collection[int]) -> Selection:
-    values = {
-        "threshold": scheduled(config, config.threshold, "selection")(step),
-        "min-p": config.min_p,
-        "top-p": config.top_p,
-        "top-k": float(config.top_k),
-    }
     rule = config.selection
+    if rule == "threshold":
+        value = scheduled(config, config.threshold, "selection")(step)
+    else:
+        value = float(getattr(config, SELECTIONS[rule][0]))
     if rule == "top-k":
-        width = min(width, config.top_k)
-    return Selection(rule, values[rule], width, excluded)
+        width = min(width, int(value))
+    return Selection(rule, value, width, excluded)
 
 
 def check_eligible(book: Book, step: int, kept: Sequence[Candidate], excluded: Collection[int]) -> None:
@@ -78,6 +76,25 @@ def check_eligible(book: Book, step: int, kept: Sequence[Candidate], excluded: C
                 "min_steps",
                 f"Step {step} holds {candidate.text!r}, which ends the text; config.min_steps rules that out here.",
             )
+
+
+def check_possible(book: Book, step: int, drawn: Candidate, distribution: Float32s) -> None:
+    """Only what a truncation left can have been drawn; at its edge the last bits decide."""
+    least = float(distribution[distribution > 0.0].min())
+    if distribution[drawn.id] == 0.0 and drawn.probability < least - book.tolerance.of(
+        distribution, drawn.id
+    ):
+        book.lie("selection", f"Step {step} draws {drawn.text!r}, which the settings leave no probability.")
+
+
+def check_masked(book: Book, record: RunStep, masked: Sequence[float] | None) -> None:
+    """What a grammar took away from each row."""
+    said = record.masked
+    if said is None or masked is None or len(said) != len(masked):
+        book.same(f"what a grammar took away in step {record.step}", said, masked)
+        return
+    for recorded, computed in zip(said, masked, strict=True):
+        book.number("masked", record.step, None, recorded, computed, book.tolerance.base)
 
 
 def check_set(

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.constraint import Constraint, make_constraint
+from tempo_mlx.decode.control import Control, Processor
 from tempo_mlx.decode.decoder import DecoderSpec
-from tempo_mlx.decode.functions import REPLACED
+from tempo_mlx.decode.functions import PROCESSORS, REPLACED, Functions, described
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError, ModelError, RunFileError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
 from tempo_mlx.report.answers import Answers
 from tempo_mlx.report.checks import check_vocabulary
-from tempo_mlx.report.records import PINNED
+from tempo_mlx.report.records import PINNED, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import resolve, upgrade
 from tempo_mlx.settings import settings_of
 
-LATER = frozenset({"carry", "template_variables"})  # settings that files of version 0.1.0 do not have
+# Settings that files of version 0.1.0 do not have, or that meant something else then (resolution.upgrade).
+LATER = frozenset({"carry", "template_variables"}) | {
+    name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"
+}
 
 
 @dataclass(frozen=True)
 class Claims:
-    """A run file, and what is needed to hold it to what it says. own: what functions of the caller's own decided."""
+    """A run file, and what is needed to hold it to what it says. own: what functions of the caller's own decided;
+    processors: those of them that are at hand.
+    """
 
     run: Run
     loaded: LoadedModel
     config: GenerateConfig
     own: frozenset[str]
+    processors: tuple[Processor, ...] = ()
+
+    @property
+    def functions(self) -> Functions:
+        """Those that can be asked again."""
+        return Functions(logits_processors=self.processors or None)
+
+    @cached_property
+    def constraint(self) -> Constraint | None:
+        return make_constraint(self.config, self.loaded.tokenizer)
+
+    @cached_property
+    def control(self) -> Control:
+        """What changed the distributions that the run chose from."""
+        ids = self.run.prompt.token_ids
+        return Control(self.config, ids, self.eos_ids, self.constraint, self.processors)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -66,10 +91,27 @@ class Claims:
         return any(each.exit_layer is not None for each in steps)
 
 
-def read_claims(run: Run, loaded: LoadedModel) -> Claims:
-    """Raises ModelError where `loaded` is not the run's model, RunFileError for what no run can say."""
+def read_claims(run: Run, loaded: LoadedModel, processors: Sequence[Processor] = ()) -> Claims:
+    """Raises ModelError where `loaded` is not the run's model, RunFileError for what no run can say, ConfigError where
+    `processors` are not the run's.
+    """
     check_model(run, loaded.model)
-    return Claims(run, loaded, read_config(run), frozenset(run.custom or ()))
+    check_processors(run, processors)
+    return Claims(run, loaded, read_config(run), frozenset(run.custom or ()), tuple(processors))
+
+
+def check_processors(run: Run, processors: Sequence[Processor]) -> None:
+    """Raises ConfigError unless they are those that the run names."""
+    said = (run.custom or {}).get(PROCESSORS)
+    found = RunRule(*described(processors)) if processors else None
+    if said == found:
+        return
+    if said is None:
+        raise ConfigError("The run was made without logits_processors; leave them out.")
+    raise ConfigError(
+        f"The run's logits went through functions, {said.name} (sha256 {str(said.sha256)[:12]}), which its file does "
+        "not hold; give the same: verify(run, model, logits_processors=[...])."
+    )
 
 
 def read_config(run: Run) -> GenerateConfig:

@@ -26,6 +26,8 @@ from tempo_mlx.report.verify.choices import (
     best_first,
     candidates_of,
     check_eligible,
+    check_masked,
+    check_possible,
     check_set,
     say_drawn,
     selection_of,
@@ -56,7 +58,16 @@ class LatticeReplay:
         model = Replayed(dense, claims.loaded.model, attention=attention or probes, one_by_one=probes)
         self.cache: Alive = model.alive
         self.guide = claims.answers.guide
-        setup = Setup(model, run.prompt.token_ids, config, claims.eos_ids, model.alive, guide=self.guide)
+        setup = Setup(
+            model,
+            run.prompt.token_ids,
+            config,
+            claims.eos_ids,
+            model.alive,
+            guide=self.guide,
+            functions=claims.functions,
+            constraint=claims.constraint,
+        )
         self.tempo = Tempo(setup, self.rules)
         self.width = (
             1 if run.decoder == "plain" or config.temperature == 0 else int(config.max_parallel_tokens)
@@ -192,7 +203,20 @@ class LatticeReplay:
                 self.number("P(j|i)", record, token.text, edge.forward, row, token.id, early)
         for item in candidates_of(record):
             self.number("probability", record, item.text, item.probability, distribution, item.id, early)
+        self.check_grammar(record)
         self.choice(record, distribution, early)
+
+    def check_grammar(self, record: RunStep) -> None:
+        """Tokens that may follow the text, and how probable all others were."""
+        check_masked(self.book, record, self.tempo.masked)
+        if (constraint := self.claims.constraint) is None:
+            return
+        allowed = constraint.allowed([self.tempo.text])[0]
+        for token in record.tokens:
+            if not allowed[token.id]:
+                self.book.lie(
+                    "grammar", f"In step {record.step}, {token.text!r} is not what the grammar allows."
+                )
 
     def number(
         self,
@@ -234,6 +258,8 @@ class LatticeReplay:
         elif drawn:
             book.same(f"the number of tokens drawn in step {index}", len(kept), 1)
             check_eligible(book, index, kept, excluded)
+            for candidate in kept:
+                check_possible(book, index, candidate, distribution)
             say_drawn(book, self.claims.config)
         else:
             selection = selection_of(config, index, self.width, excluded)

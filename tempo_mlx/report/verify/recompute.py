@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tempo_mlx.decode.control import Processor
+from tempo_mlx.decode.functions import PROCESSORS
+from tempo_mlx.errors import DeadEndError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify.arithmetic import check_arithmetic
@@ -14,23 +19,29 @@ from tempo_mlx.report.verify.texts import check_ending, check_readings, check_te
 from tempo_mlx.report.verify.tree import replay_tree
 
 
-def verify(run: Run, loaded: LoadedModel) -> Verification:
+def verify(run: Run, loaded: LoadedModel, logits_processors: Sequence[Processor] = ()) -> Verification:
     """Recompute a run: one dense forward pass over its tokens, and what follows from it and from the file.
 
     How far numbers may differ depends on what `loaded` computes with and on the temperature, on nothing that the file
-    says of itself. Raises ModelError where `loaded` is not the run's model, RunFileError for what no run can say.
+    says of itself. logits_processors: the run's own, which its file names and does not hold. Raises ModelError where
+    `loaded` is not the run's model, ConfigError where they are not the run's, RunFileError for what no run can say.
     """
-    claims = read_claims(run, loaded)
+    claims = read_claims(run, loaded, logits_processors)
     book = Book(tolerance_for(loaded.model, claims.config))
     rows = 0
     if claims.run.config.get("decoder") != run.decoder:
         book.same("decoder", run.decoder, run.config.get("decoder"))
     elif run.steps:
-        rows = replay(claims, book)
+        try:
+            rows = replay(claims, book)
+        except DeadEndError as error:
+            book.lie("grammar", f"The file's texts are not of its grammar. {error}")
     else:
         check_texts(claims, book)
     hold_to_agreement(claims, book)
     for name, rule in (run.custom or {}).items():
+        if name == PROCESSORS:
+            continue
         book.open(f"the run's own {name}, {rule.name} (decode again from Python with it)")
     book.open("timing and versions")
     return Verification(

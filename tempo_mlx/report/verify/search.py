@@ -14,9 +14,8 @@ from typing import Annotated
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Floats
-from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.decoder import Reading
-from tempo_mlx.decode.score import LOGITS_AT_ONCE
+from tempo_mlx.decode.score import LOGITS_AT_ONCE, texts_to
 from tempo_mlx.decode.step import RunStep
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.lattice import ancestor_bias, ancestor_parents
@@ -26,6 +25,7 @@ from tempo_mlx.report.verify.choices import (
     best_first,
     candidates_of,
     check_eligible,
+    check_masked,
     check_set,
     selection_of,
 )
@@ -69,7 +69,7 @@ class SearchReplay:
     """What is known of a search, step by step. Texts are the tokens after the prompt."""
 
     def __init__(self, claims: Claims, dense: DenseRun, book: Book) -> None:
-        self.claims, self.book = claims, book
+        self.claims, self.book, self.control = claims, book, claims.control
         self.model = claims.loaded.model
         self.rows = Replayed(dense, self.model, attention=False, one_by_one=False)
         tokenizer, config = claims.loaded.tokenizer, claims.config
@@ -93,8 +93,10 @@ class SearchReplay:
         for record, nodes in zip(run.steps, self.searches, strict=True):
             forward = self.rows.forward([0], [0], None, self.rows.alive)
             assert forward.logits is not None
-            log_probs = log_probabilities(forward.logits)[0]
-            self.check_step(record, log_probs)
+            rows = self.control(forward.logits, [self.text])
+            log_probs = rows.log_probs[0]
+            check_masked(book, record, rows.masked)
+            self.check_step(record, rows.tempered[0])
             self.known.update(
                 {(*self.text, node.id): float(log_probs[node.id]) for node in nodes if node.parent is None}
             )
@@ -133,9 +135,8 @@ class SearchReplay:
 
     # -- the text
 
-    def check_step(self, record: RunStep, log_probs: Float32s) -> None:
+    def check_step(self, record: RunStep, tempered: Float32s) -> None:
         book, config, index = self.book, self.claims.config, record.step
-        tempered = log_probabilities(log_probs[None], config.temperature)[0]
         distribution = np.exp(tempered)
         for item in candidates_of(record):
             slack = book.tolerance.of(distribution, item.id)
@@ -371,17 +372,18 @@ class SearchReplay:
             parents_of = ancestor_parents(parents[:stop], stop - first, shared)
             forward = self.model.forward(tokens[first:stop], positions, bias, self.cache, parents=parents_of)
             assert forward.logits is not None
-            for row, log_probs in enumerate(log_probabilities(forward.logits), first):
-                for path in after.get(row, ()) if not start else ():
+            texts = texts_to(range(first, stop), np.array(tokens), np.array(parents))
+            found = self.control(forward.logits, [[*self.text, *text] for text in texts])
+            for index, log_probs in enumerate(found.log_probs):
+                for path in after.get(first + index, ()) if not start else ():
                     self.known[path] = float(log_probs[path[-1]])
-                    self.priors[path] = self.prior(path, log_probs)
-                yield row, {ended: self.greedy(log_probs, ended) for ended in (False, True)}
+                    self.priors[path] = self.prior(path, np.exp(found.tempered[index]))
+                yield first + index, {ended: self.greedy(log_probs, ended) for ended in (False, True)}
 
-    def prior(self, path: Ids, log_probs: Float32s) -> Floats:
+    def prior(self, path: Ids, distribution: Float32s) -> Floats:
         """A token's share of what the rule selects of its row's distribution (V,), for each number of tokens that this
         may be where the last bits decide it; 0 where the token is not among so many.
         """
-        distribution = np.exp(log_probabilities(log_probs[None], self.claims.config.temperature)[0])
         length, slack = len(path) - 1, 2.0 * self.book.tolerance.worst
         selection = selection_of(self.claims.config, length, self.width, self.claims.excluded(length))
         distribution[list(selection.excluded)] = 0.0

@@ -106,7 +106,7 @@ def _searched(claims: Claims) -> list[Reading]:
     cache, ids = model.new_cache(), run.prompt.token_ids
     if len(ids) > 1:
         model.forward(ids[:-1], range(len(ids) - 1), None, cache, logits="none")
-    return read_paths(model, ids, [Step.of(step) for step in run.steps], config, cache)
+    return read_paths(model, ids, [Step.of(step) for step in run.steps], config, cache, claims.control)
 
 
 def _check_log_probs(claims: Claims, book: Book) -> None:
@@ -114,7 +114,8 @@ def _check_log_probs(claims: Claims, book: Book) -> None:
     run = claims.run
     if not run.paths:
         return
-    found = score_sequences(claims.loaded.model, run.prompt.token_ids, [path.token_ids for path in run.paths])
+    texts = [path.token_ids for path in run.paths]
+    found = score_sequences(claims.loaded.model, run.prompt.token_ids, texts, control=claims.control)
     shaken = not run.is_lattice and any(claims.is_early(step.step) for step in run.steps)
     for index, (path, log_probs) in enumerate(zip(run.paths, found, strict=True)):
         count = max(len(path.token_ids), 1)

@@ -20,7 +20,7 @@ from tempo_mlx.decode.step import Removal, RunStep, RunToken, Step
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Rule, Tree
 from tempo_mlx.report.stops import Stops
 from tempo_mlx.report.verify.book import Book
-from tempo_mlx.report.verify.choices import check_drawn, say_drawn
+from tempo_mlx.report.verify.choices import check_drawn, check_masked, say_drawn
 from tempo_mlx.report.verify.claims import Claims
 from tempo_mlx.report.verify.dense import DenseRun, Replayed
 
@@ -37,6 +37,8 @@ def replay_tree(claims: Claims, dense: DenseRun, book: Book) -> Tree | None:
         model.alive,
         guide=claims.answers.guide,
         stops=Stops(tokenizer, config.stop) if config.stop else None,
+        functions=claims.functions,
+        constraint=claims.constraint,
     )
     recorded = Recorded(rule_of(claims, setup), claims, book)
     tree = Tree(setup, recorded)
@@ -217,6 +219,7 @@ class Recorded:
                 book.number(
                     "probability", record.step, mine.text, mine.probability, theirs.probability, slack
                 )
+        check_masked(book, record, step.masked)
         self.rows = sorted(token.slot for token in record.tokens if token.slot is not None)
 
     def compare_removal(self, step: int, token: RunToken, member: RunToken) -> None:

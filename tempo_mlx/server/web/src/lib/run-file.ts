@@ -87,6 +87,8 @@ export interface Step {
   exit_layer: number | null
   /** 1 - the sum of the members' probabilities */
   residual_probability: number
+  /** at temperature 1, of each row chosen from: what a grammar took away */
+  masked?: number[]
   /** the members, best first */
   tokens: Token[]
   /** candidates that were dropped before they got a slot */
