@@ -263,7 +263,7 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
     chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 rows a step")
     chat.type("/set max_tokens 200\r/set min_steps 200\r")
     chat.wait_for(r"min_steps is 200")
-    chat.type("Go on\r")
+    chat.type("Go on\r/set seed 7\r")  # read in one go with the line before
     chat.wait_for(r"^step \d+ \|")
     chat.type("/undo\rnext")
     chat.type("\x03")
@@ -274,11 +274,15 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
     chat.type("\x15")
     assert chat.end() == 0
     history = (home / "state" / "tempo-mlx" / "chat-history").read_text()
-    assert "+Hello" in history
+    assert re.findall(r"^\+(.*)$", history, re.M) == [
+        "Hello", "/set max_tokens 200", "/set min_steps 200", "Go on", "/set seed 7", "/undo",
+    ]  # fmt: skip
     again = terminal("--resume")
     again.wait_for(r"Taken up: 1 messages")
     again.wait_for(r"^> *$")
     again.type("\x1b[A")
-    again.wait_for(r"^> (Go on|/set min_steps 200)$")  # history is read beside what is typed
+    again.wait_for(r"^> /undo$")
+    again.type("\x1b[A\x1b[A")
+    again.wait_for(r"^> Go on$")
     again.type("\x03")
     assert again.end() == 0

@@ -92,6 +92,8 @@ class TerminalReader:
         if self._waiting:
             message = self._waiting.pop(0)
             sys.stdout.write(f"> {message}\n")
+            if self._session.history.get_strings()[-1:] != [message]:  # as those typed at the prompt
+                self._session.history.append_string(message)
             return message
         begun, self._begun = self._begun, ""
         while True:
@@ -104,7 +106,13 @@ class TerminalReader:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """While an answer is printed: what is typed does not show, and is kept for afterwards. Ctrl-C stays Ctrl-C."""
+        """While an answer is printed: what is typed does not show, and is kept for afterwards. Ctrl-C stays Ctrl-C.
+
+        So is what was typed ahead of it, which the line before has read already; it comes first.
+        """
+        from prompt_toolkit.input.typeahead import get_typeahead
+
+        self._begun += "".join(press.data for press in get_typeahead(self._session.input))
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
         quiet = list(before)
