@@ -18,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from tempo_mlx.arrays import Floats, Ints
+from tempo_mlx.decode.pieces import Pieces, whole
 from tempo_mlx.decode.step import Edge, Removal
 
 
@@ -52,12 +53,12 @@ class TokenSet(Protocol[T_co]):
 
 
 @dataclass(frozen=True)
-class Layer(Generic[T]):
+class Layer(Generic[T_co]):
     """One set as paths see it. edges (m of the previous layer, m): log P(j|i); of the first, (1, m): log
     p_0(j).
     """
 
-    members: tuple[T, ...]
+    members: tuple[T_co, ...]
     edges: Floats
 
     @property
@@ -158,18 +159,27 @@ def sample_paths(
 
     Forward filtering, backward sampling: exact over all paths, whose number is exponential in T.
     """
+    choices = whole(drawing(layers, count, seed, temperature))
+    return [Path(choice, path_score(layers, choice)) for choice in choices]
+
+
+def drawing(
+    layers: Sequence[Layer[T]], count: int, seed: int | Sequence[int], temperature: float = 1.0
+) -> Pieces[list[tuple[int, ...]]]:
+    """The choices of `sample_paths`, a layer at a time."""
     if not layers:
         return []
     random = np.random.default_rng(seed)
     filtered = [layers[0].edges[0] / temperature]  # (m,): log of the summed weight of the paths ending there
     for layer in layers[1:]:
         filtered.append(np.logaddexp.reduce(filtered[-1][:, None] + layer.edges / temperature, axis=0))
+        yield
     choices = [_draw(np.broadcast_to(filtered[-1][:, None], (len(filtered[-1]), count)), random)]
     for index in range(len(layers) - 2, -1, -1):
         onward = layers[index + 1].edges[:, choices[-1]] / temperature  # (m, n)
         choices.append(_draw(filtered[index][:, None] + onward, random))
-    drawn = [tuple(choice) for choice in np.stack(choices[::-1], axis=1).tolist()]
-    return [Path(choice, path_score(layers, choice)) for choice in drawn]
+        yield
+    return [tuple(choice) for choice in np.stack(choices[::-1], axis=1).tolist()]
 
 
 def path_score(layers: Sequence[Layer[T]], choice: Sequence[int]) -> float:

@@ -2,20 +2,25 @@
 
 A cut (report/phrases.py) that no removal can reach any more divides the lattice: what comes before it never changes.
 So each stretch between two cuts is read once, when the second has settled, and a step costs no more in a long run.
+A long stretch takes a while to be read, so it is read in the course of the steps that follow: none waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 
-from tempo_mlx.decode.paths import Chosen, is_read, layers_of, usable
+from tempo_mlx.decode.paths import Chosen, Layer, is_read, layer_after, layers_of, usable
+from tempo_mlx.decode.pieces import Pieces
 from tempo_mlx.decode.settled import SettledReading
 from tempo_mlx.decode.step import Member, Step
 from tempo_mlx.report.build import texted
 from tempo_mlx.report.phrases import (
     SHOW_ABOVE,
     Phrase,
-    TextSet,
+    Stretch,
     begins_word,
     phrases_along,
     phrases_of,
@@ -23,6 +28,8 @@ from tempo_mlx.report.phrases import (
 )
 from tempo_mlx.report.stops import cut_at_stop
 from tempo_mlx.report.text import REPLACEMENT, JointText, Tokenizer, texts_along
+
+UPDATE_SECONDS = 0.002  # that a step spends on reading what has settled
 
 
 class GrowingPhrases:
@@ -37,7 +44,9 @@ class GrowingPhrases:
         window: int | None,
         show_above: float = SHOW_ABOVE,
         stop: Sequence[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock = clock
         self._tokenizer = tokenizer
         self._show_above = show_above
         self._window = window
@@ -47,36 +56,74 @@ class GrowingPhrases:
         self._open: list[Step] = []
         self._best: list[Chosen[Member]] = []  # of the open sets, as far as the best path has settled
         self._reading: SettledReading[Member] = SettledReading(window)
+        # Of the open sets that no removal can reach any more: layers, and what each member says alone.
+        self._layers: list[Layer[Member]] = []
+        self._texts: list[list[str]] = []
+        # Settled stretches: the text of each, and its phrases.
+        self._unread: deque[tuple[str, Pieces[list[Phrase]]]] = deque()
         self._held: list[Phrase] = []
 
     def add(self, step: Step) -> list[Phrase]:
-        """What `step` settles."""
+        """What has become certain by `step`."""
         self._open.append(step)
         self._best += self._reading.add(step)
         if self._window is None:
             return []
         # The set before the newest was the last, whose members may end the text, and no longer is.
         index = len(self._open) - 1 - (self._window + 1 if self._window else 1)
-        if index <= 0 or not self._is_cut(index):
-            return []
-        found = self._phrases(index)
-        del self._open[:index], self._best[:index]
-        self._start += index
-        return self._release(found)
+        if index >= 0:
+            layer = layer_after(self._layers[-1] if index else None, usable(self._open[index], last=False))
+            self._layers.append(layer)
+            self._texts.append([self._tokenizer.token_text(member.id) for member in layer.members])
+        if index > 0 and self._is_cut(index):
+            self._close(index)
+        return self._release(self._read(self._clock() + UPDATE_SECONDS))
 
     def tail(self) -> str:
         """What follows what has been given out, as the best reading has it now."""
+        before = [*(phrase.text for phrase in self._held), *(text for text, _ in self._unread)]
         chosen = [*self._best, *self._reading.tail]
-        ids = [one.member.id for one in chosen if is_read(one.member)]
-        held = "".join(phrase.text for phrase in self._held)
-        return cut_at_stop(held + "".join(texts_along(ids, self._tokenizer)), self._stop)
+        return cut_at_stop("".join([*before, *self._along(chosen)]), self._stop)
 
     def finish(self) -> list[Phrase]:
         """The rest, when no step follows."""
-        found = [*self._held, *(self._phrases(None) if self._open else [])]
+        found = [*self._held, *self._read(math.inf), *self._last()]
         text = "".join(phrase.text for phrase in found)
         self._open, self._best, self._held = [], [], []
         return within(found, 0, len(cut_at_stop(text, self._stop)))
+
+    def _along(self, path: Sequence[Chosen[Member]]) -> list[str]:
+        """The text of each token on a path, of those that are read."""
+        return texts_along([one.member.id for one in path if is_read(one.member)], self._tokenizer)
+
+    def _close(self, cut: int) -> None:
+        """The open sets up to a cut are a stretch, which waits to be read."""
+        path = self._best[:cut]
+        texts = self._along(path)
+        said, choice = iter(texts), []
+        for layer, alone, one in zip(self._layers, self._texts, self._best[: cut + 1], strict=True):
+            choice.append(next(i for i, member in enumerate(layer.members) if member is one.member))
+            if is_read(one.member) and layer is not self._layers[cut]:
+                alone[choice[-1]] = next(said)
+        stretch = Stretch.of(self._layers, self._start, False, self._texts)
+        self._unread.append(("".join(texts), phrases_of(stretch, choice, self._show_above)))
+        del self._open[:cut], self._best[:cut]
+        self._layers, self._texts = self._layers[cut:], self._texts[cut:]
+        self._start += cut
+
+    def _read(self, until: float) -> list[Phrase]:
+        """The phrases of those stretches that have been read whole by then."""
+        found: list[Phrase] = []
+        while self._unread:
+            _, pieces = self._unread[0]
+            try:
+                next(pieces)
+            except StopIteration as end:
+                found += end.value
+                self._unread.popleft()
+            if self._clock() >= until:
+                break
+        return found
 
     def _is_cut(self, index: int) -> bool:
         """As phrases.is_cut, of an open set whose member has no text yet. Were it a cut, the best path has settled."""
@@ -90,18 +137,12 @@ class GrowingPhrases:
                 text = joint.add(chosen.member.id)[1] if is_read(chosen.member) else ""
         return begins_word(text)
 
-    def _phrases(self, cut: int | None) -> list[Phrase]:
-        """Of the open sets up to the next cut; of all, and the text ends with them."""
-        steps = (
-            self._open if cut is None else self._open[: cut + 2]
-        )  # the set after it says that it is not the last
-        records: Sequence[TextSet] = texted(
-            [step.record(self._tokenizer) for step in steps], self._tokenizer
-        )[0]
-        layers = layers_of(records)
-        if cut is None:
-            return phrases_along(layers, self._start, self._show_above)
-        return phrases_of(layers[: cut + 1], self._start, False, self._show_above)
+    def _last(self) -> list[Phrase]:
+        """Of the open sets, which the text ends with."""
+        if not self._open:
+            return []
+        records = texted([step.record(self._tokenizer) for step in self._open], self._tokenizer)[0]
+        return phrases_along(layers_of(records), self._start, self._show_above)
 
     def _release(self, found: Sequence[Phrase]) -> list[Phrase]:
         """What of the settled text can become part of a stop string no more; forks stay whole."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -31,13 +31,13 @@ from rapidfuzz.distance import Levenshtein
 from tempo_mlx.arrays import Floats
 from tempo_mlx.decode.paths import (
     Layer,
-    Path,
     Token,
     best_paths,
+    drawing,
     is_read,
     layers_of,
-    sample_paths,
 )
+from tempo_mlx.decode.pieces import Pieces, whole
 
 SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown
 FEW = 256  # paths that are all weighed; of more, DRAWN are drawn
@@ -125,25 +125,31 @@ class Stretch:
     start: the step it begins with; last: the text stops with it, and all of it counts. texts: of each member.
     """
 
-    layers: Sequence[Layer[TextToken]]
+    layers: Sequence[Layer[Token]]
     start: int
     last: bool
     texts: Sequence[Sequence[str]]
 
     @classmethod
-    def of(cls, layers: Sequence[Layer[TextToken]], start: int, last: bool) -> Stretch:
+    def of(
+        cls, layers: Sequence[Layer[Token]], start: int, last: bool, texts: Sequence[Sequence[str]]
+    ) -> Stretch:
+        """texts: what each member says, whether it is read or not."""
         until = len(layers) if last else len(layers) - 1
-        texts = [
-            [member.text if t < until and is_read(member) else "" for member in layer.members]
-            for t, layer in enumerate(layers)
+        read = [
+            [
+                text if t < until and is_read(member) else ""
+                for member, text in zip(layer.members, said, strict=True)
+            ]
+            for t, (layer, said) in enumerate(zip(layers, texts, strict=True))
         ]
-        return cls(layers, start, last, texts)
+        if start:  # all readings go through the one member it begins with
+            layers = [Layer(layers[0].members, np.zeros((1, 1))), *layers[1:]]
+        return cls(layers, start, last, read)
 
-    def reading(self, path: Path) -> Reading:
-        texts = tuple(texts[index] for texts, index in zip(self.texts, path.choice, strict=True))
-        slots = tuple(
-            layer.members[index].slot for layer, index in zip(self.layers, path.choice, strict=True)
-        )
+    def reading(self, choice: Sequence[int]) -> Reading:
+        texts = tuple(texts[index] for texts, index in zip(self.texts, choice, strict=True))
+        slots = tuple(layer.members[index].slot for layer, index in zip(self.layers, choice, strict=True))
         return Reading(texts, self.start, slots, tuple(words_of(texts)))
 
 
@@ -179,8 +185,10 @@ def phrases_along(
     cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
     found: list[Phrase] = []
     for since, until in pairwise(cuts):
-        stretch = layers[since : until + 1]
-        found += phrases_of(stretch, start + since, until == len(layers), show_above, seed)
+        part = layers[since : until + 1]
+        texts = [[member.text for member in layer.members] for layer in part]
+        stretch = Stretch.of(part, start + since, until == len(layers), texts)
+        found += whole(phrases_of(stretch, best_paths(stretch.layers)[0].choice, show_above, seed))
     return merged(found)
 
 
@@ -222,38 +230,40 @@ def begins_word(text: str) -> bool:
 
 
 def phrases_of(
-    layers: Sequence[Layer[TextToken]], start: int, last: bool, show_above: float, seed: int = 0
-) -> list[Phrase]:
-    """The phrases of one stretch, from a cut (or the beginning) to the next; see Stretch."""
-    if start:  # all readings go through the one member it begins with
-        layers = [Layer(layers[0].members, np.zeros((1, 1))), *layers[1:]]
-    stretch = Stretch.of(layers, start, last)
-    best = stretch.reading(best_paths(layers)[0])
-    if not best.words or all(len(layer.members) == 1 for layer in layers):
+    stretch: Stretch, choice: Sequence[int], show_above: float, seed: int = 0
+) -> Pieces[list[Phrase]]:
+    """The phrases of one stretch, a reading at a time. choice: its best path."""
+    best = stretch.reading(choice)
+    if not best.words or all(len(layer.members) == 1 for layer in stretch.layers):
         return [plain(best, 0, len(best.text))] if best.text else []
-    others, weights = readings(stretch, seed)
-    aligned = [Aligned.of(best, other, stops=last) for other in others]
-    forks = (fork_of(best, aligned, weights, group, show_above)
-             for group in groups(best, aligned, weights, show_above))  # fmt: skip
-    return list(joined(best, [fork for fork in forks if fork is not None]))
+    aligned: list[Aligned] = []
+    choices, weights = yield from weighed(stretch.layers, seed)
+    for other in choices:
+        aligned.append(Aligned.of(best, stretch.reading(other), stops=stretch.last))
+        yield
+    forks: list[Phrase] = []
+    for group in (yield from groups(best, aligned, weights, show_above)):
+        fork = fork_of(best, aligned, weights, group, show_above)
+        forks += [fork] if fork else []
+        yield
+    return list(joined(best, forks))
 
 
-def readings(stretch: Stretch, seed: int) -> tuple[list[Reading], Floats]:
+def weighed(layers: Sequence[Layer[Token]], seed: int) -> Pieces[tuple[list[tuple[int, ...]], Floats]]:
     """Different paths, and the share of each (n,), summing to 1."""
-    layers = stretch.layers
     count = 1
     for layer in layers:
         count = min(count * len(layer.members), FEW + 1)
     if count <= FEW:
         paths = best_paths(layers, FEW)
-        logs = np.array([path.score for path in paths])
+        choices, logs = [path.choice for path in paths], np.array([path.score for path in paths])
         weights = np.exp(logs - logs.max())
     else:
-        drawn: dict[tuple[int, ...], int] = defaultdict(int)
-        for path in sample_paths(layers, max(DRAWN * LONG // max(len(layers), LONG), DRAWN_AT_LEAST), seed):
-            drawn[path.choice] += 1
-        paths, weights = [Path(choice, 0.0) for choice in drawn], np.array([*drawn.values()], np.float64)
-    return [stretch.reading(path) for path in paths], weights / weights.sum()
+        several = max(DRAWN * LONG // max(len(layers), LONG), DRAWN_AT_LEAST)
+        drawn = Counter((yield from drawing(layers, several, seed)))
+        choices, weights = [*drawn], np.array([*drawn.values()], np.float64)
+    yield
+    return choices, weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -324,7 +334,7 @@ def counted(word: str) -> str:
 
 def groups(
     best: Reading, aligned: Sequence[Aligned], weights: Floats, show_above: float
-) -> list[tuple[int, int]]:
+) -> Pieces[list[tuple[int, int]]]:
     """Stretches of the best reading's words, from start to end, that alternatives are shown for, in order.
 
     Words beside each other whose alternatives come from the same readings belong together; a word that an alternative
@@ -336,6 +346,7 @@ def groups(
         for k, said in reading.differs.items():
             shares[k, said] += weights[index]
             who[k].add(index)
+        yield
     found: list[tuple[int, int]] = []
     before: set[int] = set()  # of the last group's last word
     for k in sorted({k for (k, _), share in shares.items() if share >= show_above}):
