@@ -99,7 +99,7 @@ class TerminalReader:
         while True:
             try:
                 return message_of(self._session.prompt(default=begun))
-            except KeyboardInterrupt:  # clears the line, as shells do
+            except KeyboardInterrupt:  # by a signal, not by the key
                 begun = ""
             except EOFError:
                 return None
@@ -147,7 +147,7 @@ def typed_lines(keys: str) -> list[str]:
 
 
 def _keys() -> KeyBindings:
-    """Enter sends, unless three quotes are open; Alt-Enter begins a new line."""
+    """Enter sends, unless three quotes are open; Alt-Enter begins a new line; Ctrl-C clears, as in shells."""
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -162,5 +162,9 @@ def _keys() -> KeyBindings:
     @keys.add("escape", "enter")
     def begin_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c")
+    def clear(event: KeyPressEvent) -> None:  # were the line left for it, the key that follows could be lost
+        event.current_buffer.reset()
 
     return keys
