@@ -60,8 +60,15 @@ class Lattice:
         with np.errstate(divide="ignore"):
             self.bias = np.log(gamma).astype(np.float32)
 
-    def run(self, model: Any, removed: dict[int, list[int]] | None = None, chunk: int = PROMPT) -> np.ndarray:
-        """Logits of the sets' rows, a set in a pass; after set t, the slots removed[t] go."""
+    def run(
+        self,
+        model: Any,
+        removed: dict[int, list[int]] | None = None,
+        chunk: int = PROMPT,
+        open_sets: int | None = None,
+    ) -> np.ndarray:
+        """Logits of the sets' rows, a set in a pass; after set t, the slots removed[t] go. open_sets: how many the
+        cache is told may still lose rows."""
         cache, columns, found = model.new_cache(), list(range(PROMPT)), []
         for start in range(0, PROMPT, chunk):
             part = slice(start, min(start + chunk, PROMPT))
@@ -76,6 +83,9 @@ class Lattice:
             if gone:
                 cache.keep(np.array([at for at, slot in enumerate(columns) if slot not in gone]))
                 columns = [slot for slot in columns if slot not in gone]
+            if open_sets is not None:
+                cache.settle(sum(slot < PROMPT + (step + 1 - open_sets) * WIDTH for slot in columns))
+        self.cache = cache
         return np.concatenate(found)
 
 
@@ -169,6 +179,24 @@ def test_long_texts_leave_checkpoints_to_go_back_to(
     assert len(cache) == 0
 
 
+def test_what_no_removal_can_reach_leaves_the_journal(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wide lattice, of which the decoder says how far back it may still remove: the same rows, of a short journal."""
+    ours, theirs = pair
+    lattice = Lattice(seed=6)
+    removed = {1: [PROMPT + WIDTH + 1], 2: [PROMPT + 2 * WIDTH - 1], 3: [PROMPT + 3 * WIDTH - 2]}
+    wanted = lattice.run(theirs, removed)
+    monkeypatch.setattr(states, "JOURNAL", 2)
+    np.testing.assert_allclose(lattice.run(ours, removed, open_sets=2), wanted, atol=TOLERANCE)
+    assert len(lattice.cache.recurrent().rows) <= 3 * WIDTH
+    assert lattice.cache.recurrent().journal.count <= 2 * 3 * WIDTH + 2
+    with pytest.raises(ModelError, match="start the run anew"):
+        lattice.cache.copy().keep(np.delete(np.arange(len(lattice.cache)), range(PROMPT, PROMPT + WIDTH)))
+    with pytest.raises(ModelError, match="further back than the states"):
+        lattice.cache.recurrent().replay({PROMPT - 1})
+
+
 def test_states_further_back_are_replayed(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A tree whose rows go on from anywhere (as MCTS does), with room for the newest states only."""
     monkeypatch.setattr(states, "HELD_BYTES", 0)
@@ -208,8 +236,8 @@ def test_lineage() -> None:
     assert runs == [(0, 3, True), (3, 5, False), (5, 7, False)]
     assert segments(lineage, 0, 3, exposed=True)[0].stop == 1
     other = lineage.copy()
-    assert not lineage.keep(np.arange(7))
-    assert lineage.keep(np.array([0, 1, 2, 4, 5, 6]))  # slot 3 goes: 5 continues 4 alone
+    assert lineage.keep(np.arange(7)) is None
+    assert lineage.keep(np.array([0, 1, 2, 4, 5, 6])) == 4  # slot 3 goes: 5 continues 4 alone
     assert [lineage.of(slot)[0].tolist() for slot in range(6)] == [[], [0], [1], [2], [3], [3]]
     assert lineage.of(4)[1].tolist() == [1.0]
     assert other.keep(
@@ -256,6 +284,31 @@ def test_runs_on_hybrids_are_what_they_say(kind: str) -> None:
             assert result.ok, (name, result.findings)
 
 
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2_moe", "granite4-h", "bamba", "mamba2"])
+def test_runs_with_removals_verify_whatever_was_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of block, with edges of both kinds, and journals so short that they are cut under way."""
+    monkeypatch.setattr(states, "JOURNAL", 3)
+    loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
+    gone = 0
+    for seed in range(8):
+        run = tempo_mlx.generate(
+            loaded,
+            "the sand and the sea"[: 4 + 2 * seed],
+            max_tokens=9,
+            min_steps=9,
+            threshold=0.02,
+            carry=("best", "lineage")[seed % 2],
+            pruning_signal="posterior",
+            posterior_threshold=0.1 + 0.03 * seed,
+            pruning_window=1 + seed % 4,
+            complete_removal_mode=("keep_token", "keep_unattended", "remove_position")[seed % 3],
+        )
+        gone += sum(token.removed_why is not None for step in run.steps for token in step.tokens)
+        result = verify(run, loaded)
+        assert result.ok, (seed, result.findings)
+    assert gone > 20
+
+
 def test_soft_and_hard_edges_differ() -> None:
     loaded = tempo_mlx.load(str(twin("qwen3_5")), dtype="float32")
     runs = [
@@ -289,8 +342,9 @@ def test_what_hybrids_do_not_have_is_said() -> None:
     loaded = tempo_mlx.load(str(twin("lfm2")))
     with pytest.raises(ModelError, match="leave out --early-exit"):
         tempo_mlx.generate(loaded, "the sand", max_tokens=3, early_exit=True)
-    with pytest.raises(ModelError, match="generate without a session"):
-        Arena(loaded.model, 100, 1.0)
+    torch_one = tempo_mlx.load(str(twin("lfm2")), backend="torch")
+    with pytest.raises(ModelError, match="leave out --backend torch"):
+        Arena(torch_one.model, 100, 1.0)
     with pytest.raises(
         ConfigError, match="cannot be spread over ranks yet, since it has layers that keep states"
     ):

@@ -125,8 +125,12 @@ class Tempo(Decoder):
         else:
             positions = lattice.newest  # the ablation: each slot its own position
         bias = lattice.bias(config.attend, config.allow_intraset_token_visibility)
-        parents = lattice.parents(config.carry) if self.model.architecture.recurrent else None
+        parents = self.parents(lattice)
         return self.model.forward(tokens, positions, bias, self.cache, parents=parents, attention=attention)
+
+    def parents(self, lattice: Lattice) -> Float32s | None:
+        """What the newest set's rows continue, where layers keep states."""
+        return lattice.parents(self.config.carry) if self.model.architecture.recurrent else None
 
     def prune(self, forward: Forward | None) -> tuple[int, ...]:
         """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
@@ -137,6 +141,9 @@ class Tempo(Decoder):
             member = self.members[entry.slot]
             member.removed_after, member.removed_why = self.lattice.num_sets - 1, entry.why
         self.drop(slots)
+        newest = self.lattice.num_sets - 1
+        first = newest if self.rules.prune is None else min(newest, newest + 1 - self.config.pruning_window)
+        self.cache.settle(self.prompt_length + int((self.lattice.sets < first).sum()))  # no longer open
         return slots
 
     def weigh(self, forward: Forward) -> list[Pruned]:
@@ -267,11 +274,13 @@ class Tempo(Decoder):
         self.waiting = [m.id for m in kept]
         self.steps.append(record)
 
-    def replay(self, records: Sequence[Step], known: Callable[[Ints], None] | None = None) -> Iterator[None]:
+    def replay(
+        self, records: Sequence[Step], known: Callable[[Ints, Float32s | None], None] | None = None
+    ) -> Iterator[None]:
         """Take over recorded sets, one a turn, and remove what was removed once each had been run.
 
-        The last one's rows are left to be run where it removed nothing. known: appends the rows of these slots to the
-        cache; without it they are run again, all but the last set's.
+        The last one's rows are left to be run where it removed nothing. known: appends the rows of these slots, and
+        what they continue, to the cache; without it they are run again, all but the last set's.
         """
         removed: dict[int, list[int]] = {}
         for member in (member for record in records for member in record.tokens):
@@ -280,7 +289,7 @@ class Tempo(Decoder):
         for record in records:
             self.enter(record)
             if record is not records[-1] and known is not None:
-                known(self.lattice.newest)
+                known(self.lattice.newest, self.parents(self.lattice))
                 self.waiting = []
             elif record is not records[-1] or record.step in removed:
                 self.run()
@@ -295,7 +304,7 @@ class Tempo(Decoder):
         other = self.copy()
         records = other.steps[:step]
         other.rewind()
-        other.cache.rewind(self.prompt_length)
+        other.cache.truncate(self.prompt_length)
         for _ in other.replay(records, known=other.cache.restore):
             pass
         other.run()

@@ -160,6 +160,9 @@ class Tree(Decoder):
         self.rows = self.control(forward.logits, texts)
         self.exit_layer = forward.left_at
         self.waiting = []
+        self.cache.settle(
+            self.lattice.size - len(self.lattice.newest)
+        )  # what ends has no row that goes on from it
 
     def frontier(self) -> Frontier:
         log_probs, tempered = self.rows.log_probs, self.rows.tempered

@@ -125,6 +125,9 @@ class ExitCache:
             self.inner.truncate(first)
         self.inner.truncate(length)
 
+    def settle(self, length: int) -> None:
+        """Nothing: a model whose rows leave early keeps no states."""
+
     def forget(self) -> None:
         """Drop what was run ahead."""
         self.inner.truncate(len(self))

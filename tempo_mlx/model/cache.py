@@ -41,7 +41,7 @@ class Cache:
         self.positions: Ints = np.empty(0, np.int64)
         self._bits = bits
         self._dtype = dtype
-        self._states = states
+        self.states = states
         # the parts of what is stored: the numbers, or the packed numbers, their scales and their offsets
         self._keys = {layer: self._empty(groups, key) for layer, (groups, key, _) in shapes.items()}
         self._values = {
@@ -60,20 +60,25 @@ class Cache:
 
     def arrays(self) -> list[mx.array]:
         slots = [part for buffer in self._buffers() for part in buffer]
-        return slots if self._states is None else [*slots, *self._states.arrays()]
+        return slots if self.states is None else [*slots, *self.states.arrays()]
 
     def recurrent(self) -> States:
         """What layers with a state keep."""
-        assert self._states is not None
-        return self._states
+        assert self.states is not None
+        return self.states
+
+    def settle(self, length: int) -> None:
+        """What is before slot `length` will not be removed, as long as anything goes on from it."""
+        if self.states is not None:
+            self.states.settle(length)
 
     def reserve(self, positions: Ints, parents: Float32s | None = None) -> None:
         """Make room for L rows at these logical positions; they count as appended once `commit` is called."""
         self.positions = np.concatenate([self.positions[: self._length], positions])
         if len(self.positions) > self._capacity:
             self._resize(len(self.positions))
-        if self._states is not None:
-            self._states.begin(len(positions), parents)
+        if self.states is not None:
+            self.states.begin(len(positions), parents)
 
     def append(self, layer: int, keys: mx.array, values: mx.array | None) -> tuple[mx.array, mx.array]:
         """Write the newest rows (K, L, D) of one layer and return that layer's keys and values (K, S, D)."""
@@ -90,14 +95,14 @@ class Cache:
 
     def commit(self) -> None:
         self._length = len(self.positions)
-        if self._states is not None:
-            self._states.commit()
+        if self.states is not None:
+            self.states.commit()
 
     def keep(self, indices: Ints) -> None:
         """Drop every slot not in `indices` (ascending). Only the part after the first dropped slot moves."""
         indices = np.asarray(indices, np.int64)
-        if self._states is not None:
-            self._states.keep(indices)
+        if self.states is not None:
+            self.states.keep(indices)
         moved = np.flatnonzero(indices != np.arange(len(indices)))
         if len(moved):
             first, end = int(moved[0]), len(indices)
@@ -113,8 +118,8 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on; nothing moves. Layers with a state may have to forget more, back to where
         they know one: `len` says how many slots are left."""
-        if self._states is not None:
-            length = self._states.truncate(min(length, self._length))
+        if self.states is not None:
+            length = self.states.truncate(min(length, self._length))
         self.positions = self.positions[:length]
         self._length = min(length, self._length)
 
@@ -124,7 +129,7 @@ class Cache:
         other.positions = self.positions.copy()
         other._keys = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._keys.items()}
         other._values = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._values.items()}
-        other._states = None if self._states is None else self._states.copy()
+        other.states = None if self.states is None else self.states.copy()
         return other
 
     def _buffers(self) -> Iterator[list[mx.array]]:

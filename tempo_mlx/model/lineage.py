@@ -49,22 +49,22 @@ class Lineage:
             return self.listed[slot - self.chain]
         return _only(slot - 1)
 
-    def keep(self, indices: Ints) -> bool:
-        """Drop every slot not in `indices` (ascending); whether any that stays has other parents now."""
+    def keep(self, indices: Ints) -> int | None:
+        """Drop every slot not in `indices` (ascending); the first of those that stay which has other parents now."""
         size = len(self)
         if len(indices) == size:
-            return False
+            return None
         first = int(np.flatnonzero(np.append(indices, -1) != np.arange(len(indices) + 1))[0])
         alive = np.zeros(size, bool)
         alive[indices] = True
         place = np.cumsum(alive) - 1
         resolved: dict[int, Parents] = {}
-        changed = False
+        changed: int | None = None
         for slot in range(first, size):
             slots, weights = self.of(slot)
             stays = alive[slots]
             if not stays.all():
-                changed = changed or bool(alive[slot])
+                changed = int(place[slot]) if changed is None and alive[slot] else changed
                 slots, weights = _inherit(slots, weights, stays, resolved)
             resolved[slot] = slots, weights
         start = min(first, self.chain)

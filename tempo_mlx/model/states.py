@@ -1,8 +1,9 @@
 """What layers with a state keep of a text: the states of the newest rows, and what those of earlier ones are made of.
 
-A state is large, and most rows' is never asked for again. So the newest rows' are held, a checkpoint is kept where a
-long stretch of text ended, and of every row since then a journal: what its step of the recurrence needs. Any other
-state is replayed from the checkpoint over the rows that are left, which is what a removal means (lineage.py).
+A state is large, and most rows' is never asked for again. So the newest rows' are held, those of a base (where a long
+stretch of text ended, or before which nothing will be removed), and of every row since then a journal: what its step of
+the recurrence needs. Any other state is replayed from the base over the rows that are left, which is what a removal
+means (lineage.py).
 
 S slots, L new rows, E model dim. A recurrence says what a state is; this file does not know.
 """
@@ -22,10 +23,11 @@ from tempo_mlx.model.lineage import Lineage, Segment, segments
 
 FEW = 16  # rows of a pass up to which all of their states are held, not the last one's alone
 STRETCH = 64  # rows of a chain from which on it is a checkpoint that is kept of them, and no journal
-JOURNAL = 256  # rows of a chain after which the next checkpoint is made
+JOURNAL = 256  # rows after which the base moves on, where it can
 CHECKPOINTS = 4
 HELD_BYTES = 512 * 2**20  # of states that are held beside the newest rows'
 
+Key = tuple[int, int]  # a layer, and which of its recurrences
 Inputs = tuple[mx.array, ...]  # (L, ...) each: what the steps of L rows need
 State = mx.array
 
@@ -47,34 +49,75 @@ class Recurrence(Protocol):
         ...
 
 
+class Journal:
+    """What the steps of rows need, of every recurrence. It only grows, so that all that go on from the same rows share
+    it; each knows which of its rows are its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._parts: dict[Key, list[Inputs]] = {}
+
+    def add(self, key: Key, inputs: Inputs) -> None:
+        self._parts.setdefault(key, []).append(inputs)
+
+    def of(self, key: Key, rows: Ints) -> Inputs:
+        parts = self._parts.get(key, [])
+        if len(parts) > 1:
+            self._parts[key] = parts = [
+                tuple(mx.concatenate(list(each)) for each in zip(*parts, strict=True))
+            ]
+        index = mx.array(rows)
+        return tuple(each[index] for each in parts[0]) if parts else ()
+
+    def keep(self, rows: Ints) -> None:
+        """Drop all rows but these; nobody may need one of the others."""
+        for key in self._parts:
+            self._parts[key] = [self.of(key, rows)]
+        self.count = len(rows)
+
+    def taken(self, rows: Ints) -> Journal:
+        """One of its own, of these rows."""
+        if not len(rows):
+            return Journal()
+        other = copy.copy(self)
+        other._parts = {key: list(parts) for key, parts in self._parts.items()}
+        other.keep(rows)
+        return other
+
+    def arrays(self) -> list[mx.array]:
+        return [each for parts in self._parts.values() for part in parts for each in part]
+
+
 @dataclass
 class Memory:
-    """Of one recurrence of one layer. held: states by slot. journal: inputs of the slots from States.first on."""
+    """Of one recurrence of one layer. held: states by slot. base: those that replays begin from, of slots before
+    States.first. checkpoints: by the slot after it."""
 
     recurrence: Recurrence
     held: dict[int, State] = field(default_factory=dict)
-    checkpoints: dict[int, State] = field(default_factory=dict)  # by the slot after it
-    journal: list[Inputs] = field(default_factory=list)
-
-    def joined(self) -> Inputs:
-        if len(self.journal) > 1:
-            self.journal = [tuple(mx.concatenate(list(parts)) for parts in zip(*self.journal, strict=True))]
-        return self.journal[0] if self.journal else ()
+    base: dict[int, State] = field(default_factory=dict)
+    checkpoints: dict[int, State] = field(default_factory=dict)
 
     def copy(self) -> Memory:
-        return Memory(self.recurrence, dict(self.held), dict(self.checkpoints), list(self.journal))
+        return Memory(self.recurrence, dict(self.held), dict(self.base), dict(self.checkpoints))
 
     def arrays(self) -> list[mx.array]:
-        return [*self.held.values(), *self.checkpoints.values(), *(a for part in self.journal for a in part)]
+        return [*self.held.values(), *self.base.values(), *self.checkpoints.values()]
 
 
 class States:
-    """Of all layers of a cache. A pass is `begin`, `run` once for each recurrence, `commit`."""
+    """Of all layers of a cache. A pass is `begin`, `run` once for each recurrence, `commit`.
 
-    def __init__(self, recurrences: dict[tuple[int, int], Recurrence]) -> None:
+    pooled: the journal is one for many (sessions/arena.py), so nothing of it is dropped here.
+    """
+
+    def __init__(self, recurrences: dict[Key, Recurrence]) -> None:
         self.lineage = Lineage()
         self.memories = {key: Memory(each) for key, each in recurrences.items()}
-        self.first = 0  # slot from which on there is a journal; the newest checkpoint is there
+        self.journal = Journal()
+        self.pooled = False
+        self.first = 0  # slot from which on there is a journal
+        self.rows: Ints = np.empty(0, np.int64)  # of the journal, by slot from there on
         self.length = 0
         self.plan: list[Segment] = []
         self.kept = True  # whether the pass under way is journalled
@@ -89,7 +132,7 @@ class States:
             self.lineage, self.length, len(self.lineage), parents is not None and rows <= FEW
         )
 
-    def run(self, key: tuple[int, int], inputs: Inputs, queries: Inputs) -> mx.array:
+    def run(self, key: Key, inputs: Inputs, queries: Inputs) -> mx.array:
         """What the new rows, given their inputs (L, ...), see of their states: (L, ...)."""
         memory = self.memories[key]
         known = dict(memory.held)
@@ -97,38 +140,56 @@ class States:
             self._go(memory.recurrence, known, part, self.length, inputs, queries) for part in self.plan
         ]
         if self.kept:
-            memory.journal.append(inputs)
+            self.journal.add(key, inputs)
         memory.held = known
         found = [piece for piece in pieces if piece is not None]
         return found[0] if len(found) == 1 else mx.concatenate(found)
 
     def commit(self) -> None:
         start, self.length = self.length, len(self.lineage)
-        newest = (
-            range(start, self.length) if self.length - start <= FEW else range(self.length - 1, self.length)
-        )
-        self._forget(set(newest))
-        chained = self.lineage.chain == self.length
-        if not self.kept or (chained and self.length - self.first > JOURNAL):
-            self._checkpoint()
+        count = self.length - start
+        if self.kept:
+            self._own(np.arange(self.journal.count, self.journal.count + count))
+            self.journal.count += count
+        self._forget(set(range(start if count <= FEW else self.length - 1, self.length)))
+        if not self.kept:
+            self._begin_anew(self.length)
+        elif not self.pooled:
+            if self.lineage.chain == self.length:
+                self.settle(self.length)
+            if self.journal.count > 2 * len(self.rows) + JOURNAL:  # most of it is of rows that are no more
+                self.journal, self.rows = self.journal.taken(self.rows), np.arange(len(self.rows))
+
+    def restore(self, rows: Ints, parents: Float32s) -> None:
+        """Append slots that have been run before: these rows of the journal."""
+        self.lineage.append(len(rows), parents)
+        self._own(rows)
+        self.length = len(self.lineage)
+
+    def settle(self, slot: int) -> None:
+        """What is before `slot` will be there as long as what goes on from it; once it is much, its journal goes."""
+        if slot - self.first > JOURNAL:
+            self._begin_anew(slot)
 
     def replay(self, wanted: set[int]) -> None:
-        """Hold the states of these slots, run again from the checkpoint where they are not held."""
-        memories = list(self.memories.values())
-        if not memories or not (missing := {slot for slot in wanted if slot not in memories[0].held}):
+        """Hold the states of these slots, run again from the base where they are not held."""
+        for memory in self.memories.values():
+            memory.held |= {slot: memory.base[slot] for slot in wanted & memory.base.keys()}
+        known_slots = next((memory.held.keys() for memory in self.memories.values()), wanted)
+        if not (missing := wanted - known_slots):
             return
-        if min(missing) < self.first - 1:
+        if min(missing) < self.first:
             raise ModelError(
                 "This run goes on from a place in its text further back than the states that the model keeps; start "
                 "it anew."
             )
         stop = max(missing) + 1
         plan = _split_at(segments(self.lineage, self.first, stop, exposed=False), missing)
-        for memory in memories:
-            known = {self.first - 1: memory.checkpoints[self.first]} if self.first else {}
-            journal = memory.joined()
+        for key, memory in self.memories.items():
+            known = dict(memory.base)
+            inputs = self.journal.of(key, self.rows[: stop - self.first])
             for part in plan:
-                self._go(memory.recurrence, known, part, self.first, journal, None)
+                self._go(memory.recurrence, known, part, self.first, inputs, None)
             memory.held |= {slot: known[slot] for slot in missing}
 
     def keep(self, indices: Ints) -> None:
@@ -136,43 +197,40 @@ class States:
         if len(indices) == self.length:
             return
         gone = np.setdiff1d(np.arange(self.length), indices)
-        if gone[0] < self.first:
-            raise ModelError(
-                "What was removed lies before the states that the model keeps; start the run anew."
-            )
         place = {slot: at for at, slot in enumerate(indices.tolist())}
         changed = self.lineage.keep(indices)
-        rows = mx.array(indices[indices >= self.first] - self.first)
+        settled = self.first - int((gone < self.first).sum())
+        self.rows = self.rows[indices[indices >= self.first] - self.first]
         for memory in self.memories.values():
-            if memory.journal:
-                memory.journal = [tuple(part[rows] for part in memory.joined())]
+            memory.base = {place[slot]: state for slot, state in memory.base.items() if slot in place}
             memory.held = {
                 place[slot]: state
                 for slot, state in memory.held.items()
-                if slot in place and not (changed and slot > gone[0])
+                if slot in place and (changed is None or slot < gone[0])
             }
-        self.length = len(indices)
+            memory.checkpoints = {
+                slot: state for slot, state in memory.checkpoints.items() if slot <= gone[0]
+            }
+        self.first, self.length = settled, len(indices)
+        known = {slot for memory in self.memories.values() for slot in memory.base}
+        if changed is not None and (changed < settled or self._roots(settled) - known):
+            raise ModelError(
+                "What was removed lies before the states that the model keeps; start the run anew."
+            )
 
     def truncate(self, length: int) -> int:
         """Forget every slot from `length` on; how many are left, which are fewer where no state is known there."""
         if length >= self.length:
             return self.length
-        memories = list(self.memories.values())
         if length < self.first:
-            places = memories[0].checkpoints if memories else {}
-            length = max((slot for slot in places if slot <= length), default=0)
-            self.first = length
-            for memory in memories:
-                memory.journal = []
-        for memory in memories:
-            if memory.journal and length > self.first:
-                memory.journal = [tuple(part[: length - self.first] for part in memory.joined())]
-            elif length == self.first:
-                memory.journal = []
+            places = {slot for memory in self.memories.values() for slot in memory.checkpoints}
+            self.first = length = max((slot for slot in places if slot <= length), default=0)
+            for memory in self.memories.values():
+                memory.base = {length - 1: memory.checkpoints[length]} if length else {}
+        self.rows = self.rows[: length - self.first]
+        for memory in self.memories.values():
             memory.held = {slot: state for slot, state in memory.held.items() if slot < length}
             memory.checkpoints = {slot: state for slot, state in memory.checkpoints.items() if slot <= length}
-            if length == self.first and length:
-                memory.held[length - 1] = memory.checkpoints[length]
         self.lineage.truncate(length)
         self.length = length
         return length
@@ -183,8 +241,21 @@ class States:
         other.memories = {key: memory.copy() for key, memory in self.memories.items()}
         return other
 
+    def let_go(self) -> None:
+        """Hold no states but those that the others can be made of again."""
+        for memory in self.memories.values():
+            memory.held = {}
+
     def arrays(self) -> list[mx.array]:
-        return [a for memory in self.memories.values() for a in memory.arrays()]
+        return [*self.journal.arrays(), *(a for memory in self.memories.values() for a in memory.arrays())]
+
+    def _roots(self, slot: int) -> set[int]:
+        """The slots before `slot` that those from there on continue."""
+        slots = range(slot, self.length)
+        return {above for new in slots for above in self.lineage.of(new)[0].tolist() if above < slot}
+
+    def _own(self, rows: Ints) -> None:
+        self.rows = np.concatenate([self.rows, rows])
 
     def _before(self, slot: int) -> list[int]:
         """The known slots that a new one continues."""
@@ -236,15 +307,21 @@ class States:
             order = sorted(memory.held, key=lambda slot: (slot in newest, slot), reverse=True)
             memory.held = {slot: memory.held[slot] for slot in order[:room]}
 
-    def _checkpoint(self) -> None:
-        """Here is where replays begin from now on."""
-        self.first = self.length
+    def _begin_anew(self, slot: int) -> None:
+        """Let replays begin from `slot` on; where what is before it is one text, it can be gone back to."""
+        last = slot == self.length or self.lineage.chain >= slot
+        roots = self._roots(slot) | ({slot - 1} if last else set())
+        self.replay(roots)
         for memory in self.memories.values():
-            memory.checkpoints[self.length] = memory.held[self.length - 1]
-            memory.checkpoints = {
-                slot: memory.checkpoints[slot] for slot in sorted(memory.checkpoints)[-CHECKPOINTS:]
-            }
-            memory.journal = []
+            memory.base = {root: memory.held[root] for root in roots}
+            memory.held = {at: state for at, state in memory.held.items() if at >= slot or at in roots}
+            if last:
+                memory.checkpoints[slot] = memory.base[slot - 1]
+            latest = sorted(memory.checkpoints)[-CHECKPOINTS:]
+            memory.checkpoints = {at: memory.checkpoints[at] for at in latest}
+        self.rows = self.rows[max(0, slot - self.first) :]
+        self.journal = self.journal.taken(self.rows)
+        self.first, self.rows = slot, np.arange(len(self.rows))
 
 
 def _split_at(plan: list[Segment], wanted: set[int]) -> list[Segment]:

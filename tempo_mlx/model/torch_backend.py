@@ -60,6 +60,9 @@ class TorchCache:
     def truncate(self, length: int) -> None:
         self.keep(np.arange(min(length, len(self))))
 
+    def settle(self, length: int) -> None:
+        """Nothing: every state is made anew in every pass."""
+
     def copy(self) -> TorchCache:
         other = TorchCache()
         other.positions, other.lineage = self.positions.copy(), self.lineage.copy()

@@ -85,6 +85,9 @@ class DistributedCache(Shared):
         self.tell("truncate", length)
         self.positions = self.positions[:length]
 
+    def settle(self, length: int) -> None:
+        """Nothing: no model that is spread keeps states."""
+
     def copy(self) -> DistributedCache:
         return self.give(DistributedCache(self.leader, self.positions.copy()), "copy")
 

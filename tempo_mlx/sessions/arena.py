@@ -15,7 +15,9 @@ from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.errors import MemoryLimitError, ModelError
 from tempo_mlx.lattice import Lattice
+from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.forward import Attention, Forward, Logits, Model
+from tempo_mlx.model.states import Journal, States
 from tempo_mlx.model.visibility import causal_bias
 
 Top = tuple[Ints, Float32s]  # ids and log-probabilities, best first
@@ -33,11 +35,12 @@ class View:
     """A cache that is a choice of an arena's rows. Copying, dropping and truncating cost nothing.
 
     `rows` (len,): arena rows of the alive slots, in slot order. `known`: arena row of every slot that has been run,
-    alive or not; -1 for the others.
+    alive or not; -1 for the others. `states`: of layers that keep some, which are this choice's own; what they are made
+    of is the arena's.
     """
 
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, arena: Arena, states: States | None) -> None:
+        self.arena, self.states = arena, states
         self.rows: Ints = np.empty(0, np.int64)
         self.known: Ints = np.empty(0, np.int64)
 
@@ -55,13 +58,21 @@ class View:
 
     def keep(self, indices: Ints) -> None:
         self.rows = self.rows[indices]
+        if self.states is not None:
+            self.states.keep(indices)
 
     def truncate(self, length: int) -> None:
         self.rows = self.rows[:length]
+        if self.states is not None:
+            self.states.truncate(length)
+
+    def settle(self, length: int) -> None:
+        """Nothing: in a session anything may still be removed, or gone back to."""
 
     def copy(self) -> View:
-        other = View(self.arena)
+        other = View(self.arena, None if self.states is None else self.states.copy())
         other.rows, other.known = self.rows, self.known
+        self.arena.use(other)
         return other
 
     def learn(self, lattice: Lattice) -> None:
@@ -75,13 +86,12 @@ class View:
         known[slots] = self.rows
         self.known = known
 
-    def rewind(self, prompt_length: int) -> None:
-        """Hold the prompt's rows only."""
-        self.rows = self.known[:prompt_length]
-
-    def restore(self, slots: Ints) -> None:
-        """Hold the rows of these slots again, after those held."""
-        self.rows = np.concatenate([self.rows, self.known[slots]])
+    def restore(self, slots: Ints, parents: Float32s | None) -> None:
+        """Hold the rows of these slots again, after those held, which they continue as `parents` (L, S) says."""
+        rows = self.known[slots]
+        self.rows = np.concatenate([self.rows, rows])
+        if self.states is not None and parents is not None:
+            self.states.restore(rows - self.states.first, parents)
 
 
 class Arena:
@@ -92,19 +102,30 @@ class Arena:
     """
 
     def __init__(self, model: Model, limit: int, temperature: float, count: int = 20) -> None:
-        """Raises ModelError for a model whose layers keep a state: masking a row does not take it out of that."""
-        if model.architecture.recurrent:
-            raise ModelError(
-                f"A session cannot go back in a {model.architecture.family} model yet, whose layers keep states "
-                "instead of slots; generate without a session."
-            )
+        """Raises ModelError for a model whose layers keep states that are not to be had here."""
         self.model, self.limit, self.temperature, self.count = model, limit, temperature, count
         self.architecture, self.info = model.architecture, model.info
         self.cache: Any = model.new_cache()
         self.top: dict[int, Top] = {}
+        self.recent: list[View] = []  # whose states are held
+        if model.architecture.recurrent and not isinstance(self.cache, Cache):
+            raise ModelError(
+                f"A session on a {model.architecture.family} model, whose layers keep states, runs on the MLX backend "
+                "in one process; leave out --backend torch, or mlx.launch."
+            )
 
     def new_cache(self) -> View:
-        return View(self)
+        states = self.cache.states.copy() if self.architecture.recurrent else None
+        if states is not None:
+            states.journal, states.pooled = Journal(), True
+        return View(self, states)
+
+    def use(self, view: View) -> None:
+        """Hold this view's states, and of the others' those of the one before it: a state may be large."""
+        self.recent = [*(each for each in self.recent if each is not view), view]
+        while len(self.recent) > 2:
+            if (states := self.recent.pop(0).states) is not None:
+                states.let_go()
 
     def embeddings(self, tokens: Sequence[int]) -> Float32s:
         return self.model.embeddings(tokens)
@@ -131,6 +152,9 @@ class Arena:
         if alive < start:  # some rows are not this view's
             wide = np.full((count, start + count), -np.inf, np.float32)
             wide[:, columns] = causal_bias(count, alive + count) if bias is None else bias
+        if cache.states is not None:
+            self.cache.states = cache.states
+            self.use(cache)
         out = self.model.forward(
             tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
         )
@@ -146,7 +170,7 @@ class Arena:
 
     def truncate(self, length: int) -> None:
         """Forget the newest rows; no view may hold one of them."""
-        self.cache.truncate(length)
+        self._keep(np.arange(length))
         self.top = {row: top for row, top in self.top.items() if row < length}
 
     def compact(self, views: Sequence[View]) -> None:
@@ -156,9 +180,21 @@ class Arena:
         )
         if len(needed) == len(self.cache):
             return
-        self.cache.keep(needed)
+        self._keep(needed)
         new = {old: index for index, old in enumerate(needed.tolist())}
         self.top = {new[row]: top for row, top in self.top.items() if row in new}
         for view in views:
             view.rows = np.searchsorted(needed, view.rows)
             view.known = np.where(view.known < 0, -1, np.searchsorted(needed, view.known))
+            if view.states is not None:
+                view.states.rows = view.rows[view.states.first :] - view.states.first
+
+    def _keep(self, rows: Ints) -> None:
+        """Drop all rows but these, and of the journal, too, which has one for each row since the prompt."""
+        if not self.architecture.recurrent:
+            self.cache.keep(rows)
+            return
+        states, self.cache.states = self.cache.states, None
+        self.cache.keep(rows)
+        self.cache.states = states
+        states.journal.keep(rows[rows >= states.first] - states.first)

@@ -161,6 +161,9 @@ class Alive:
     def truncate(self, length: int) -> None:
         self.slots = self.slots[:length]
 
+    def settle(self, length: int) -> None:
+        """Nothing: the dense pass knows what is removed when."""
+
 
 class Replayed:
     """Answers a decoder that makes the run's own choices: as a model, out of the dense pass.
@@ -249,6 +252,7 @@ class Replayed:
             for index in range(first, after):
                 rows = slice(ends[index] - ends[first], ends[index + 1] - ends[first])
                 yield out.logits[rows], None if out.attention_mass is None else out.attention_mass[:, rows]
+            self.cache.settle(ends[after - 1])
             first = after
 
     def _compacted(self) -> Iterator[tuple[Float32s, Float32s | None]]:
@@ -268,6 +272,9 @@ class Replayed:
             stays = ~np.isin(seen.slots, dense.removals.get(index, []))
             if not stays.all():
                 self.cache.keep(np.flatnonzero(stays))
+            later = (slot for at, gone in dense.removals.items() if at > index for slot in gone)
+            open_from = min([rows.start, *later])
+            self.cache.settle(int(np.searchsorted(seen.slots[stays], open_from)))
             yield out.logits, out.attention_mass
 
     def _together(self, first: int) -> int:
