@@ -12,7 +12,6 @@ from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.architecture.families import FAMILIES, architecture_from_config
 from tempo_mlx.architecture.gguf import names_of
 from tempo_mlx.exits.plan import exits_lack
-from tempo_mlx.ranks.shards import not_spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -40,10 +39,10 @@ mistral3, llama4, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, glm4v.
 - Sets: `slots`: a set's rows see the slots of earlier sets (`--attend`). `states`: layers keep a state instead of
   slots, and a row carries on that of its most probable parent, or the mean over them (`--carry`). What follows is not
   linear in a state, so a lattice is a weaker approximation there; branches and search are not affected.
-- Early exit, ranks: whether rows may leave before the last layer (`--early-exit`), and whether a model may be spread
-  over machines (`mlx.launch`).
+- Early exit: whether rows may leave before the last layer (`--early-exit`).
+- Ranks: what is divided where a model is spread over machines (`mlx.launch`). Layers with a state every rank has whole.
 - GGUF: llama.cpp's name of the family, where such files are read.
-- Sessions that go back need slots, and refuse models with states.
+- Sessions that go back run on all of them; with states, on MLX in one process.
 
 A setting that a model cannot do ends in a sentence that says so, and so does a config that asks for a part that is not
 built. Keys of a config that no forward pass reads are not looked at.
@@ -72,10 +71,20 @@ def models_docs() -> str:
         gguf = ", ".join(f"`{each}`" for each in names_of(name))
         cells = (
             f"`{name}`", family.example, parts_of(a), "states" if a.recurrent else "slots",
-            "no" if exits_lack(a) else "yes", "no" if not_spread(a) else "yes", gguf or "no",
+            "no" if exits_lack(a) else "yes", divided(a), gguf or "no",
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |\n")
     return INTRODUCTION + "".join(rows) + STATES + MEASURED.read_text("utf-8")
+
+
+def divided(a: Architecture) -> str:
+    """What ranks divide of the layers."""
+    parts = {
+        "heads": any(layer.attention is not None for layer in a.layers),
+        "MLPs": any(layer.mlp is not None for layer in a.layers),
+        "experts": any(layer.experts is not None for layer in a.layers),
+    }
+    return ", ".join(name for name, there in parts.items() if there) or "the vocabulary alone"
 
 
 def parts_of(a: Architecture) -> str:

@@ -22,7 +22,6 @@ from tempo_mlx.model.lineage import Lineage, segments  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.model.recurrent import unit_lower_inverse  # noqa: E402
 from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
-from tempo_mlx.ranks.shards import plan_shards  # noqa: E402
 from tempo_mlx.report.verify import verify  # noqa: E402
 from tempo_mlx.sessions.arena import Arena  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
@@ -345,7 +344,3 @@ def test_what_hybrids_do_not_have_is_said() -> None:
     torch_one = tempo_mlx.load(str(twin("lfm2")), backend="torch")
     with pytest.raises(ModelError, match="leave out --backend torch"):
         Arena(torch_one.model, 100, 1.0)
-    with pytest.raises(
-        ConfigError, match="cannot be spread over ranks yet, since it has layers that keep states"
-    ):
-        plan_shards(loaded.model.architecture, 2)

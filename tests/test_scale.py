@@ -59,20 +59,21 @@ BRANCHES = {"branches": 3, "threshold": 0.02, "max_tokens": 6, "min_steps": 6}
 def test_a_plan_covers_the_model_once_and_weighs_ranks_alike(count: int) -> None:
     """SmolLM2's 9 query heads share 3 key/value heads; ranks that share one of these hold it twice."""
     a = open_checkpoint(SMOLLM2).architecture
-    shards = plan_shards(a, count, group=32)
+    shards = plan_shards(a, count, lambda layer: (32, 1))
+    parts = [shard.layers[7] for shard in shards]
     for held, all_of_it in (
-        ([shard.queries for shard in shards], a.num_attention_heads),
-        ([shard.columns for shard in shards], a.intermediate_size),
+        ([part.queries for part in parts], a.num_attention_heads),
+        ([part.columns for part in parts], a.intermediate_size),
         ([shard.vocabulary for shard in shards], a.vocab_size),
     ):
         assert [index for part in held for index in part] == list(range(all_of_it))
-    keys = [key for shard in shards for key in shard.keys]
-    for shard in shards:
-        assert {query // 3 for query in shard.queries} == {*shard.keys}
-        assert len(shard.queries) % len(shard.keys) == 0
-        assert {keys.count(key) for key in shard.keys} == {shard.copies}
-        assert shard.columns.start % 32 == 0
-    layer = [(2 * len(s.queries) + 2 * len(s.keys)) * a.head_dim + 3 * len(s.columns) for s in shards]
+    keys = [key for part in parts for key in part.keys]
+    for part in parts:
+        assert {query // 3 for query in part.queries} == {*part.keys}
+        assert len(part.queries) % len(part.keys) == 0
+        assert {keys.count(key) for key in part.keys} == {part.copies}
+        assert part.columns.start % 32 == 0
+    layer = [(2 * len(s.queries) + 2 * len(s.keys)) * a.head_dim + 3 * len(s.columns) for s in parts]
     whole = (2 * a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim + 3 * a.intermediate_size
     assert max(layer) <= whole * (1 / count + 0.03)
 
@@ -92,8 +93,8 @@ def test_a_limit_counts_each_ranks_share() -> None:
 
 
 @cache
-def quantised(tmp: Path, bits: int) -> Path:
-    return convert(str(twin("llama")), tmp / f"llama-{bits}", bits=bits, group_size=32)
+def quantised(tmp: Path, bits: int, name: str = "llama") -> Path:
+    return convert(str(twin(name)), tmp / f"{name}-{bits}", bits=bits, group_size=32)
 
 
 @pytest.mark.parametrize("kind", ["float32", "3 bits", "4 bits", "Q4_1"])
@@ -122,6 +123,14 @@ CASES = [
     ("olmo2", FRANCE, ATTENTION),  # whose norms reach over the heads of all ranks
     # one norm for attention and MLP; two, and no gate; no weights in norms; norms after the rotation; a part of it
     *[(name, FRANCE, POSTERIOR) for name in ("cohere2", "gpt_neox", "nanochat", "hunyuan_v1_dense", "glm4")],
+    # sinks and biases of experts; latents; widths by layer, and a key that is its value; streams; norms by head; and
+    # each kind of state
+    *[(name, FRANCE, ATTENTION) for name in ("gpt_oss", "deepseek_v3", "gemma4-moe")],
+    *[
+        (name, FRANCE, POSTERIOR)
+        for name in ("gemma3n", "cohere", "qwen3_next", "lfm2_moe", "granite4-h", "falcon_h1")
+    ],
+    ("qwen3_5", FRANCE, BRANCHES),
     ("llama-4-bit", FRANCE, POSTERIOR),
     ("llama-gguf", FRANCE, LINEAGE),
     *[("llama", FRANCE, {**settings, **EXITS}) for settings in (POSTERIOR, BRANCHES)],
@@ -166,6 +175,7 @@ def test_ranks_give_the_runs_of_one_process_in_their_share_of_its_memory(
     count: int, home: Path, alone: list[dict[str, Any]]
 ) -> None:
     packed = [str(quantised(home, bits)) for bits in (3, 4)]
+    packed += [str(quantised(home, 4, name)) for name in ("mixtral", "deepseek_v3", "lfm2_moe")]
     found = run_cases(count, [(path_of(name, home), *rest) for name, *rest in CASES], packed, home)
     for (name, _, settings), ours, theirs in zip(CASES, alone, found["runs"], strict=True):
         assert largest_difference(ours, theirs) < 1e-4, (name, settings)

@@ -115,7 +115,11 @@ class Reader:
         a = self.architecture
         embed = self.linear("model.embed_tokens")
         head = embed if a.tie_word_embeddings else self.linear("lm_head", a.head_bias)
-        return Embedding(embed, self.dtype), head
+        return self.embedding(embed, a.vocab_size), head
+
+    def embedding(self, linear: Linear, tokens: int) -> Embedding:
+        """Of so many tokens, with what `linear` has read of their rows."""
+        return Embedding(linear, self.dtype)
 
     def beside_layers(self) -> dict[str, Any]:
         """What few families have, as keywords of Transformer."""
@@ -124,7 +128,7 @@ class Reader:
         if a.embedding_norm:
             found["embedding_norm"] = RMSNorm(self.ones(a.hidden_size), a.norm_eps)
         if a.per_layer_input:
-            embed = Embedding(self.linear("model.embed_tokens_per_layer"), self.dtype)
+            embed = self.embedding(self.linear("model.embed_tokens_per_layer"), a.per_layer_vocabulary)
             projection = self.linear("model.per_layer_model_projection")
             norm = RMSNorm(self.norm_weight("model.per_layer_projection_norm"), a.norm_eps)
             found["own"] = OwnEmbeddings(embed, projection, norm, len(a.layers), a.per_layer_input)

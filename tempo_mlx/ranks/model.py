@@ -48,7 +48,7 @@ class DistributedModel(Shared):
         attention: Attention = False,
     ) -> Forward:
         tokens, positions = np.asarray(tokens, np.int64), np.asarray(positions, np.int64)
-        out: Forward = self.call("forward", tokens, positions, bias, cache, logits, attention)
+        out: Forward = self.call("forward", tokens, positions, bias, cache, parents, logits, attention)
         cache.positions = np.concatenate([cache.positions, positions])
         return out
 
@@ -82,11 +82,11 @@ class DistributedCache(Shared):
         self.positions = self.positions[indices]
 
     def truncate(self, length: int) -> None:
-        self.tell("truncate", length)
-        self.positions = self.positions[:length]
+        """As `Cache.truncate`; every rank has the same states, and forgets as much."""
+        self.positions = self.positions[: self.leader.run(_truncate, self.number, length)]
 
     def settle(self, length: int) -> None:
-        """Nothing: no model that is spread keeps states."""
+        self.tell("settle", length)
 
     def copy(self) -> DistributedCache:
         return self.give(DistributedCache(self.leader, self.positions.copy()), "copy")
@@ -117,11 +117,11 @@ def check_same(infos: Sequence[dict[str, Any]], config: LoadConfig) -> None:
 
 @dataclass(frozen=True)
 class ModelShard:
-    """What one rank runs: its part of the model, or early exit around that. share: its fraction of the heads, which
-    weights its attention."""
+    """What one rank runs: its part of the model, or early exit around that. shares (layers with attention,): its
+    fraction of the heads of each, which weights its attention."""
 
     model: Any
-    share: float
+    shares: Float32s
     group: mx.distributed.Group
 
     def forward(
@@ -130,13 +130,17 @@ class ModelShard:
         positions: Ints,
         bias: Float32s | None,
         cache: Any,
+        parents: Float32s | None,
         logits: Logits,
         attention: Attention,
     ) -> Forward:
-        out: Forward = self.model.forward(tokens, positions, bias, cache, logits=logits, attention=attention)
+        out: Forward = self.model.forward(
+            tokens, positions, bias, cache, parents=parents, logits=logits, attention=attention
+        )
         if out.attention_mass is None:
             return out
-        mass = mx.distributed.all_sum(mx.array(out.attention_mass * self.share), group=self.group)
+        mine = out.attention_mass * self.shares.reshape(-1, *[1] * (out.attention_mass.ndim - 1))
+        mass = mx.distributed.all_sum(mx.array(mine), group=self.group)
         return replace(out, attention_mass=np.array(mass))
 
 
@@ -144,15 +148,22 @@ def _load(local: Local, number: int, config: LoadConfig) -> dict[str, Any]:
     checkpoint = open_checkpoint(config.model)
     reader = partial(ShardReader, group=local.group)
     transformer = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits, make_reader=reader)
-    heads = transformer.architecture.num_attention_heads
-    share = heads / checkpoint.architecture.num_attention_heads
-    local.objects[number] = ModelShard(transformer, share, local.group)
+    own, whole = (
+        np.array([layer.attention.num_attention_heads for layer in a.layers if layer.attention], np.float32)
+        for a in (transformer.architecture, checkpoint.architecture)
+    )
+    local.objects[number] = ModelShard(transformer, own / whole, local.group)
     return transformer.info
 
 
 def cache_bytes(local: Local, number: int) -> int:
     """Of the cache with this number, on this rank."""
     return int(local.objects[number].nbytes)
+
+
+def _truncate(local: Local, number: int, length: int) -> int:
+    local.objects[number].truncate(length)
+    return len(local.objects[number])
 
 
 def _memory(local: Local) -> tuple[int, int]:

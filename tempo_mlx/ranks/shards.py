@@ -1,8 +1,9 @@
 """One rank's part of a model: tensor parallelism (Megatron-LM, arXiv:1909.08053), for every family and format.
 
-Each rank reads only its attention heads, MLP columns and rows of the vocabulary. Ranks sum their outputs after
-attention and after the MLP, and gather the logits. Block and Transformer are those of one process, with fewer heads
-and the linears below.
+Each rank reads only its attention heads, its columns of MLPs and of every expert, and its rows of the vocabulary. Ranks
+sum their outputs after attention, MLP and experts, and gather the logits. Block and Transformer are those of one
+process, with fewer heads and the linears below. What is small or cannot be divided (norms, routers, layers with a
+state, MLPs that look at a whole row) every rank has whole.
 
 mlx.nn's AllToShardedLinear and ShardedToAllLinear do not fit: they start from a random weight, need dimensions that
 divide evenly, and cannot hold part of a head.
@@ -12,21 +13,28 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tempo_mlx.architecture.architecture import Architecture, Attention, Layer
+from tempo_mlx.architecture.architecture import Architecture, Attention, Experts, Layer, Mlp
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.mlx import mx
-from tempo_mlx.model.linear import Embedding, Linear, Norm, RMSNorm
+from tempo_mlx.model.experts import ExpertLinear, Mixture, QuantizedExpertLinear
+from tempo_mlx.model.linear import Embedding, LayerNorm, Linear, Norm, RMSNorm
 from tempo_mlx.model.reader import Reader
-from tempo_mlx.weights import Checkpoint
+from tempo_mlx.weights import Checkpoint, Tensor
+from tempo_mlx.weights.tensor import DenseTensor, PackedTensor
+
+Groups = Callable[
+    [int], tuple[int, int]
+]  # of a layer: columns of its MLP, and of experts, that must stay together
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What one rank holds of a layer: query heads, key/value heads, MLP columns; and its rows of the vocabulary.
+class Part:
+    """What one rank holds of a layer: query heads, key/value heads, and columns of its MLP and of every expert.
 
     `copies`: number of ranks that hold the same key/value head.
     """
@@ -35,91 +43,95 @@ class Shard:
     keys: range
     copies: int
     columns: range
+    experts: range
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank holds: of every layer, and its rows of the vocabulary."""
+
+    layers: tuple[Part, ...]
     vocabulary: range
 
 
-def plan_shards(a: Architecture, ranks: int, group: int = 1) -> list[Shard]:
-    """The shard of every rank. `group`: MLP columns that are quantised together and must stay together.
+def plan_shards(a: Architecture, ranks: int, groups: Groups = lambda layer: (1, 1)) -> list[Shard]:
+    """The shard of every rank. Raises ConfigError with more ranks than a layer has query heads."""
+    parts = [plan_layer(layer, ranks, *groups(index)) for index, layer in enumerate(a.layers)]
+    return [
+        Shard(tuple(layer[rank] for layer in parts), _rows(a.vocab_size, ranks, rank))
+        for rank in range(ranks)
+    ]
+
+
+def plan_layer(layer: Layer, ranks: int, group: int = 1, expert_group: int = 1) -> list[Part]:
+    """Every rank's part. `group`, `expert_group`: columns that are quantised together and must stay together.
 
     Key/value heads go to ranks whole, with the query heads that use them; with more ranks than such heads, ranks
     share one and split its queries. Where that is uneven (SmolLM2's 3 on 2 ranks), a rank with fewer heads gets
-    more MLP columns, so that weights are balanced. Raises ConfigError with more ranks than query heads, and for a model
-    with parts that are not spread.
+    more MLP columns, so that weights are balanced.
     """
-    check_spread(a)
-    heads = _heads(a, ranks)
-    if a.intermediate_size < ranks * group:
-        group = 1
-    blocks = a.intermediate_size / group
-    attention = [2 * (len(queries) + len(keys)) * a.head_dim for queries, keys, _ in heads]  # in rows of E
-    fair = (sum(attention) + 3 * a.intermediate_size) / ranks
+    part, mlp = layer.attention, layer.mlp
+    heads = [(range(0), range(0), 1)] * ranks if part is None else _heads(part, ranks)
+    columns = [range(0)] * ranks
+    if mlp is not None:
+        attention = [0 if part is None else 2 * (len(q) + len(k)) * part.head_dim for q, k, _ in heads]
+        columns = _columns(mlp, attention, ranks, group)
+    experts = [range(0)] * ranks
+    if layer.experts is not None:
+        size = layer.experts.intermediate_size
+        unit = expert_group if size >= ranks * expert_group else 1
+        blocks = _even(-(-size // unit), ranks)
+        experts = [range(each.start * unit, min(each.stop * unit, size)) for each in blocks]
+    return [Part(*each, *rest) for each, *rest in zip(heads, columns, experts, strict=True)]
+
+
+def _columns(mlp: Mlp, attention: list[int], ranks: int, group: int) -> list[range]:
+    """Of the MLP, by what each rank holds of attention, in rows of E."""
+    size = mlp.intermediate_size
+    if _is_whole(mlp):
+        return [range(size)] * ranks
+    group = 1 if size < ranks * group else group
+    blocks = size / group
+    fair = (sum(attention) + 3 * size) / ranks
     wanted = [max(0.0, (fair - held) / 3 / group - 1) for held in attention]
     scale = (blocks - ranks) / (sum(wanted) or 1.0)
     ends, done = [], 0.0
     for each in wanted:
         done += 1 + each * scale
-        ends.append(min(math.floor(done + 0.5) * group, a.intermediate_size))
-    ends[-1] = a.intermediate_size
-    rows = math.ceil(a.vocab_size / ranks)
-    return [
-        Shard(queries, keys, copies, range(start, end), range(a.vocab_size)[rank * rows : (rank + 1) * rows])
-        for rank, ((queries, keys, copies), start, end) in enumerate(
-            zip(heads, [0, *ends], ends, strict=False)
-        )
-    ]
+        ends.append(min(math.floor(done + 0.5) * group, size))
+    ends[-1] = size
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def check_spread(a: Architecture) -> None:
-    """Raises ConfigError naming what keeps a model on one machine."""
-    if (missing := not_spread(a)) is not None:
-        raise ConfigError(
-            f"A {a.family} model cannot be spread over ranks yet, since it has {missing}; start it without mlx.launch."
-        )
+def _is_whole(mlp: Mlp) -> bool:
+    """Whether every rank has all of an MLP: Gemma 3n's sparse ones need the mean of a row's gates."""
+    return mlp.sparsity > 0
 
 
-def not_spread(a: Architecture) -> str | None:
-    """What of a model this module does not divide, in words; None: it divides all of it."""
-    if a.recurrent:
-        return "layers that keep states"
-    if any(layer.experts is not None for layer in a.layers):
-        return "experts"
-    if a.per_layer_input or a.altup is not None:
-        return "an embedding of the token for each layer"
-    parts = [(layer.attention, layer.mlp) for layer in a.layers]
-    shapes = {
-        (part.num_attention_heads, part.num_key_value_heads, part.head_dim, mlp.intermediate_size)
-        for part, mlp in parts
-        if part is not None and mlp is not None
-    }
-    if len(shapes) != 1:
-        return "layers of different sizes"
-    attention = [part for part, _ in parts if part is not None]
-    if any(part.latent is not None for part in attention):
-        return "latent attention"
-    if any(
-        part.sinks or part.gated or part.kv_from is not None or part.keys_are_values for part in attention
-    ):
-        return "attention with sinks, gates or shared keys"
-    if any(part.qk_norm == "heads" for part in attention):
-        return "a norm of its own for each head"
-    return "a head with a bias" if a.head_bias else None
+def _rows(size: int, ranks: int, rank: int) -> range:
+    """Of a table with so many: all ranks have equally many, the last perhaps fewer."""
+    count = math.ceil(size / ranks)
+    return range(size)[rank * count : (rank + 1) * count]
 
 
-def _heads(a: Architecture, ranks: int) -> list[tuple[range, range, int]]:
+def _heads(part: Attention, ranks: int) -> list[tuple[range, range, int]]:
     """(query heads, key/value heads, ranks that share the latter) of every rank."""
-    queries, keys = a.num_attention_heads, a.num_key_value_heads
-    per = queries // keys
+    queries = part.num_attention_heads
     if ranks > queries:
         raise ConfigError(
             f"The model's {queries} attention heads cannot be spread over {ranks} ranks; start at most {queries}."
         )
+    if part.latent is not None:  # whose one key all heads share
+        return [(each, each, 1) for each in _even(queries, ranks)]
+    keys = part.num_key_value_heads
+    per = queries // keys
     if ranks <= keys:
         return [(range(each.start * per, each.stop * per), each, 1) for each in _even(keys, ranks)]
     heads = []
     for key, sharing in enumerate(_even(ranks, keys)):
-        for part in _even(per, len(sharing)):
+        for own in _even(per, len(sharing)):
             first = key * per
-            heads.append((range(first + part.start, first + part.stop), range(key, key + 1), len(sharing)))
+            heads.append((range(first + own.start, first + own.stop), range(key, key + 1), len(sharing)))
     return heads
 
 
@@ -211,8 +223,19 @@ class Padded(Linear):
         return self.linear.arrays()
 
 
+class SummedMixture(Mixture):
+    """Experts of which this rank has some columns: what they make of a row is summed."""
+
+    def __init__(self, mixture: Mixture, group: mx.distributed.Group) -> None:
+        super().__init__(mixture.part, mixture.router, mixture.gate, mixture.up, mixture.down)
+        self.group = group
+
+    def __call__(self, x: mx.array, seen: mx.array) -> mx.array:
+        return mx.distributed.all_sum(super().__call__(x, seen), group=self.group)
+
+
 class ShardReader(Reader):
-    """Reads this rank's part of every weight. Small ones (norms, biases after a sum) every rank has whole.
+    """Reads this rank's part of every weight that is divided, and the others whole.
 
     Packed weights are cut between their groups; `o_proj` of a model whose groups reach over the heads of two ranks
     is dequantised.
@@ -222,53 +245,142 @@ class ShardReader(Reader):
         self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool, group: mx.distributed.Group
     ) -> None:
         super().__init__(checkpoint, dtype, packed)
-        whole = checkpoint.architecture
-        together = checkpoint.tensor("model.layers.0.mlp.down_proj.weight").group
-        self.group, self.whole = group, whole
-        self.shard = plan_shards(whole, group.size(), together)[group.rank()]
-        self.architecture = replace(whole, layers=tuple(self._part(layer) for layer in whole.layers))
-        self.parts = {
-            **{name: self._dims(self.shard.queries) for name in ("q_proj", "o_proj", "q_norm")},
-            **{name: self._dims(self.shard.keys) for name in ("k_proj", "v_proj", "k_norm")},
-            **{name: _slice(self.shard.columns) for name in ("gate_proj", "up_proj", "down_proj")},
-            **{name: _slice(self.shard.vocabulary) for name in ("embed_tokens", "lm_head")},
-        }
+        self.group, self.whole = group, checkpoint.architecture
+        self.shard = plan_shards(self.whole, group.size(), self._together)[group.rank()]
+        layers = zip(self.whole.layers, self.shard.layers, strict=True)
+        self.architecture = replace(self.whole, layers=tuple(_narrowed(*each) for each in layers))
+
+    def _together(self, index: int) -> tuple[int, int]:
+        """Columns of a layer's MLP, and of its experts, that are quantised together."""
+        layer, prefix = self.whole.layers[index], f"model.layers.{index}"
+        mlp = 1 if layer.mlp is None else self.checkpoint.tensor(f"{prefix}.mlp.down_proj.weight").group
+        if layer.experts is None:
+            return mlp, 1
+        return mlp, self.checkpoint.tensor(f"{prefix}.experts.down_proj.weight").group
 
     def linear(self, name: str, bias: bool = False) -> Linear:
-        kind = name.rpartition(".")[2]
-        part = self.parts[kind]
         tensor = self.checkpoint.tensor(f"{name}.weight")
         offset = self.checkpoint.tensor(f"{name}.bias") if bias else None
-        if kind in ("o_proj", "down_proj"):
+        part = self.part_of(name, tensor.shape[0])
+        if part is None:
+            return super().linear(name, bias)
+        if name.endswith(("o_proj", "down_proj")):
             linear = self.make_linear(tensor.cut(part.start, part.stop), None)
             return Summed(linear, None if offset is None else self.array(offset), self.group)
-        return self.make_linear(tensor.rows(part), None if offset is None else offset.rows(part))
+        rows = slice(part.start, part.stop)
+        return self.make_linear(tensor.rows(rows), None if offset is None else offset.rows(rows))
+
+    def part_of(self, name: str, rows: int) -> range | None:
+        """This rank's rows of a weight with so many (columns, of those that are summed); None: it has all."""
+        place = name.split(".")
+        kind = place[-1]
+        if kind in ("embed_tokens", "embed_tokens_per_layer", "lm_head"):
+            return _rows(rows, self.group.size(), self.group.rank())
+        if place[-2] not in ("self_attn", "mlp"):
+            return None
+        index = int(place[2])
+        layer, part = self.whole.layers[index], self.shard.layers[index]
+        if place[-2] == "mlp":
+            divided = kind in ("gate_proj", "up_proj", "down_proj") and layer.mlp and not _is_whole(layer.mlp)
+            return part.columns if divided else None
+        widths = _head_widths(layer.attention) if layer.attention is not None else {}
+        if kind not in widths:
+            return None
+        heads = part.keys if kind in ("k_proj", "v_proj") else part.queries
+        return range(heads.start * widths[kind], heads.stop * widths[kind])
+
+    def named(self, name: str) -> mx.array:
+        """The part of a latent that is made keys and values is of heads, too."""
+        if not name.endswith("kv_b_proj.weight"):
+            return super().named(name)
+        tensor = self.checkpoint.tensor(name)
+        part = self.part_of(name.removesuffix(".weight"), tensor.shape[0])
+        assert part is not None
+        return self.array(tensor.rows(slice(part.start, part.stop)))
+
+    def wide(self, name: str) -> mx.array:
+        whole = super().wide(name)
+        if not name.endswith(".sinks"):
+            return whole
+        own = self.shard.layers[int(name.split(".")[2])].queries
+        return whole[own.start : own.stop]
+
+    def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
+        tensor = self.checkpoint.tensor(f"{name}.weight")
+        offset = self.named(f"{name}.bias") if bias else None
+        part = self.shard.layers[int(name.split(".")[2])].experts
+        own = slice(part.start, part.stop)
+        if name.endswith("down_proj"):
+            mine = _stack(tensor, self.packed).cut(part.start, part.stop)
+            if offset is not None and self.group.rank():
+                offset = mx.zeros_like(offset)  # added once
+        else:
+            mine = _middle(_stack(tensor, self.packed), own)
+            offset = None if offset is None else offset[:, own]
+        if mine.kind == "mlx_quantized":
+            return QuantizedExpertLinear(*self.packed_parts(mine), offset)
+        return ExpertLinear(self.array(mine), offset)
+
+    def experts(self, part: Experts, prefix: str) -> Mixture:
+        return SummedMixture(super().experts(part, prefix), self.group)
 
     def head_norm(self, name: str, part: Attention) -> Norm:
-        if part.qk_norm != "projection":
+        if part.qk_norm not in ("projection", "heads"):
             return super().head_norm(name, part)
         kind, weight = name.rpartition(".")[2], self.norm_weight(name)
-        copies = 1 if kind == "q_norm" else self.shard.copies
-        return SummedNorm(weight[self.parts[kind]], self.whole.norm_eps, weight.shape[0], copies, self.group)
-
-    def _part(self, layer: Layer) -> Layer:
-        assert layer.attention is not None and layer.mlp is not None
-        queries, keys = len(self.shard.queries), len(self.shard.keys)
-        return replace(
-            layer,
-            attention=replace(layer.attention, num_attention_heads=queries, num_key_value_heads=keys),
-            mlp=replace(layer.mlp, intermediate_size=len(self.shard.columns)),
-        )
+        own = self.shard.layers[int(name.split(".")[2])]
+        heads = own.queries if kind == "q_norm" else own.keys
+        eps = self.whole.norm_eps
+        if part.qk_norm == "heads":
+            mine = weight[heads.start : heads.stop]
+            return LayerNorm(mine, None, eps) if self.whole.norm == "layer" else RMSNorm(mine, eps)
+        width = part.head_dim
+        copies = 1 if kind == "q_norm" else own.copies
+        mine = weight[heads.start * width : heads.stop * width]
+        return SummedNorm(mine, eps, weight.shape[0], copies, self.group)
 
     def vocabulary(self) -> tuple[Embedding, Linear]:
-        embed = self.linear("model.embed_tokens")
-        head = embed if self.whole.tie_word_embeddings else self.linear("lm_head")
-        embedding = SummedEmbedding(Embedding(embed, self.dtype), self.shard.vocabulary, self.group)
+        embedding, head = super().vocabulary()
         return embedding, Gathered(head, self.whole.vocab_size, self.group)
 
-    def _dims(self, heads: range) -> slice:
-        return slice(heads.start * self.whole.head_dim, heads.stop * self.whole.head_dim)
+    def embedding(self, linear: Linear, tokens: int) -> Embedding:
+        rows = _rows(tokens, self.group.size(), self.group.rank())
+        return SummedEmbedding(super().embedding(linear, tokens), rows, self.group)
 
 
-def _slice(part: range) -> slice:
-    return slice(part.start, part.stop)
+def _narrowed(layer: Layer, part: Part) -> Layer:
+    """The layer as this rank computes it."""
+    attention, mlp, experts = layer.attention, layer.mlp, layer.experts
+    if attention is not None:
+        queries, keys = len(part.queries), len(part.keys)
+        attention = replace(attention, num_attention_heads=queries, num_key_value_heads=keys)
+    if mlp is not None:
+        mlp = replace(mlp, intermediate_size=len(part.columns))
+    if experts is not None:
+        experts = replace(experts, intermediate_size=len(part.experts))
+    return replace(layer, attention=attention, mlp=mlp, experts=experts)
+
+
+def _head_widths(part: Attention) -> dict[str, int]:
+    """How many rows (of `o_proj`, columns) of each projection are of one head."""
+    sizes, width = part.latent, part.head_dim
+    if sizes is None:
+        return {"q_proj": (1 + part.gated) * width, "k_proj": width, "v_proj": width, "o_proj": width}
+    query = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
+    both = sizes.qk_nope_head_dim + sizes.v_head_dim
+    return {"q_proj": query, "q_b_proj": query, "kv_b_proj": both, "o_proj": sizes.v_head_dim}
+
+
+def _stack(tensor: Tensor, packed: bool) -> DenseTensor | PackedTensor:
+    """The experts' weights (n, out, in) in one tensor."""
+    if tensor.kind == "mlx_quantized":
+        return PackedTensor(*tensor.quantized()) if packed else DenseTensor(tensor.numpy())
+    return DenseTensor(tensor.raw())
+
+
+def _middle(tensor: DenseTensor | PackedTensor, rows: slice) -> DenseTensor | PackedTensor:
+    """These rows of every expert's weight."""
+    if isinstance(tensor, DenseTensor):
+        return DenseTensor(tensor.data[:, rows])
+    biases = None if tensor.biases is None else tensor.biases[:, rows]
+    return replace(tensor, packed=tensor.packed[:, rows], scales=tensor.scales[:, rows], biases=biases)
