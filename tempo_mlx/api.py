@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -26,14 +26,16 @@ from tempo_mlx.errors import ConfigError, PromptError, RankLostError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.loading import LoadedModel, load_model
+from tempo_mlx.loading import LoadedModel, load_model, require_loaded
+from tempo_mlx.report.checks import FINISH_REASONS
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.text import JointText, inline_set
 from tempo_mlx.resolution import resolve
 from tempo_mlx.settings import canonical, settings_of, shown
+from tempo_mlx.strict import copy_json
 from tempo_mlx.task import Task
-from tempo_mlx.token_ids import token_ids
+from tempo_mlx.token_ids import listed, token_ids
 from tempo_mlx.weights import Tokenizer
 from tempo_mlx.weights.reasoning import THINK
 
@@ -95,7 +97,7 @@ def score(
     The model is not asked whether the text ends there. settings: those of `generate` that change distributions (bias,
     penalties, grammars, truncation); the numbers are at temperature 1. Raises PromptError, ConfigError.
     """
-    check_model(loaded)
+    require_loaded(loaded)
     config = resolve({"decoder": "plain", **settings}) if settings else None
     if not isinstance(prompt, str):
         prompt = encode_prompt(loaded, prompt, GenerateConfig(chat=is_messages(prompt))).token_ids
@@ -127,7 +129,7 @@ def stream(
 
     Raises ConfigError for a setting or function that is unknown, out of range, or without effect; PromptError.
     """
-    check_model(loaded)
+    require_loaded(loaded)
     spec = decoder if isinstance(decoder, DecoderSpec) else None
     given: dict[str, Any] = {**settings}
     if config is not None:
@@ -142,7 +144,11 @@ def stream(
             f"config is for the {resolved.decoder} decoder, and decoder is {given['decoder']}; give one of them."
         )
     functions = Functions(prune, select, schedule, value, logits_processors)
+    if not callable(interrupted):
+        raise ConfigError(f"interrupted is {shown(interrupted)}; give a function, or leave it out.")
     encoded = encode_prompt(loaded, prompt, resolved)
+    if cache is not None:
+        check_cache(loaded, cache, encoded)
     return Stream(Task(loaded, encoded, resolved, functions, spec), interrupted, cache)
 
 
@@ -331,18 +337,13 @@ class Cancellation:
             return "cancelled"
         if self._timeout is not None and time.perf_counter() - self.started > self._timeout:
             return "timeout"
-        return self._outside()
-
-
-def check_model(loaded: object) -> None:
-    """Raises ConfigError for anything but a model that was loaded."""
-    if isinstance(loaded, LoadedModel):
-        return
-    if isinstance(loaded, str | os.PathLike):
-        raise ConfigError(
-            f"{shown(loaded)} names a model that is not loaded yet; give tempo_mlx.load({shown(loaded)})."
-        )
-    raise ConfigError(f"{shown(loaded)} is no model; give what tempo_mlx.load(...) returned.")
+        reason = self._outside()
+        if reason is not None and not (isinstance(reason, str) and reason in FINISH_REASONS):
+            raise ConfigError(
+                f"The function interrupted returned {shown(reason)}; it must return None to go on, or why not: "
+                f"{', '.join(FINISH_REASONS)}."
+            )
+        return reason
 
 
 def check_config(config: object, settings: Mapping[str, object]) -> None:
@@ -354,6 +355,15 @@ def check_config(config: object, settings: Mapping[str, object]) -> None:
         )
     if settings:
         raise ConfigError(f"config says every setting already; leave out {', '.join(settings)}, or it.")
+
+
+def check_cache(loaded: LoadedModel, cache: object, prompt: RunPrompt) -> None:
+    """Raises ConfigError for anything but a cache of the model's with less than the prompt in it."""
+    made = loaded.model.new_cache()
+    if not isinstance(cache, type(made)) or len(cache) >= max(1, len(prompt.token_ids)):
+        raise ConfigError(
+            f"cache is {shown(cache)}; give one of this model that holds a beginning of the prompt, or leave it out."
+        )
 
 
 def is_messages(prompt: Prompt) -> bool:
@@ -381,9 +391,11 @@ def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -
     return encode_chat(tokenizer, [{"role": "user", "content": prompt}], config)
 
 
-def checked_messages(messages: Iterable[Any]) -> list[Message]:
-    """Raises PromptError for a message without role or content."""
-    checked = list(messages)
+def checked_messages(messages: object) -> list[Message]:
+    """Copies. Raises PromptError for a message without role or content, or with what no template could write."""
+    checked = listed(messages)
+    if checked is None:
+        raise PromptError(f"messages is {shown(messages)}; give a list of them.")
     for number, message in enumerate(checked, 1):
         fields = message if isinstance(message, Mapping) else {}
         if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
@@ -391,7 +403,7 @@ def checked_messages(messages: Iterable[Any]) -> list[Message]:
                 f"Message {number} is {shown(message)}; give it a role and a content, both text, as in "
                 '{"role": "user", "content": "Hello"}.'
             )
-    return checked
+    return [copy_json(message, PromptError, f"message {number}") for number, message in enumerate(checked, 1)]
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], config: GenerateConfig) -> RunPrompt:

@@ -8,10 +8,21 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tempo_mlx.errors import OutputError, PromptError
+from tempo_mlx.errors import OutputError, PromptError, TempoError
+
+
+def path_of(path: object, error: type[TempoError]) -> Path:
+    """`path` where it can be one, of a file or a folder. Raises `error`."""
+    name = b"\0"
+    if isinstance(path, str | os.PathLike):
+        with suppress(UnicodeEncodeError):
+            name = os.fsencode(path)
+    if b"\0" in name:
+        raise error(f"{repr(path)[:80]} is no path; give the name of a file.")
+    return Path(os.fsdecode(name))
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
@@ -35,8 +46,9 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
     """The content of a file; `what` it is, for the message. Raises PromptError."""
+    place = path_of(path, PromptError)
     try:
-        return Path(path).read_bytes()
+        return place.read_bytes()
     except OSError as error:
         raise PromptError(f"Cannot read {what} in {path}: {reason_of(error)}.") from error
 
@@ -57,7 +69,7 @@ def reason_of(error: OSError) -> str:
 
 def write_atomic(path: str | os.PathLike[str], text: str, *, make_folder: bool = False) -> None:
     """Write text (UTF-8) as `replacing` does; to a device or pipe directly, as there is nothing to rename."""
-    target = Path(path)
+    target = path_of(path, OutputError)
     if target.exists() and not target.is_file() and not target.is_dir():
         with _explained(path):
             target.write_text(text, encoding="utf-8")
@@ -73,7 +85,7 @@ def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Ite
     A symbolic link is followed. Raises OutputError where the file cannot be written; what was there before is then
     unchanged.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path_of(path, OutputError)))
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{target.suffix}")
     if target.is_dir():
         raise OutputError(f"Cannot write {path}: it is a directory; name a file in it.")

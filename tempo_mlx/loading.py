@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -13,6 +14,7 @@ from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Model
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader
+from tempo_mlx.settings import shown
 from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
 from tempo_mlx.weights.memory import require_memory
 
@@ -29,6 +31,17 @@ class LoadedModel:
     config: LoadConfig = field(default_factory=LoadConfig)
     leader: Leader | None = None
     lock: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
+
+
+def require_loaded(loaded: object) -> None:
+    """Raises ConfigError for anything but a model that was loaded."""
+    if isinstance(loaded, LoadedModel):
+        return
+    if isinstance(loaded, str | os.PathLike):
+        raise ConfigError(
+            f"{shown(loaded)} names a model that is not loaded yet; give tempo_mlx.load({shown(loaded)})."
+        )
+    raise ConfigError(f"{shown(loaded)} is no model; give what tempo_mlx.load(...) returned.")
 
 
 def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: bool = False) -> LoadedModel:

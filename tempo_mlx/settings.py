@@ -179,8 +179,8 @@ class Setting:
 
     def _check_one(self, value: object, source: str) -> Any:
         wrong = ConfigError(f"{source} is {shown(value)}; choose {self.values_text}.")
-        if value in self.choices and not isinstance(value, bool):
-            return value
+        if isinstance(value, str | Integral) and not isinstance(value, bool) and value in self.choices:
+            return self.choices[self.choices.index(value)]
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise wrong
@@ -285,10 +285,11 @@ def suggestion(key: str, names: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` for an error message: its repr, short."""
+    """`value` for an error message: its repr, short and on one line."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"
     text = repr(value)
+    text = " ".join(text.split()) if "\n" in text else text  # of numpy's tables
     return text if len(text) <= 80 else text[:77] + "..."
 
 

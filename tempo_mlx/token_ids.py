@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import index
+from typing import Any
 
 import numpy as np
 
 from tempo_mlx.errors import PromptError, TempoError
 from tempo_mlx.strict import kind_of
+
+
+def listed(values: object) -> list[Any] | None:
+    """What a caller gives one after the other; None where that is a text, or nothing of the kind."""
+    if isinstance(values, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(values, Iterable):
+        return None
+    try:
+        return list(values)
+    except TypeError:  # numpy calls a single number iterable, too
+        return None
 
 
 def token_ids(
@@ -18,10 +29,11 @@ def token_ids(
 
     Raises `error`. A backend would read beside its arrays where an id has no row.
     """
-    if isinstance(values, (str, bytes, bytearray, memoryview)) or not isinstance(values, Iterable):
+    found = listed(values)
+    if found is None:
         raise error(f"{what} must be text or token ids, not {kind_of(values)}.")
     ids = []
-    for place, value in enumerate(values):
+    for place, value in enumerate(found):
         try:
             token = index(value)
         except TypeError:

@@ -185,11 +185,16 @@ PENALTIES: Mapping[str, tuple[Penalty, float]] = {
 
 def processed(processor: Processor, tokens: Ints, logits: Float32s) -> Float32s:
     """A row's logits (V,) by a function of the caller's own. Raises ConfigError where it returns none."""
-    found = np.asarray(processor(tokens, logits[None].copy()), np.float32)
+    given = processor(tokens, logits[None].copy())
+    try:
+        with np.errstate(over="ignore"):
+            found = np.asarray(given, np.float32)
+    except (TypeError, ValueError):  # no numbers
+        found = np.empty(0, np.float32)
     if found.size != logits.size or np.isnan(found).any() or not np.isfinite(found.max()):
         raise ConfigError(
             f"The logits processor {shown(processor)} must return as many logits as it was given (1, "
-            f"{logits.size}), none of them NaN and not all -inf; it returned {shown(found)}."
+            f"{logits.size}), none of them NaN and not all -inf; it returned {shown(given)}."
         )
     return found.reshape(-1)
 

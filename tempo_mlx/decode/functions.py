@@ -58,11 +58,14 @@ class Functions:
     def check(self, spec: DecoderSpec, others: Iterable[DecoderSpec]) -> None:
         """Raises ConfigError for what is no function, of no use to the decoder, or excluded by another."""
         for name, function in self.given().items():
-            listed = list(function) if isinstance(function, Iterable) else [function]
-            if wrong := [each for each in listed if not callable(each)]:
-                raise ConfigError(
-                    f"{name} is {shown(wrong[0])}; give a function (docs/extend.md shows some)."
-                )
+            several = name == PROCESSORS
+            if several and not (isinstance(function, list | tuple) and function):
+                raise ConfigError(f"{name} is {shown(function)}; give a list of functions, or leave it out.")
+            for each in function if several and isinstance(function, Iterable) else [function]:
+                if not callable(each):
+                    raise ConfigError(
+                        f"{name} is {shown(each)}; give a function (docs/extend.md shows some)."
+                    )
             if name not in spec.functions:
                 able = " or ".join(other.name for other in others if name in other.functions)
                 raise ConfigError(

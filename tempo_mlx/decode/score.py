@@ -25,7 +25,8 @@ from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias, ancestor_parents
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
-from tempo_mlx.token_ids import token_ids
+from tempo_mlx.settings import shown
+from tempo_mlx.token_ids import listed, token_ids
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
 
@@ -64,7 +65,12 @@ def score(
     vocabulary = loaded.model.architecture.vocab_size
     prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(token_ids(prompt, vocabulary))
     sequences: list[list[int]] = []
-    for item in continuations:
+    items = listed(continuations)
+    if items is None:
+        raise PromptError(
+            f"continuations is {shown(continuations)}; give a list of texts, or of lists of token ids."
+        )
+    for item in items:
         if not isinstance(item, str):
             sequences.append(list(token_ids(item, vocabulary, "A continuation")))
             continue
@@ -82,7 +88,7 @@ def score(
             tuple(ids),
             tuple(each.tolist()),
         )
-        for item, ids, each in zip(continuations, sequences, log_probs, strict=True)
+        for item, ids, each in zip(items, sequences, log_probs, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from numbers import Integral
 
 import numpy as np
@@ -14,6 +14,7 @@ from tempo_mlx.decode.functions import Functions, Select
 from tempo_mlx.decode.schedules import Schedule, constant
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.settings import shown
+from tempo_mlx.token_ids import listed
 
 # probabilities (V,), step, excluded ids -> ids, best first
 Selector = Callable[[Float32s, int, Collection[int]], Ints]
@@ -56,13 +57,13 @@ def chosen_by(
     eligible = probabilities.copy()
     eligible[list(excluded)] = 0.0
     found = function(eligible, step)
-    listed = list(found) if isinstance(found, Iterable) else None
-    if listed is None or not all(isinstance(token, Integral) for token in listed):
+    tokens = listed(found)
+    if tokens is None or not all(isinstance(token, Integral) for token in tokens):
         raise ConfigError(
-            f"The select function returned {shown(found if listed is None else listed)} at step {step}; it must return "
+            f"The select function returned {shown(found if tokens is None else tokens)} at step {step}; it must return "
             "token ids, best first."
         )
-    ids = np.array(listed, np.int64)
+    ids = np.array(tokens, np.int64)
     if not len(ids) or len(set(ids.tolist())) < len(ids) or not (0 <= ids.min() <= ids.max() < len(eligible)):
         raise ConfigError(
             f"The select function returned {ids.tolist()} at step {step}; it must return one or more different tokens."

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from tempo_mlx.decode.paths import T, TokenSet, best_paths, is_usable, layers_of
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.errors import OutputError, RunFileError
-from tempo_mlx.files import fault_of_json, reason_of, write_atomic
+from tempo_mlx.files import fault_of_json, path_of, reason_of, write_atomic
 from tempo_mlx.report.checks import FINISH_REASONS, check
 from tempo_mlx.report.notebook import run_html
 from tempo_mlx.report.phrases import Phrase, phrases_in
@@ -143,8 +142,9 @@ class Run(Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
+        place = path_of(path, RunFileError)
         try:
-            content = Path(path).read_bytes()
+            content = place.read_bytes()
         except OSError as error:
             raise RunFileError(f"Cannot read {path}: {reason_of(error)}.").as_bad_usage() from error
         try:

@@ -65,7 +65,7 @@ class Conversation:
         Raises ConfigError; PromptError for messages that are none.
         """
         self.session = loaded if isinstance(loaded, Session) else Session(loaded)
-        self.messages = [dict(message) for message in checked_messages(messages)]
+        self.messages = checked_messages(messages)
         given: dict[str, Any] = {**settings} if decoder is None else {**settings, "decoder": decoder}
         if config is not None:
             check_config(config, given)
@@ -93,7 +93,14 @@ class Conversation:
         return decoding
 
     def keep(self, run: Run, text: str | None = None) -> Run:
-        """Add the last question and its answer. text: one of `run.texts`, where that is not to be the best."""
+        """Add the last question and its answer. text: one of `run.texts`, where that is not to be the best.
+
+        Raises PromptError for what is neither.
+        """
+        if not isinstance(run, Run):
+            raise PromptError(f"{shown(run)} is no run; give what the stream's run() returned.")
+        if text is not None and not isinstance(text, str):
+            raise PromptError(f"The answer is {shown(text)}; give a text, or leave it out.")
         self.messages.append({"role": "user", "content": self._question})
         self.messages.append({"role": "assistant", "content": run.final_text if text is None else text})
         return run

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tempo_mlx.api import DecodingKeywords, Prompt, Stream, check_model, stream
+from tempo_mlx.api import DecodingKeywords, Prompt, Stream, stream
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.loading import LoadedModel
+from tempo_mlx.loading import LoadedModel, require_loaded
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.report.run import Run
 
@@ -27,7 +27,7 @@ class Session:
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Raises ConfigError for anything but a loaded model."""
-        check_model(loaded)
+        require_loaded(loaded)
         self.loaded = loaded
         self._ids: Sequence[int] = ()
         self._cache: Any = loaded.model.new_cache()  # begins with as much of _ids as was run

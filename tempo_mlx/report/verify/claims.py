@@ -13,14 +13,14 @@ from tempo_mlx.decode.decoder import DecoderSpec
 from tempo_mlx.decode.functions import PROCESSORS, REPLACED, Functions, described
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError, ModelError, RunFileError
-from tempo_mlx.loading import LoadedModel
+from tempo_mlx.loading import LoadedModel, require_loaded
 from tempo_mlx.model.forward import Model
 from tempo_mlx.report.answers import Answers
 from tempo_mlx.report.checks import check_vocabulary
 from tempo_mlx.report.records import PINNED, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import resolve, upgrade
-from tempo_mlx.settings import settings_of
+from tempo_mlx.settings import settings_of, shown
 
 # Settings that files of version 0.1.0 do not have, or that meant something else then (resolution.upgrade).
 LATER = frozenset({"carry", "template_variables"}) | {
@@ -93,8 +93,11 @@ class Claims:
 
 def read_claims(run: Run, loaded: LoadedModel, processors: Sequence[Processor] = ()) -> Claims:
     """Raises ModelError where `loaded` is not the run's model, RunFileError for what no run can say, ConfigError where
-    `processors` are not the run's.
+    `loaded` is no model, and where `processors` are not the run's.
     """
+    require_loaded(loaded)
+    if not isinstance(run, Run):
+        raise RunFileError(f"{shown(run)} is no run; give what generate returned, or Run.load(path).")
     check_model(run, loaded.model)
     check_processors(run, processors)
     return Claims(run, loaded, read_config(run), frozenset(run.custom or ()), tuple(processors))
