@@ -226,7 +226,7 @@ class GenerateConfig(Checked):
     )
     repetition_penalty: float = _text(
         1.0, "Divide the logits of tokens among the last ones, the prompt's included, by this; multiply negative ones.",
-        above=0, maximum=100,
+        minimum=0.01, maximum=100,
     )
     repetition_context_size: int = _window("repetition_penalty")
     presence_penalty: float = _text(
