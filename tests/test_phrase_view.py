@@ -7,7 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
+from tempo_mlx.cli.thinking import ThinkingPrinter
 from tempo_mlx.decode.step import Step
+from tempo_mlx.decode.thinking import Splitter
 from tempo_mlx.report import terminal
 from tempo_mlx.report.phrases import phrases_in
 from tempo_mlx.report.styles import raw, styled_phrases
@@ -164,3 +166,26 @@ def test_a_pipe_gets_characters_as_they_are_and_ends_before_a_stop_string() -> N
             printer.add(one)
         printer.finish()
         assert file.getvalue() == expected + "\n"
+
+
+def test_reasoning_reads_as_text_and_the_answer_as_phrases() -> None:
+    tokenizer = ByteTokenizer(
+        [b"<eos>", b"<think>", b" Well", b"</think>", b"\n", b" Yes", b" No", b" we", b" go"]
+    )
+    screen = Screen(80)
+    out, err = console(screen), Console(file=io.StringIO(), width=80)
+    printer = ThinkingPrinter(out, err, Look("phrases").view_of(tokenizer, 0), Splitter(False))
+    before: list[int] = []
+    sets = [{1: 0.9}, {2: 0.6, 6: 0.3}, {7: 0.9}, {3: 0.9}, {4: 0.9}, {5: 0.6, 6: 0.3}, {7: 0.9}, {8: 0.9}]
+    slot = 3
+    for index, ids in enumerate(sets):
+        rows = {f"t{token}": [p] * len(before) for token, p in ids.items()}
+        made = members(ids, slot, before, **rows)
+        before = sorted(member.slot for member in made if member.slot is not None)
+        slot += len(made)
+        printer.add(step(index, made))
+    printer.finish()
+    assert err.file.getvalue() == "Well we\n\n"
+    assert screen.text() == ["[Yes/No] we go"]
+    ((line, hue), *_) = screen.rows()
+    assert [c for c, h in zip(line, hue, strict=False) if h] == ["N", "o"]

@@ -8,7 +8,6 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +69,8 @@ class RunPrinter:
         from tempo_mlx.report.terminal import make_printer
 
         decoding, config = self.decoding, self.decoding.config
-        thinks = decoding.task.thinks
-        look = replace(self.look, view="text") if thinks and self.look.view == "phrases" else self.look
-        self.view = look.view_of(decoding.loaded.tokenizer, removal_window(config), config.stop)
-        if thinks:
+        self.view = self.look.view_of(decoding.loaded.tokenizer, removal_window(config), config.stop)
+        if decoding.task.thinks:
             from tempo_mlx.cli.thinking import ThinkingPrinter
             from tempo_mlx.decode.thinking import Splitter
 

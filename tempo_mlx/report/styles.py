@@ -47,11 +47,15 @@ def isolated(text: str) -> str:
 
 
 class Bit(NamedTuple):
-    """Text with a style. alone: it stands among others, and its direction must not carry them along."""
+    """Text with a style. alone: it stands among others, and its direction must not carry them along.
+
+    fork: the phrase with alternatives that this is a part of.
+    """
 
     text: str
     style: str = ""
     alone: bool = False
+    fork: Phrase | None = None
 
 
 def drawn(bits: Iterable[Bit]) -> Text:
@@ -96,11 +100,11 @@ def styled_phrases(found: Iterable[Phrase], shares: bool = False) -> list[Bit]:
         choices = [(phrase.text, phrase.share or 0.0, "")]
         choices += [(a.text, a.share, shade(a.share, SHARES)) for a in phrase.alternatives]
         for index, (text, share, style) in enumerate(choices):
-            result.append(Bit("/" if index else "[", MARK_STYLE))
-            result.append(Bit(one_line(text) if index else text, style, True))
+            result.append(Bit("/" if index else "[", MARK_STYLE, fork=phrase))
+            result.append(Bit(one_line(text) if index else text, style, True, phrase))
             if shares:
-                result.append(Bit(f" {share:.2f}", MARK_STYLE))
-        result.append(Bit("]", MARK_STYLE))
+                result.append(Bit(f" {share:.2f}", MARK_STYLE, fork=phrase))
+        result.append(Bit("]", MARK_STYLE, fork=phrase))
     return result
 
 

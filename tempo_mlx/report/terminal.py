@@ -24,6 +24,7 @@ from tempo_mlx.report.text import Tokenizer, texts_along, visible_whitespace
 from tempo_mlx.report.views import View
 
 REFRESH_SECONDS = 0.05
+WORD_BEGINS = re.compile(r"(?<=\s)(?=\S)")
 
 
 class Printer(Protocol):
@@ -133,32 +134,33 @@ class Lines:
     def __init__(self, out: Console) -> None:
         self._out = out
         self._column = 0
-        self._word = ""  # may still grow
+        self._word = Text()  # may still grow
 
     def write(self, bits: Iterable[Bit]) -> None:
         if not self._out.is_terminal:
-            self._put(raw(bits))
+            self._out.file.write(raw(bits))
+            self._out.file.flush()
             return
-        *whole, self._word = re.split(r"(?<=\s)(?=\S)", self._word + drawn(bits).plain)
-        self._put("".join(map(self._placed, whole)))
+        text = self._word.append_text(drawn(bits))
+        *whole, self._word = text.divide([match.start() for match in WORD_BEGINS.finditer(text.plain)])
+        for word in whole:
+            self._place(word)
 
     def end(self) -> None:
         """No more follows."""
-        self._put(self._placed(self._word) + "\n")
-        self._column, self._word = 0, ""
-
-    def _placed(self, word: str) -> str:
-        """A word and the blanks after it, on a line of its own where the last has no room for it."""
-        length = cell_len(word.rstrip())
-        turn = "\n" if self._column and self._column + length > self._out.width else ""
-        self._column = (0 if turn else self._column) + cell_len(word)
-        if "\n" in word:
-            self._column = cell_len(word.rpartition("\n")[2])
-        return turn + word
-
-    def _put(self, text: str) -> None:
-        self._out.file.write(text)
+        self._place(self._word)
+        self._out.file.write("\n")
         self._out.file.flush()
+        self._column, self._word = 0, Text()
+
+    def _place(self, word: Text) -> None:
+        """A word and the blanks after it, on a line of its own where the last has no room for it."""
+        length = cell_len(word.plain.rstrip())
+        turn = "\n" if self._column and self._column + length > self._out.width else ""
+        self._column = (0 if turn else self._column) + word.cell_len
+        if "\n" in word.plain:
+            self._column = cell_len(word.plain.rpartition("\n")[2])
+        self._out.print(Text(turn).append_text(word), end="", soft_wrap=True)
 
 
 class LivePrinter:
