@@ -108,9 +108,25 @@ def test_why_and_branches_look_at_the_last_answer(talk: Talk) -> None:
     assert "no answer to look at" in err and "nothing to answer" in err
 
 
+def test_another_answer_can_be_picked_and_gone_on_with(talk: Talk, home: Path) -> None:
+    flags = ("-t", "1", "--threshold", "0.02")
+    out, err = talk(
+        "Hello", "/branches 3", "/pick 4", "/pick 2", "/save a.json", "And you?", "/pick 1", flags=flags
+    )
+    first, *listed = out.splitlines()[:4]
+    assert "/pick is '4'; choose a whole number from 1 to 3." in err and "number 2 now" in err
+    said = json.loads((home / "a.json").read_text())["messages"]
+    assert [message["role"] for message in said] == ["user", "assistant"]
+    assert said[1]["content"].strip() == listed[1].removeprefix("2.").strip() != first.strip()
+    assert err.count("nothing to pick from") == 1, "a new answer has others"
+    again, _ = talk("/load a.json", "And you?", flags=flags)
+    assert again.splitlines()[-1] == out.splitlines()[4], "what follows goes on from the picked one"
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("/pick 1", "There is nothing to pick from; /branches lists other answers."),
         ("/undoo", "There is no command /undoo; did you mean /undo?"),
         ("/nonsense", "There is no command /nonsense; /help lists them."),
         ("/save", "Say where: /save NAME"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts, resolve
-from tempo_mlx.settings import settings_of, suggestion
+from tempo_mlx.settings import settings_of, shown, suggestion
 from tempo_mlx.sources import Given
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Chat:
     out: Console
     err: Console
     again: int = 0  # how often the last message was answered anew
+    others: Sequence[str] = ()  # answers to the last message that were listed
     ended: bool = field(default=False)
 
     @property
@@ -55,7 +56,7 @@ class Chat:
         self.given = given
 
     def ask(self, text: str) -> Run:
-        self.again = 0
+        self.again, self.others = 0, ()
         return self.conversation.show(text, self.output, self.out, self.err)
 
 
@@ -124,7 +125,7 @@ def set_(chat: Chat, rest: str) -> None:
 
 def undo(chat: Chat, rest: str) -> None:
     """Forget your last message and its answer."""
-    message = chat.conversation.undo()
+    message, chat.others = chat.conversation.undo(), ()
     chat.say("There is nothing to undo." if message is None else f"Forgotten: {message}")
 
 
@@ -160,12 +161,13 @@ def take_up(chat: Chat, name: str) -> None:
     """Load a conversation, and say how far it got."""
     system = chat.conversation.take_up(name)
     chat.change(system=system, system_file=None)
+    chat.others = ()
     questions = sum(message["role"] == "user" for message in chat.conversation.messages)
     chat.say(f"Taken up: {questions} messages and their answers.")
 
 
 def branches(chat: Chat, rest: str) -> None:
-    """List other answers to your last message, with their shares: /branches 5"""
+    """List other answers to your last message, with their shares; /pick takes one."""
     from tempo_mlx.api import encode_chat
 
     count = settings_of(GenerateConfig)["branches"].parse(rest or str(BRANCHES), "/branches")
@@ -186,7 +188,21 @@ def branches(chat: Chat, rest: str) -> None:
     )
     printer = RunPrinter(chat.output, chat.out, chat.err, decoding)
     printer.follow()
-    printer.finish(decoding.run())
+    run = decoding.run()
+    printer.finish(run)
+    listed = run.texts if chat.out.is_terminal else run.paths  # as they were numbered
+    chat.others = [one.text for one in listed]
+
+
+def pick(chat: Chat, rest: str) -> None:
+    """Go on with one of the answers that /branches listed: /pick 2"""
+    if not chat.others:
+        chat.say("There is nothing to pick from; /branches lists other answers.")
+        return
+    if not rest.isdecimal() or not 1 <= int(rest) <= len(chat.others):
+        raise ConfigError(f"/pick is {shown(rest)}; choose a whole number from 1 to {len(chat.others)}.")
+    chat.conversation.choose(chat.others[int(rest) - 1])
+    chat.say(f"Your last message is answered by number {int(rest)} now.")
 
 
 def why(chat: Chat, rest: str) -> None:
@@ -209,6 +225,7 @@ def why(chat: Chat, rest: str) -> None:
 def reset(chat: Chat, rest: str) -> None:
     """Forget the conversation."""
     chat.conversation.reset()
+    chat.others = ()
 
 
 def exit_(chat: Chat, rest: str) -> None:
@@ -218,7 +235,7 @@ def exit_(chat: Chat, rest: str) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "help": show_help, "system": system, "model": model, "set": set_, "undo": undo, "again": again, "save": save,
-    "load": load, "branches": branches, "why": why, "reset": reset, "exit": exit_,
+    "load": load, "branches": branches, "pick": pick, "why": why, "reset": reset, "exit": exit_,
 }  # fmt: skip
 HINTS = {
     "system": "[TEXT]",
@@ -227,6 +244,7 @@ HINTS = {
     "save": "NAME",
     "load": "NAME",
     "branches": "[N]",
+    "pick": "N",
 }
 ALSO = {"bye": "exit", "quit": "exit", "q": "exit", "clear": "reset", "new": "reset", "?": "help", "retry": "again",
         "regen": "again"}  # fmt: skip

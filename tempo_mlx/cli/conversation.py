@@ -39,6 +39,10 @@ class TerminalConversation(Conversation):
         self.last = None
         return super().undo()
 
+    def choose(self, text: str) -> None:
+        """Have the last message answered by this instead."""
+        self.messages[-1]["content"], self.last = text, None
+
     def show(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
         """Print the answer while it comes, and keep it; Ctrl-C ends it. Without one the message is forgotten."""
         with Interrupts() as interrupts:

@@ -23,7 +23,15 @@ Name = Annotated[
 def _root(ctx: typer.Context) -> None:
     """List, fetch, describe and remove models; alone, it lists."""
     if ctx.invoked_subcommand is None:
+        from rich.table import Table
+
         list_models()
+        usage = Table.grid(padding=(0, 2))
+        for name, command in typer.main.get_group(app).commands.items():
+            usage.add_row(f"tempo-mlx models {name}", (command.help or "").partition("\n")[0])
+        err = make_consoles()[1]
+        err.print()
+        err.print(usage, style="dim")
 
 
 @app.command("list")
@@ -48,11 +56,7 @@ def list_models() -> None:
         table.add_row(
             model.name, gigabytes(model.nbytes), memory, "yes" if model.present else "no", model.description
         )
-    out, err = make_consoles()
-    out.print(table)
-    err.print(
-        "`tempo-mlx models pull MODEL` fetches one; so does its first use.", style="dim", soft_wrap=True
-    )
+    make_consoles()[0].print(table)
 
 
 def weights_in_memory(parameters: float, stored: float) -> float:
