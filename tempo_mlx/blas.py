@@ -5,7 +5,9 @@ a library that was loaded before with RTLD_GLOBAL takes their place. The wheel s
 with every name prefixed by `scipy_`; a copy without the prefix is made once (patchelf) and kept in the user's
 cache directory.
 
-TEMPO_BLAS chooses: `openblas` (the default), `netlib` (leave mlx as it is), or the path of a library.
+In front of OpenBLAS stands a library for products of few rows (few_rows.py), where a C compiler can make it.
+
+TEMPO_BLAS chooses: `openblas` (that alone), `netlib` (leave mlx as it is), or the path of a library.
 On macOS MLX uses Accelerate, and nothing is done.
 """
 
@@ -34,11 +36,17 @@ THREAD_TIMEOUT = "14"
 
 @dataclass(frozen=True)
 class BlasInfo:
-    """What MLX computes with. `reason`: why that is not an optimised library, None if it is."""
+    """What MLX computes with. `reason`: why that is not an optimised library, None if it is.
+
+    few_rows: the library that takes products of few rows, None if none does. why_not: the reason for that, where
+    one was wanted.
+    """
 
     name: str
     path: str | None = None
     reason: str | None = None
+    few_rows: str | None = None
+    why_not: str | None = None
 
 
 @cache
@@ -51,7 +59,7 @@ def ensure() -> BlasInfo:
         return BlasInfo("Accelerate" if sys.platform == "darwin" else "as built into mlx")
     if not _installed("mlx-cpu"):
         return BlasInfo("as built into mlx")
-    choice = os.environ.get("TEMPO_BLAS") or "openblas"
+    choice = os.environ.get("TEMPO_BLAS")
     if choice == "netlib":
         return BlasInfo(NETLIB, reason="TEMPO_BLAS=netlib asks for it")
     if "mlx.core" in sys.modules:
@@ -60,14 +68,30 @@ def ensure() -> BlasInfo:
         return BlasInfo("the BLAS this process had loaded before (LD_PRELOAD)")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT)
     try:
-        path = _renamed_openblas() if choice == "openblas" else choice
+        if choice not in (None, "openblas"):
+            _load(choice)
+            return BlasInfo(Path(choice).name, choice)
+        path = _renamed_openblas()
+        made, why_not = (None, None) if choice else _few_rows(path)
         _load(path)
     except BackendError as error:
         return BlasInfo(NETLIB, reason=str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return BlasInfo(NETLIB, reason=where + reason_of(error))
-    return BlasInfo("OpenBLAS" if choice == "openblas" else Path(choice).name, str(path))
+    return BlasInfo("OpenBLAS", str(path), None, made, why_not)
+
+
+def _few_rows(openblas: Path) -> tuple[str | None, str | None]:
+    """The library in front of OpenBLAS, loaded; or None, and why there is none."""
+    from tempo_mlx import few_rows
+
+    try:
+        return str(few_rows.load(ctypes.CDLL(str(openblas), ctypes.RTLD_LOCAL), openblas.parent)), None
+    except BackendError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, reason_of(error)
 
 
 def measure_gflops(size: int = 1024) -> float:

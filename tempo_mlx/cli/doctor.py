@@ -126,6 +126,10 @@ def _blas() -> Facts:
     rows = {"library": info.name + (f" ({info.path})" if info.path else "")}
     if info.reason:
         rows["why not a faster one"] = info.reason
+    if info.few_rows:
+        rows["few rows"] = info.few_rows
+    if info.why_not:
+        rows["few rows"] = f"by the same library, more slowly: {info.why_not}"
     rows["measured"] = f"{blas.measure_gflops():.0f} GFLOP/s on the CPU, 1024 x 1024 in float32"
     return rows
 

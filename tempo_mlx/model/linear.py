@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 
-from tempo_mlx import blas
+from tempo_mlx import blas, few_rows
 from tempo_mlx.mlx import mx
 from tempo_mlx.model import device
 from tempo_mlx.weights.tensor import Layout
@@ -14,13 +14,14 @@ TILE = 8  # rows that OpenBLAS's kernels for x86-64 take at once; 5 to 7 take up
 
 
 def fills_tiles(x: mx.array) -> bool:
-    """Whether rows x (L, in) are multiplied sooner with rows of zeros under them, up to a whole tile."""
+    """Whether OpenBLAS multiplies rows x (L, in) sooner with rows of zeros under them, up to a whole tile."""
+    library = blas.ensure()
     return (
         len(x) % TILE > TILE // 2
-        and len(x) < 4 * TILE
+        and (few_rows.ROWS if library.few_rows else 0) < len(x) < 4 * TILE
         and x.dtype == mx.float32
         and not device.on_gpu()
-        and blas.ensure().name == "OpenBLAS"
+        and library.name == "OpenBLAS"
         and platform.machine() == "x86_64"
     )
 
