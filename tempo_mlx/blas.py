@@ -59,7 +59,7 @@ def ensure() -> BlasInfo:
         return BlasInfo("Accelerate" if sys.platform == "darwin" else "as built into mlx")
     if not _installed("mlx-cpu"):
         return BlasInfo("as built into mlx")
-    choice = os.environ.get("TEMPO_BLAS")
+    choice = os.environ.get("TEMPO_BLAS") or None
     if choice == "netlib":
         return BlasInfo(NETLIB, reason="TEMPO_BLAS=netlib asks for it")
     if "mlx.core" in sys.modules:
