@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import RLock
 
-import numpy as np
-
 from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Model
@@ -92,9 +90,6 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
         from tempo_mlx.model.mlx_backend import build
 
         model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
-        # MLX computes what was put off (the vocabulary, norms) in the thread that put it off, and in no other; after
-        # one row nothing is left, and any thread can use the model.
-        model.forward(np.zeros(1, np.int64), np.zeros(1, np.int64), None, model.new_cache())
     return LoadedModel(model, checkpoint.tokenizer(), config, leader)
 
 

@@ -156,9 +156,9 @@ class EarlyExit:
             x, _ = self.model.run_layers(
                 joined(alike), self.model.rows(*cache.seen_by(alike), cache.inner), cache.inner, low, upto
             )
-            mx.eval(x)
-            self.account.ran(upto - low, len(alike) == 1, time.perf_counter() - start)
             parts = mx.split(x, np.cumsum([len(rows.positions) for rows in alike])[:-1].tolist())
+            mx.eval(parts, cache.inner.arrays())  # nothing is left for a thread that may be another
+            self.account.ran(upto - low, len(alike) == 1, time.perf_counter() - start)
             for rows, part in zip(alike, parts, strict=True):
                 rows.x, rows.level = part, upto
 
@@ -171,6 +171,7 @@ class EarlyExit:
             self.model.remember(
                 rows.x, self.model.rows(*cache.seen_by([rows]), cache.inner), cache.inner, rows.level
             )
+            mx.eval(cache.inner.arrays())
             cache.waiting.remove(rows)
         return self.count(rows, self.spread(found))
 

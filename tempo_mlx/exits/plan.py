@@ -20,6 +20,7 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Model
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.model.rope import follows_length
+from tempo_mlx.model.settle import settle
 from tempo_mlx.model.transformer import Transformer
 
 SURE = 0.05  # significance at which an exit that agrees too rarely for its target is closed
@@ -68,6 +69,7 @@ class Head:
         if self._linear is None:
             self.tokens = np.flatnonzero(self._listed)
             self._linear = self._model.head.choose(mx.array(self.tokens))
+            settle(self._linear)
         return np.array(self._model.logits(x, self._linear), copy=False)
 
 
@@ -185,6 +187,7 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
         translator = None
         if item.weight is not None and item.offset is not None:
             translator = mx.array(item.weight).astype(model.dtype), mx.array(item.offset).astype(model.dtype)
+            settle(translator)
         return OpenExit(item.layer, least, target, head, translator)
 
     if config.exit_layers:

@@ -50,6 +50,7 @@ class Cache:
         self._widths = {layer: (key, value) for layer, (_, key, value) in shapes.items()}
         self._capacity = 0
         self._length = 0  # slots before the rows of the forward pass under way
+        self._begin()
 
     def __len__(self) -> int:
         return self._length
@@ -114,12 +115,14 @@ class Cache:
         self._length = len(indices)
         if self._capacity - self._length > SLACK:
             self._resize(self._length)
+        self._begin()
 
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on; nothing moves. Layers with a state may have to forget more, back to where
         they know one: `len` says how many slots are left."""
         if self.states is not None:
             length = self.states.truncate(min(length, self._length))
+            self._begin()
         self.positions = self.positions[:length]
         self._length = min(length, self._length)
 
@@ -130,7 +133,12 @@ class Cache:
         other._keys = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._keys.items()}
         other._values = {layer: [mx.array(part) for part in buffer] for layer, buffer in self._values.items()}
         other.states = None if self.states is None else self.states.copy()
+        other._begin()
         return other
+
+    def _begin(self) -> None:
+        """Have what was just described computed: another thread, which may be the next to use it, could not."""
+        mx.async_eval(self.arrays())  # type: ignore[no-untyped-call]
 
     def _buffers(self) -> Iterator[list[mx.array]]:
         yield from self._keys.values()

@@ -9,6 +9,7 @@ from tempo_mlx.errors import BackendError
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.reader import Reader
+from tempo_mlx.model.settle import settle
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint
 
@@ -68,7 +69,7 @@ def build(
     """
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
-    mx.set_cache_limit(BUFFER_CACHE_BYTES)
+    mx.set_cache_limit(0)  # while reading: what is freed is of no use to the next layer
     float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
     packed = stay_packed if packed is None else packed
     reader = (make_reader or Reader)(checkpoint, float_type, packed)
@@ -76,10 +77,11 @@ def build(
     if kv_bits is not None:
         check_kv_bits(a)
     embedding, head = reader.vocabulary()
+    settle(embedding, head)
     blocks = []
     for index in range(a.num_hidden_layers):
         parts = reader.block(index)
-        mx.eval(parts.arrays())
+        settle(parts)
         blocks.append(Block(a, index, parts))
         if progress is not None:
             progress(index + 1, a.num_hidden_layers)
@@ -91,9 +93,10 @@ def build(
         "backend": "mlx",
         "device": "cpu" if kind == mx.cpu else ("metal" if mx.metal.is_available() else "cuda"),
     }
-    norm = reader.norm("model.norm")
-    assert norm is not None
-    return Transformer(a, embedding, blocks, norm, head, info, float_type, kv_bits, **reader.beside_layers())
+    norm, beside = reader.norm("model.norm"), reader.beside_layers()
+    settle(norm, beside)
+    mx.set_cache_limit(BUFFER_CACHE_BYTES)
+    return Transformer(a, embedding, blocks, norm, head, info, float_type, kv_bits, **beside)
 
 
 def check_kv_bits(a: Architecture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
 from tempo_mlx.weights.tensor import Layout
 
+# Numbers dequantised at once: a whole vocabulary's in float32 would be a good part of a small model.
+PIECE = 1 << 22
+
 
 class Reader:
     """Reads a layer at a time. A subclass may read a part of every weight (ranks/shards.py)."""
@@ -54,7 +58,14 @@ class Reader:
         """A plain weight as an MLX array of the model's dtype."""
         if tensor.kind == "bfloat16":
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
-        return mx.array(tensor.raw() if tensor.kind == "float16" else tensor.numpy()).astype(self.dtype)
+        if tensor.kind != "mlx_quantized":
+            return mx.array(tensor.raw()).astype(self.dtype)
+        rows = max(1, PIECE * tensor.shape[0] // math.prod(tensor.shape))
+        pieces = []
+        for start in range(0, tensor.shape[0], rows):
+            pieces.append(mx.array(tensor.rows(slice(start, start + rows)).numpy()).astype(self.dtype))
+            mx.eval(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
 
     def named(self, name: str) -> mx.array:
         return self.array(self.checkpoint.tensor(name))
