@@ -41,7 +41,7 @@ class TerminalConversation(Conversation):
 
     def choose(self, text: str) -> None:
         """Have the last message answered by this instead."""
-        self.messages[-1]["content"], self.last = text, None
+        self.messages[-1], self.last = {**self.messages[-1], "content": text}, None
 
     def show(self, text: str, output: OutputConfig, out: Console, err: Console) -> Run:
         """Print the answer while it comes, and keep it; Ctrl-C ends it. Without one the message is forgotten."""
