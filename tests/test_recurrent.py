@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tempo_mlx  # noqa: E402
+from tempo_mlx.architecture import states as limits  # noqa: E402
 from tempo_mlx.errors import ConfigError, ModelError  # noqa: E402
 from tempo_mlx.mlx import mx  # noqa: E402
 from tempo_mlx.model import states  # noqa: E402
@@ -25,6 +26,7 @@ from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
 from tempo_mlx.report.verify import verify  # noqa: E402
 from tempo_mlx.sessions.arena import Arena  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
+from tempo_mlx.weights.memory import estimate_memory  # noqa: E402
 from tests.twins import twin  # noqa: E402
 
 PROMPT, WIDTH, DEPTH = 20, 3, 4
@@ -223,6 +225,37 @@ def test_a_cache_says_what_its_states_take(pair: tuple[Any, Any]) -> None:
     model.forward([1, 2, 3], [0, 1, 2], None, cache, logits="none")
     numbers = sum(layer.recurrent.numbers for layer in model.architecture.layers if layer.recurrent)
     assert cache.nbytes > 4 * numbers
+    arrays = [a for memory in cache.recurrent().memories.values() for a in memory.held.values()]
+    assert sum(a.size for a in arrays) == numbers  # the last row's
+    inputs = sum(layer.recurrent.inputs for layer in model.architecture.layers if layer.recurrent)
+    assert sum(a.size for a in cache.recurrent().journal.arrays()) == 3 * inputs
+
+
+def test_an_estimate_covers_what_a_wide_run_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of three, of which some may still be removed, well beyond where the journal is cut."""
+    monkeypatch.setattr(states, "JOURNAL", 24)
+    monkeypatch.setattr(limits, "JOURNAL", 24)
+    for name in KINDS:
+        checkpoint = open_checkpoint(str(twin(name)))
+        model = build(checkpoint, "cpu", "float32")
+        cache = model.new_cache()
+        model.forward(np.arange(20), np.arange(20), None, cache, logits="none")
+        estimate = estimate_memory(checkpoint, dtype="float32", slots=256, width=3)
+        for _ in range(30):
+            size = len(cache) + 3
+            parents = np.zeros((3, size), np.float32)
+            parents[:, len(cache) - 1] = 1
+            model.forward(
+                [1, 2, 3],
+                np.full(3, len(cache)),
+                np.zeros((3, size), np.float32),
+                cache,
+                parents=parents,
+                logits="none",
+            )
+            cache.settle(len(cache) - 9)
+        assert estimate.states / 12 < cache.nbytes <= estimate.cache + estimate.states
+        assert sum(a.nbytes for a in cache.recurrent().journal.arrays()) < estimate.states / 2
 
 
 def test_lineage() -> None:

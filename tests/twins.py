@@ -272,6 +272,29 @@ GGUF_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }  # fmt: skip
 
+# Twins of each kind of layer whose cache can be quantised: its keys and values are of a multiple of 32 numbers.
+WIDE_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "wide-qwen3_5": ("Qwen3_5Text", {**_DELTA, "head_dim": 32}),
+    "wide-lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"] * 2, "num_attention_heads": 2}),
+    "wide-granite4-h": (
+        "GraniteMoeHybrid",
+        {**_MAMBA, **_SCALES, "layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3,
+         "num_local_experts": 0, "shared_intermediate_size": 48, "num_attention_heads": 2},
+    ),
+    "wide-mixtral": ("Mixtral", {"num_local_experts": 4, "num_attention_heads": 2}),
+    "wide-deepseek_v3": ("DeepseekV3", {**_LATENT, **_DEEPSEEK, "kv_lora_rank": 24, "rope_parameters": _YARN_LONG}),
+    "wide-gpt_oss": (
+        "GptOss",
+        {"head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 10,
+         "rope_parameters": {**_YARN, "truncate": False}},
+    ),
+    "wide-gemma4-e": (
+        "Gemma4Text",
+        {**_GEMMA_OWN, "head_dim": 32, "num_hidden_layers": 6, "global_head_dim": 64, "num_kv_shared_layers": 2,
+         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+    ),
+}  # fmt: skip
+
 
 @cache
 def _home() -> Path:
@@ -286,7 +309,7 @@ def reference(name: str) -> Any:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    family, differences = {**TWINS, **GGUF_TWINS}[name]
+    family, differences = {**TWINS, **GGUF_TWINS, **WIDE_TWINS}[name]
     config_class = getattr(transformers, f"{family}Config")
     model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
     config = config_class(**{**_SIZES, **differences})

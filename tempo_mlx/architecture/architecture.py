@@ -134,6 +134,11 @@ class DeltaNet:
         """Of the states of one row."""
         return self.channels * self.kernel + self.value_heads * self.key_dim * self.value_dim
 
+    @property
+    def inputs(self) -> int:
+        """Of what the steps of one row need."""
+        return self.channels + self.value_heads * (self.key_dim + self.value_dim + 2)
+
 
 @dataclass(frozen=True)
 class ShortConv:
@@ -146,6 +151,10 @@ class ShortConv:
     @property
     def numbers(self) -> int:
         return self.channels * self.kernel
+
+    @property
+    def inputs(self) -> int:
+        return self.channels
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,10 @@ class Mamba2:
     @property
     def numbers(self) -> int:
         return self.channels * self.kernel + self.inner * self.state
+
+    @property
+    def inputs(self) -> int:
+        return self.channels + self.inner + self.heads * (self.state + 1)
 
 
 Recurrent = DeltaNet | ShortConv | Mamba2

@@ -1,11 +1,24 @@
-"""From a config's values to the recurrent part of a layer."""
+"""From a config's values to the recurrent part of a layer; and how much a cache keeps of such layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tempo_mlx.architecture.architecture import DeltaNet, Mamba2, ShortConv
+from tempo_mlx.architecture.architecture import Architecture, DeltaNet, Mamba2, ShortConv
 from tempo_mlx.architecture.config import Config
+
+JOURNAL = 256  # rows after which the base moves on, where it can
+CHECKPOINTS = 4
+HELD_BYTES = 512 * 2**20  # of states that are held beside the newest rows'
+
+
+def bytes_of_states(a: Architecture, slots: int, width: int) -> int:
+    """What a cache of so many slots, run in sets of `width`, holds at most: the newest rows' states and those that
+    replays begin from, older ones as far as there is room, and the journal (model/states.py)."""
+    parts = [layer.recurrent for layer in a.layers if layer.recurrent is not None]
+    state, row = 4 * sum(part.numbers for part in parts), 4 * sum(part.inputs for part in parts)
+    needed = state * (2 * width + CHECKPOINTS)
+    return needed + min(HELD_BYTES, state * slots) + row * min(slots, 2 * JOURNAL)
 
 
 def delta_net(values: Config) -> DeltaNet:

@@ -95,6 +95,7 @@ def info(
         checkpoint = open_checkpoint(model, progress=progress)
     about = manage.describe(checkpoint, context)
     a, stored, wide = checkpoint.architecture, about.as_stored, about.as_float32
+    states = f", and {size(wide.states)} of states" if wide.states else ""
     rows = {
         "model": checkpoint.id,
         "path": str(checkpoint.path),
@@ -106,7 +107,7 @@ def info(
         "vocabulary": f"{a.vocab_size:,} tokens",
         "quantisation": checkpoint.quantization,
         "weights": f"{size(stored.weights)} as stored, {size(wide.weights)} in float32",
-        "cache": f"{size(wide.cache)} at {about.slots:,} slots in float32, half in 16 bits",
+        "cache": f"{size(wide.cache)} at {about.slots:,} slots in float32, half in 16 bits{states}",
         "memory": f"{size(stored.total)} as stored, {size(wide.total)} in float32, with cache and 8 rows",
         "licence": about.licence or "not stated",
     }

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tempo_mlx.architecture.states import CHECKPOINTS, HELD_BYTES, JOURNAL
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import ModelError
 from tempo_mlx.mlx import mx
@@ -23,9 +24,6 @@ from tempo_mlx.model.lineage import Lineage, Segment, segments
 
 FEW = 16  # rows of a pass up to which all of their states are held, not the last one's alone
 STRETCH = 64  # rows of a chain from which on it is a checkpoint that is kept of them, and no journal
-JOURNAL = 256  # rows after which the base moves on, where it can
-CHECKPOINTS = 4
-HELD_BYTES = 512 * 2**20  # of states that are held beside the newest rows'
 
 Key = tuple[int, int]  # a layer, and which of its recurrences
 Inputs = tuple[mx.array, ...]  # (L, ...) each: what the steps of L rows need
