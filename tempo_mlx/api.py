@@ -313,9 +313,9 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
             limit = self.config.max_cache_tokens
             if reason := self.task.ending(self.decoder, self._watch):
                 return reason
-            if len(self.steps) >= self.config.max_tokens:
+            if self.decoder.full:
                 return "length"
-            if limit is not None and len(self.decoder.cache) + len(self.steps[-1].tokens) > limit:
+            if limit is not None and self.decoder.slots_next > limit:
                 return "memory"
         return self.cancellation()
 

@@ -18,7 +18,8 @@ from tempo_mlx.settings import Audience, Checked, Setting, row, settings_of
 # it brings settings of its own.
 USES: Mapping[str, frozenset[str]] = {
     "superposed": frozenset({"temperature", "threshold", "selection", "width", "sets", "thinking", "exits"}),
-    "tree": frozenset({"text", "temperature", "threshold", "branches", "thinking", "exits"}),
+    "tree": frozenset({"text", "temperature", "threshold", "branches", "merging", "gate", "thinking", "exits"}),
+    "enumerate": frozenset({"text", "threshold", "selection", "merging", "gate", "leaves"}),
     "mcts": frozenset({"text", "temperature", "threshold", "selection", "width", "mcts"}),
     "beam": frozenset({"text", "beams"}),
     "diverse-beam": frozenset({"text", "beams", "diversity"}),
@@ -286,8 +287,27 @@ class GenerateConfig(Checked):
         0, "Follow so many branches, and give those that are probable and say what no other does (a pair of tokens is "
         "worth branch_diversity).", "branches", minimum=0, maximum=256, default_text="as many as branches",
     )
+    branch_entropy: float = _search(
+        0.0, "Branch only where the next token is so uncertain: least entropy, in nats.", "gate", minimum=0,
+        maximum=100,
+    )
     merge_length: int = _search(
-        3, "Branches whose last so many tokens agree are merged; 0: never.", "branches", minimum=0, maximum=1_000_000,
+        3, "Branches whose last so many tokens agree are merged; 0: never.", "merging", minimum=0, maximum=1_000_000,
+        default_text="3; 10 under --decoder enumerate",
+    )
+    leaves: int = _search(
+        8, "Distinct texts with their exact probabilities: so many. Selects --decoder enumerate.", "leaves", "everyday",
+        minimum=1, maximum=1_000_000, implies=("decoder",), default_text="off (8 under --decoder enumerate)",
+    )
+    coverage: float | None = _search(
+        None, "Stop once the texts found have this probability.", "leaves", above=0, maximum=1,
+    )
+    rows: int = _search(
+        8, "Texts followed at once; changes how soon they are found, and nothing else.", "leaves", minimum=1,
+        maximum=256,
+    )
+    max_passes: int | None = _search(
+        None, "Stop after so many forward passes.", "leaves", minimum=1, maximum=1_000_000,
     )
     paths: int = _search(
         0, "Also read so many coherent paths off the lattice, with exact log-probabilities.", "sets", "everyday",

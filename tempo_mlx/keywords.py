@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 DecoderName = Literal[
     "superposed",
     "tree",
+    "enumerate",
     "mcts",
     "beam",
     "diverse-beam",
@@ -165,8 +166,18 @@ class GenerateSettings(TypedDict, total=False):
     best_of: int
     """Follow so many branches, and give those that are probable and say what no other does (a pair of tokens is
     worth branch_diversity)."""
+    branch_entropy: float
+    """Branch only where the next token is so uncertain: least entropy, in nats."""
     merge_length: int
     """Branches whose last so many tokens agree are merged; 0: never."""
+    leaves: int
+    """Distinct texts with their exact probabilities: so many. Selects --decoder enumerate."""
+    coverage: float | None
+    """Stop once the texts found have this probability."""
+    rows: int
+    """Texts followed at once; changes how soon they are found, and nothing else."""
+    max_passes: int | None
+    """Stop after so many forward passes."""
     paths: int
     """Also read so many coherent paths off the lattice, with exact log-probabilities."""
     path_distance: float

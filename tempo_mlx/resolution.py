@@ -21,6 +21,9 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     "plain": {"decoder": "plain"},
 }
 
+# Defaults that a decoder has of its own.
+OWN: Mapping[str, Mapping[str, object]] = {"enumerate": {"merge_length": 10}}
+
 # Flags of the original: ACCEPTED name what always holds here, REFUSED what does not exist here (and why).
 ACCEPTED = ("--no-lci-dynamic-threshold", "--no-use-lci-dynamic-threshold", "--no-preserve-isolated-tokens")
 REFUSED: Mapping[str, str] = {
@@ -116,6 +119,7 @@ def resolve(explicit: Mapping[str, object], ambient: Mapping[str, object] | None
             value = {**preset, **weak, **given}.get(switch.setting, _default(switch.setting))
             source.setdefault(switch.setting, switch.on if value == switch.off else value)
     values: dict[str, Any] = {**preset, **weak, **given}
+    values = {**OWN.get(str(values.get("decoder")), {}), **values}
     for name in [name for name in values if name not in given and unused(name, values)]:
         del values[name]
     for name, value in values.items():

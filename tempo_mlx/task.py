@@ -84,7 +84,7 @@ class Task:
         if decoder.finished or watch(decoder.steps):
             return "stop"
         context = self.loaded.model.architecture.max_position_embeddings
-        return "length" if len(self.prompt.token_ids) + len(decoder.steps) >= context else None
+        return "length" if len(self.prompt.token_ids) + decoder.length >= context else None
 
     def assemble(
         self,
@@ -99,7 +99,7 @@ class Task:
         tokenizer = self.loaded.tokenizer
         answers = [self.answers.read(reading.token_ids) for reading in readings]
         run = build_run(
-            [] if decoder is None else decoder.steps,
+            [] if decoder is None else decoder.recorded(),
             prompt=self.prompt,
             model_info=self.loaded.model.info,
             config=self.functions.in_force(as_dict(self.config)),

@@ -41,6 +41,12 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"branches": 2, "best_of": 5, "threshold": 0.02}, {"branches": 4, "threshold": 0.02}, {"branches": 1},
         {"branches": 4, "threshold": 0.05},
     ),
+    "enumerate": (
+        {"leaves": 4}, {"leaves": 3, "min_steps": 5}, {"leaves": 5, "stop": ("a", "e")}, {"leaves": 6, "rows": 1},
+        {"leaves": 4, "selection": "top-p", "top_p": 0.7}, {"leaves": 4, "selection": "top-k", "top_k": 3},
+        {"leaves": 9, "coverage": 0.02, "threshold": 0.01}, {"leaves": 9, "max_passes": 7, "threshold": 0.02},
+        {"leaves": 4, "branch_entropy": 2.0, "threshold": 0.02}, {"leaves": 8, "merge_length": 1, "threshold": 0.01},
+    ),
     "mcts": (
         {"min_steps": 6}, {"mcts_simulations": 12}, {"min_steps": 6, "threshold": 0.02}, {"min_steps": 8},
         {"mcts_depth": 1}, {"selection": "top-p"}, {"stop": ("a", "e")}, {"mcts_c_puct": 3.0},
@@ -68,7 +74,7 @@ def settings_of(decoder: str, kind: int) -> dict[str, Any]:
         settings = {"mcts_simulations": 6, "mcts_depth": 2, "threshold": 0.02, **settings}
         if "selection" in settings:
             del settings["threshold"]
-    if decoder not in ("beam", "diverse-beam"):
+    if decoder not in ("beam", "diverse-beam", "enumerate"):
         settings["temperature"] = TEMPERATURES[kind]
     return settings
 

@@ -18,7 +18,7 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.resolution import resolve
-from tests.trees import decode, loaded, prompt, removals, teacher
+from tests.trees import decode, entropy_after, loaded, prompt, removals, teacher
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -100,6 +100,28 @@ def test_a_branch_avoids_pairs_of_other_texts(
     node = Node(0, -4.0, 4, 0, node)  # 7, 3, 7, 0, 7: the text itself went on from 7 with 0
     node = Node(7, -5.0, 5, 0, node)
     assert rule.own(Frontier(log_probs, log_probs, [node], [False], [], frontier.ends)) == [0]
+
+
+def test_branches_begin_only_where_the_next_token_is_uncertain() -> None:
+    sizes = []
+    for gate in (0.0, 2.5):
+        run = decode(
+            loaded(),
+            prompt(3),
+            branches=6,
+            max_tokens=14,
+            threshold=0.02,
+            branch_entropy=gate,
+            merge_length=0,
+        )
+        begun = [path.token_ids for path in run.paths]
+        sizes.append([len({ids[:at] for ids in begun}) for at in range(1, 15)])
+        for ids in begun:
+            for at in range(len(ids)):
+                if len({other[at] for other in begun if other[:at] == ids[:at] and len(other) > at}) > 1:
+                    entropy = entropy_after("llama", prompt(3), ids[:at])
+                    assert entropy >= gate - 1e-3
+    assert sizes[0] != sizes[1]
 
 
 def test_diversity_makes_texts_share_less() -> None:

@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"decoder": "plain", "temperature": 0.8, "min_steps": 10},
     "greedy": {"decoder": "plain", "temperature": 0.0, "min_steps": 10},
     "tree": {"branches": 3, "threshold": 0.02, "min_steps": 3},
+    "enumerate": {"leaves": 4, "threshold": 0.02, "min_steps": 3},
     "mcts": {"decoder": "mcts", "mcts_simulations": 8, "mcts_depth": 2, "threshold": 0.02, "min_steps": 10},
     "beam": {"decoder": "beam", "beam_width": 3, "min_steps": 4},
     "diverse-beam": {"decoder": "diverse-beam", "beam_width": 3, "min_steps": 4},

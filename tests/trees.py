@@ -74,6 +74,13 @@ def teacher(name: str, ids: Sequence[int], tokens: Sequence[int]) -> list[float]
     return [float(log_probs[len(ids) - 1 + i, token]) for i, token in enumerate(tokens)]
 
 
+def entropy_after(name: str, ids: Sequence[int], tokens: Sequence[int]) -> float:
+    """Of the next token, by transformers, in nats."""
+    with torch.inference_mode():
+        logits = reference(name)(torch.tensor([[*ids, *tokens]])).logits[0, -1].double()
+    return float(torch.distributions.Categorical(logits=logits).entropy())
+
+
 def removals(run: Run) -> Iterator[str]:
     for step in run.steps:
         for token in step.tokens:

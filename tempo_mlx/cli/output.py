@@ -86,6 +86,8 @@ class RunPrinter:
         )
 
     def _make_branches(self) -> Printer | None:
+        if self.decoding.task.spec.masses:  # whose steps are passes, at many places at once
+            return None
         from tempo_mlx.report.terminal import make_branch_printer
 
         length, status = len(self.decoding.prompt.token_ids), not self.output.quiet

@@ -11,7 +11,7 @@ import numpy as np
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.decoder import DecoderSpec, Setup
-from tempo_mlx.decode.selection import draw
+from tempo_mlx.decode.selection import draw, entropy
 from tempo_mlx.decode.step import Rejected, Removal
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Tree, best_children
 
@@ -32,6 +32,7 @@ class Branches:
         self.width = max(config.branches, config.best_of)
         self.threshold: float | None = config.threshold
         self.floor = float(np.log(max(config.threshold, np.finfo(np.float32).tiny)))
+        self.gate = config.branch_entropy
         self.merge_length = config.merge_length
         self.diversity = config.branch_diversity
         self.pairs: set[tuple[int, int]] = set()  # neighbours in any text so far
@@ -100,9 +101,13 @@ class Branches:
         return int(tokens[draw(np.exp(scores), place)])
 
     def others(self, frontier: Frontier, taken: set[tuple[int, int]]) -> Iterator[Child]:
-        """Children at or above the threshold besides those taken, the most probable text first."""
+        """Children at or above the threshold besides those taken, the most probable text first; where there is a gate,
+        only of rows whose next token is uncertain enough (arXiv 2601.15296).
+        """
         rows, tokens = best_children(frontier.tempered, 2 * self.width + len(frontier.nodes))
         likely = frontier.tempered[rows, tokens] >= self.floor
+        if self.gate:
+            likely &= np.array([entropy(np.exp(row)) for row in frontier.tempered])[rows] >= self.gate
         rows, tokens = rows[likely], tokens[likely]
         sums = np.array([node.log_prob for node in frontier.nodes])[rows] + frontier.log_probs[rows, tokens]
         for index in np.argsort(-sums, kind="stable").tolist():

@@ -89,6 +89,25 @@ class Decoder(ABC):
     def finished(self) -> bool:
         """Whether nothing can follow."""
 
+    @property
+    def length(self) -> int:
+        """Of texts that get a token each step; 0 where texts see to their length themselves."""
+        return len(self.steps)
+
+    @property
+    def full(self) -> bool:
+        """Whether the settings allow no further step."""
+        return self.length >= self.config.max_tokens
+
+    @property
+    def slots_next(self) -> int:
+        """How many slots the cache holds when the newest rows are run."""
+        return len(self.cache) + len(self.steps[-1].tokens)
+
+    def recorded(self) -> Sequence[Step]:
+        """The steps as the run file has them."""
+        return self.steps
+
     @abstractmethod
     def advance(self) -> Step:
         """Make one step, and `record` it."""
@@ -123,7 +142,8 @@ class DecoderSpec:
     lattice: its run is one text of sets, read along their edges; otherwise texts that each stand for themselves.
     editable: one can go back in its run and decide otherwise (sessions). log_probs: it runs rows in slot order, so that
     a token's rivals are known (completions). texts: the setting that says how many texts it gives. functions: those of
-    the caller's own it can be given (see `Functions`).
+    the caller's own it can be given (see `Functions`). masses: how probable all
+    other texts are is known too.
     """
 
     name: str
@@ -132,4 +152,5 @@ class DecoderSpec:
     editable: bool = False
     log_probs: bool = False
     texts: str | None = None
+    masses: bool = False
     functions: tuple[str, ...] = ()

@@ -121,6 +121,12 @@ def draw(mass: NDArray[np.floating], place: float) -> int:
     return int(np.searchsorted(cumulative, place * cumulative[-1], side="right"))
 
 
+def entropy(probabilities: NDArray[np.floating]) -> float:
+    """Of a distribution (V,), in nats."""
+    seen = probabilities[probabilities > 0.0]
+    return float(-(seen * np.log(seen)).sum(dtype=np.float64))
+
+
 def _best(probabilities: NDArray[np.floating], count: int, floor: float) -> Ints:
     """The `count` most probable ids with probability >= floor > 0, best first, ties by id."""
     # At most 1/f tokens reach probability f, so a first look at f = 1e-4 spares sorting the vocabulary.

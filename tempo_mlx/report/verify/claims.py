@@ -23,9 +23,9 @@ from tempo_mlx.resolution import resolve, upgrade
 from tempo_mlx.settings import settings_of, shown
 
 # Settings that files of version 0.1.0 do not have, or that meant something else then (resolution.upgrade).
-LATER = frozenset({"carry", "template_variables"}) | {
-    name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"
-}
+LATER = frozenset(
+    {"carry", "template_variables", "branch_entropy", "leaves", "coverage", "rows", "max_passes"}
+) | {name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"}
 
 
 @dataclass(frozen=True)

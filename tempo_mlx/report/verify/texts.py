@@ -143,7 +143,11 @@ def check_ending(claims: Claims, book: Book, finished: bool | None) -> None:
         book.lie("length", f"The run has {count} steps; config.max_tokens is {config.max_tokens}.")
     if run.is_lattice:
         finished = _lattice_has_ended(claims, book)
-    at_length = count >= config.max_tokens or run.prompt_length + count >= context
+    at_context = run.prompt_length + count >= context
+    at_length = count >= config.max_tokens or at_context
+    if claims.spec.masses:  # whose texts see to their length themselves
+        passes = (run.tree or {}).get("passes")
+        at_context, at_length = False, config.max_passes is not None and passes == config.max_passes
     if finished is None or not count:
         return
     book.did("finish_reason")
@@ -151,11 +155,13 @@ def check_ending(claims: Claims, book: Book, finished: bool | None) -> None:
         book.same("finish_reason", reason, "stop")
     elif reason == "stop":
         book.lie("ending", "The file says that the text ended (finish_reason stop); nothing in it ends it.")
-    elif at_length and run.prompt_length + count >= context:
+    elif at_context:
         book.same("finish_reason", reason, "length")
     elif reason == "length" and not at_length:
-        book.lie("ending", f"The file says finish_reason length after {count} of {config.max_tokens} steps.")
-    elif count >= config.max_tokens and reason != "length" and not claims.own:
+        book.lie(
+            "ending", f"The file says finish_reason length after {count} steps; nothing limits it there."
+        )
+    elif at_length and reason != "length" and not claims.own:
         book.same("finish_reason", reason, "length")
     if reason in ("cancelled", "timeout", "memory"):
         book.open(f"that the run ended early ({reason})")

@@ -1,0 +1,260 @@
+"""The order in which the texts of a model are enumerated (arXiv 2604.20500). No model: what follows a text is told.
+
+A *path* leaves the tree known so far with one token and follows the most probable one from there on, until its text
+ends: a *leaf*. It weighs what prefix and token are worth, the probability of all texts that begin so; paths are taken
+by falling weight, the first from the prompt. What leaves a path weighs less than the path does, so this order is one of
+all paths there are, whenever each is followed: following several at once changes when a leaf is known, and never which.
+
+Every probability is at temperature 1. Of all texts, `found` have ended; the others begin with a token that is kept and
+not taken (`open`), with one that is not kept (`truncated`), or as a text does that came to repeat another (`merged`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from tempo_mlx.arrays import Floats, Ints
+from tempo_mlx.decode.tree import Node
+
+NOTHING: Ints = np.empty(0, np.int64)
+Key = tuple[
+    float, int, int, int
+]  # of a path: falling weight; of equals the shorter, the lower token, the older
+
+
+@dataclass(eq=False)
+class Place(Node):
+    """A token of a text, or the prompt. Once known, `kept` (n,) are the tokens that may follow, the best first, with
+    the log-probabilities (n,) that they have here; `gone`: the probability that another does.
+
+    probability: of its token, there. row: its place among the rows in the cache. number: of the places so far.
+    """
+
+    number: int = -1
+    probability: float = 1.0
+    row: int | None = None
+    kept: Ints = field(default_factory=lambda: NOTHING)
+    log_probs: Floats = field(default_factory=lambda: np.empty(0))
+    gone: float = 0.0
+
+
+def line(place: Node | None) -> Iterator[Place]:
+    """The place, the one before it, and so on; the prompt is the last."""
+    while place is not None:
+        assert isinstance(place, Place)
+        yield place
+        place = place.parent
+
+
+@dataclass(eq=False)
+class Path:
+    """Its own places begin at the `begins`th token of its text and end at `tip`. ended: as a leaf, or since its last
+    tokens repeat another text's."""
+
+    key: Key
+    begins: int
+    tip: Place
+    ended: Literal["", "leaf", "merged"] = ""
+
+    def places(self) -> list[Place]:
+        return [place for place in line(self.tip) if place.length >= self.begins][::-1]
+
+
+@dataclass(frozen=True)
+class Masses:
+    """Probabilities that sum to 1."""
+
+    found: float
+    open: float
+    truncated: float
+    merged: float
+
+
+class Agenda:
+    """Paths that wait, that are followed, and those that are settled: in order, with nothing before them to come.
+
+    leaves: so many are wanted; coverage: so much probability; None: all there is. merge_length: a path ends where so
+    many of its own last tokens are in a row in a text before it; 0: never. ends: whether a place is the last of its
+    text.
+    """
+
+    def __init__(
+        self, leaves: int | None, coverage: float | None, merge_length: int, ends: Callable[[Place], bool]
+    ) -> None:
+        self.coverage, self.merge_length, self.ends = coverage, merge_length, ends
+        self.root = Place(-1, 0.0, 0, 0)
+        self.followed = [Path((0.0, 0, -1, 0), 1, self.root)]
+        self.waiting: list[
+            tuple[Key, Place, int]
+        ] = []  # heap: of each place the best of `kept` not taken yet
+        self.settled: list[Path] = []
+        self.fresh: list[Place] = []  # places since somebody looked
+        self.room = (
+            math.inf if leaves is None else leaves
+        )  # how many paths may still become leaves that are wanted
+        self.found = 0.0
+        self.done = False
+        self.count = 0
+        self.endings: dict[tuple[int, ...], list[Place]] = {}  # last tokens in settled texts
+
+    def learn(self, path: Path, kept: Ints, log_probs: Floats, gone: float) -> None:
+        """What may follow the tip of a path; it goes on with the best of it."""
+        place = path.tip
+        place.kept, place.log_probs, place.gone = kept, log_probs, gone
+        self.wait(place, 1)
+        path.tip = self.grow(place, 0)
+        self.close(path)
+
+    def grow(self, place: Place, index: int) -> Place:
+        log_prob = float(place.log_probs[index])
+        child = Place(int(place.kept[index]), place.log_prob + log_prob, place.length + 1, 0, place)
+        child.number, child.probability = self.count, math.exp(log_prob)
+        self.count += 1
+        self.fresh.append(child)
+        return child
+
+    def wait(self, place: Place, index: int) -> None:
+        if index < len(place.kept):
+            weight = place.log_prob + float(place.log_probs[index])
+            key = (-weight, place.length, int(place.kept[index]), place.number)
+            heapq.heappush(self.waiting, (key, place, index))
+
+    def begin(self) -> None:
+        """Take the best that waits."""
+        key, place, index = heapq.heappop(self.waiting)
+        self.wait(place, index + 1)
+        path = Path(key, place.length + 1, self.grow(place, index))
+        self.followed.append(path)
+        self.close(path)
+
+    def close(self, path: Path) -> None:
+        """Say whether a path has ended."""
+        if self.ends(path.tip):
+            path.ended = "leaf"
+        elif self.repeats(path.tip, path):
+            path.ended = "merged"
+
+    def next(self, rows: int) -> list[Path]:
+        """At most `rows` paths to go on with: the heaviest of those that may become leaves that are wanted."""
+        while not self.done:
+            ranked = sorted(self.followed, key=lambda path: path.key)
+            running = [path for path in ranked[: int(min(self.room, len(ranked)))] if not path.ended][:rows]
+            if not self.waiting:
+                return running
+            best = self.waiting[0][0]
+            before = sum(path.key < best for path in ranked)
+            if before >= self.room or sum(path.key < best for path in running) >= rows:
+                return running
+            self.begin()
+        return []
+
+    def settle(self) -> None:
+        """Settle paths as long as the heaviest has ended."""
+        while not self.done:
+            if self.waiting and all(self.waiting[0][0] < path.key for path in self.followed):
+                self.begin()
+            if not self.followed:
+                self.done = True
+                return
+            best = min(self.followed, key=lambda path: path.key)
+            self.cut(best)
+            if not best.ended:
+                return
+            self.followed.remove(best)
+            self.settled.append(best)
+            self.remember(best)
+            if best.ended == "leaf":
+                self.found += math.exp(best.tip.log_prob)
+                self.room -= 1
+            self.done = self.room <= 0 or (self.coverage is not None and self.found >= self.coverage)
+
+    # -- texts that come to repeat another
+
+    def remember(self, path: Path) -> None:
+        for place in path.places() if self.merge_length else ():
+            if place.length >= self.merge_length:
+                self.endings.setdefault(tuple(place.token_ids(self.merge_length)), []).append(place)
+
+    def repeats(self, place: Place, path: Path) -> bool:
+        """Whether the last tokens of a path, all its own, are in a row in a settled text, and not in its own past."""
+        if not self.merge_length or place.length - path.begins + 1 < self.merge_length:
+            return False
+        others = self.endings.get(tuple(place.token_ids(self.merge_length)), ())
+        if not others:
+            return False
+        own = {each.number for each in line(place)}
+        return any(other.number not in own for other in others)
+
+    def cut(self, path: Path) -> None:
+        """End a path, all before it being settled, at its first place that repeats; nothing leaves it from there on.
+
+        What ends its text is no such place: how probable that text is, is known.
+        """
+        if not self.merge_length:
+            return
+        places = path.places()
+        going = places[:-1] if path.ended == "leaf" else places
+        first = next((at for at, place in enumerate(going) if self.repeats(place, path)), None)
+        if first is None:
+            return
+        void = {place.number for place in places[first:]}
+        path.tip, path.ended = places[first], "merged"
+        self.followed = [each for each in self.followed if each is path or not _through(each.tip, void)]
+        self.waiting = [item for item in self.waiting if not _through(item[1], void)]
+        heapq.heapify(self.waiting)
+
+    # -- what there is
+
+    def pending(self, most: int) -> Iterator[Place]:
+        """What paths go on from, heaviest first, of at most so many that may become wanted leaves."""
+        most = int(min(most, self.room))
+        ranked = [(path.key, path.tip) for path in self.followed if not path.ended]
+        ranked += [
+            (key, place) for key, place, _ in heapq.nsmallest(most, self.waiting, key=lambda item: item[0])
+        ]
+        for _, place in sorted(ranked, key=lambda item: item[0])[:most]:
+            yield place
+
+    def outcome(self) -> list[Path]:
+        """The settled paths. Before the end also the leaves that may have others before them; the text under way, where
+        there is none."""
+        if self.done:
+            return self.settled
+        ended = [path for path in self.followed if path.ended == "leaf"]
+        paths = [*self.settled, *sorted(ended, key=lambda path: path.key)]
+        if any(path.ended == "leaf" for path in paths):
+            return paths
+        under_way = [path for path in self.followed if path.tip.length]
+        return [*paths, *sorted(under_way, key=lambda path: path.key)[:1]]
+
+
+def masses(paths: Iterable[Path]) -> Masses:
+    """What a set of paths says of all texts."""
+    paths = list(paths)
+    ends = {path.tip.number for path in paths}
+    places = {place.number: place for path in paths for place in line(path.tip)}
+    taken = {
+        (place.parent.number, place.token) for place in places.values() if isinstance(place.parent, Place)
+    }
+    sums = {"found": 0.0, "open": 0.0, "truncated": 0.0, "merged": 0.0}
+    for path in paths:
+        sums[{"leaf": "found", "merged": "merged", "": "open"}[path.ended]] += math.exp(path.tip.log_prob)
+    for place in places.values():
+        if place.number in ends:
+            continue
+        here = math.exp(place.log_prob)
+        sums["truncated"] += here * place.gone
+        for token, log_prob in zip(place.kept.tolist(), place.log_probs.tolist(), strict=True):
+            if (place.number, token) not in taken:
+                sums["open"] += math.exp(place.log_prob + log_prob)
+    return Masses(**sums)
+
+
+def _through(place: Place, void: set[int]) -> bool:
+    return any(each.number in void for each in line(place))
