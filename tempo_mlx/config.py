@@ -18,7 +18,9 @@ from tempo_mlx.settings import Audience, Checked, Setting, row, settings_of
 # it brings settings of its own.
 USES: Mapping[str, frozenset[str]] = {
     "superposed": frozenset({"temperature", "threshold", "selection", "width", "sets", "thinking", "exits"}),
-    "tree": frozenset({"text", "temperature", "threshold", "branches", "merging", "gate", "thinking", "exits"}),
+    "tree": frozenset(
+        {"text", "temperature", "threshold", "branches", "merging", "gate", "thinking", "exits"}
+    ),
     "enumerate": frozenset({"text", "threshold", "selection", "merging", "gate", "leaves"}),
     "mcts": frozenset({"text", "temperature", "threshold", "selection", "width", "mcts"}),
     "beam": frozenset({"text", "beams"}),

@@ -19,8 +19,8 @@ from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
-from tempo_mlx.report.answers import Answers
 from tempo_mlx.report.build import build_run
+from tempo_mlx.report.reader import Reader
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import Stops, StopWatch
@@ -45,9 +45,9 @@ class Task:
         return self.own or DECODERS[self.config.decoder]
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> Reader:
         """How its texts are read."""
-        return Answers(self.loaded.tokenizer, self.config, self.prompt.text)
+        return Reader(self.loaded.tokenizer, self.config, self.prompt.text)
 
     @property
     def opened(self) -> bool:

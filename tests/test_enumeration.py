@@ -203,10 +203,8 @@ def test_rows_leave_the_cache_once_no_wanted_text_needs_them() -> None:
 
 
 def test_branching_only_where_the_next_token_is_uncertain() -> None:
-    open_, gated = (
-        enumerate_(12, threshold=0.06, leaves=500, branch_entropy=gate) for gate in (0.0, 1.9)
-    )
-    assert 1 < len(gated.paths) < len(open_.paths)
+    open_, gated = (enumerate_(12, threshold=0.06, leaves=100, branch_entropy=gate) for gate in (0.0, 1.9))
+    assert texts(gated) != texts(open_)
     known = after(12)
     for text in texts(gated):
         for at, token in enumerate(text):
@@ -307,3 +305,18 @@ def test_settings_that_belong_to_it() -> None:
         resolve({"leaves": 4, "temperature": 0.5})
     with pytest.raises(ConfigError, match="coverage has no effect with the tree decoder"):
         resolve({"branches": 4, "coverage": 0.5})
+
+
+def test_truncation_and_grammars_take_mass_away() -> None:
+    run = enumerate_(12, threshold=0.0, leaves=100_000, top_p=0.6)
+    tree = run.tree or {}
+    assert tree["open"] == 0.0 and 0.1 < tree["truncated"] < 0.9
+    assert tree["found"] + tree["truncated"] == pytest.approx(1.0, abs=1e-9)
+    expected = all_texts(12)
+    for path in run.paths:
+        assert math.exp(path.logprob) == pytest.approx(expected[path.token_ids], abs=1e-6)
+    assert verify(run, small(12)).ok
+    model = loaded()
+    chosen = generate(model, prompt(1), leaves=9, threshold=0.0, choices=("in", "on", "and"))
+    assert {path.text for path in chosen.paths} >= {"in", "on", "and"}
+    assert verify(chosen, model).ok

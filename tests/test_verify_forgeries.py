@@ -147,7 +147,7 @@ def path(value: Value) -> Value:
 
 def node(value: Value) -> Value:
     """A visited node of a search, below the root's children where there is one."""
-    if value["tree"] is None:
+    if value["decoder"] != "mcts":
         return {}
     nodes = [each for step in value["tree"]["steps"] for each in step["nodes"] if each["visits"]]
     return first(each for each in nodes if each["parent"] is not None) or first(iter(nodes))
@@ -177,7 +177,7 @@ def without_last(value: Value) -> object:
     for each in tokens(value):
         if each["removed_after"] is not None and each["removed_after"] > newest:
             each.update(removed_after=None, removed_why=None)
-    if value["tree"] is not None:
+    if value["decoder"] == "mcts":
         value["tree"]["steps"].pop()
 
 
@@ -287,7 +287,7 @@ def end_too_early(value: Value) -> object:
 
 
 def tree_total(name: str, by: int) -> Forgery:
-    return put(lambda value: value["tree"] or {}, **{name: lambda number: number + by})
+    return put(lambda v: v["tree"] if v["decoder"] == "mcts" else {}, **{name: lambda number: number + by})
 
 
 def add_unvisited(value: Value) -> object:
@@ -301,7 +301,7 @@ def add_unvisited(value: Value) -> object:
 
 
 def hide_node(value: Value) -> object:
-    if value["tree"] is None:
+    if value["decoder"] != "mcts":
         return False
     nodes = next(step["nodes"] for step in value["tree"]["steps"] if len(step["nodes"]) > 2)
     return bool(nodes.pop())
@@ -449,7 +449,8 @@ FORGERIES: dict[str, Forgery] = {
     "a value": put(node, value=more(0.01)),
     "visits": put(node, visits=lambda visits: visits + 1),
     "a prior": put(
-        lambda v: first(iter(v["tree"]["steps"][0]["nodes"])) if v["tree"] else {}, prior=more(1e-3)
+        lambda v: first(iter(v["tree"]["steps"][0]["nodes"])) if v["decoder"] == "mcts" else {},
+        prior=more(1e-3),
     ),
     "a deeper prior": put(node, prior=more(0.01)),
     "a node's text": put(node, text=" lie"),

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.arrays import Float32s
+from tempo_mlx.arrays import Float32s, Floats
 from tempo_mlx.decode.combine import log_probabilities, shares
+from tempo_mlx.decode.control import Controlled
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.leaves import Agenda, Path, Place, line, masses
 from tempo_mlx.decode.selection import entropy, make_selector
@@ -44,7 +45,7 @@ class Enumeration(Decoder):
         self.tidy_at = TIDY  # so many rows
         self.most_slots = self.prompt_length
         self.paths = list(self.agenda.followed)
-        self.log_probs = log_probabilities(self.run_prompt(setup))  # (L, V), of the tips of `paths`
+        self.after = self.control(self.run_prompt(setup), [[]])  # the tips of `paths`: L rows
 
     @property
     def finished(self) -> bool:
@@ -66,9 +67,9 @@ class Enumeration(Decoder):
     def advance(self) -> Step:
         """One pass over the newest tokens of the paths that are followed; the first has the prompt's to go by."""
         if self.steps:
-            self.paths, self.log_probs = self.run(self.paths)
-        for path, log_probs in zip(self.paths, self.log_probs, strict=True):
-            self.learn(path, log_probs)
+            self.paths, self.after = self.run(self.paths)
+        for path, known, tempered in zip(self.paths, masses_of(self.after), self.after.tempered, strict=True):
+            self.learn(path, known, tempered)
         self.agenda.settle()
         self.paths = self.agenda.next(self.config.rows)
         fresh = sorted(self.agenda.fresh, key=lambda place: place.log_prob)
@@ -76,18 +77,15 @@ class Enumeration(Decoder):
         slots = {each.number: self.prompt_length + each.number for place in fresh for each in line(place)}
         return self.record(self.step_of(len(self.steps), fresh, slots, {}, len(self.paths)))
 
-    def learn(self, path: Path, log_probs: Float32s) -> None:
-        """What may follow the tip of a path, by the log-probabilities (V,) there."""
-        probabilities = np.exp(log_probs)
-        total = float(probabilities.sum(dtype=np.float64))
-        kept = self.select(probabilities, path.tip.length, self.excluded(path.tip.length))
-        if self.config.branch_entropy and entropy(probabilities) < self.config.branch_entropy:
+    def learn(self, path: Path, masses: Floats, tempered: Float32s) -> None:
+        """What may follow the tip of a path. masses (V,): the model's; tempered (V,): what is chosen from."""
+        chances = np.exp(tempered)
+        kept = self.select(chances, path.tip.length, self.excluded(path.tip.length))
+        if self.config.branch_entropy and entropy(chances) < self.config.branch_entropy:
             kept = kept[:1]
-        found = probabilities[kept].astype(
-            np.float64
-        )  # what underflowed is kept only where nothing else may follow
-        logs = np.where(found > 0.0, np.log(np.maximum(found, 1e-300)), log_probs[kept]) - np.log(total)
-        self.agenda.learn(path, kept, logs, 1.0 - float(found.sum()) / total)
+        found = masses[kept]  # what underflowed is kept only where nothing else may follow
+        logs = np.log(np.maximum(found, np.finfo(np.float64).tiny))
+        self.agenda.learn(path, kept, logs, 1.0 - float(found.sum()))
 
     def ends(self, place: Place) -> bool:
         """Whether a text ends here: by its token, a stop string, or its length."""
@@ -98,8 +96,8 @@ class Enumeration(Decoder):
 
     # -- the cache
 
-    def run(self, paths: Sequence[Path]) -> tuple[list[Path], Float32s]:
-        """Log-probabilities (L, V) after the tips of the paths, of as many as there is room for.
+    def run(self, paths: Sequence[Path]) -> tuple[list[Path], Controlled]:
+        """What may follow the tips (L rows) of the paths, of as many as there is room for.
 
         Rows before a tip that have left the cache are run again.
         """
@@ -111,9 +109,11 @@ class Enumeration(Decoder):
         while len(able) > 1 and len(self.rows) + len(self.missing(able)) > most:
             able.pop()
         new = self.missing(able)
+        texts = [path.tip.token_ids() for path in able] if self.control.reads_texts else []
+        self.control.ahead(texts)
         logits = self.forward(list(new.values()))
         rows_of = [(path.tip.row or 0) - len(self.rows) + len(new) for path in able]
-        return able, log_probabilities(logits[rows_of])
+        return able, self.control(logits[rows_of], texts)
 
     def missing(self, paths: Sequence[Path]) -> dict[int, Place]:
         """The rows up to the tips of the paths that are not in the cache, by number; parents first."""
@@ -234,6 +234,14 @@ class Enumeration(Decoder):
             residual_probability=1.0 - sum(member.probability for member in members) / max(rows, 1),
             tokens=tuple(reversed(members)),
         )
+
+
+def masses_of(after: Controlled) -> Floats:
+    """The model's probabilities (L, V); what must not come next has its own, too. Each row sums to 1."""
+    full = after.tempered if after.logits is None else log_probabilities(after.logits)
+    masses: Floats = np.exp(full).astype(np.float64)
+    masses /= masses.sum(axis=1, keepdims=True)
+    return masses
 
 
 def row_before(place: Place) -> int:

@@ -1,47 +1,190 @@
-"""A text as it is given: without what ends it, up to a stop string, and with reasoning told from the answer."""
+"""Answers: what texts say, each with the probability that the model gives it, as far as that is known.
+
+Texts that say the same are one answer. Of an enumeration an answer is at least as probable as its texts together, and
+at most that and all that was not looked at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from tempo_mlx.config import GenerateConfig
-from tempo_mlx.decode import thinking
-from tempo_mlx.report.stops import cut_at_stop
-from tempo_mlx.weights import Tokenizer
+import numpy as np
+
+from tempo_mlx.errors import ConfigError, OutputError
+from tempo_mlx.report.notebook import escaped, percent
+from tempo_mlx.report.run import Run
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]
+
+By = Callable[[str], str | None]  # what a text answers; None: nothing
+NO_ANSWER = "(no answer)"
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+EDGES = " \t\n\r\"'`*_.,;:!?()[]“”‘’…"  # what may stand around an answer and says nothing
 
 
 @dataclass(frozen=True)
-class Answers:
-    """How the texts of a decoding are read. prompt: the text that they continue."""
+class Answer:
+    """text: as its most probable text has it. lower, upper: of its probability. texts: places in the run's `paths`."""
 
-    tokenizer: Tokenizer
-    config: GenerateConfig
-    prompt: str
+    text: str
+    lower: float
+    upper: float
+    texts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Answers(Sequence[Answer]):
+    """The answers to a question, the most probable first. unseen: the probability of all texts not looked at.
+
+    run: whose texts they are; None where given choices were scored.
+    """
+
+    question: str
+    answers: tuple[Answer, ...]
+    unseen: float
+    run: Run | None = field(default=None, compare=False)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.answers[index]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.answers)
 
     @property
-    def opened(self) -> bool:
-        """Whether the prompt ends inside a block of reasoning."""
-        return thinking.is_open(self.prompt, self.tokenizer.reasoning)
+    def best(self) -> Answer | None:
+        return self.answers[0] if self.answers else None
 
     @property
-    def thinks(self) -> bool:
-        """Whether reasoning is told from the answer: where it was asked for, or the model marks it anyway."""
-        return self.config.enable_thinking or (self.config.chat and self.tokenizer.reasoning.always)
+    def decided(self) -> bool:
+        """Whether nothing that was not looked at can change which answer is the most probable."""
+        rival = self.answers[1].lower if len(self.answers) > 1 else 0.0
+        return bool(self.answers) and self.answers[0].lower >= rival + self.unseen
 
-    @property
-    def guide(self) -> thinking.Budget | None:
-        """What closes the reasoning, where the settings limit it."""
-        budget = self.config.thinking_budget
-        return None if budget is None else thinking.Budget(self.tokenizer, budget, self.opened)
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with the texts of each answer."""
+        paths = [] if self.run is None else self.run.paths
+        return {
+            "question": self.question,
+            "answers": [
+                {
+                    "text": answer.text,
+                    "lower": answer.lower,
+                    "upper": answer.upper,
+                    "texts": [{"text": paths[at].text, "logprob": paths[at].logprob} for at in answer.texts],
+                }
+                for answer in self.answers
+            ],
+            "not_looked_at": self.unseen,
+            "decided": self.decided,
+            "run": None if self.run is None else self.run.to_dict(),
+        }
 
-    def read(self, ids: Sequence[int]) -> tuple[str | None, str]:
-        """(reasoning, answer) of tokens that follow the prompt."""
-        shown = ids[:-1] if ids and ids[-1] in self.tokenizer.eos_ids else ids
-        return self.split(cut_at_stop(self.tokenizer.decode(shown, continues=True), self.config.stop))
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each answer. Raises OutputError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise OutputError("Answers.to_dataframe() needs pandas: pip install pandas.") from error
+        rows = [
+            {"answer": a.text, "lower": a.lower, "upper": a.upper, "texts": len(a.texts)}
+            for a in self.answers
+        ]
+        return pandas.DataFrame(rows)
 
-    def split(self, text: str) -> tuple[str | None, str]:
-        """(reasoning, answer) of a text; reasoning only where it is told apart."""
-        if not self.thinks:
-            return None, text
-        return thinking.split(text, self.opened, self.tokenizer.reasoning)
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{a.text[:40]!r} {a.lower:.0%}" for a in self.answers[:3])
+        return f"<Answers: {listed or 'none'}; {self.unseen:.0%} not looked at>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a bar for each answer, which opens its texts."""
+        paths = [] if self.run is None else self.run.paths
+        rows = []
+        for answer in self.answers:
+            texts = "".join(
+                f"<li>{percent(float(np.exp(paths[at].logprob)))} {escaped(paths[at].text)}</li>"
+                for at in answer.texts
+            )
+            bar = (
+                f'<div style="display:flex;gap:.6em"><span style="flex:0 0 16em;overflow:hidden;white-space:nowrap;'
+                f'text-overflow:ellipsis">{escaped(answer.text)}</span>{_bar(answer.lower, self.unseen)}</div>'
+            )
+            rows.append(f"<details><summary>{bar}</summary><ul>{texts}</ul></details>" if texts else bar)
+        rest = f'<div style="opacity:.6">not looked at {percent(self.unseen)}</div>'
+        title = f'<div style="opacity:.6">{html.escape(self.question)}</div>'
+        return f"<div>{title}{''.join(rows)}{rest}</div>"
+
+
+def _bar(share: float, unseen: float) -> str:
+    width = "flex:0 0 {:.1f}em;height:1em;background:{}"
+    known = f'<span style="{width.format(20 * share, "#4a90d9")}"></span>'
+    maybe = (
+        f'<span style="{width.format(20 * unseen, "color-mix(in srgb, #4a90d9 18%, transparent)")}"></span>'
+    )
+    return f"<span>{percent(share)}</span>{known}{maybe}"
+
+
+def answers_of(question: str, run: Run, by: By) -> Answers:
+    """The answers that the texts of a run give, each of which is exact."""
+    together: dict[str | None, list[int]] = {}
+    for at, path in enumerate(run.paths):
+        together.setdefault(by(path.text), []).append(at)
+    masses = np.exp([path.logprob for path in run.paths])
+    first = {path.token_ids: at for at, path in reversed(list(enumerate(run.paths)))}
+    masses[[at for at, path in enumerate(run.paths) if first[path.token_ids] != at]] = 0.0  # drawn twice
+    if run.finish_reason not in ("stop", "length") and not (run.tree or {}).get("found"):
+        masses[:] = 0.0  # texts that have not ended answer nothing yet
+    unseen = min(max(1.0 - float(masses.sum()), 0.0), 1.0)
+    found = []
+    for key, places in together.items():
+        lower = float(masses[places].sum())
+        best = max(places, key=lambda at: run.paths[at].logprob)
+        text = NO_ANSWER if key is None else shown(key, run.paths[best].text)
+        found.append(Answer(text, lower, min(lower + unseen, 1.0), tuple(places)))
+    ranked = sorted(found, key=lambda answer: (-answer.lower, answer.texts))
+    return Answers(question, tuple(ranked), unseen, run)
+
+
+def shown(key: str, text: str) -> str:
+    """An answer as the text has it, where it is all of it."""
+    return text.strip() if same_text(text) == key else key
+
+
+def same_text(text: str) -> str | None:
+    """Texts that differ in nothing but case, blanks and what stands around them say the same."""
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    return " ".join(words).strip(EDGES) or None
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, as it would be written plainly."""
+    found = NUMBER.findall(text)
+    if not found:
+        return None
+    number = found[-1].replace(",", "")
+    return re.sub(r"\.?0+$", "", number) if "." in number else number
+
+
+def first_match(pattern: str) -> By:
+    """What a regular expression finds first: its first group, or all of it. Raises ConfigError."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}; correct it.") from error
+
+    def answer(text: str) -> str | None:
+        match = compiled.search(text)
+        if match is None:
+            return None
+        said = match.group(1) if compiled.groups and match.group(1) is not None else match.group(0)
+        return str(said).strip() or None
+
+    return answer

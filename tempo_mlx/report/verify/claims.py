@@ -15,8 +15,8 @@ from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError, ModelError, RunFileError
 from tempo_mlx.loading import LoadedModel, require_loaded
 from tempo_mlx.model.forward import Model
-from tempo_mlx.report.answers import Answers
 from tempo_mlx.report.checks import check_vocabulary
+from tempo_mlx.report.reader import Reader
 from tempo_mlx.report.records import PINNED, RunRule
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import resolve, upgrade
@@ -60,9 +60,9 @@ class Claims:
         return DECODERS[self.run.decoder]
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> Reader:
         """How its texts are read."""
-        return Answers(self.loaded.tokenizer, self.config, self.run.prompt.text)
+        return Reader(self.loaded.tokenizer, self.config, self.run.prompt.text)
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from tempo_mlx.arrays import Float32s
-from tempo_mlx.decode.combine import log_probabilities
+from tempo_mlx.arrays import Float32s, Floats
+from tempo_mlx.decode.control import Controlled
 from tempo_mlx.decode.decoder import Reading
+from tempo_mlx.decode.enumeration import masses_of
 from tempo_mlx.decode.selection import entropy, make_selector
 from tempo_mlx.decode.step import RunStep, RunToken
 from tempo_mlx.report.stops import Stops
@@ -100,7 +101,8 @@ class EnumerationReplay:
         for record in self.claims.run.steps:
             forward = self.model.forward([0], [0], None, self.model.alive)
             assert forward.logits is not None
-            rows = self.follow(record, rows, log_probabilities(forward.logits))
+            texts = [list(row.ids()) for row in rows]
+            rows = self.follow(record, rows, self.claims.control(forward.logits, texts))
         paths = self.paths()
         self.check_merges(paths)
         open_ = [
@@ -116,24 +118,27 @@ class EnumerationReplay:
         readings = [self.reading(number, path) for number, path in enumerate(leaves)]
         return readings, self.has_ended(paths, heaviest)
 
-    def follow(self, record: RunStep, rows: list[Known], log_probs: Float32s) -> list[Known]:
+    def follow(self, record: RunStep, rows: list[Known], after: Controlled) -> list[Known]:
         """The tokens of a step, held against the rows before it; those that have a slot, in slot order."""
         book, config = self.book, self.claims.config
         by_slot = {row.token.slot if row.token else None: (row, i) for i, row in enumerate(rows)}
         used = {token.parents[0].slot if token.parents else None for token in record.tokens}
         threshold = config.threshold if config.selection == "threshold" else None
         book.same(f"the threshold of step {record.step}", record.threshold, threshold)
-        distributions = np.exp(log_probs)
+        book.same(f"what is rejected in step {record.step}", record.rejected, ())
+        book.same(f"what a grammar took away in step {record.step}", record.masked, None)
+        masses, chances = masses_of(after), np.exp(after.tempered)
         for slot in used:
             row, index = by_slot[slot]
-            self.learn(row, log_probs[index], distributions[index])
+            self.learn(row, masses[index], chances[index])
         new = []
         for token in record.tokens:
             above, index = by_slot[token.parents[0].slot if token.parents else None]
-            slack = book.tolerance.of(distributions[index], token.id)
-            book.number("probability", record.step, token.text, token.probability,
-                        float(distributions[index][token.id]), slack)  # fmt: skip
-            log_prob = above.log_prob + float(log_probs[index][token.id])
+            mass = float(masses[index][token.id])
+            book.number("probability", record.step, token.text, token.probability, mass, book.tolerance.base)
+            log_prob = above.log_prob + log_of(mass)
+            for name in ("removed_after", "removed_why", "posterior", "attention"):
+                book.same(f"the {name} of {token.text!r} in step {record.step}", getattr(token, name), None)
             node = Known(token, above, log_prob, above.length + 1)
             if token.id in above.children or token.id not in above.allowed:
                 book.lie(
@@ -150,29 +155,32 @@ class EnumerationReplay:
             book.lie("order", f"The tokens of step {record.step} are not in the order of their texts.")
         return [node for node in new if node.token is not None and node.token.slot is not None]
 
-    def learn(self, row: Known, log_probs: Float32s, distribution: Float32s) -> None:
+    def learn(self, row: Known, masses: Floats, chances: Float32s) -> None:
         """What the rule keeps after a row, as far as that is sure."""
         config, slack = self.claims.config, 2.0 * self.book.tolerance.base
         excluded = self.claims.excluded(row.length)
-        kept = self.select(distribution, row.length, excluded)
-        row.best = float(log_probs[kept[0]])
-        row.gone = 1.0 - float(distribution[kept].sum(dtype=np.float64))
-        selection = selection_of(config, row.length, len(distribution), excluded)
+        kept = self.select(chances, row.length, excluded)
+        row.best = log_of(masses[kept[0]])
+        row.gone = 1.0 - float(masses[kept].sum())
+        selection = selection_of(config, row.length, len(chances), excluded)
         by_value = selection.rule in ("threshold", "min-p")
-        floor = selection.floor(float(distribution[kept[0]])) if by_value else float(distribution[kept[-1]])
-        eligible = distribution.copy()
+        floor = selection.floor(float(chances[kept[0]])) if by_value else float(chances[kept[-1]])
+        eligible = chances.copy()
         eligible[list(excluded)] = 0.0
-        near = np.flatnonzero(np.abs(eligible - floor) <= slack)
+        close = np.abs(eligible - floor) <= slack
+        if self.claims.control.truncations:  # whose edge the last bits decide, too
+            close |= np.abs(masses - masses[chances > 0.0].min()) <= slack
+        near = np.flatnonzero(close)
         if config.branch_entropy:
-            beyond = entropy(distribution) - config.branch_entropy
+            beyond = entropy(chances) - config.branch_entropy
             if abs(beyond) <= 100.0 * slack:
                 near = kept
             elif beyond < 0.0:
-                row.gone += float(distribution[kept[1:]].sum(dtype=np.float64))
+                row.gone += float(masses[kept[1:]].sum())
                 kept, near = kept[:1], near[:0]
         unsure = set(near.tolist()) - {int(kept[0])}
-        row.unsure = float(distribution[sorted(unsure)].sum(dtype=np.float64))
-        row.sure = {token: float(log_probs[token]) for token in kept.tolist() if token not in unsure}
+        row.unsure = float(masses[sorted(unsure)].sum())
+        row.sure = {token: log_of(masses[token]) for token in kept.tolist() if token not in unsure}
         row.allowed = unsure | row.sure.keys()
 
     def ends(self, node: Known) -> bool:
@@ -324,8 +332,10 @@ class EnumerationReplay:
         return Reading(path.tip.ids(), each, path.leaf, number)
 
 
+def log_of(mass: float) -> float:
+    return math.log(max(mass, 1e-300))
+
+
 def log_prob_in_file(node: Known) -> float:
     """Of a text, by the probabilities that the file says of its tokens."""
-    return sum(
-        math.log(max(each.token.probability, 1e-300)) for each in node.line() if each.token is not None
-    )
+    return sum(log_of(each.token.probability) for each in node.line() if each.token is not None)
