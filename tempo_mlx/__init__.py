@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from tempo_mlx.api import load as load
     from tempo_mlx.api import score as score
     from tempo_mlx.api import stream as stream
+    from tempo_mlx.asking import ask as ask
     from tempo_mlx.config import GenerateConfig as GenerateConfig
     from tempo_mlx.decode.step import Step as Step
     from tempo_mlx.errors import TempoError as TempoError
     from tempo_mlx.load_config import LoadConfig as LoadConfig
     from tempo_mlx.loading import LoadedModel as LoadedModel
+    from tempo_mlx.report.answers import Answers as Answers
     from tempo_mlx.report.run import Run as Run
     from tempo_mlx.sessions.conversation import Conversation as Conversation
     from tempo_mlx.sessions.session import Session as Session
 
 _HOMES = {
     "load": "api", "generate": "api", "stream": "api", "score": "api", "Stream": "api",
+    "ask": "asking", "Answers": "report.answers",
     "Conversation": "sessions.conversation", "Session": "sessions.session", "Run": "report.run",
     "Step": "decode.step", "GenerateConfig": "config", "LoadConfig": "load_config", "LoadedModel": "loading",
     "TempoError": "errors",

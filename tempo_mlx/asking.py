@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tempo_mlx.api import Prompt, Stream, encode_prompt, is_messages, stream
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.config import GenerateConfig, unused
+from tempo_mlx.decode.prefill import Interrupt, never
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.score import score_sequences
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.keywords import GenerateSettings
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.answers import Answer, Answers, By, answers_of, first_match, last_number, same_text
 from tempo_mlx.resolution import resolve
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 # Unless they are given: an answer is a short text, and the rare ones are asked for too.
 ASKED: Mapping[str, Any] = {
@@ -45,25 +53,28 @@ def ask(
     loaded: LoadedModel,
     question: Prompt,
     *,
-    choices: Sequence[str] | None = None,
-    by: str | Callable[[str], str | None] = "text",
-    regex: str | None = None,
+    by: str | By = "text",
+    answer_regex: str | None = None,
     config: GenerateConfig | None = None,
-    **settings: Any,
+    **settings: Unpack[GenerateSettings],
 ) -> Answers:
     """The answers to a question with bounds of their probabilities, the most probable first.
 
     The question goes through the model's chat template where it has one (`chat=False`: never). Texts that say the same
-    are one answer: by "text" (but for case and punctuation), by "number" (the last one), by what a regular expression
-    finds, or by a function of your own. choices: score these answers exactly instead, in one pass. settings: those of
-    `generate`; leaves, coverage, max_passes and timeout say when to stop.
+    are one answer: by "text" (but for case and punctuation), by "number" (the last one), by what `answer_regex` finds,
+    or by a function of your own. settings: those of `generate`; leaves, coverage, max_passes and timeout say when to
+    stop. choices: score these answers exactly instead, in one pass.
 
     Raises ConfigError, PromptError.
     """
-    if choices is not None:
-        return score_choices(loaded, question, choices, config or resolve(asked(loaded, settings, True)))
-    asking = begin(loaded, question, by=by, regex=regex, config=config, **settings)
-    for _ in asking.decoding:
+    given: dict[str, Any] = {**settings}
+    if config is None and given.get("choices"):
+        choices = given.pop("choices")
+        if by != "text" or answer_regex is not None:
+            raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
+        return score_choices(loaded, question, choices, resolve({**chat_of(loaded), **given}))
+    asking = begin(loaded, question, by=by, answer_regex=answer_regex, config=config, **settings)
+    for _ in asking:
         pass
     return asking.answers()
 
@@ -72,30 +83,28 @@ def begin(
     loaded: LoadedModel,
     question: Prompt,
     *,
-    by: str | Callable[[str], str | None] = "text",
-    regex: str | None = None,
+    by: str | By = "text",
+    answer_regex: str | None = None,
     config: GenerateConfig | None = None,
-    interrupted: Callable[[], str | None] | None = None,
-    **settings: Any,
+    interrupted: Interrupt = never,
+    **settings: Unpack[GenerateSettings],
 ) -> Asking:
     """The same as `ask`, answer by answer."""
-    way = way_of(by, regex)
-    resolved = config or resolve(asked(loaded, settings, False))
+    way = way_of(by, answer_regex)
+    resolved = config or resolve(asked(loaded, {**settings}))
     if DECODERS[resolved.decoder].lattice:
         raise ConfigError(
             f"The {resolved.decoder} decoder gives no texts to take answers from; choose --decoder enumerate."
         )
-    more: dict[str, Any] = {} if interrupted is None else {"interrupted": interrupted}
-    decoding = stream(loaded, question, resolved, **more)
-    return Asking(decoding, question_of(question), way)
+    return Asking(stream(loaded, question, resolved, interrupted=interrupted), question_of(question), way)
 
 
-def way_of(by: str | Callable[[str], str | None], regex: str | None) -> By:
+def way_of(by: str | By, answer_regex: str | None) -> By:
     """Raises ConfigError."""
-    if regex is not None:
+    if answer_regex is not None:
         if by != "text":
-            raise ConfigError("by and regex both say what an answer is; leave one of them out.")
-        return first_match(regex)
+            raise ConfigError("by and answer_regex both say what an answer is; leave one of them out.")
+        return first_match(answer_regex)
     if not isinstance(by, str):
         return by
     if by not in WAYS:
@@ -103,13 +112,19 @@ def way_of(by: str | Callable[[str], str | None], regex: str | None) -> By:
     return WAYS[by]
 
 
-def asked(loaded: LoadedModel, settings: Mapping[str, Any], scored: bool) -> dict[str, Any]:
-    """Settings with the defaults of a question, as far as the decoder in force has them."""
-    chat = {"chat": loaded.tokenizer.has_chat_template}
-    if scored or settings.get("decoder", "enumerate") != "enumerate" or "branches" in settings:
-        return {**chat, **settings}
-    without = {"threshold"} if settings.get("selection", "threshold") != "threshold" else set()
-    return {**chat, **{name: value for name, value in ASKED.items() if name not in without}, **settings}
+def chat_of(loaded: LoadedModel) -> dict[str, Any]:
+    return {"chat": loaded.tokenizer.has_chat_template}
+
+
+def asked(loaded: LoadedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of a question, as far as the decoder that they name uses them."""
+    values = {**chat_of(loaded), **settings}
+    if resolve({**settings}).decoder not in (GenerateConfig.decoder, "enumerate"):
+        return values
+    for name, value in ASKED.items():
+        if name not in values and unused(name, {**ASKED, **values}) is None:
+            values[name] = value
+    return values
 
 
 def question_of(question: Prompt) -> str:
