@@ -29,6 +29,8 @@ class LoadSettings(TypedDict, total=False):
     """Where it computes; mps is another name for gpu."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     """Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU."""
+    adapter: str | None
+    """Directory of a LoRA or DoRA adapter, as mlx-lm writes it."""
     kv_bits: Literal[4, 8] | None
     """Store the KV cache quantised to so many bits."""
     max_memory_gb: float | None

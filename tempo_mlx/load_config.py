@@ -32,6 +32,7 @@ class LoadConfig(Checked):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = _input(
         "auto", "Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU.",
     )
+    adapter: str | None = _input(None, "Directory of a LoRA or DoRA adapter, as mlx-lm writes it.")
     kv_bits: Literal[4, 8] | None = row(
         None, "Limits", "Store the KV cache quantised to so many bits.", default_text="off",
     )

@@ -63,7 +63,7 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
             f"kv_bits {config.kv_bits} has no effect with the torch backend; leave it out, or choose --backend mlx."
         )
     leader = None if rank is None else ranks.lead()
-    checkpoint = open_checkpoint(config.model, progress=progress)
+    checkpoint = open_checkpoint(config.model, progress=progress, adapter=config.adapter)
     if config.max_memory_gb is not None:
         require_memory(
             checkpoint,

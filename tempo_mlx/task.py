@@ -11,6 +11,7 @@ from typing import Any
 
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.constraint import check_grammar, make_constraint
+from tempo_mlx.decode.control import Observer
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.functions import Functions, described
 from tempo_mlx.decode.prefill import Interrupt
@@ -28,13 +29,16 @@ from tempo_mlx.report.stops import Stops, StopWatch
 
 @dataclass(frozen=True)
 class Task:
-    """functions, own: of the caller's, in place of what the settings say. Raises ConfigError where they cannot be."""
+    """functions, own: of the caller's, in place of what the settings say. observer: is shown what is chosen from.
+    Raises ConfigError where functions cannot be.
+    """
 
     loaded: LoadedModel
     prompt: RunPrompt
     config: GenerateConfig
     functions: Functions = field(default_factory=Functions)
     own: DecoderSpec | None = None
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         self.functions.check(self.spec, DECODERS.values())
@@ -71,7 +75,19 @@ class Task:
         constraint = make_constraint(config, tokenizer)
         ids, eos = self.prompt.token_ids, tokenizer.eos_ids
         return self.spec.start(
-            Setup(model, ids, config, eos, cache, interrupted, guide, stops, self.functions, constraint)
+            Setup(
+                model,
+                ids,
+                config,
+                eos,
+                cache,
+                interrupted,
+                guide,
+                stops,
+                self.functions,
+                constraint,
+                self.observer,
+            )
         )
 
     def watch(self) -> StopWatch:

@@ -376,4 +376,4 @@ def test_what_hybrids_do_not_have_is_said() -> None:
         tempo_mlx.generate(loaded, "the sand", max_tokens=3, early_exit=True)
     torch_one = tempo_mlx.load(str(twin("lfm2")), backend="torch")
     with pytest.raises(ModelError, match="leave out --backend torch"):
-        Arena(torch_one.model, 100, 1.0)
+        Arena(torch_one.model, 100)

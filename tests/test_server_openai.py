@@ -117,15 +117,15 @@ def test_sampling_follows_the_seed(client: Any) -> None:
                    "relative_attention": False}},
         {"n": 3},
         {"n": 2, "tempo": {"decoder": "beam"}},
-        {"top_p": 0.5},
+        {"top_p": 0.5, "frequency_penalty": 1.5, "logit_bias": {"260": 3}},
     ],
-    ids=["greedy", "sampled", "superposed", "pruned", "removed", "branches", "beams", "top-p"],
+    ids=["greedy", "sampled", "superposed", "pruned", "removed", "branches", "beams", "controlled"],
 )  # fmt: skip
 def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any]) -> None:
     tempo = {"extra_body": {"tempo": settings["tempo"]}} if "tempo" in settings else {}
     rest = {key: value for key, value in settings.items() if key != "tempo"}
     body = {"model": MODEL, "prompt": "Once upon", "max_tokens": 30, "logprobs": 3, **rest, **tempo}
-    if "top_p" in settings or settings.get("tempo") == {"decoder": "beam"}:
+    if settings.get("tempo") == {"decoder": "beam"}:
         del body["logprobs"]
     whole = client.completions.create(**body)
     pieces: dict[int, str] = {}
@@ -147,7 +147,7 @@ def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any])
     assert usage == whole.usage
     if "logprobs" in body:
         assert [tokens[c.index] for c in whole.choices] == [c.logprobs.tokens for c in whole.choices]
-    if len(whole.choices) == 1 and not tempo and "top_p" not in settings:
+    if len(whole.choices) == 1 and not tempo:
         assert chunks > 20, "it came while it grew"
 
 
@@ -328,14 +328,17 @@ def test_tempo_settings(client: Any, loaded: LoadedModel) -> None:
         ({"temperature": -1}, "temperature"),
         ({"n": 0}, "n"),
         ({"n": 100}, "n"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"extra_body": {"regex": "("}}, "regex"),
+        ({"extra_body": {"regex": "a", "choices": ["b"]}}, "regex"),
+        ({"presence_penalty": 1, "extra_body": {"tempo": {"decoder": "superposed"}}}, "presence_penalty"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True}, "echo"),
         ({"extra_body": {"tempo": {"threshold": 7}}}, "tempo.threshold"),
         ({"extra_body": {"tempo": {"nope": 7}}}, "tempo.nope"),
         ({"extra_body": {"nope": 7}}, "nope"),
-        ({"top_p": 0.5, "n": 2}, "top_p"),
+        ({"top_p": 0.5, "extra_body": {"tempo": {"top_p": 0.4}}}, "top_p"),
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"n": 2, "extra_body": {"tempo": {"decoder": "superposed"}}}, "n"),
         ({"n": 3, "extra_body": {"tempo": {"branches": 2}}}, "n"),

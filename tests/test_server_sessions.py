@@ -20,7 +20,7 @@ from tempo_mlx.decode.tempo import superposed
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
-from tempo_mlx.server.observe import Watched
+from tempo_mlx.server.observe import Rivals
 from tempo_mlx.sessions.arena import Arena
 from tests.serving import Served, named, serving, stream, with_context
 from tests.twins import twin
@@ -353,7 +353,7 @@ def test_an_arena_is_invisible_to_a_decoder(loaded: LoadedModel) -> None:
     config = tempo_mlx.GenerateConfig(threshold=0.03, pruning_signal="posterior", posterior_threshold=0.2)
     prompt = loaded.tokenizer.encode("Once upon a time")
     alone = superposed(Setup(loaded.model, prompt, config))
-    arena = Arena(loaded.model, 10_000, 1.0)
+    arena = Arena(loaded.model, 10_000)
     shared = superposed(Setup(arena, prompt, config))
     for _ in range(10):
         stray = shared.copy()
@@ -371,11 +371,12 @@ def test_an_arena_is_invisible_to_a_decoder(loaded: LoadedModel) -> None:
 
 
 def test_watching_changes_nothing(loaded: LoadedModel) -> None:
-    watched = Watched(loaded.model, 3, 1.0)
     prompt = loaded.tokenizer.encode("Once upon a time")
     config = tempo_mlx.GenerateConfig(threshold=0.03)
-    one, two = superposed(Setup(loaded.model, prompt, config)), superposed(Setup(watched, prompt, config))
+    rivals = Rivals(len(prompt) - 1, 3)
+    one = superposed(Setup(loaded.model, prompt, config))
+    two = superposed(Setup(loaded.model, prompt, config, observer=rivals))
     for _ in range(6):
         assert one.advance().tokens == two.advance().tokens
     slots = [m.slot for step in two.steps[:-1] for m in step.tokens]
-    assert set(watched.top) == {len(prompt) - 1, *slots}
+    assert set(rivals.top) == {len(prompt) - 1, *slots}

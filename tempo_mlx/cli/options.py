@@ -84,7 +84,10 @@ def with_settings(
 
 
 def _parse(setting: Setting, value: str | list[str]) -> Any:
-    return setting.parse(value) if isinstance(value, str) else setting.check(tuple(value), setting.flag)
+    if isinstance(value, str):
+        return setting.parse(value)
+    texts = [each for text in value for each in setting.parse(text)] if setting.row.commas else value
+    return setting.check(tuple(texts), setting.flag)
 
 
 def _help_all() -> inspect.Parameter:

@@ -28,6 +28,7 @@ from tempo_mlx.settings import shown
 
 Texts = Sequence[Sequence[int]]  # of each row the tokens after the prompt, its own included
 Processor = Callable[[Ints, Float32s], Float32s]  # token ids so far (n,), logits (1, V) -> logits
+Observer = Callable[[Float32s], None]  # log-probabilities (k, V), as `tempered`
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Control:
         eos_ids: Iterable[int] = (),
         constraint: Constraint | None = None,
         processors: Sequence[Processor] = (),
+        observer: Observer | None = None,
     ) -> None:
         self.temperature = config.temperature
         self.prompt_ids, self.eos_ids = list(prompt_ids), list(eos_ids)
@@ -67,7 +69,7 @@ class Control:
             for name, (penalty, off) in PENALTIES.items()
             if getattr(config, f"{name}_penalty") != off
         ]
-        self.processors, self.constraint = tuple(processors), constraint
+        self.processors, self.constraint, self.observer = tuple(processors), constraint, observer
         self.truncations = truncations_of(config)
         self.min_steps = config.min_steps if self.truncations else 0
 
@@ -86,21 +88,35 @@ class Control:
         logits = self.adjusted(logits, texts)
         gone, masked = None, None
         if self.constraint is not None:
-            gone = ~self.constraint.allowed(texts)
-            taken = np.where(gone, np.exp(log_probabilities(logits)), 0.0).sum(axis=1, dtype=np.float64)
-            masked = tuple(taken.tolist())
+            allowed = self.constraint.allowed(texts)
+            tempered, masked = self.constrained(logits, allowed)
+            gone = ~allowed
         if any(
             len(text) < self.min_steps for text in texts
         ):  # a truncation must leave more than what may not come
             gone = np.zeros(logits.shape, np.bool_)
             for row, text in zip(gone, texts, strict=True):
                 row[self.eos_ids] = len(text) < self.min_steps
-        tempered = log_probabilities(without(logits, gone), self.temperature)
+        if masked is None:
+            tempered = log_probabilities(without(logits, gone), self.temperature)
         if self.truncations:
             self.truncate(tempered)
             gone = np.isneginf(tempered)
+        if self.observer is not None:
+            self.observer(tempered)
         same = gone is None and self.temperature in (0.0, 1.0)
         return Controlled(tempered, None if same else logits, gone, masked)
+
+    def constrained(self, logits: Float32s, allowed: Bools) -> tuple[Float32s, tuple[float, ...]]:
+        """`tempered` and `masked` under a grammar, which mostly allows so few tokens that all others cost nothing."""
+        log_probs = log_probabilities(logits)
+        tempered = np.full_like(log_probs, -np.inf)
+        masked = []
+        for row, mask, result in zip(log_probs, allowed, tempered, strict=True):
+            ids = np.flatnonzero(mask)
+            masked.append(max(0.0, 1.0 - float(np.exp(row[ids]).sum(dtype=np.float64))))
+            result[ids] = log_probabilities(row[None, ids], self.temperature)[0]
+        return tempered, tuple(masked)
 
     def score(self, logits: Float32s, texts: Texts) -> Float32s:
         """The `log_probs` alone, of texts that need not be of the grammar: -inf for all that it does not allow."""

@@ -15,7 +15,7 @@ from typing import Any
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.constraint import Constraint
-from tempo_mlx.decode.control import Control, check_bias
+from tempo_mlx.decode.control import Control, Observer, check_bias
 from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
@@ -28,7 +28,8 @@ class Setup:
 
     cache: may hold a prefix of the prompt. interrupted: asked between chunks of the prompt, and in long steps.
     guide(token_ids): the one token that must follow a text, or None. stops(newest_first): whether a text ends with its
-    last token, although the model did not end it; its tokens last to first. constraint: what texts may be.
+    last token, although the model did not end it; its tokens last to first. constraint: what texts may be. observer: is
+    shown what every row's token is chosen from.
     """
 
     model: Model
@@ -41,11 +42,12 @@ class Setup:
     stops: Callable[[Iterable[int]], bool] | None = None
     functions: Functions = field(default_factory=Functions)
     constraint: Constraint | None = None
+    observer: Observer | None = None
 
     def control(self) -> Control:
         """What the settings make of logits."""
         processors = self.functions.logits_processors or ()
-        return Control(self.config, self.prompt_ids, self.eos_ids, self.constraint, processors)
+        return Control(self.config, self.prompt_ids, self.eos_ids, self.constraint, processors, self.observer)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,8 +123,12 @@ def candidates(layers: int, chosen: Sequence[int] | None = None) -> list[int]:
 
 
 def key_of(info: Mapping[str, Any]) -> str:
-    """What identifies a model's weights, quantisation included: their hash, or the hub's revision."""
+    """What identifies a model's weights, quantisation included: their hash, or the hub's revision; an adapter's hash,
+    where there is one, besides.
+    """
     key = info.get("sha256") or info.get("revision")
+    if isinstance(key, str) and (adapter := info.get("adapter")):
+        return hashlib.sha256(f"{key} {adapter}".encode()).hexdigest()
     if not isinstance(key, str):
         raise ModelError("The model has neither hash nor revision, so no calibration can be kept for it.")
     return key

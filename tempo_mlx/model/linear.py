@@ -83,6 +83,34 @@ class QuantizedLinear(Linear):
         return mx.dequantize(self.packed[index], self.scales[index], biases, **self._options)
 
 
+class LowRank(Linear):
+    """A linear without bias, and beside it an adapter: (linear(x) + x A B) * factors + bias."""
+
+    def __init__(
+        self,
+        linear: Linear,
+        into: mx.array,
+        out_of: mx.array,
+        factors: mx.array | None,
+        bias: mx.array | None,
+    ) -> None:
+        self.linear, self.into, self.out_of, self.factors, self.bias = linear, into, out_of, factors, bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x) + (x @ self.into) @ self.out_of
+        if self.factors is not None:
+            y = y * self.factors
+        return y if self.bias is None else y + self.bias
+
+    def arrays(self) -> list[mx.array]:
+        own = (self.into, self.out_of, self.factors, self.bias)
+        return [*self.linear.arrays(), *(a for a in own if a is not None)]
+
+    def choose(self, index: mx.array) -> Linear:
+        factors, bias = (None if each is None else each[index] for each in (self.factors, self.bias))
+        return LowRank(self.linear.choose(index), self.into, self.out_of[:, index], factors, bias)
+
+
 class Embedding:
     """Token ids (L,) -> (L, E), from the same weight a tied head uses."""
 
@@ -145,6 +173,8 @@ def fuse(parts: list[Linear]) -> Linear | Concatenated:
     first = parts[0]
     biases = [p.bias for p in parts if p.bias is not None]
     bias = mx.concatenate(biases) if biases else None
+    if any(isinstance(p, LowRank) for p in parts):
+        return Concatenated(parts)
     if isinstance(first, QuantizedLinear):
         alike = [p for p in parts if isinstance(p, QuantizedLinear) and p.layout == first.layout]
         if len(alike) == len(parts):

@@ -28,6 +28,7 @@ from tempo_mlx.model.linear import (
     Embedding,
     LayerNorm,
     Linear,
+    LowRank,
     Norm,
     QuantizedLinear,
     RMSNorm,
@@ -37,6 +38,7 @@ from tempo_mlx.model.recurrent import DeltaNetLayer, Mamba2Layer, RecurrentLayer
 from tempo_mlx.model.streams import LayerStreams, OwnEmbeddings, OwnInput, Streams
 from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
+from tempo_mlx.weights.adapter import Adapted
 from tempo_mlx.weights.tensor import Layout
 
 # Numbers dequantised at once: a whole vocabulary's in float32 would be a good part of a small model.
@@ -79,6 +81,15 @@ class Reader:
         return self.make_linear(self.checkpoint.tensor(f"{name}.weight"), offset)
 
     def make_linear(self, tensor: Tensor, bias: Tensor | None) -> Linear:
+        if isinstance(tensor, Adapted) and self.packed and tensor.tensor.kind == "mlx_quantized":
+            factors = tensor.factors()
+            return LowRank(
+                self.make_linear(tensor.tensor, None),
+                mx.array(tensor.into).astype(self.dtype),
+                mx.array(tensor.out_of).astype(self.dtype),
+                None if factors is None else mx.array(factors).astype(self.dtype),
+                None if bias is None else self.array(bias),
+            )
         offset = None if bias is None else self.array(bias)
         if self.packed and tensor.kind == "mlx_quantized":
             return QuantizedLinear(*self.packed_parts(tensor), offset)

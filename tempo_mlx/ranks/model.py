@@ -145,7 +145,7 @@ class ModelShard:
 
 
 def _load(local: Local, number: int, config: LoadConfig) -> dict[str, Any]:
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_checkpoint(config.model, adapter=config.adapter)
     reader = partial(ShardReader, group=local.group)
     transformer = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits, make_reader=reader)
     own, whole = (

@@ -46,7 +46,9 @@ class Run(Record):
 
     may_lack = frozenset({"early_exit", "custom"})
 
-    model: Annotated[Object, "id, sha256 or revision, family, dtype, quantization, kv_bits, backend, device"]
+    model: Annotated[
+        Object, "id, sha256 or revision, family, adapter, dtype, quantization, kv_bits, backend, device"
+    ]
     versions: Annotated[Object, "of Python and of the packages that computed, by name"]
     decoder: Annotated[Text, Field(json_schema_extra={"enum": list(DECODERS)}), "what chose"]
     config: Annotated[Object, "every setting in force, by name, defaults included"]

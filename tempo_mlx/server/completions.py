@@ -7,7 +7,7 @@ writes them in OpenAI's shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tempo_mlx.api import Stream
@@ -24,7 +24,7 @@ from tempo_mlx.report.stops import Stops, TextStream
 from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
 from tempo_mlx.server.events import Output, stats_of
-from tempo_mlx.server.observe import Watched
+from tempo_mlx.server.observe import Rivals
 from tempo_mlx.task import Task
 from tempo_mlx.weights import Tokenizer
 
@@ -39,17 +39,15 @@ def complete(
 ) -> Iterator[Output]:
     """payload: `logprobs`, None or how many alternatives to report for each token; `n`, how many choices."""
     tokenizer, count = loaded.tokenizer, payload["logprobs"]
-    watched = None if count is None else Watched(loaded.model, max(count, 1), config.temperature)
-    if watched is not None:
-        loaded = replace(loaded, model=watched)
-    stream = Stream(Task(loaded, prompt, config), interrupted)
+    rivals = None if count is None else Rivals(len(prompt.token_ids) - 1, max(count, 1))
+    stream = Stream(Task(loaded, prompt, config, observer=rivals), interrupted)
     yield Output("begin", {"prompt_tokens": len(prompt.token_ids)})
     growing = stream.task.spec.lattice
     reading: SettledReading[Member] = SettledReading(removal_window(config))
     text = TextStream(tokenizer, config.stop)
     splitter = thinking.Splitter(stream.task.opened, tokenizer.reasoning)
     parts = Parts(splitter if stream.task.thinks else None)
-    scores = Scores(tokenizer, watched, len(prompt.token_ids), count)
+    scores = Scores(tokenizer, rivals, len(prompt.token_ids), count)
     joint, sent = JointText(tokenizer), list[dict[str, Any]]()
     for step in stream:
         chosen = [c for c in reading.add(step) if is_read(c.member)] if growing else []
@@ -116,19 +114,19 @@ class Scores:
     """The log-probabilities of tokens and of their rivals, from the row of the token before each."""
 
     tokenizer: Tokenizer
-    watched: Watched | None  # None: nobody asked for them
+    rivals: Rivals | None  # None: nobody asked for them
     prompt_length: int
     count: int
 
     def entries(self, path: Sequence[Chosen[Member]], joint: JointText) -> list[dict[str, Any]]:
         """Of the tokens that are read. joint: the text before them."""
-        return [] if self.watched is None else [
-            self.entry(chosen, self.watched, joint) for chosen in path if is_read(chosen.member)
+        return [] if self.rivals is None else [
+            self.entry(chosen, self.rivals, joint) for chosen in path if is_read(chosen.member)
         ]  # fmt: skip
 
-    def entry(self, chosen: Chosen[Member], watched: Watched, joint: JointText) -> dict[str, Any]:
+    def entry(self, chosen: Chosen[Member], rivals: Rivals, joint: JointText) -> dict[str, Any]:
         """`said`: how long the token's text is, and that of bytes before it which no character came of."""
-        ids, log_probs = watched.top[self.prompt_length - 1 if chosen.parent is None else chosen.parent]
+        ids, log_probs = rivals.top[self.prompt_length - 1 if chosen.parent is None else chosen.parent]
         top = zip(ids.tolist()[: self.count], log_probs.tolist()[: self.count], strict=True)
         token = self.tokenizer.token_bytes(chosen.member.id)
         return {

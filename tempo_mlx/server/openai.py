@@ -36,6 +36,28 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = Field(None, description="Not supported.")
 
 
+class NamedSchema(Body):
+    name: str = Field("", max_length=200, description="Ignored.")
+    description: Text | None = Field(None, description="Ignored.")
+    schema_: dict[str, Any] = Field(alias="schema", description="A JSON schema.")
+    strict: bool | None = Field(None, description="The schema is always kept to.")
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = Field(None, description="Of type json_schema.")
+
+    def schema_text(self) -> str | None:
+        """The setting json_schema."""
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise refused(
+                f"response_format of type {self.type} with json_schema, or without.", "response_format"
+            )
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return '{"type": "object"}' if self.type == "json_object" else None
+
+
 class Common(Body):
     model: str = Field(max_length=500, description="The model's name, as GET /v1/models gives it.")
     stream: bool | None = Field(False, description="Send the text as server-sent events while it grows.")
@@ -54,9 +76,32 @@ class Common(Body):
         None, ge=0, le=2**63 - 1, description="Seed of everything random; 42 unless given."
     )
     user: Annotated[str, Field(max_length=1000)] | None = Field(None, description="Ignored.")
-    frequency_penalty: Literal[0] | None = Field(None, description="Only 0.")
-    presence_penalty: Literal[0] | None = Field(None, description="Only 0.")
-    logit_bias: dict[str, float] | None = Field(None, max_length=0, description="Only empty.")
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
+        None,
+        description="Lower the logits of tokens among the last ones by this, for each time they are there.",
+    )
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
+        None, description="Lower the logits of tokens among the last ones by this."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Divide the logits of tokens among the last ones by this."
+    )
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=1024, description="What to add to the logits of tokens, by their ids."
+    )
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(
+        None, description="Sample from so many best tokens; 0 or -1: from all."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Sample from tokens with at least this share of the best one's probability."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="Text, any JSON object (json_object), or JSON of a schema (json_schema)."
+    )
+    regex: Text | None = Field(None, description="The text matches this regular expression.")
+    choices: Annotated[list[Text], Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="The text is one of these."
+    )
     tempo: Settings | None = Field(  # type: ignore[valid-type]
         None,
         description="TEMPO settings; with any of them the decoder is superposed unless they name another.",
@@ -91,10 +136,6 @@ class ChatMessage(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-
 class ChatBody(Common):
     messages: Annotated[
         list[ChatMessage], Field(min_length=1, max_length=1000, description="The conversation.")
@@ -107,7 +148,6 @@ class ChatBody(Common):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="And so many alternatives; needs logprobs."
     )
-    response_format: ResponseFormat | None = Field(None, description="Only text.")
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only none.")
     tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
@@ -161,12 +201,28 @@ def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, A
         several(body.n or 1, given, tempered, c.config.max_rows_limit)
     elif not given.keys() - _ANY_DECODER:
         given["decoder"] = "plain"
-    if body.top_p is not None and body.top_p < 1 and tempered:
-        if given.get("decoder") != "plain":
-            raise refused(
-                "top_p combines with neither n > 1 nor tempo; use tempo.selection and tempo.top_p.", "top_p"
-            )
-        given.update(decoder="sample", beam_width=1, selection="top-p", top_p=body.top_p)
+    for name, value in controls_of(body).items():
+        if name in given:
+            raise refused(f"{name} is given twice; leave it out of tempo.", name)
+        given[name] = value
+    return given
+
+
+def controls_of(body: Common) -> dict[str, Any]:
+    """OpenAI's own controls, and those that others have beside them, where they ask for something."""
+    off: dict[str, Any] = {
+        "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "logit_bias": {}, "top_p": 1,
+        "top_k": -1, "min_p": 0, "regex": None, "choices": None,
+    }  # fmt: skip
+    given = {
+        name: getattr(body, name)
+        for name, nothing in off.items()
+        if getattr(body, name) not in (None, nothing)
+    }
+    if given.get("top_k") == 0:
+        del given["top_k"]
+    if body.response_format is not None and (schema := body.response_format.schema_text()) is not None:
+        given["json_schema"] = schema
     return given
 
 

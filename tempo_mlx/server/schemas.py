@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from tempo_mlx.config import USES, GenerateConfig
+from tempo_mlx.decode.constraint import check_grammar
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
@@ -54,6 +55,10 @@ def setting_field(setting: Setting) -> tuple[Any, Any]:
         one = Annotated[list[one], Field(max_length=1024)]
         if setting.kind is str:
             one = Union[one, Annotated[str, Field(max_length=100_000)]]  # noqa: UP007
+    if row.pairs:
+        one = Union[one, Annotated[dict[str, Any], Field(max_length=1024)]]  # noqa: UP007
+    if row.names_file:
+        one = Union[one, dict[str, Any]]  # noqa: UP007
     if setting.optional:
         one = Optional[one]  # noqa: UP045
     default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
@@ -161,6 +166,7 @@ def configuration(
         ambient = {"max_tokens": max_tokens, **ambient}
     try:
         config = resolve(given, ambient)
+        check_grammar(config)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error), _named(str(error))) from error
     limits = {"max_tokens": max_tokens} | dict.fromkeys(WIDE, max_rows)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.errors import MemoryLimitError, ModelError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.cache import Cache
@@ -97,13 +96,15 @@ class View:
 class Arena:
     """A model whose caches are `View`s of one cache that only grows, so that going back needs no recomputation.
 
-    What a view does not hold is masked, which means the same as not being there. `top[row]`: the top tokens of that
-    row's logits. `limit`: most rows; MemoryLimitError beyond it. `compact` drops rows that no view needs.
+    What a view does not hold is masked, which means the same as not being there. `top[row]`: the top tokens of what is
+    chosen from after that row, once `observe` was shown it. `limit`: most rows; MemoryLimitError beyond it. `compact`
+    drops rows that no view needs.
     """
 
-    def __init__(self, model: Model, limit: int, temperature: float, count: int = 20) -> None:
+    def __init__(self, model: Model, limit: int, count: int = 20) -> None:
         """Raises ModelError for a model whose layers keep states that are not to be had here."""
-        self.model, self.limit, self.temperature, self.count = model, limit, temperature, count
+        self.model, self.limit, self.count = model, limit, count
+        self.newest: View | None = None  # whose rows were run last
         self.architecture, self.info = model.architecture, model.info
         self.cache: Any = model.new_cache()
         self.top: dict[int, Top] = {}
@@ -159,14 +160,17 @@ class Arena:
             tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
         )
         cache.rows = columns
-        if out.logits is not None:
-            rows = log_probabilities(out.logits, self.temperature)
-            for row, log_probs in zip(own[count - len(rows) :].tolist(), rows, strict=True):
-                self.top[row] = top_tokens(log_probs, self.count)
+        self.newest = cache
         mass = out.attention_mass
         return (
             out if mass is None or alive == start else Forward(out.logits, mass[..., columns], out.exit_layer)
         )
+
+    def observe(self, log_probs: Float32s) -> None:
+        """What is chosen from after each of the newest rows, (k, V)."""
+        if self.newest is not None:
+            for row, each in zip(self.newest.rows[-len(log_probs) :].tolist(), log_probs, strict=True):
+                self.top[row] = top_tokens(each, self.count)
 
     def truncate(self, length: int) -> None:
         """Forget the newest rows; no view may hold one of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tempo_mlx.architecture import names
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import digest, download
+from tempo_mlx.weights.adapter import read_adapter
 from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.directory import read_directory
 from tempo_mlx.weights.gguf_model import read_gguf_model
@@ -34,6 +35,7 @@ class Checkpoint:
     contents: Contents
     tensors: Mapping[str, Tensor]  # those the model needs, in Hugging Face's Llama names
     revision: str | None = None
+    adapter: str | None = None  # SHA-256 of the adapter in `tensors`
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -72,11 +74,12 @@ class Checkpoint:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a run file records: id, sha256 or revision, family, quantization."""
+        """What a run file records: id, sha256 or revision, family, quantization, and adapter where there is one."""
         mark = (
             {"revision": self.revision} if self.revision else {"sha256": digest.of_files(self.contents.files)}
         )
-        return {"id": self.id, **mark, "family": self.architecture.family, "quantization": self.quantization}
+        own = {"id": self.id, **mark, "family": self.architecture.family, "quantization": self.quantization}
+        return own if self.adapter is None else {**own, "adapter": self.adapter}
 
     @property
     def nbytes(self) -> int:
@@ -89,15 +92,22 @@ class Checkpoint:
         return sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
 
 
-def open_checkpoint(model: str, *, progress: download.Progress | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str, *, progress: download.Progress | None = None, adapter: str | None = None
+) -> Checkpoint:
     """Open a model by registered name, .gguf path, directory, or Hugging Face repo id (fetched if need be).
 
+    adapter: the directory of one that is to be applied (adapter.py).
     progress: called with (bytes so far, bytes in all or None) while something is fetched.
     Raises: ModelError, or DownloadError, with what to do.
     """
     path, revision = download.locate(model, progress=progress)
     contents = read_directory(path) if path.is_dir() else read_gguf_model(path)
-    return Checkpoint(model, path, contents, _complete(contents, path), revision)
+    if adapter is None:
+        return Checkpoint(model, path, contents, _complete(contents, path), revision)
+    read = read_adapter(adapter)
+    contents = replace(contents, tensors=read.on(contents.tensors))
+    return Checkpoint(model, path, contents, _complete(contents, path), revision, read.sha256)
 
 
 def _complete(contents: Contents, path: Path) -> dict[str, Tensor]:

@@ -157,6 +157,10 @@ def decode_settings(run: Run) -> GenerateConfig:
     return read_config(run)
 
 
+def _adapter(sha256: object) -> str:
+    return "no adapter" if sha256 is None else f"the adapter {str(sha256)[:12]}"
+
+
 def check_model(run: Run, model: Model) -> None:
     """Raises ModelError, and RunFileError for tokens that the model does not have."""
     recorded_bits, bits = run.model.get("kv_bits"), model.info.get("kv_bits")
@@ -165,6 +169,11 @@ def check_model(run: Run, model: Model) -> None:
         raise ModelError(
             f"The run was made with kv_bits {recorded_bits or 'off'}, and this model was loaded with {bits or 'off'}; "
             f"load it as it was for the run, {flag}."
+        )
+    if (said := run.model.get("adapter")) != (own := model.info.get("adapter")):
+        raise ModelError(
+            f"The run was made with {_adapter(said)}, and this model has {_adapter(own)}; load it as it was for the "
+            "run, with its --adapter or without one."
         )
     for name in ("sha256", "revision"):
         recorded, present = run.model.get(name), model.info.get(name)

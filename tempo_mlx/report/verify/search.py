@@ -403,7 +403,7 @@ class SearchReplay:
         second, best = np.argpartition(masked, -2)[-2:].tolist()
         if masked[second] > masked[best]:
             second, best = best, second
-        sure = float(masked[best] - masked[second]) > 8.0 * self.book.tolerance.base
+        sure = bool(masked[second] < masked[best] - 8.0 * self.book.tolerance.base)
         return best, float(masked[best]), sure
 
 

@@ -109,7 +109,7 @@ export interface Run {
   format: 'tempo-mlx/run'
   /** of the format */
   version: 1
-  /** id, sha256 or revision, family, dtype, quantization, kv_bits, backend, device */
+  /** id, sha256 or revision, family, adapter, dtype, quantization, kv_bits, backend, device */
   model: Values
   /** of Python and of the packages that computed, by name */
   versions: Values
