@@ -123,6 +123,27 @@ def test_layers_may_be_quantised_each_in_its_own_way(directory: Path) -> None:
     assert checkpoint.parameters == open_checkpoint(str(twin("llama"))).parameters
 
 
+def test_experts_of_a_layer_may_be_quantised_each_in_its_own_way(tmp_path: Path) -> None:
+    """They are one tensor to us, which is dense where they differ."""
+    path = Path(shutil.copytree(twin("gguf-qwen3_moe"), tmp_path / "model"))
+    plain = load_file(path / "model.safetensors")
+    own = "model.layers.0.mlp.experts.3.up_proj"
+    quantised(path, {own: Layout(8, 32), "lm_head": None}, Layout(4, 32))
+    checkpoint = open_checkpoint(str(path))
+    mixed, alike = (checkpoint.tensor(f"model.layers.{layer}.experts.up_proj.weight") for layer in (0, 1))
+    assert (mixed.kind, alike.kind) == ("float32", "mlx_quantized")
+    errors = [
+        np.abs(mixed.numpy()[at] - plain[f"model.layers.0.mlp.experts.{at}.up_proj.weight"]).max()
+        for at in (3, 4)
+    ]
+    assert errors[0] < errors[1] / 8
+    models = [build(checkpoint, "cpu", "float32", packed=packed) for packed in (False, True)]
+    logits = [
+        np.array(each.forward([5, 80, 200], range(3), None, each.new_cache()).logits) for each in models
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.mode != "affine"], ids=str)
 def test_a_model_of_small_floats_runs_packed_and_dense(layout: Layout, directory: Path) -> None:
     quantised(directory, {}, layout, stated={"mode": layout.mode, "bits": layout.bits, "group_size": None})

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tempo_mlx.errors import ModelError
+import tempo_mlx
+from tempo_mlx.errors import ModelError, TempoError
 from tempo_mlx.weights import manage, open_checkpoint
+from tempo_mlx.weights.convert import convert
 from tests.ggufs import gguf_twin
 from tests.twins import twin
 
@@ -137,3 +141,92 @@ def test_no_other_message_tells_to_fetch_again(model: Path) -> None:
     for changes in ({"hidden_size": 128}, {"model_type": "unheard-of"}, {"quantization": {"bits": 4}}):
         (model / "config.json").write_text(json.dumps({**config, **changes}))
         assert "fetch" not in message(model)
+
+
+def test_a_key_that_does_not_matter_may_be_removed(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_experts": 8}))
+    assert "num_experts = 8" in (said := message(model)) and "remove the key if it does not" in said
+    (model / "config.json").write_text(json.dumps(config))
+    assert works(model)
+
+
+def test_a_directory_needs_weights_of_one_of_two_kinds(model: Path) -> None:
+    shutil.move(model / "model.safetensors", model / "pytorch_model.bin")
+    assert message(model).endswith("give a directory that has one of the two.")
+    shutil.copy(gguf_twin("llama"), model)
+    assert works(model)
+
+
+def test_of_a_foreign_quantisation_there_may_be_one_in_mlx_s_or_as_gguf(model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    foreign = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (model / "config.json").write_text(json.dumps(foreign))
+    assert "look for an mlx-community or GGUF version of it" in message(model)
+    assert works(convert(str(twin("llama")), tmp_path / "mlx", bits=4, group_size=32))
+    assert works(gguf_twin("llama"))
+
+
+REMEDIES = [
+    ({"backend": "torch", "kv_bits": 8}, "leave it out, or choose --backend mlx", [{"backend": "torch"}, {}]),
+    ({"kv_bits": 8}, "leave out --kv-bits", [{}]),
+    ({"device": "mps"}, "run with --device cpu or auto", [{"device": "cpu"}, {"device": "auto"}]),
+    (
+        {"backend": "torch", "device": "mps"},
+        "choose another --device",
+        [{"backend": "torch", "device": "cpu"}],
+    ),
+    (
+        {"max_memory_gb": 0.0001},
+        "raise --max-memory-gb, or use a smaller or quantised model",
+        [{"max_memory_gb": 0.1}],
+    ),
+]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="--device mps is there")
+@pytest.mark.parametrize(("asked", "said", "remedies"), REMEDIES)
+def test_what_a_load_was_told_otherwise_works(
+    asked: dict[str, Any], said: str, remedies: list[dict[str, Any]]
+) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(TempoError, match=re.escape(said)):
+        tempo_mlx.load(str(twin("llama")), **asked)
+    for remedy in remedies:
+        assert tempo_mlx.load(str(twin("llama")), **remedy).model.info
+
+
+def test_the_torch_extra_is_there() -> None:
+    """BackendError names it where PyTorch is missing."""
+    project = Path(tempo_mlx.__file__).parent.parent / "pyproject.toml"
+    assert re.search(r'^torch = \["torch', project.read_text(), re.MULTILINE)
+
+
+def test_without_a_template_there_is_the_text_as_it_is(model: Path) -> None:
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    for template in (None, "{% for", "{{ 1 / 0 }}"):
+        (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+        loaded = tempo_mlx.load(str(model))
+        with pytest.raises(TempoError, match="use --raw"):
+            tempo_mlx.generate(loaded, "the", max_tokens=1, chat=True)
+        assert tempo_mlx.generate(loaded, "the", max_tokens=1, chat=False).steps  # --raw
+
+
+def test_rules_that_rewrite_text_are_read_from_what_transformers_converts(model: Path) -> None:
+    pieces = pytest.importorskip("sentencepiece")
+    transformers = pytest.importorskip("transformers")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    text = model.parent / "text.txt"
+    text.write_text("the sand and the sea, the wind and the rain over the land\n" * 40)
+    pieces.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(model / "tokenizer"), vocab_size=40, model_type="unigram",
+        normalization_rule_name="nfkc", hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    assert message(model).endswith("convert the tokenizer with transformers.")
+    converted = transformers.AutoTokenizer.from_pretrained(model)
+    converted.save_pretrained(model)
+    assert works(model)
+    ours = open_checkpoint(str(model)).tokenizer().encode("the sand and the sea")
+    assert converted("the sand and the sea")["input_ids"] == ours

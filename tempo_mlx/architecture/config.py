@@ -137,7 +137,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     wrapper's, and what stands inside may be left over from before. A text may end as either says.
     """
     if not isinstance(config, dict):
-        raise ModelError("The model's config.json is not a table of settings; fetch the model again.")
+        raise ModelError("The model's config.json is not a table of settings; the model is refused.")
     nested = config.get("text_config")
     if not isinstance(nested, dict):
         return config

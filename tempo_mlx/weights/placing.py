@@ -176,7 +176,11 @@ class Stacked:
 
     @property
     def kind(self) -> Kind:
+        """That of all; float32 where they are of several, or quantised in several ways."""
         kinds = {tensor.kind for tensor in self.tensors}
+        if kinds == {"mlx_quantized"}:
+            layouts = {tensor.rows(slice(0, 1)).quantized()[3] for tensor in self.tensors}
+            return "mlx_quantized" if len(layouts) == 1 else "float32"
         return kinds.pop() if len(kinds) == 1 else "float32"
 
     @property
@@ -195,15 +199,10 @@ class Stacked:
 
     def quantized(self) -> Quantized:
         parts = [tensor.quantized() for tensor in self.tensors]
-        layouts = {layout for *_, layout in parts}
-        if len(layouts) != 1:
-            raise ModelError(
-                "The experts of a layer are quantised in different ways; convert the model again."
-            )
         packed = np.stack([part[0] for part in parts])
         scales = np.stack([part[1] for part in parts])
         biases = [part[2] for part in parts if part[2] is not None]
-        return packed, scales, np.stack(biases) if biases else None, layouts.pop()
+        return packed, scales, np.stack(biases) if biases else None, parts[0][3]
 
     def rows(self, rows: Rows) -> Tensor:
         return Stacked(
