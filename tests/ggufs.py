@@ -125,7 +125,7 @@ def _factors(name: str, config: Any) -> dict[str, np.ndarray]:
     return {"rope_freqs.weight": (plain / scaled).astype(np.float32)}
 
 
-def _permute(weight: np.ndarray, heads: int) -> np.ndarray:
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
     """LlamaModel.permute of convert_hf_to_gguf.py."""
     shape = (heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape))
@@ -140,7 +140,7 @@ def gguf_twin(name: str) -> Path:
     for key, value in _metadata(name, model.config).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{architecture}.{key}", value)
-    _add_byte_level_tokenizer(writer, twin(name))
+    add_byte_level_tokenizer(writer, twin(name))
     kind = {each: arch for arch, each in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     table = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     for factors, values in _factors(name, model.config).items():
@@ -149,9 +149,9 @@ def gguf_twin(name: str) -> Path:
         weight = parameter.detach().numpy()
         if architecture in ("llama", "smollm3", "granite"):
             if ".q_proj." in hf_name:
-                weight = _permute(weight, model.config.num_attention_heads)
+                weight = permute(weight, model.config.num_attention_heads)
             if ".k_proj." in hf_name:
-                weight = _permute(weight, model.config.num_key_value_heads)
+                weight = permute(weight, model.config.num_key_value_heads)
         if architecture.startswith("gemma") and hf_name.endswith("norm.weight"):
             weight = weight + 1
         writer.add_tensor(table.get_name(hf_name, (".weight", ".bias")), weight)
@@ -166,7 +166,7 @@ def write(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _add_byte_level_tokenizer(writer: gguf.GGUFWriter, directory: Path, rows: int = 0) -> None:
+def add_byte_level_tokenizer(writer: gguf.GGUFWriter, directory: Path, rows: int = 0) -> None:
     """rows: of the embedding; llama.cpp wants as many tokens, the last of them padding."""
     import json
 
@@ -333,7 +333,7 @@ def modern_twin(name: str) -> Path:
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                list: writer.add_array}[type(value)]  # fmt: skip
         add(f"{architecture}.{key}", value)
-    _add_byte_level_tokenizer(writer, twin(name), VOCABULARY)
+    add_byte_level_tokenizer(writer, twin(name), VOCABULARY)
     source = open_checkpoint(str(twin(name)))
     sparse = {
         each.rpartition(".router.weight")[0] for each in source.names() if each.endswith(".router.weight")
@@ -343,7 +343,7 @@ def modern_twin(name: str) -> Path:
         if architecture in ("gemma", "nemotron") and ours.endswith("norm.weight"):
             weight = weight + 1
         if architecture in _PERMUTED and (".q_proj." in ours or ".k_proj." in ours):
-            weight = _permute(
+            weight = permute(
                 weight, config.num_attention_heads if ".q_proj." in ours else config.num_key_value_heads
             )
         for stored, array in _modern_tensor(architecture, ours, weight, sparse, source).items():

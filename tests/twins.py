@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-_SIZES: Mapping[str, Any] = {
+SIZES: Mapping[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 256,
     "eos_token_id": 257, "pad_token_id": None,
@@ -55,7 +55,16 @@ _DELTA = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3,
 }  # fmt: skip
+_DELTA_GGUF = {  # llama.cpp has one size for keys and values, and full attention at even distances
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}  # fmt: skip
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 2}
+_NEMOTRON_MOE = {
+    "moe_intermediate_size": 32, "num_experts_per_tok": 2, "head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16,
+    "ssm_state_size": 16, "n_groups": 2, "n_routed_experts": 8, "moe_shared_expert_intermediate_size": 48,
+    "routed_scaling_factor": 1.5, "layers_block_type": ["mamba", "attention", "mamba", "moe"],
+}  # fmt: skip
 _SCALES = {
     "embedding_multiplier": 3.0,
     "logits_scaling": 0.5,
@@ -74,7 +83,7 @@ _GEMMA_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
-# name -> transformers' classes ("Llama" for LlamaConfig and LlamaForCausalLM) and what differs from _SIZES
+# name -> transformers' classes ("Llama" for LlamaConfig and LlamaForCausalLM) and what differs from SIZES
 TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -207,6 +216,7 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2,
          "layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
     ),
+    "nemotron_h-moe": ("NemotronH", {**_NEMOTRON_MOE, "n_group": 2, "topk_group": 1}),
     "falcon_h1": (
         "FalconH1",
         {**_MAMBA, "mamba_d_ssm": 128, "num_hidden_layers": 2, "mamba_rms_norm": True, "key_multiplier": 0.5,
@@ -270,6 +280,62 @@ GGUF_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "Lfm2Moe",
         {**_MOE, "layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     ),
+    "gguf-exaone4": ("Exaone4", {"head_dim": 16, "sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "gguf-exaone4-windows": ("Exaone4", {"head_dim": 16, "sliding_window": 10}),
+    "gguf-mistral3": ("Mistral", {"head_dim": 24, "sliding_window": None}),
+    "gguf-ministral3": ("Ministral3", {"head_dim": 16, "rope_parameters": _YARN_LONG}),
+    "gguf-deepseek_v2": (
+        "DeepseekV2", {**_LATENT, **_DEEPSEEK, "n_group": 1, "topk_method": "greedy", "routed_scaling_factor": 2.0},
+    ),
+    "gguf-deepseek_v2-lite": (
+        "DeepseekV2", {**_LATENT, **_DEEPSEEK, "topk_method": "group_limited_greedy", "q_lora_rank": None},
+    ),
+    "gguf-deepseek_v3": (
+        "DeepseekV3",
+        {**_LATENT, **_DEEPSEEK, "rope_parameters": {**_YARN_LONG, "mscale": 0.7, "mscale_all_dim": 0.7}},
+    ),
+    "gguf-glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, **_DEEPSEEK, "n_group": 1}),
+    "gguf-youtu": ("Youtu", {**_LATENT, "tie_word_embeddings": True}),
+    "gguf-mistral4": ("Mistral4", {**_LATENT, **_DEEPSEEK, "rope_parameters": _YARN_LONG}),
+    "gguf-qwen3_next": (
+        "Qwen3Next", {**_DELTA_GGUF, **_MOE, "head_dim": 16, "shared_expert_intermediate_size": 32},
+    ),
+    "gguf-qwen3_5": ("Qwen3_5Text", {**_DELTA_GGUF, "head_dim": 16}),
+    "gguf-qwen3_5_moe": (
+        "Qwen3_5MoeText", {**_DELTA_GGUF, **_MOE, "head_dim": 16, "shared_expert_intermediate_size": 32},
+    ),
+    "gguf-granite4-h": (
+        "GraniteMoeHybrid",
+        {**_MAMBA, **_SCALES, "layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3,
+         "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
+    ),
+    "gguf-granite4-h-dense": (
+        "GraniteMoeHybrid",
+        {**_MAMBA, **_SCALES, "layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3,
+         "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96},
+    ),
+    "gguf-nemotron_h": (
+        "NemotronH", {**_NEMOTRON_MOE, "layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
+    ),
+    "gguf-nemotron_h_moe": ("NemotronH", {**_NEMOTRON_MOE, "n_group": 1, "topk_group": 1}),
+    "gguf-gemma3n": (
+        "Gemma3nText",
+        {**_GEMMA_OWN, "num_hidden_layers": 10, "num_kv_shared_layers": 5, "laurel_rank": 8,
+         "activation_sparsity_pattern": [0.95] * 5 + [0.0] * 5,
+         "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 2},
+    ),
+    "gguf-gemma4-e": (
+        "Gemma4Text",
+        {**_GEMMA_OWN, "num_hidden_layers": 5, "global_head_dim": 32, "num_kv_shared_layers": 2,
+         "use_double_wide_mlp": True,
+         "layer_types": ["sliding_attention", *["sliding_attention", "full_attention"] * 2]},
+    ),
+    "gguf-gemma4-moe": (
+        "Gemma4Text",
+        {**_GEMMA_OWN, "hidden_size_per_layer_input": 0, "global_head_dim": 32, "enable_moe_block": True,
+         "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32, "attention_k_eq_v": True,
+         "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
 }  # fmt: skip
 
 # Twins of each kind of layer whose cache can be quantised: its keys and values are of a multiple of 32 numbers.
@@ -312,7 +378,7 @@ def reference(name: str) -> Any:
     family, differences = {**TWINS, **GGUF_TWINS, **WIDE_TWINS}[name]
     config_class = getattr(transformers, f"{family}Config")
     model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
-    config = config_class(**{**_SIZES, **differences})
+    config = config_class(**{**SIZES, **differences})
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -139,6 +139,12 @@ class DeltaNet:
         """Of what the steps of one row need."""
         return self.channels + self.value_heads * (self.key_dim + self.value_dim + 2)
 
+    def __post_init__(self) -> None:
+        if self.value_heads % self.key_heads:
+            raise ModelError(
+                f"The model's {self.value_heads} value heads cannot share {self.key_heads} key heads evenly."
+            )
+
 
 @dataclass(frozen=True)
 class ShortConv:

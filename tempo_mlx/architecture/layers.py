@@ -394,7 +394,11 @@ def _experts(values: Config, family: Family) -> Experts:
 
 def _shared_width(values: Config) -> int | None:
     """Of the MLP beside the experts that every row uses."""
-    for key in ("shared_expert_intermediate_size", "shared_intermediate_size"):
+    for key in (
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+    ):
         if key in values:
             return values.optional_integer(key)
     if "enable_moe_block" in values or "interleave_moe_layer_step" in values:

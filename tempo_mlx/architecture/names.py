@@ -320,6 +320,11 @@ class Part:
 
 def fused_parts(name: str, shape: tuple[int, ...], a: Architecture) -> dict[str, Part] | None:
     """Where a fused tensor keeps what others store apart: name -> part. None: it is not fused."""
+    stack = re.fullmatch(r"model\.(altup_(?:un)?(?:embed_)?projections)\.weight", name)
+    if stack is not None:  # llama.cpp keeps Gemma 3n's as one
+        return {
+            f"model.{stack[1]}.{index}.weight": Part(slice(index, index + 1)) for index in range(shape[0])
+        }
     match = re.match(r"model\.layers\.(\d+)\.", name)
     if match is None or int(match[1]) >= len(a.layers):
         return None

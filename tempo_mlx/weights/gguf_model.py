@@ -9,13 +9,15 @@ import numpy as np
 
 from tempo_mlx.architecture import gguf, names
 from tempo_mlx.architecture.families import architecture_from_config
+from tempo_mlx.architecture.gguf_tensors import Place, guesses_ahead, place_of
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_gguf
 from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.files import parts_of
 from tempo_mlx.weights.gguf_file import GGUFFile, read_gguf
 from tempo_mlx.weights.gguf_tensor import GGUFTensor
-from tempo_mlx.weights.tensor import DenseTensor, Reordered, Tensor
+from tempo_mlx.weights.placing import Derived, reshaped
+from tempo_mlx.weights.tensor import Array, ColumnsReordered, DenseTensor, Reordered, Tensor
 
 
 def read_gguf_model(path: Path) -> Contents:
@@ -30,24 +32,17 @@ def read_gguf_model(path: Path) -> Contents:
     config = gguf.config_from_gguf(file.metadata, shapes, factors)
     architecture = architecture_from_config(config)
     _, row = gguf.row_of(file.metadata)
+    block_count = file.metadata.get(f"{file.metadata['general.architecture']}.block_count", 0)
     tensors: dict[str, Tensor] = {}
     for stored, tensor in file.tensors.items():
-        if names.IGNORED.fullmatch(stored):
+        if names.IGNORED.fullmatch(stored) or guesses_ahead(stored, architecture, block_count):
             continue
-        name = gguf.name_from_gguf(stored, architecture, row)
-        if name is None:
+        place = place_of(stored, tensor.shape, architecture, row)
+        if place is None:
             raise ModelError(
                 f"{path} holds the tensor {stored!r}, which a {architecture.family} model does not have."
             )
-        heads = gguf.permuted_heads(name, architecture, row)
-        if heads is not None:
-            order = np.arange(tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-            tensor = Reordered(tensor, order)
-        if architecture.norm_offset and name.endswith("norm.weight") and isinstance(tensor, DenseTensor):
-            tensor = DenseTensor(tensor.data, architecture.norm_offset)
-        if name.endswith(".conv.conv.weight") and isinstance(tensor, DenseTensor):
-            tensor = DenseTensor(tensor.data[:, None])  # llama.cpp leaves out the axis of one channel
-        tensors[name] = tensor
+        tensors[place.name] = _ours(tensor, place)
     types = [
         each.type_name if isinstance(each, GGUFTensor) else each.kind
         for each in file.tensors.values()
@@ -64,6 +59,24 @@ def read_gguf_model(path: Path) -> Contents:
         tensors=tensors,
         tokenizer=partial(tokenizer_gguf.from_gguf, file, architecture.vocab_size),
     )
+
+
+def _ours(tensor: Tensor, place: Place) -> Tensor:
+    """The tensor as Hugging Face has it: what the converter did, undone."""
+    if place.subtract and isinstance(tensor, DenseTensor):
+        return DenseTensor(tensor.data, place.subtract)
+    if place.rows is not None:
+        tensor = Reordered(tensor, place.rows)
+    if place.columns is not None:
+        tensor = ColumnsReordered(tensor, place.columns)
+    if place.logarithm:
+        tensor = Derived(tensor, tensor.shape, _log_of_minus, computed=True)
+    return tensor if place.shape is None else reshaped(tensor, place.shape)
+
+
+def _log_of_minus(whole: Array) -> Array:
+    """A_log of A = -exp(A_log)."""
+    return np.asarray(np.log(-whole))
 
 
 def _read_parts(path: Path) -> tuple[GGUFFile, tuple[Path, ...]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights.tensor import CHUNK, Array, DenseTensor, Kind, Layout, Quantized, Rows
+from tempo_mlx.weights.tensor import CHUNK, Array, DenseTensor, Index, Kind, Layout, Quantized
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GGUFTensor:
         packed, scale, minimum = (each.reshape(*rows, -1) for each in _to_affine(flat, self.type_name))
         return packed, scale, minimum, Layout(bits, 32)
 
-    def rows(self, rows: Rows) -> GGUFTensor:
+    def rows(self, rows: Index) -> GGUFTensor:
         return GGUFTensor(self.blocks[rows], self.type_name, self.columns)
 
     @property

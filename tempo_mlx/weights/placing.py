@@ -13,7 +13,10 @@ from tempo_mlx.architecture import names
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
-from tempo_mlx.weights.tensor import Array, DenseTensor, Kind, Quantized, Rows, Tensor
+from tempo_mlx.weights.gguf_tensor import GGUFTensor
+from tempo_mlx.weights.tensor import Array, DenseTensor, Kind, PackedTensor, Quantized, Rows, Tensor
+
+_STORED = (DenseTensor, PackedTensor, GGUFTensor)  # whose numbers lie as they do in the file
 
 
 def placed(stored: Mapping[str, Tensor], a: Architecture, path: Path) -> dict[str, Tensor]:
@@ -106,6 +109,9 @@ def _taken(tensor: Tensor, part: names.Part, name: str, path: Path) -> Tensor:
         )
     if part.axis == 0 and not part.transposed:
         return tensor.rows(part.index)
+    across = part.axis != 1 or part.transposed
+    if isinstance(part.index, slice) and isinstance(tensor, _STORED) and not across:
+        return tensor.rows((slice(None), part.index))  # packed stays packed
     count = len(range(*part.index.indices(size))) if isinstance(part.index, slice) else len(part.index)
     shape = (*tensor.shape[: part.axis], count, *tensor.shape[part.axis + 1 :])
     if part.transposed:
@@ -119,10 +125,16 @@ def _take(part: names.Part, whole: Array) -> Array:
 
 
 def _shaped(name: str, tensor: Tensor) -> Tensor:
-    """ERNIE keeps what corrects the choice of experts as a row."""
+    """ERNIE keeps what corrects the choice of experts as a row; llama.cpp stacks the ends of Gemma 3n's streams."""
     if name.endswith(".router.correction") and len(tensor.shape) == 2:
-        return Derived(tensor, (int(np.prod(tensor.shape)),), lambda whole: whole.reshape(-1))
+        return reshaped(tensor, (int(np.prod(tensor.shape)),))
+    if name.startswith("model.altup_") and len(tensor.shape) == 3:
+        return reshaped(tensor, tensor.shape[1:])
     return tensor
+
+
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return Derived(tensor, shape, lambda whole: whole.reshape(shape))
 
 
 @dataclass(frozen=True)

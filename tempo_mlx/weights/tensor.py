@@ -23,6 +23,7 @@ from tempo_mlx.errors import ModelError
 Kind = Literal["float32", "float16", "bfloat16", "mlx_quantized"]
 Array = NDArray[Any]
 Rows = slice | NDArray[np.intp]
+Index = Rows | tuple[slice, slice]  # of axes 0 and 1, where the numbers lie as they are stored
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class DenseTensor:
     def quantized(self) -> Quantized:
         raise ModelError(f"A {self.kind} weight is not quantised; read it with raw() or numpy().")
 
-    def rows(self, rows: Rows) -> DenseTensor:
+    def rows(self, rows: Index) -> DenseTensor:
         return DenseTensor(self.data[rows], self.subtract)
 
     @property
@@ -181,7 +182,7 @@ class PackedTensor:
     def quantized(self) -> Quantized:
         return self.packed, self.scales, self.biases, self.layout
 
-    def rows(self, rows: Rows) -> PackedTensor:
+    def rows(self, rows: Index) -> PackedTensor:
         return self._with(*(None if each is None else each[rows] for each in self._parts))
 
     @property
@@ -242,6 +243,62 @@ class Reordered:
 
     def cut(self, start: int, stop: int) -> Tensor:
         return Reordered(self.tensor.cut(start, stop), self.order)
+
+
+@dataclass(frozen=True)
+class ColumnsReordered:
+    """`tensor` with its columns in another order, put so when it is asked for; dequantised where what is stored
+    together does not stay together."""
+
+    tensor: Tensor
+    order: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def groups(self) -> NDArray[np.intp] | None:
+        """The order of the groups of columns that are stored together; None: they are torn apart."""
+        size = self.tensor.group
+        if len(self.order) % size:
+            return None
+        rows = self.order.reshape(-1, size)
+        whole = rows[:, :1] % size == 0
+        return rows[:, 0] // size if bool(np.all(whole & (rows - rows[:, :1] == np.arange(size)))) else None
+
+    @property
+    def kind(self) -> Kind:
+        packed = self.tensor.kind == "mlx_quantized"
+        return "float32" if packed and self.groups is None else self.tensor.kind
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes if self.kind == self.tensor.kind else 4 * math.prod(self.shape)
+
+    @property
+    def group(self) -> int:
+        return self.tensor.group if self.kind == "mlx_quantized" else 1
+
+    def numpy(self) -> Float32s:
+        return self.tensor.numpy()[..., self.order]
+
+    def raw(self) -> Array:
+        return self.numpy() if self.kind == "float32" else self.tensor.raw()[..., self.order]
+
+    def quantized(self) -> Quantized:
+        groups = self.groups
+        packed, scales, biases, layout = self.tensor.quantized()
+        if groups is None:
+            raise ModelError("A dense weight is not quantised; read it with raw() or numpy().")
+        words = packed.reshape(*packed.shape[:-1], len(groups), -1)[..., groups, :].reshape(packed.shape)
+        return words, scales[..., groups], None if biases is None else biases[..., groups], layout
+
+    def rows(self, rows: Rows) -> Tensor:
+        return ColumnsReordered(self.tensor.rows(rows), self.order)
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        return DenseTensor(self.numpy()[..., start:stop])
 
 
 def _small_floats(exponent_bits: int, fraction_bits: int) -> Float32s:
