@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -378,7 +379,7 @@ def reference(name: str) -> Any:
     family, differences = {**TWINS, **GGUF_TWINS, **WIDE_TWINS}[name]
     config_class = getattr(transformers, f"{family}Config")
     model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
-    config = config_class(**{**SIZES, **differences})
+    config = config_class(**deepcopy({**SIZES, **differences}))  # transformers fills in what it is given
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
