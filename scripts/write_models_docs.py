@@ -12,6 +12,9 @@ from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.architecture.families import FAMILIES, architecture_from_config
 from tempo_mlx.architecture.gguf import names_of
 from tempo_mlx.exits.plan import exits_lack
+from tempo_mlx.weights.gguf_file import TYPES
+from tempo_mlx.weights.gguf_layouts import packing_of
+from tempo_mlx.weights.precision import UNPACKED_BELOW, Stored, choose
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -63,6 +66,60 @@ state, which is not linear in it, and so it is the default. On trained models th
 """
 
 
+NUMBERS = f"""
+## In which numbers a model is computed
+
+By what most of a file is stored in, never by one tensor. On the CPU everything is unpacked to float32; on a GPU what is
+quantised stays packed, but for models of less than {UNPACKED_BELOW // 10**6} million numbers, whose 16-bit products are
+faster.
+
+| stored | on the CPU | on a GPU | with `--dtype bfloat16` | with `--dequantize` |
+|---|---|---|---|---|
+"""
+EXAMPLES: dict[str, Stored] = {
+    "GGUF, quantised (scales in float16)": Stored(
+        {"float16": 8_000_000_000, "float32": 10**6}, 8_000_000_000
+    ),
+    "the same, of a Gemma, whose activations pass float16": Stored(
+        {"float16": 8_000_000_000}, 8_000_000_000, wide=True
+    ),
+    "the same, of a small model": Stored({"float16": 135_000_000}, 135_000_000),
+    "GGUF or MLX, MXFP4 (gpt-oss)": Stored({"bfloat16": 19 * 10**9, "float16": 2 * 10**9}, 21 * 10**9),
+    "MLX, 4-bit, scales in bfloat16": Stored({"bfloat16": 8_000_000_000}, 8_000_000_000),
+    "bfloat16": Stored({"bfloat16": 8_000_000_000}),
+    "float16": Stored({"float16": 8_000_000_000}),
+    "float32": Stored({"float32": 8_000_000_000}),
+}
+LAYOUTS = """
+## GGUF on a GPU
+
+MLX packs weights in groups of 32 with a scale and, but for MXFP4, a bias. Most ggml types fit without loss as far as
+their scales go: those that are products of two of the file's (K-quants, IQ4_XS, IQ3) are rounded to the dtype, by 7e-4
+of the weights in float16 and 6e-3 in bfloat16 (rms). Types with a scale for 16 weights are requantised; `tempo-mlx
+models info` tells by how much one's own file is off, 0.4% where it is Q6_K.
+
+| ggml type | bits | bits with scales | |
+|---|---|---|---|
+"""
+
+
+def numbers_docs() -> str:
+    rows = []
+    for what, stored in EXAMPLES.items():
+        chosen = (choose("cpu", stored), choose("gpu", stored), choose("gpu", stored, "bfloat16"),
+                  choose("gpu", stored, dequantize=True))  # fmt: skip
+        cells = (what, *(each.dtype + (", packed" if each.packed else "") for each in chosen))
+        rows.append(f"| {' | '.join(cells)} |\n")
+    layouts = []
+    for name in sorted(name for name, block, _ in TYPES.values() if block > 1):
+        packing = packing_of(name)
+        held = packing.layout.nbytes(10**6) * 8 / 10**6
+        layouts.append(
+            f"| {name} | {packing.bits} | {held:g} | {'exact' if packing.exact else 'requantised'} |\n"
+        )
+    return NUMBERS + "".join(rows) + LAYOUTS + "".join(layouts)
+
+
 def models_docs() -> str:
     """The page."""
     rows = []
@@ -74,7 +131,7 @@ def models_docs() -> str:
             "no" if exits_lack(a) else "yes", divided(a), gguf or "no",
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |\n")
-    return INTRODUCTION + "".join(rows) + STATES + MEASURED.read_text("utf-8")
+    return INTRODUCTION + "".join(rows) + numbers_docs() + STATES + MEASURED.read_text("utf-8")
 
 
 def divided(a: Architecture) -> str:

@@ -22,7 +22,7 @@ from tempo_mlx.decode.mcts import Value
 from tempo_mlx.decode.prefill import Interrupt, Interrupted, never
 from tempo_mlx.decode.schedules import Schedule
 from tempo_mlx.decode.step import Step
-from tempo_mlx.errors import ConfigError, PromptError, RankLostError
+from tempo_mlx.errors import ComputeError, ConfigError, PromptError
 from tempo_mlx.exits import open_exits
 from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
 from tempo_mlx.load_config import LoadConfig
@@ -80,7 +80,8 @@ def generate(
 ) -> Run:
     """Decode to the end. The same as draining `stream(...)` and taking its `run()`.
 
-    Raises what `stream` does, and RankLostError (under mlx.launch); a stream's `run()` then still has what there was.
+    Raises what `stream` does, and ComputeError (memory ran out, numbers are not finite, a rank was lost); a stream's
+    `run()` then still has what there was.
     """
     return stream(loaded, prompt, config, **settings).complete()
 
@@ -95,7 +96,7 @@ def score(
 
     A text is tokenized together with a prompt that is text where the prompt's tokens stay the same, else on its own.
     The model is not asked whether the text ends there. settings: those of `generate` that change distributions (bias,
-    penalties, grammars, truncation); the numbers are at temperature 1. Raises PromptError, ConfigError.
+    penalties, grammars, truncation); the numbers are at temperature 1. Raises PromptError, ConfigError, ComputeError.
     """
     require_loaded(loaded)
     config = resolve({"decoder": "plain", **settings}) if settings else None
@@ -156,8 +157,8 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
     """A decoding under way: iterate for steps (`for`, or `async for`); `run()` gives what there is so far, at any time.
 
     `cancel()` ends it from another thread or a signal handler; the prompt is run when the first step is asked for. One
-    thread at a time may ask for steps; streams of several threads take turns at their model. `failure`: the loss of a
-    rank that ended it (finish_reason "cancelled").
+    thread at a time may ask for steps; streams of several threads take turns at their model. `failure`: what ended it
+    before its time (finish_reason "cancelled").
     """
 
     def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
@@ -165,7 +166,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         self.loaded, self.prompt, self.config = task.loaded, task.prompt, self.task.config
         self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
-        self.failure: RankLostError | None = None
+        self.failure: ComputeError | None = None
         self.decoder: Decoder | None = None
         self._watch = self.task.watch()
         self._joint = JointText(self.loaded.tokenizer)
@@ -210,7 +211,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         except Interrupted as stop:
             self.finish_reason = str(stop)
             raise StopIteration from None
-        except RankLostError as lost:
+        except ComputeError as lost:
             self.finish_reason, self.failure = "cancelled", lost
             raise StopIteration from None
         finally:
@@ -238,7 +239,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
                 break
 
     def complete(self) -> Run:
-        """The run to its end. Raises RankLostError; `run` then still has what there was."""
+        """The run to its end. Raises ComputeError; `run` then still has what there was."""
         for _ in self:
             pass
         run = self.run()
@@ -257,7 +258,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         try:
             self._settle()
             readings = self.readings()
-        except RankLostError as lost:
+        except ComputeError as lost:
             self.failure = lost
             readings = self.readings()
         return self.task.assemble(

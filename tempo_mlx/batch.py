@@ -150,8 +150,10 @@ def make_line(loaded: LoadedModel, item: Item, interrupted: Interrupt) -> Line:
         raise
     except TempoError as problem:
         return _error_line(item, str(problem))
-    if decoding.failure is not None:
+    if isinstance(decoding.failure, RankLostError):
         raise decoding.failure
+    if decoding.failure is not None:
+        return _error_line(item, str(decoding.failure))
     return None if run.finish_reason == "cancelled" else replace(run, timing={}).to_json(), None
 
 

@@ -51,8 +51,20 @@ class BackendError(TempoError):
     """The backend or the device asked for is not available on this machine."""
 
 
-class RankLostError(TempoError):
+class ComputeError(TempoError):
+    """Computing ended before its time; what a run has by then is kept."""
+
+
+class RankLostError(ComputeError):
     """A process of a run over several ended, or stands still."""
+
+
+class DeviceError(ComputeError):
+    """The device ran out of memory, or one of its programs failed."""
+
+
+class NumbersError(ComputeError):
+    """What the model computed is not finite, and nothing can be chosen of it."""
 
 
 class RunFileError(TempoError):

@@ -28,13 +28,20 @@ class LoadSettings(TypedDict, total=False):
     device: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     """Where it computes; mps is another name for gpu."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    """Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU."""
+    """Number format of activations, scales and unpacked weights; auto is float32 on the CPU, on a GPU the 16 bits
+    that suit the file."""
+    dequantize: bool
+    """Unpack quantised weights on a GPU too, as is always done on the CPU: more memory, faster rows."""
     adapter: str | None
     """Directory of a LoRA or DoRA adapter, as mlx-lm writes it."""
     kv_bits: Literal[4, 8] | None
     """Store the KV cache quantised to so many bits."""
     max_memory_gb: float | None
-    """Memory in GB that weights, cache and rows may use; checked before loading."""
+    """Memory in GB that weights, cache and rows may use, checked before loading; by default what macOS recommends
+    for the GPU, or what is free."""
+    wired: bool
+    """Keep the model in the Mac's memory while the program runs (MLX's wired limit), as mlx-lm does; it has been
+    linked to crashes of macOS."""
     rank_timeout: float
     """Under mlx.launch: a rank without a sign of life for so many seconds ends the run."""
 

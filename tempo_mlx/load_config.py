@@ -30,15 +30,24 @@ class LoadConfig(Checked):
         "auto", "Where it computes; mps is another name for gpu.", environment=("DEVICE",),
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = _input(
-        "auto", "Number format of the weights; auto is float32 on the CPU, the checkpoint's own on a GPU.",
+        "auto", "Number format of activations, scales and unpacked weights; auto is float32 on the CPU, on a GPU the "
+        "16 bits that suit the file.",
+    )
+    dequantize: bool = _input(
+        False, "Unpack quantised weights on a GPU too, as is always done on the CPU: more memory, faster rows.",
+        audience="study",
     )
     adapter: str | None = _input(None, "Directory of a LoRA or DoRA adapter, as mlx-lm writes it.")
     kv_bits: Literal[4, 8] | None = row(
         None, "Limits", "Store the KV cache quantised to so many bits.", default_text="off",
     )
     max_memory_gb: float | None = row(
-        None, "Limits", "Memory in GB that weights, cache and rows may use; checked before loading.",
-        above=0, maximum=1e6,
+        None, "Limits", "Memory in GB that weights, cache and rows may use, checked before loading; by default what "
+        "macOS recommends for the GPU, or what is free.", above=0, maximum=1e6, default_text="the device's",
+    )
+    wired: bool = row(
+        False, "Limits", "Keep the model in the Mac's memory while the program runs (MLX's wired limit), as mlx-lm "
+        "does; it has been linked to crashes of macOS.", "study",
     )
     rank_timeout: float = row(
         30.0, "Limits", "Under mlx.launch: a rank without a sign of life for so many seconds ends the run.", "study",

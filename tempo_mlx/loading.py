@@ -14,7 +14,8 @@ from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader
 from tempo_mlx.settings import shown
 from tempo_mlx.weights import Checkpoint, Progress, Tokenizer, open_checkpoint
-from tempo_mlx.weights.memory import require_memory
+from tempo_mlx.weights.memory import Limit, device_limit, require_memory
+from tempo_mlx.weights.precision import Device, Precision, choose
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,18 @@ def require_loaded(loaded: object) -> None:
     raise ConfigError(f"{shown(loaded)} is no model; give what tempo_mlx.load(...) returned.")
 
 
-def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: bool = False) -> LoadedModel:
+def load_model(
+    config: LoadConfig,
+    progress: Progress | None = None,
+    *,
+    alone: bool = False,
+    slots: int | None = None,
+) -> LoadedModel:
     """Open (fetch, where needed) and build the model `config` names.
 
     Where `mlx.launch` started this process, the model is spread over its ranks; on ranks other than 0 this does not
-    return, but follows rank 0 and ends with it. alone: the whole model, whatever started this process.
+    return, but follows rank 0 and ends with it. alone: the whole model, whatever started this process. slots: of the
+    cache, as many as there must be memory for.
 
     Raises ModelError, DownloadError, BackendError (the backend or device is not here, or a rank), MemoryLimitError,
     ConfigError (a setting that the backend does not have).
@@ -64,14 +72,9 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
         )
     leader = None if rank is None else ranks.lead()
     checkpoint = open_checkpoint(config.model, progress=progress, adapter=config.adapter)
-    if config.max_memory_gb is not None:
-        require_memory(
-            checkpoint,
-            config.max_memory_gb,
-            dtype=_loaded_as(config, checkpoint),
-            kv_bits=config.kv_bits,
-            ranks=1 if leader is None else leader.size,
-        )
+    if (limit := limit_of(config)) is not None:
+        sharing, precision = 1 if leader is None else leader.size, precision_of(config, checkpoint)
+        require_memory(checkpoint, limit, precision, slots=slots, kv_bits=config.kv_bits, ranks=sharing)
     model: Model
     if leader is not None:
         from tempo_mlx.ranks.model import load_shards
@@ -87,18 +90,38 @@ def load_model(config: LoadConfig, progress: Progress | None = None, *, alone: b
             ) from error
         model = TorchTransformer(checkpoint, config.device, config.dtype)
     else:
-        from tempo_mlx.model.mlx_backend import build
+        from tempo_mlx.model.mlx_backend import build, wire
 
-        model = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits)
+        if config.wired:
+            wire(config.device)
+        model = build(
+            checkpoint, config.device, config.dtype, dequantize=config.dequantize, kv_bits=config.kv_bits
+        )
     return LoadedModel(model, checkpoint.tokenizer(), config, leader)
 
 
-def _loaded_as(config: LoadConfig, checkpoint: Checkpoint) -> str | None:
-    """The dtype of the weights in memory; None: as they are stored."""
+def precision_of(config: LoadConfig, checkpoint: Checkpoint) -> Precision:
+    """What the model will be computed in."""
     if config.backend == "torch":
-        return "float32" if config.dtype == "auto" else config.dtype
-    from tempo_mlx.mlx import mx
-    from tempo_mlx.model.mlx_backend import choose_device, choose_dtype
+        return Precision("float32" if config.dtype == "auto" else config.dtype, packed=False)
+    return choose(device_of(config), checkpoint.stored, config.dtype, config.dequantize)
 
-    dtype, packed = choose_dtype(config.dtype, choose_device(config.device) == mx.cpu, checkpoint)
-    return None if packed else str(dtype).removeprefix("mlx.core.")
+
+def device_of(config: LoadConfig) -> Device:
+    from tempo_mlx.mlx import mx
+    from tempo_mlx.model.mlx_backend import choose_device
+
+    return "cpu" if choose_device(config.device) == mx.cpu else "gpu"
+
+
+def limit_of(config: LoadConfig) -> Limit | None:
+    """How much memory the model may take: as much as was allowed, or else as there is; None where torch's GPU knows."""
+    if config.max_memory_gb is not None:
+        packs = config.backend == "mlx" and device_of(config) == "gpu"
+        return Limit(config.max_memory_gb * 1e9, "allowed by --max-memory-gb", packs, asked=True)
+    if config.backend == "torch":
+        return device_limit("cpu", {}) if config.device in ("auto", "cpu") else None
+    from tempo_mlx.mlx import mx
+
+    device = device_of(config)
+    return device_limit(device, mx.device_info(mx.cpu if device == "cpu" else mx.gpu))

@@ -31,7 +31,8 @@ from tempo_mlx.ranks.shards import plan_shards
 from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import convert
-from tempo_mlx.weights.memory import require_memory
+from tempo_mlx.weights.memory import Limit, require_memory
+from tempo_mlx.weights.precision import Precision
 from tempo_mlx.weights.tensor import Tensor
 from tests.exits import loaded_with_exits
 from tests.ggufs import gguf_twin
@@ -87,9 +88,10 @@ def test_more_ranks_than_heads_are_refused() -> None:
 
 def test_a_limit_counts_each_ranks_share() -> None:
     checkpoint = open_checkpoint(SMOLLM2)
-    require_memory(checkpoint, 0.4, dtype="float32", ranks=2)
+    limit, precision = Limit(0.4e9, "allowed"), Precision("float32", packed=False)
+    require_memory(checkpoint, limit, precision, ranks=2)
     with pytest.raises(MemoryLimitError):
-        require_memory(checkpoint, 0.4, dtype="float32")
+        require_memory(checkpoint, limit, precision)
 
 
 @cache

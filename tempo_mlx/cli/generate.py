@@ -74,6 +74,8 @@ def generate(
 
 def continue_prompt(given: Given, text: str | None, compare: bool = False) -> None:
     """Load the model, decode, print, save and report; ends the command with its exit code."""
+    from tempo_mlx.weights.memory import SLOTS
+
     output, load, settings = given.make(OutputConfig), given.make(LoadConfig), generation_of(given)
     prompt = read_prompt(text, output.prompt, output.prompt_file)
     if compare and not settings.early_exit:
@@ -82,7 +84,7 @@ def continue_prompt(given: Given, text: str | None, compare: bool = False) -> No
     out, err = make_consoles(output.color)
     log_to_stderr(output.verbose, output.debug_mode)
     started = time.perf_counter()
-    loaded = load_with_progress(load, err, output.quiet)
+    loaded = load_with_progress(load, err, output.quiet, settings.max_cache_tokens or SLOTS)
     seconds = {"load_seconds": time.perf_counter() - started}
     log.info("model %s", json.dumps(dict(loaded.model.info), default=str))
     log.info("settings %s", settings)
@@ -127,8 +129,8 @@ def chat_hint(run: Run, loaded: LoadedModel) -> str | None:
     )
 
 
-def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedModel:
-    """Load the model, with a bar while it is fetched and a notice where the BLAS is a slow one."""
+def load_with_progress(load: LoadConfig, err: Console, quiet: bool, slots: int | None = None) -> LoadedModel:
+    """Load the model, with a bar while it is fetched and a notice of a slow BLAS. slots: see `load_model`."""
     from tempo_mlx.loading import load_model
 
     if load.backend == "mlx" and not quiet:
@@ -137,7 +139,7 @@ def load_with_progress(load: LoadConfig, err: Console, quiet: bool) -> LoadedMod
         waiting(err, f"Loading {load.model} ...", quiet) as loading,
         progress_bar(err, f"Fetching {load.model}", quiet, before=loading) as progress,
     ):
-        return load_model(load, progress)
+        return load_model(load, progress, slots=slots)
 
 
 def decode(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar
 from tempo_mlx.cli.help import Group
 from tempo_mlx.load_config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from tempo_mlx.weights.memory import Memory
+    from tempo_mlx.weights.precision import Precision
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 Name = Annotated[
@@ -62,11 +66,12 @@ def list_models() -> None:
 def weights_in_memory(parameters: float, stored: float) -> float:
     """Bytes of a model's weights once they are loaded on this machine's own device."""
     from tempo_mlx.mlx import mx
-    from tempo_mlx.model.mlx_backend import choose_device, dequantised
+    from tempo_mlx.model.mlx_backend import choose_device
+    from tempo_mlx.weights.precision import UNPACKED_BELOW
 
     if choose_device("auto") == mx.cpu:
         return 4 * parameters
-    return 2 * parameters if dequantised(parameters) else stored
+    return 2 * parameters if parameters < UNPACKED_BELOW else stored
 
 
 @app.command()
@@ -94,8 +99,9 @@ def info(
     with progress_bar(err, f"Fetching {model}") as progress:
         checkpoint = open_checkpoint(model, progress=progress)
     about = manage.describe(checkpoint, context)
-    a, stored, wide = checkpoint.architecture, about.as_stored, about.as_float32
-    states = f", and {size(wide.states)} of states" if wide.states else ""
+    a = checkpoint.architecture
+    share = about.requantised / checkpoint.parameters
+    lost = f"{share:.0%} of the weights on a GPU, off by {about.loss:.1%} of their size (root mean square)"
     rows = {
         "model": checkpoint.id,
         "path": str(checkpoint.path),
@@ -106,12 +112,18 @@ def info(
         "context": f"{a.max_position_embeddings:,} tokens",
         "vocabulary": f"{a.vocab_size:,} tokens",
         "quantisation": checkpoint.quantization,
-        "weights": f"{size(stored.weights)} as stored, {size(wide.weights)} in float32",
-        "cache": f"{size(wide.cache)} at {about.slots:,} slots in float32, half in 16 bits{states}",
-        "memory": f"{size(stored.total)} as stored, {size(wide.total)} in float32, with cache and 8 rows",
+        "on the CPU": memory_line(*about.computed["cpu"], about.slots),
+        "on a GPU": memory_line(*about.computed["gpu"], about.slots),
+        **({"requantised": lost} if about.computed["gpu"][0].packed and about.requantised else {}),
         "licence": about.licence or "not stated",
     }
     print_facts(out, rows)
+
+
+def memory_line(precision: Precision, memory: Memory, slots: int) -> str:
+    states = f" and {size(memory.states)} of states" if memory.states else ""
+    how = f"packed, computed in {precision.dtype}" if precision.packed else precision.dtype
+    return f"{size(memory.total)}: weights {size(memory.weights)} ({how}), cache of {slots:,} tokens{states}, 8 rows"
 
 
 @app.command()

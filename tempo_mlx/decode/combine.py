@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tempo_mlx.arrays import Float32s, Floats
-from tempo_mlx.errors import ModelError
+from tempo_mlx.errors import NumbersError
 
 COMBINE_RULES = ("mix", "last", "mean", "product", "max")
 COLDEST = 1e-34  # below, probabilities are those of argmax anyway, and logits / temperature would overflow
@@ -21,13 +21,14 @@ COLDEST = 1e-34  # below, probabilities are those of argmax anyway, and logits /
 def log_probabilities(logits: Float32s, temperature: float = 1.0) -> Float32s:
     """Log-softmax of logits (k, V) / temperature along V. Temperature 0 (argmax) is recorded as if it were 1.
 
-    Raises ModelError where a row holds NaN or infinity, of which nothing could be chosen.
+    Raises NumbersError where a row holds NaN or infinity, of which nothing could be chosen. All decoders, scores and
+    proofs come by here.
     """
     best = logits.max(axis=1, keepdims=True)
     if not np.isfinite(best).all():
-        raise ModelError(
-            "The model's numbers are not finite, as happens in float16 with a model that was trained for more; load it "
-            "with --dtype bfloat16 or float32."
+        raise NumbersError(
+            "The model's numbers are not finite: in float16 it needs more range, so load it with --dtype bfloat16, or "
+            "float32; in those its weights are damaged, so fetch them again."
         )
     result: Float32s = logits - best
     if temperature not in (0.0, 1.0):

@@ -29,6 +29,7 @@ from tempo_mlx.exits.cache import AUDITED_EVERY, MOST_WAITING, Drafted, ExitCach
 from tempo_mlx.exits.plan import ExitPlan, Found, OpenExit
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import Cache
+from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.transformer import Transformer
 
@@ -64,6 +65,7 @@ class EarlyExit:
     def embeddings(self, tokens: Sequence[int]) -> Float32s:
         return self.model.embeddings(tokens)
 
+    @told_failures()
     def forward(
         self,
         tokens: Sequence[int] | Ints,

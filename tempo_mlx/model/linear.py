@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from itertools import groupby
 
 from tempo_mlx import blas, few_rows
 from tempo_mlx.mlx import mx
@@ -169,20 +170,31 @@ class Concatenated:
 
 
 def fuse(parts: list[Linear]) -> Linear | Concatenated:
-    """One product instead of several, where the parts have the same layout."""
-    first = parts[0]
+    """As few products instead of several as can be: neighbours with the same layout become one."""
+    runs = [list(run) for _, run in groupby(parts, _kind)]
+    joined = [_joined(run) for run in runs]
+    return joined[0] if len(joined) == 1 else Concatenated(joined)
+
+
+def _kind(part: Linear) -> object:
+    """Parts of one kind can be one product; one with an adapter stays alone."""
+    return part.layout if isinstance(part, QuantizedLinear) else part if isinstance(part, LowRank) else None
+
+
+def _joined(parts: list[Linear]) -> Linear:
+    """Of one kind, which have all a bias or none."""
+    if len(parts) == 1:
+        return parts[0]
     biases = [p.bias for p in parts if p.bias is not None]
     bias = mx.concatenate(biases) if biases else None
-    if any(isinstance(p, LowRank) for p in parts):
-        return Concatenated(parts)
-    if isinstance(first, QuantizedLinear):
-        alike = [p for p in parts if isinstance(p, QuantizedLinear) and p.layout == first.layout]
-        if len(alike) == len(parts):
-            columns = zip(
-                *([a for a in (p.packed, p.scales, p.biases) if a is not None] for p in alike), strict=True
-            )
-            packed, scales, *offsets = (mx.concatenate(list(column)) for column in columns)
-            return QuantizedLinear(packed, scales, offsets[0] if offsets else None, first.layout, bias)
-    elif not any(isinstance(p, QuantizedLinear) for p in parts):
+    packed = [p for p in parts if isinstance(p, QuantizedLinear)]
+    if not packed:
         return Linear(mx.concatenate([p.weight for p in parts]), bias)
-    return Concatenated(parts)
+    offsets = [p.biases for p in packed if p.biases is not None]
+    return QuantizedLinear(
+        mx.concatenate([p.packed for p in packed]),
+        mx.concatenate([p.scales for p in packed]),
+        mx.concatenate(offsets) if offsets else None,
+        packed[0].layout,
+        bias,
+    )

@@ -8,17 +8,16 @@ from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import BackendError
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import group_size
+from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.reader import Reader
 from tempo_mlx.model.settle import settle
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint
+from tempo_mlx.weights.precision import choose
 
 BUFFER_CACHE_BYTES = (
     512 * 2**20
 )  # freed buffers MLX keeps for reuse; its own bound is nearly all of the memory
-DEQUANTIZE_BELOW_BYTES = (
-    1_500_000_000  # of bf16: products of packed weights grow with the rows, bf16 ones hardly
-)
 
 
 def choose_device(name: str) -> mx.DeviceType:
@@ -36,28 +35,22 @@ def choose_device(name: str) -> mx.DeviceType:
     return mx.gpu
 
 
-def choose_dtype(name: str, on_cpu: bool, checkpoint: Checkpoint) -> tuple[mx.Dtype, bool]:
-    """The dtype of activations and plain weights, and whether packed weights stay packed."""
-    if name != "auto":
-        return getattr(mx, name), False
-    if on_cpu:  # MLX's half-precision and packed CPU kernels are 5 to 40 times slower than float32
-        return mx.float32, False
-    kind = checkpoint.tensor("model.embed_tokens.weight").kind
-    small = dequantised(checkpoint.parameters)
-    return (mx.bfloat16, not small) if kind == "mlx_quantized" else (getattr(mx, kind), True)
+def choose_dtype(
+    name: str, on_cpu: bool, checkpoint: Checkpoint, dequantize: bool = False
+) -> tuple[mx.Dtype, bool]:
+    """The dtype of activations and plain weights, and whether packed weights stay packed: see weights/precision.py."""
+    chosen = choose("cpu" if on_cpu else "gpu", checkpoint.stored, name, dequantize)  # type: ignore[arg-type]
+    return getattr(mx, chosen.dtype), chosen.packed
 
 
-def dequantised(parameters: float) -> bool:
-    """Whether a quantised model of so many numbers is computed in 16 bits on a GPU."""
-    return 2 * parameters < DEQUANTIZE_BELOW_BYTES
-
-
+@told_failures()
 def build(
     checkpoint: Checkpoint,
     device: str,
     dtype: str,
     *,
     packed: bool | None = None,
+    dequantize: bool = False,
     kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     make_reader: Callable[[Checkpoint, mx.Dtype, bool], Reader] | None = None,
@@ -70,7 +63,7 @@ def build(
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
     mx.set_cache_limit(0)  # while reading: what is freed is of no use to the next layer
-    float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint)
+    float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint, dequantize)
     packed = stay_packed if packed is None else packed
     reader = (make_reader or Reader)(checkpoint, float_type, packed)
     a = reader.architecture
@@ -97,6 +90,13 @@ def build(
     settle(norm, beside)
     mx.set_cache_limit(BUFFER_CACHE_BYTES)
     return Transformer(a, embedding, blocks, norm, head, info, float_type, kv_bits, **beside)
+
+
+def wire(device: str) -> None:
+    """Keep what is computed with in memory, up to what macOS recommends. Raises BackendError without Metal."""
+    if choose_device(device) == mx.cpu or not mx.metal.is_available():
+        raise BackendError("Memory is wired on Metal only; leave out --wired.")
+    mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))
 
 
 def check_kv_bits(a: Architecture) -> None:

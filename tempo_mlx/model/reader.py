@@ -60,7 +60,7 @@ class Reader:
         """A plain weight as an MLX array of the model's dtype."""
         if tensor.kind == "bfloat16":
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
-        if tensor.kind != "mlx_quantized":
+        if tensor.layout is None:
             return mx.array(tensor.raw()).astype(self.dtype)
         rows = max(1, PIECE * tensor.shape[0] // math.prod(tensor.shape))
         pieces = []
@@ -81,7 +81,7 @@ class Reader:
         return self.make_linear(self.checkpoint.tensor(f"{name}.weight"), offset)
 
     def make_linear(self, tensor: Tensor, bias: Tensor | None) -> Linear:
-        if isinstance(tensor, Adapted) and self.packed and tensor.tensor.kind == "mlx_quantized":
+        if isinstance(tensor, Adapted) and self.packed and tensor.layout is not None:
             factors = tensor.factors()
             return LowRank(
                 self.make_linear(tensor.tensor, None),
@@ -91,7 +91,7 @@ class Reader:
                 None if bias is None else self.array(bias),
             )
         offset = None if bias is None else self.array(bias)
-        if self.packed and tensor.kind == "mlx_quantized":
+        if self.packed and tensor.layout is not None:
             return QuantizedLinear(*self.packed_parts(tensor), offset)
         return Linear(self.array(tensor), offset)
 
@@ -104,7 +104,7 @@ class Reader:
     def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
         tensor = self.checkpoint.tensor(f"{name}.weight")
         offset = self.named(f"{name}.bias") if bias else None
-        if self.packed and tensor.kind == "mlx_quantized":
+        if self.packed and tensor.layout is not None:
             return QuantizedExpertLinear(*self.packed_parts(tensor), offset)
         return ExpertLinear(self.array(tensor), offset)
 

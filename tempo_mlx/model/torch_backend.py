@@ -16,6 +16,7 @@ from tempo_mlx.architecture.names import norm_names
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import BackendError
 from tempo_mlx.model import torch_layers as layers
+from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.lineage import Lineage
 from tempo_mlx.model.torch_layers import ACTIVATIONS, Pass
@@ -98,6 +99,7 @@ class TorchTransformer:
         """(n, E): the input embeddings of `tokens`."""
         return self._numpy(self.weights["model.embed_tokens.weight"][list(tokens)])
 
+    @told_failures()
     @torch.inference_mode()
     def forward(
         self,

@@ -20,6 +20,7 @@ from tempo_mlx.model import device
 from tempo_mlx.model.attention import Rows, SoftmaxAttention, growth, kind_of
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.experts import Mixture
+from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.feedforward import FeedForward
 from tempo_mlx.model.forward import Attention, Forward, Logits
 from tempo_mlx.model.kernel_check import use_kernel
@@ -201,6 +202,7 @@ class Transformer:
         """(n, E): the input embeddings of `tokens`."""
         return np.array(self.embed(mx.array(list(tokens))).astype(mx.float32))
 
+    @told_failures()
     def forward(
         self,
         tokens: Sequence[int] | Ints,

@@ -147,7 +147,14 @@ class ModelShard:
 def _load(local: Local, number: int, config: LoadConfig) -> dict[str, Any]:
     checkpoint = open_checkpoint(config.model, adapter=config.adapter)
     reader = partial(ShardReader, group=local.group)
-    transformer = build(checkpoint, config.device, config.dtype, kv_bits=config.kv_bits, make_reader=reader)
+    transformer = build(
+        checkpoint,
+        config.device,
+        config.dtype,
+        dequantize=config.dequantize,
+        kv_bits=config.kv_bits,
+        make_reader=reader,
+    )
     own, whole = (
         np.array([layer.attention.num_attention_heads for layer in a.layers if layer.attention], np.float32)
         for a in (transformer.architecture, checkpoint.architecture)

@@ -373,7 +373,7 @@ def _head_widths(part: Attention) -> dict[str, int]:
 
 def _stack(tensor: Tensor, packed: bool) -> DenseTensor | PackedTensor:
     """The experts' weights (n, out, in) in one tensor."""
-    if tensor.kind == "mlx_quantized":
+    if tensor.layout is not None:
         return PackedTensor(*tensor.quantized()) if packed else DenseTensor(tensor.numpy())
     return DenseTensor(tensor.raw())
 

@@ -56,6 +56,8 @@ def complete(
         data = {**parts.add(text.add(c.member.id for c in chosen)), "tokens": tokens}
         yield Output("delta", data, step=step.step, stats=stats_of(step, *costs(stream, step)))
     run = stream.run()
+    if stream.failure is not None:
+        raise stream.failure
     if growing:
         tail = scores.entries(reading.tail, joint)
         choices = [choice(run, run.final_text, run.finish_reason == "stop", len(run.steps), sent + tail)]

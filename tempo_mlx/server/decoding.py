@@ -29,7 +29,10 @@ def generate(
     events = StepEvents(loaded.tokenizer)
     for step in stream:
         yield events.event(step, *costs(stream, step))
-    yield Output("run", stream.run().to_dict(), last=True)
+    run = stream.run()
+    if stream.failure is not None:
+        raise stream.failure
+    yield Output("run", run.to_dict(), last=True)
 
 
 def costs(stream: Stream, step: Step) -> tuple[int, float | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.errors import MemoryLimitError, ModelError
+from tempo_mlx.errors import ComputeError, MemoryLimitError, ModelError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.forward import Attention, Forward, Logits, Model
@@ -156,9 +156,14 @@ class Arena:
         if cache.states is not None:
             self.cache.states = cache.states
             self.use(cache)
-        out = self.model.forward(
-            tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
-        )
+        try:
+            out = self.model.forward(
+                tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
+            )
+        except ComputeError:
+            if cache.states is None:
+                self.cache.truncate(start)
+            raise
         cache.rows = columns
         self.newest = cache
         mass = out.attention_mass

@@ -22,7 +22,7 @@ from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import digest
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
-from tempo_mlx.weights.tensor import Array, DenseTensor, Kind, Quantized, Rows, Tensor
+from tempo_mlx.weights.tensor import Array, DenseTensor, FloatType, Kind, Layout, Quantized, Rows, Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _PART = re.compile(r"(.+)\.(lora_a|lora_b|m)")
@@ -48,6 +48,15 @@ class Adapted:
     @property
     def nbytes(self) -> int:
         return self.tensor.nbytes
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of the weight beside which the adapter is kept."""
+        return self.tensor.layout
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.tensor.float_type
 
     @property
     def group(self) -> int:

@@ -19,6 +19,7 @@ from tempo_mlx.weights.contents import Contents
 from tempo_mlx.weights.directory import read_directory
 from tempo_mlx.weights.gguf_model import read_gguf_model
 from tempo_mlx.weights.placing import placed
+from tempo_mlx.weights.precision import Stored
 from tempo_mlx.weights.tensor import Tensor
 from tempo_mlx.weights.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ class Checkpoint:
             raise ModelError(f"{self.path} holds no tensor {name!r}.")
         return self.tensors[name]
 
-    def stored(self) -> Mapping[str, Tensor]:
+    def published(self) -> Mapping[str, Tensor]:
         """The tensors as the family's Hugging Face checkpoints hold them: Phi-3's projections fused."""
         tied = {"lm_head.weight"} if self.architecture.tie_word_embeddings else set()
         return {name: tensor for name, tensor in self.contents.tensors.items() if name not in tied}
@@ -81,9 +82,14 @@ class Checkpoint:
         own = {"id": self.id, **mark, "family": self.architecture.family, "quantization": self.quantization}
         return own if self.adapter is None else {**own, "adapter": self.adapter}
 
+    @cached_property
+    def stored(self) -> Stored:
+        """What decides in which numbers it is computed."""
+        return Stored.of(self.tensors.values(), self.architecture)
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in the form they are stored in."""
+        """Bytes of the weights, packed where they can be."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property

@@ -76,8 +76,8 @@ def convert(
 ) -> Path:
     """Write `model` to the new directory `destination`.
 
-    Without bits and dtype, every number stays what it is; GGUF's Q4_0, Q4_1 and Q8_0 become MLX's own layout,
-    other GGUF quantisations float32. dtype alone: everything dense, in this type. bits: matrices quantised as
+    Without bits and dtype, every number stays what it is: GGUF's blocks become MLX's layout where it holds them exactly
+    (docs/models.md), else float32. dtype alone: everything dense, in this type. bits: matrices quantised as
     mlx.nn.quantize does, the rest in dtype.
     progress: called with (bytes written, bytes in all).
     Raises: ConfigError, ModelError, DownloadError, OutputError (the destination exists or cannot be written).
@@ -91,7 +91,7 @@ def convert(
     if destination.exists():
         raise OutputError(f"{destination} exists already; give a directory that does not.")
     checkpoint = open_checkpoint(model)
-    plans = [_plan(name, tensor, bits, group_size, dtype) for name, tensor in checkpoint.stored().items()]
+    plans = [_plan(name, tensor, bits, group_size, dtype) for name, tensor in checkpoint.published().items()]
     work = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

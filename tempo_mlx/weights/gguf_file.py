@@ -28,7 +28,7 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 # ggml type number -> name, weights a block, bytes a block
-_TYPES = {
+TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
@@ -226,9 +226,9 @@ def _read_tensor(header: _Header, alignment: int) -> _Info:
         raise header.fail(f"tensor {name!r} has {dimensions} dimensions")
     shape = tuple(header.u64() for _ in range(dimensions))[::-1]
     kind, offset = header.u32(), header.u64()
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise header.fail(f"tensor {name!r} has the unknown or removed type {kind}")
-    type_name, block, block_bytes = _TYPES[kind]
+    type_name, block, block_bytes = TYPES[kind]
     weights = 1
     for size in shape:  # Python's integers do not overflow
         weights *= size

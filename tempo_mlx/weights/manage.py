@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tempo_mlx.errors import ModelError, OutputError
 from tempo_mlx.weights.checkpoint import Checkpoint
 from tempo_mlx.weights.local import PROGRAMS, find_local, local_models
 from tempo_mlx.weights.memory import Memory, estimate_memory
+from tempo_mlx.weights.precision import DEVICES, Device, Precision, choose
 from tempo_mlx.weights.registry import KNOWN, PACKAGED
+from tempo_mlx.weights.tensor import PackedTensor, Tensor
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
+
+SAMPLED = 64  # rows of a matrix that is requantised
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,17 @@ class Listed:
 
 @dataclass(frozen=True)
 class Description:
-    """What `tempo-mlx models info` tells. `as_stored`, `as_float32`: memory at `slots` tokens, 8 rows in a pass."""
+    """What `tempo-mlx models info` tells. `computed`: in what, and the memory at `slots` tokens, 8 rows in a pass, by
+    device. requantised: how many of the weights are not packed exactly; loss: by how much, as rms of the error over
+    that of the weights.
+    """
 
     checkpoint: Checkpoint
     slots: int
     licence: str | None
-    as_stored: Memory
-    as_float32: Memory
+    computed: Mapping[Device, tuple[Precision, Memory]]
+    requantised: int
+    loss: float
 
 
 def list_models() -> list[Listed]:
@@ -75,13 +87,34 @@ def describe(checkpoint: Checkpoint, context: int = 2048) -> Description:
     """Facts about a model, and the memory it takes with `context` tokens in its cache."""
     slots = min(context, checkpoint.architecture.max_position_embeddings)
     named = PACKAGED.get(checkpoint.id)
+    computed: dict[Device, tuple[Precision, Memory]] = {}
+    for device in DEVICES:
+        precision = choose(device, checkpoint.stored)
+        computed[device] = precision, estimate_memory(checkpoint, **asdict(precision), slots=slots)
+    requantised, loss = _requantised(checkpoint.tensors.values())
     return Description(
         checkpoint=checkpoint,
         slots=slots,
         licence=named.licence if named else checkpoint.licence,
-        as_stored=estimate_memory(checkpoint, slots=slots),
-        as_float32=estimate_memory(checkpoint, dtype="float32", slots=slots),
+        computed=computed,
+        requantised=requantised,
+        loss=loss,
     )
+
+
+def _requantised(tensors: Iterable[Tensor]) -> tuple[int, float]:
+    """How many weights do not fit MLX's layouts, and what that costs, from a sample of their rows."""
+    lossy = [each for each in tensors if each.layout is not None and each.kind != "mlx_quantized"]
+    error = size = 0.0
+    for tensor in lossy:
+        rows = tensor.shape[0]
+        some = tensor.rows(
+            np.linspace(0, rows - 1, min(rows, SAMPLED if len(tensor.shape) == 2 else 1), dtype=np.intp)
+        )
+        exact = some.numpy()
+        error += float(np.square(PackedTensor(*some.quantized()).numpy() - exact).sum(dtype=np.float64))
+        size += float(np.square(exact).sum(dtype=np.float64))
+    return sum(math.prod(each.shape) for each in lossy), math.sqrt(error / size) if size else 0.0
 
 
 def remove(name: str) -> tuple[str, int]:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from tempo_mlx.architecture.states import bytes_of_states
 from tempo_mlx.errors import MemoryLimitError
 from tempo_mlx.weights.checkpoint import Checkpoint
+from tempo_mlx.weights.precision import Device, Precision
+from tempo_mlx.weights.tensor import Tensor
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SLOTS = 2048  # unless told
 _CACHE_STEP = 256  # the cache grows by so many slots
+# Bits a weight, once loaded on a GPU, scales and what is kept in more bits included.
+PACKED_BITS = {"an 8-bit quantisation": 9.0, "a 4-bit quantisation": 6.0, "an MLX 3-bit quantisation": 3.6}
 _KV_GROUP = 64  # numbers of a quantised cache that share a scale and a bias, 2 bytes each
 _STATES = re.compile(r"\.(linear_attn|mamba|conv)\.")
 
@@ -35,13 +44,14 @@ def estimate_memory(
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
-    slots: int = 2048,
+    packed: bool = False,
+    slots: int = SLOTS,
     width: int = 8,
     kv_bits: int | None = None,
 ) -> Memory:
     """What the model takes with `slots` in its cache and `width` rows in a pass.
 
-    dtype: of the weights once loaded; None: as stored (then activations are 2 bytes).
+    dtype: once loaded; None: as stored (then activations are 2 bytes). packed: quantised weights stay so.
     """
     a = checkpoint.architecture
     number = _BYTES[dtype] if dtype is not None else 2
@@ -53,33 +63,104 @@ def estimate_memory(
     # a row: logits twice (float32 for the sampler), the MLP's two halves, and scores of every head
     row = a.vocab_size * (4 + number) + (2 * a.intermediate_size + 6 * a.hidden_size) * number
     row += a.num_attention_heads * held * 4
-    weights = checkpoint.nbytes if dtype is None else checkpoint.parameters * number
+    weights = checkpoint.nbytes
+    if dtype is not None:
+        weights = sum(_loaded(each, number, packed) for each in checkpoint.tensors.values())
     return Memory(weights, int(cache), width * row, bytes_of_states(a, held, width))
+
+
+def _loaded(tensor: Tensor, number: int, packed: bool) -> int:
+    count = math.prod(tensor.shape)
+    return tensor.layout.nbytes(count, number) if packed and tensor.layout is not None else count * number
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Bytes that a model may take, and who says so, after "more than the 12.3 GB". packs: whether quantised weights
+    would stay packed there. asked: by --max-memory-gb.
+    """
+
+    nbytes: float
+    words: str
+    packs: bool = False
+    asked: bool = False
 
 
 def require_memory(
     checkpoint: Checkpoint,
-    max_memory_gb: float,
+    limit: Limit,
+    precision: Precision,
     *,
-    dtype: str | None = None,
-    slots: int = 2048,
+    slots: int | None = None,
     width: int = 8,
     kv_bits: int | None = None,
     ranks: int = 1,
 ) -> None:
-    """Raises: MemoryLimitError if weights, cache and rows would take more than `max_memory_gb` (10^9 bytes).
+    """Raises: MemoryLimitError, with what would fit, if weights, cache and rows would take more.
 
-    ranks: that share weights and cache evenly, but for layers with a state, which each has whole.
+    slots: where whoever loads has a limit for them; else SLOTS. ranks: that share weights and cache
+    evenly, but for layers with a state, which each has whole.
     """
-    whole = estimate_memory(checkpoint, dtype=dtype, slots=slots, width=width, kv_bits=kv_bits)
+
     undivided = sum(
-        math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if _STATES.search(name)
+        math.prod(each.shape) for name, each in checkpoint.tensors.items() if _STATES.search(name)
     )
-    kept = whole.weights * undivided // checkpoint.parameters
-    need = replace(whole, weights=kept + (whole.weights - kept) // ranks, cache=whole.cache // ranks)
-    if need.total > max_memory_gb * 1e9:
-        raise MemoryLimitError(
-            f"{checkpoint.id} needs about {need.total / 1e9:.2f} GB (weights {need.weights / 1e9:.2f}, cache "
-            f"{(need.cache + need.states) / 1e9:.2f} at {slots} tokens, rows {need.rows / 1e9:.2f}), more than the "
-            f"{max_memory_gb:g} GB allowed; raise --max-memory-gb, or use a smaller or quantised model."
-        )
+
+    def needed(slots: int, kv_bits: int | None, **changed: Any) -> Memory:
+        options = {**asdict(precision), **changed}
+        whole = estimate_memory(checkpoint, slots=slots, width=width, kv_bits=kv_bits, **options)
+        kept = whole.weights * undivided // checkpoint.parameters
+        return replace(whole, weights=kept + (whole.weights - kept) // ranks, cache=whole.cache // ranks)
+
+    held = slots or SLOTS
+    need = needed(held, kv_bits)
+    if need.total <= limit.nbytes:
+        return
+    ways = {
+        "--kv-bits 8": needed(held, kv_bits or 8),
+        "--dtype bfloat16": needed(held, kv_bits, dtype="bfloat16"),
+    }
+    if slots is not None:
+        ways[f"--max-cache-tokens {_CACHE_STEP}"] = needed(min(slots, _CACHE_STEP), kv_bits)
+    fitting = [way for way, memory in ways.items() if memory.total <= limit.nbytes]
+    left = (limit.nbytes - need.total + need.weights) * ranks
+    bits = 8 * left / checkpoint.parameters
+    now = 8 * need.weights * ranks / checkpoint.parameters
+    if limit.packs:
+        smaller = (name for name, size in PACKED_BITS.items() if size <= bits and size < now - 0.5)
+        fitting += [f"{name} of it" for name in list(smaller)[:1]]
+    if not fitting:
+        fitting.append("a smaller model")
+    if not limit.asked:
+        fitting.append("--max-memory-gb, to try all the same")
+    raise MemoryLimitError(
+        f"{checkpoint.id} needs about {need.total / 1e9:.2f} GB (weights {need.weights / 1e9:.2f}, cache "
+        f"{(need.cache + need.states) / 1e9:.2f} at {held} tokens, rows {need.rows / 1e9:.2f}), more than the "
+        f"{limit.nbytes / 1e9:.4g} GB {limit.words}; what would do: {', or '.join(fitting)}."
+    )
+
+
+def device_limit(device: Device, info: Mapping[str, Any]) -> Limit | None:
+    """info: MLX's, of the device. On Metal what is recommended; on CUDA, and on the CPU, what is free."""
+    if device == "cpu":
+        free = free_memory()
+        return None if free is None else Limit(free, "of memory that are free")
+    if (size := info.get("max_recommended_working_set_size")) is not None:
+        return Limit(float(size), "that macOS recommends the GPU to use", packs=True)
+    free = info.get("free_memory")
+    return None if free is None else Limit(float(free), "that are free on the GPU", packs=True)
+
+
+def free_memory(
+    meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup/memory.max")
+) -> int | None:
+    """Bytes that programs can have without swapping: Linux's estimate, and what a container is allowed; elsewhere all
+    of the machine's, as what is cached there goes when it is needed. None: nobody knows."""
+    try:
+        kilobytes = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        available = int(kilobytes[1]) * 1024 if kilobytes else None
+        allowed = group.read_text().strip() if group.exists() else "max"
+    except OSError:
+        names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+        return math.prod(map(os.sysconf, names)) if set(names) <= set(os.sysconf_names) else None
+    return available if available is None or not allowed.isdigit() else min(available, int(allowed))

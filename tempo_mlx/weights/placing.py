@@ -14,7 +14,17 @@ from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights.gguf_tensor import GGUFTensor
-from tempo_mlx.weights.tensor import Array, DenseTensor, Kind, PackedTensor, Quantized, Rows, Tensor
+from tempo_mlx.weights.tensor import (
+    Array,
+    DenseTensor,
+    FloatType,
+    Kind,
+    Layout,
+    PackedTensor,
+    Quantized,
+    Rows,
+    Tensor,
+)
 
 _STORED = (DenseTensor, PackedTensor, GGUFTensor)  # whose numbers lie as they do in the file
 
@@ -152,6 +162,14 @@ class Derived:
         return self.tensor.kind if plain else "float32"
 
     @property
+    def layout(self) -> None:
+        return None
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.tensor.float_type
+
+    @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape)) * (4 if self.kind == "float32" else 2)
 
@@ -190,10 +208,17 @@ class Stacked:
     def kind(self) -> Kind:
         """That of all; float32 where they are of several, or quantised in several ways."""
         kinds = {tensor.kind for tensor in self.tensors}
-        if kinds == {"mlx_quantized"}:
-            layouts = {tensor.rows(slice(0, 1)).quantized()[3] for tensor in self.tensors}
-            return "mlx_quantized" if len(layouts) == 1 else "float32"
-        return kinds.pop() if len(kinds) == 1 else "float32"
+        kind = kinds.pop() if len(kinds) == 1 else "float32"
+        return "float32" if kind == "mlx_quantized" and self.layout is None else kind
+
+    @property
+    def layout(self) -> Layout | None:
+        layouts = {tensor.layout for tensor in self.tensors}
+        return layouts.pop() if len(layouts) == 1 else None
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.tensors[0].float_type
 
     @property
     def nbytes(self) -> int:
@@ -211,10 +236,12 @@ class Stacked:
 
     def quantized(self) -> Quantized:
         parts = [tensor.quantized() for tensor in self.tensors]
+        if self.layout is None:
+            raise ModelError("Experts that are quantised in different ways are not one packed weight.")
         packed = np.stack([part[0] for part in parts])
         scales = np.stack([part[1] for part in parts])
         biases = [part[2] for part in parts if part[2] is not None]
-        return packed, scales, np.stack(biases) if biases else None, parts[0][3]
+        return packed, scales, np.stack(biases) if biases else None, self.layout
 
     def rows(self, rows: Rows) -> Tensor:
         return Stacked(

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
 
-Kind = Literal["float32", "float16", "bfloat16", "mlx_quantized"]
+FloatType = Literal["float32", "float16", "bfloat16"]
+Kind = FloatType | Literal["mlx_quantized"]
 Array = NDArray[Any]
 Rows = slice | NDArray[np.intp]
 Index = Rows | tuple[slice, slice]  # of axes 0 and 1, where the numbers lie as they are stored
@@ -33,6 +34,12 @@ class Layout:
     bits: int
     group_size: int
     mode: str = "affine"  # a key of MODES
+
+    def nbytes(self, count: int, scale_bytes: int = 2) -> int:
+        """Of so many weights, with scales and biases of so many bytes."""
+        return count * self.bits // 8 + count // self.group_size * (
+            2 * scale_bytes if self.mode == "affine" else 1
+        )
 
 
 # Mode -> the (bits, group size) that MLX has, and those it takes unless told.
@@ -51,15 +58,25 @@ CHUNK = 1 << 18  # weights dequantised at once: float32 chunks that stay in the 
 
 
 class Tensor(Protocol):
-    """A weight of shape `shape`; `kind` says what `raw` (dense) or `quantized` (mlx_quantized) gives."""
+    """A weight of shape `shape`; `kind` says what gives it without loss: `raw` (dense), or `quantized`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
     def kind(self) -> Kind: ...
     @property
+    def layout(self) -> Layout | None:
+        """Of what `quantized` gives, with a loss where `kind` is dense; None: it cannot be packed."""
+        ...
+
+    @property
+    def float_type(self) -> FloatType:
+        """What its numbers, or the scales they are quantised with, are kept in."""
+        ...
+
+    @property
     def nbytes(self) -> int:
-        """Bytes it takes in its own kind."""
+        """Bytes it takes, packed where it can be."""
         ...
 
     def numpy(self) -> Float32s:
@@ -71,7 +88,7 @@ class Tensor(Protocol):
         ...
 
     def quantized(self) -> Quantized:
-        """The weight in one of MLX's layouts, without loss; only for kind mlx_quantized."""
+        """The weight in one of MLX's layouts; only where `layout` is one."""
         ...
 
     def rows(self, rows: Rows) -> Tensor:
@@ -102,7 +119,15 @@ class DenseTensor:
 
     @property
     def kind(self) -> Kind:
-        kinds: dict[str, Kind] = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}
+        return self.float_type
+
+    @property
+    def layout(self) -> None:
+        return None
+
+    @property
+    def float_type(self) -> FloatType:
+        kinds: dict[str, FloatType] = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}
         return kinds[self.data.dtype.name]
 
     @property
@@ -150,6 +175,10 @@ class PackedTensor:
     @property
     def kind(self) -> Kind:
         return "mlx_quantized"
+
+    @property
+    def float_type(self) -> FloatType:
+        return DenseTensor(self.scales).float_type if self.layout.mode == "affine" else "bfloat16"
 
     @property
     def nbytes(self) -> int:
@@ -222,6 +251,14 @@ class Reordered:
         return self.tensor.kind
 
     @property
+    def layout(self) -> Layout | None:
+        return self.tensor.layout
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.tensor.float_type
+
+    @property
     def nbytes(self) -> int:
         return self.tensor.nbytes
 
@@ -259,8 +296,8 @@ class ColumnsReordered:
 
     @property
     def groups(self) -> NDArray[np.intp] | None:
-        """The order of the groups of columns that are stored together; None: they are torn apart."""
-        size = self.tensor.group
+        """The order of the groups of columns that are packed, or stored, together; None: they are torn apart."""
+        size = self.tensor.group if self.tensor.layout is None else self.tensor.layout.group_size
         if len(self.order) % size:
             return None
         rows = self.order.reshape(-1, size)
@@ -273,8 +310,16 @@ class ColumnsReordered:
         return "float32" if packed and self.groups is None else self.tensor.kind
 
     @property
+    def layout(self) -> Layout | None:
+        return None if self.groups is None else self.tensor.layout
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.tensor.float_type
+
+    @property
     def nbytes(self) -> int:
-        return self.tensor.nbytes if self.kind == self.tensor.kind else 4 * math.prod(self.shape)
+        return self.tensor.nbytes if self.layout == self.tensor.layout else 4 * math.prod(self.shape)
 
     @property
     def group(self) -> int:

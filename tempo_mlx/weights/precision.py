@@ -1,0 +1,71 @@
+"""In which numbers a model is computed: one rule for all devices and files, known before a weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tempo_mlx.architecture.architecture import Architecture
+from tempo_mlx.weights.tensor import FloatType, Tensor
+
+# Of numbers: so small a model is computed unpacked on a GPU. Products of packed weights take longer with every row
+# (mlx issue 4265), 16-bit ones hardly, and 600 MB are read fast.
+UNPACKED_BELOW = 300_000_000
+
+
+Device = Literal["cpu", "gpu"]
+DEVICES: tuple[Device, ...] = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file stores. numbers: how many in each float type, or quantised with scales in it; quantised: how many of
+    all. wide: whether the model's activations go beyond float16."""
+
+    numbers: Mapping[FloatType, int]
+    quantised: int = 0
+    wide: bool = False
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor], a: Architecture) -> Stored:
+        numbers: Counter[FloatType] = Counter()
+        quantised = 0
+        for tensor in tensors:
+            count = math.prod(tensor.shape)
+            numbers[tensor.float_type] += count
+            quantised += 0 if tensor.layout is None else count
+        # Gemma's embeddings come times the root of their size, and what layers add to them passes 65504
+        return cls(numbers, quantised, a.embedding_scale == math.sqrt(a.hidden_size))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: of activations, plain weights and scales. packed: whether quantised weights stay so."""
+
+    dtype: FloatType
+    packed: bool
+
+
+def choose(
+    device: Device,
+    stored: Stored,
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    dequantize: bool = False,
+) -> Precision:
+    """What a model is computed in, by what most of its numbers are stored in.
+
+    On the CPU float32, unpacked: MLX's kernels for anything else are 2 to 20 times slower there. On a GPU 16 bits, and
+    what is quantised stays packed: float16 where that is what the file has (as GGUF's scales, which bfloat16 rounds
+    eight times as much) and the activations fit, else bfloat16.
+    """
+    total = sum(stored.numbers.values())
+    packed = device == "gpu" and stored.quantised > 0 and not dequantize and total >= UNPACKED_BELOW
+    if dtype != "auto":
+        return Precision(dtype, packed)
+    if device == "cpu":
+        return Precision("float32", packed)
+    half = stored.numbers.get("float16", 0)
+    return Precision("float16" if 2 * half > total and not stored.wide else "bfloat16", packed)
