@@ -42,7 +42,8 @@ mistral3, llama4, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, glm4v.
 - Sets: `slots`: a set's rows see the slots of earlier sets (`--attend`). `states`: layers keep a state instead of
   slots, and a row carries on that of its most probable parent, or the mean over them (`--carry`). What follows is not
   linear in a state, so a lattice is a weaker approximation there; branches and search are not affected.
-- Early exit: whether rows may leave before the last layer (`--early-exit`).
+- Early exit: whether rows may leave before the last layer (`--early-exit`). Where they may not, `--lossless` still runs
+  guesses from the text ahead.
 - Ranks: what is divided where a model is spread over machines (`mlx.launch`). Layers with a state every rank has whole.
 - GGUF: llama.cpp's name of the family, where such files are read.
 - Sessions that go back run on all of them; with states, on MLX in one process.

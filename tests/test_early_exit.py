@@ -137,6 +137,10 @@ class Mirrored:
         self.early.truncate(length)
         self.full.truncate(length)
 
+    def settle(self, length: int) -> None:
+        self.early.settle(length)
+        self.full.settle(length)
+
 
 class Mirror:
     """An early-exit model that runs every pass through the full model too, for its cache."""

@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 import tempo_mlx  # noqa: E402
 from tempo_mlx.architecture import states as limits  # noqa: E402
 from tempo_mlx.errors import ConfigError, ModelError  # noqa: E402
+from tempo_mlx.exits.ahead import Lookup, Payoff  # noqa: E402
 from tempo_mlx.mlx import mx  # noqa: E402
 from tempo_mlx.model import states  # noqa: E402
 from tempo_mlx.model.lineage import Lineage, segments  # noqa: E402
@@ -351,6 +352,34 @@ def test_soft_and_hard_edges_differ() -> None:
     assert last[0] != pytest.approx(last[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "granite4-h", "gemma4-e"])
+@pytest.mark.parametrize("settings", [{"decoder": "plain", "temperature": 0.0}, {"threshold": 0.1}])
+def test_guesses_run_ahead_change_nothing(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two right guesses and a wrong one at a time, which is dropped, and with it what states were made of it."""
+    monkeypatch.setattr(Payoff, "allows", lambda self, source: True)
+    loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
+    settings = {"max_tokens": 16, "min_steps": 16, **settings}
+    whole = tempo_mlx.generate(loaded, "the sand", **settings)
+    text = [*whole.prompt.token_ids, *(step.tokens[0].id for step in whole.steps)]
+    monkeypatch.setattr(
+        Lookup, "guess", lambda self: [*text[len(self._tokens) :][:2], 7] if self._tokens else []
+    )
+    ours = tempo_mlx.generate(loaded, "the sand", early_exit=True, lossless=True, **settings)
+    for step, wanted in zip(ours.steps, whole.steps, strict=True):
+        assert [token.id for token in step.tokens] == [token.id for token in wanted.tokens]
+        np.testing.assert_allclose(
+            [token.probability for token in step.tokens],
+            [token.probability for token in wanted.tokens],
+            atol=1e-4,
+        )
+    assert ours.early_exit is not None and ours.early_exit["lossless"]
+    assert verify(ours, loaded).ok
+    if "decoder" in settings:
+        assert ours.timing["early_exit_drafted"] > ours.timing["early_exit_accepted"] > 0
+
+
 @pytest.mark.parametrize("attend", ["all", "weighted"])
 def test_rules_that_mean_nothing_to_states_are_refused(attend: str) -> None:
     loaded = tempo_mlx.load(str(twin("lfm2")))
@@ -372,8 +401,9 @@ def test_scores_and_paths_on_a_hybrid() -> None:
 
 def test_what_hybrids_do_not_have_is_said() -> None:
     loaded = tempo_mlx.load(str(twin("lfm2")))
-    with pytest.raises(ModelError, match="leave out --early-exit"):
-        tempo_mlx.generate(loaded, "the sand", max_tokens=3, early_exit=True)
+    for settings in ({}, {"lossless": True, "exit_layers": [1]}, {"lossless": True, "exit_lookup": False}):
+        with pytest.raises(ModelError, match="choose --lossless and no exit layers"):
+            tempo_mlx.generate(loaded, "the sand", max_tokens=3, early_exit=True, **settings)
     torch_one = tempo_mlx.load(str(twin("lfm2")), backend="torch")
     with pytest.raises(ModelError, match="leave out --backend torch"):
         Arena(torch_one.model, 100)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempo_mlx.api import generate, stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.decode.thinking import SYSTEM_LINE, Budget, Splitter, is_open, split
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.verify import verify
 from tempo_mlx.weights.reasoning import THINK, Reasoning, reasoning_of
 from tests.trees import loaded, teacher
+from tests.twins import twin
 
 OPEN, CLOSE = THINK.open, THINK.close
 SWITCH = "{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}"
@@ -197,3 +202,21 @@ def test_any_variable_of_the_template_is_passed_on() -> None:
     for odd in ("reasoning_effort", "messages=[]", "a b=c"):
         with pytest.raises(ConfigError, match="is not NAME=VALUE"):
             stream(model, "Why?", chat=True, template_variables=(odd,))
+    tools = {"tools": [{"name": "f"}, {"name": "g"}], "reasoning_effort": "low"}
+    assert stream(model, "Why?", chat=True, template_variables=tools).prompt.text == "Why? low fg"
+
+
+def test_the_command_line_passes_variables_on(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(twin("llama"), tmp_path / "model", ignore=shutil.ignore_patterns("*.gguf")))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ messages[0].content }} {{ reasoning_effort }} "
+        "{% for tool in tools %}{{ tool.n + 1 }},{% endfor %}{{ flag }}"
+    )
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    variables = ["reasoning_effort=high", 'tools=[{"n": 1}, {"n": 2}]', "flag=true"]
+    given = [part for each in variables for part in ("--template-variable", each)]
+    run = tmp_path / "run.json"
+    options = ["--model", str(path), "--max-tokens", "1", "--quiet", "--json-output-file", str(run)]
+    assert main(["generate", "Why?", *options, *given]) == 0
+    assert json.loads(run.read_text())["prompt"]["text"] == "Why? high 2,3,True"

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.exits.distributed import DistributedExits
 from tempo_mlx.exits.early_exit import EarlyExit
-from tempo_mlx.exits.plan import make_plan
+from tempo_mlx.exits.guessing import Guessing
+from tempo_mlx.exits.plan import exits_lack, make_plan
 from tempo_mlx.exits.self_speculation import SelfSpeculation
 from tempo_mlx.model.forward import Model
 from tempo_mlx.ranks.model import DistributedModel
@@ -56,5 +57,7 @@ def open_exits(model: Model, config: GenerateConfig, context: Sequence[int]) -> 
         return None
     if isinstance(model, DistributedModel):
         return DistributedExits(model, config, context)
-    kind = SelfSpeculation if config.lossless else EarlyExit
-    return kind(*make_plan(model, config), context)
+    transformer, plan = make_plan(model, config)
+    if exits_lack(transformer.architecture):
+        return Guessing(transformer, plan, context)
+    return (SelfSpeculation if config.lossless else EarlyExit)(transformer, plan, context)

@@ -126,7 +126,7 @@ class ExitCache:
         self.inner.truncate(length)
 
     def settle(self, length: int) -> None:
-        """Nothing: a model whose rows leave early keeps no states."""
+        self.inner.settle(length)
 
     def forget(self) -> None:
         """Drop what was run ahead."""

@@ -146,7 +146,8 @@ class ExitPlan:
 
 
 def exits_lack(a: Architecture) -> str | None:
-    """What of a model keeps its rows from leaving early, in words; None: nothing."""
+    """What of a model keeps its rows from leaving early, in words; None: nothing. Such rows cannot wait: what a layer
+    would make of them later is not known from its input alone."""
     if a.recurrent:
         return "layers that keep states"
     return "an embedding of the token for each layer" if a.per_layer_input else None
@@ -164,9 +165,12 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
         )
     a = model.architecture
     if lacking := exits_lack(a):
-        raise ModelError(
-            f"No row may leave a {a.family} model early yet, since it has {lacking}; leave out --early-exit."
-        )
+        if not (config.lossless and config.exit_lookup) or config.exit_layers:
+            raise ModelError(
+                f"No row may leave a {a.family} model early yet, since it has {lacking}; choose --lossless and no "
+                "exit layers, which runs guesses from the text ahead, or leave out --early-exit."
+            )
+        return model, ExitPlan([], [])
     asked = candidates(a.num_hidden_layers, config.exit_layers)
     if any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes):
         raise ModelError(
