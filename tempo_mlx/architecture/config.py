@@ -138,6 +138,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not isinstance(config, dict):
         raise ModelError("The model's config.json is not a table of settings; the model is refused.")
+    if "model_type" not in config and "rope_ntk_beta" in config:
+        return _of_openai(config)
     nested = config.get("text_config")
     if not isinstance(nested, dict):
         return config
@@ -153,6 +155,20 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(both) == 2:
         inner[_ENDS] = [end for ends in both for end in (ends if isinstance(ends, list) else [ends])]
     return {**outer, **inner, "model_type": nested.get("model_type", outer.get("model_type"))}
+
+
+def _of_openai(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json beside gpt-oss' original weights, in transformers' words."""
+    words = {
+        "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok",
+        "rope_scaling_factor": "factor", "rope_ntk_alpha": "beta_slow", "rope_ntk_beta": "beta_fast",
+        "initial_context_length": "original_max_position_embeddings",
+    }  # fmt: skip
+    found = {words.get(key, key): value for key, value in config.items()}
+    yarn = ("factor", "beta_slow", "beta_fast", "original_max_position_embeddings")
+    scaling = {"rope_type": "yarn", "truncate": False} | {key: found.pop(key, None) for key in yarn}
+    context = scaling["original_max_position_embeddings"]
+    return {**found, "model_type": "gpt_oss", "max_position_embeddings": context, "rope_scaling": scaling}
 
 
 def refuse_what_matters(

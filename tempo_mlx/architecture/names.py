@@ -362,9 +362,9 @@ def _qkv_parts(name: str, part: Attention, a: Architecture) -> dict[str, Part]:
 
 def _expert_parts(name: str, shape: tuple[int, ...], part: Experts) -> dict[str, Part] | None:
     """Stacked gates and inputs in one tensor (n, 2 F, E); Llama 4's and Gpt-oss's are (n, E, 2 F), the latter's with
-    gates and inputs in turn."""
+    gates and inputs in turn. Those that are packed (NAME.weight) have their inputs last in every family."""
     width = part.intermediate_size
-    stored_across = part.stored == "across" or part.stored == "turns"
+    stored_across = part.stored in ("across", "turns") and not name.endswith(".weight")
     if name.endswith(".down_proj"):
         return {f"{name}.weight": Part(slice(None), 1, stored_across)}
     if name.endswith(".down_proj_bias"):

@@ -34,6 +34,16 @@ def alternating(values: Config, count: int) -> list[str]:
     return every(count, 2, "sliding_attention", "full_attention")
 
 
+# Of gpt-oss' original weights.
+_OPENAI_NAMES = (
+    (r"^block\.", "model.layers."), (r"^embedding\.", "model.embed_tokens."), (r"^unembedding\.", "lm_head."),
+    (r"^norm\.scale$", "model.norm.weight"), (r"\.attn\.norm\.scale$", ".input_layernorm.weight"),
+    (r"\.mlp\.norm\.scale$", ".post_attention_layernorm.weight"), (r"\.attn\.qkv\.", ".self_attn.qkv_proj."),
+    (r"\.attn\.out\.", ".self_attn.o_proj."), (r"\.attn\.sinks$", ".self_attn.sinks"),
+    (r"\.mlp\.mlp1_weight\.", ".experts.gate_up_proj."), (r"\.mlp\.mlp2_weight\.", ".experts.down_proj."),
+    (r"\.mlp\.mlp1_bias$", ".experts.gate_up_proj_bias"), (r"\.mlp\.mlp2_bias$", ".experts.down_proj_bias"),
+)  # fmt: skip
+
 SPARSE: dict[str, Family] = {
     "mixtral": Family(
         {**PLAIN, **_MOE, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
@@ -94,7 +104,7 @@ SPARSE: dict[str, Family] = {
          "swiglu_limit": 7.0, "swiglu_alpha": 1.702,
          "rope_parameters": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
                              "truncate": False, "original_max_position_embeddings": 4096}},
-        "gpt-oss 20B and 120B", attention={"sinks": True}, kinds=alternating,
+        "gpt-oss 20B and 120B", attention={"sinks": True}, kinds=alternating, names=_OPENAI_NAMES,
         experts={"router": "chosen", "bias": True, "stored": "turns"},
         ignored=frozenset({"experts_per_token", "initial_context_length"}),
     ),

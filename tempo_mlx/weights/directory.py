@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
 from tempo_mlx.weights.tensor import MODES, Array, DenseTensor, Layout, PackedTensor, Tensor
 
+_BLOCKS = re.compile(r"(.+)[._]blocks")
 _FLOATS = ("F32", "F16", "BF16")
 _DESCRIBING = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # config, tokenizer, chat template
 
@@ -41,13 +43,17 @@ def read_directory(path: Path) -> Contents:
         )
     tensors: dict[str, Tensor] = {}
     for raw, file in stored.items():
-        if names.IGNORED.fullmatch(raw) or raw.endswith((".scales", ".biases")):
+        blocks = _BLOCKS.fullmatch(raw)
+        beside = raw.endswith("_scales") and f"{raw.removesuffix('_scales')}_blocks" in stored
+        if names.IGNORED.fullmatch(raw) or raw.endswith((".scales", ".biases")) or beside:
             continue
-        name = names.from_huggingface(raw)
+        name = names.from_huggingface(raw if blocks is None else f"{blocks[1]}.weight")
         if name in tensors:
             raise ModelError(f"{path} holds the tensor {name!r} under two names; the model is refused.")
         stem = raw.removesuffix(".weight")
-        if f"{stem}.scales" in stored:
+        if blocks is not None:
+            tensors[name] = _openai_blocks(raw, file, stored)
+        elif f"{stem}.scales" in stored:
             tensors[name] = _packed(raw, file, stored, _layout(stem, table, path))
         else:
             tensors[name] = _dense(raw, file)
@@ -149,7 +155,22 @@ def _packed(
     return PackedTensor(file.array(raw), part("scales"), part("biases") if affine else None, layout)
 
 
+def _openai_blocks(raw: str, file: SafetensorsFile, stored: Mapping[str, SafetensorsFile]) -> PackedTensor:
+    """Gpt-oss' own mxfp4: bytes of two weights in blocks of 16, the first in the lower half, as MLX has them."""
+    shape, other = file.arrays[raw].shape, raw.removesuffix("blocks") + "scales"
+    entry = stored[other].arrays[other] if other in stored else None
+    kinds = {file.arrays[raw].dtype, None if entry is None else entry.dtype}
+    if entry is None or kinds != {"U8"} or len(shape) != 4 or shape[-1] != 16 or entry.shape != shape[:-1]:
+        raise ModelError(
+            f"{raw!r} in {file.path} is not of blocks of 16 bytes with a scale each in {other!r}; fetch it again."
+        )
+    packed = file.array(raw).reshape(*shape[:2], -1).view("<u4")
+    return PackedTensor(packed, stored[other].array(other), None, Layout(4, 32, "mxfp4"))
+
+
 def _label(table: Mapping[str, Any] | None, stored: Mapping[str, SafetensorsFile]) -> str:
+    if table is None and any(map(_BLOCKS.fullmatch, stored)):
+        table = {"mode": "mxfp4"}
     if table is not None:
         layout = _layout("", table, Path())
         mode = "" if layout.mode == "affine" else f" {layout.mode}"
