@@ -162,7 +162,8 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
     """
 
     def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
-        self.task, self.cache = task.measured(), cache
+        self.task = task.measured()
+        self.cache = task.loaded.cache_for(task.prompt.token_ids) if cache is None else cache
         self.loaded, self.prompt, self.config = task.loaded, task.prompt, self.task.config
         self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None

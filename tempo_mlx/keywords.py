@@ -34,6 +34,9 @@ class LoadSettings(TypedDict, total=False):
     """Unpack quantised weights on a GPU too, as is always done on the CPU: more memory, faster rows."""
     adapter: str | None
     """Directory of a LoRA or DoRA adapter, as mlx-lm writes it."""
+    prompt_cache: str | None
+    """File with the cache of a prompt, for prompts that begin like it; `generate` and `ask` write it where it is
+    not there."""
     kv_bits: Literal[4, 8] | None
     """Store the KV cache quantised to so many bits."""
     max_memory_gb: float | None

@@ -38,6 +38,10 @@ class LoadConfig(Checked):
         audience="study",
     )
     adapter: str | None = _input(None, "Directory of a LoRA or DoRA adapter, as mlx-lm writes it.")
+    prompt_cache: str | None = _input(
+        None, "File with the cache of a prompt, for prompts that begin like it; `generate` and `ask` write it where it "
+        "is not there.",
+    )
     kv_bits: Literal[4, 8] | None = row(
         None, "Limits", "Store the KV cache quantised to so many bits.", default_text="off",
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
+from typing import Any
 
 from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Model
+from tempo_mlx.prompt_cache import PromptCache, of_slots, read_prompt_cache
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader
 from tempo_mlx.settings import shown
@@ -23,6 +27,7 @@ class LoadedModel:
     """A model with its tokenizer. `tempo_mlx.generate` and `stream` take one, from any thread.
 
     leader: of the ranks that share it. lock: held while it computes, so that steps of several threads take turns.
+    prompt_cache: what its file held.
     """
 
     model: Model
@@ -30,6 +35,14 @@ class LoadedModel:
     config: LoadConfig = field(default_factory=LoadConfig)
     leader: Leader | None = None
     lock: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
+    prompt_cache: PromptCache | None = field(default=None, repr=False, compare=False)
+
+    def cache_for(self, ids: Sequence[int]) -> Any | None:
+        """A cache with what is known of a prompt from before; None where that is nothing."""
+        if self.prompt_cache is None:
+            return None
+        cache = self.prompt_cache.prefix(self.model, ids)
+        return cache if len(cache) else None
 
 
 def require_loaded(loaded: object) -> None:
@@ -97,7 +110,11 @@ def load_model(
         model = build(
             checkpoint, config.device, config.dtype, dequantize=config.dequantize, kv_bits=config.kv_bits
         )
-    return LoadedModel(model, checkpoint.tokenizer(), config, leader)
+    kept = None
+    if config.prompt_cache is not None:
+        of_slots(model.new_cache())
+        kept = read_prompt_cache(config.prompt_cache, model) if Path(config.prompt_cache).exists() else None
+    return LoadedModel(model, checkpoint.tokenizer(), config, leader, prompt_cache=kept)
 
 
 def precision_of(config: LoadConfig, checkpoint: Checkpoint) -> Precision:

@@ -155,9 +155,13 @@ def decode(
     Returns the run and the exit code: 0, or 128 + the signal that ended it.
     """
     from tempo_mlx.api import stream
+    from tempo_mlx.prompt_cache import PromptCache
 
     with Interrupts() as interrupts:
         decoding = stream(loaded, prompt, settings, interrupted=interrupts.reason)
+        keep = loaded.config.prompt_cache if loaded.prompt_cache is None else None
+        if keep is not None:
+            decoding.cache = loaded.model.new_cache()
         reading = f"Reading the prompt ({len(decoding.prompt.token_ids)} tokens) ..."
         closed = None
         with waiting(err, reading, output.quiet) as ended:
@@ -168,6 +172,10 @@ def decode(
                 closed = error
                 decoding.cancel()
         run = decoding.run()
+        if keep is not None:
+            PromptCache(decoding.prompt.token_ids, decoding.cache).save(keep, loaded.model)
+            if not output.quiet:
+                err.print(f"Saved the prompt's cache in {keep}", soft_wrap=True)
         if closed is None:
             try:
                 printer.finish(run)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -135,6 +136,38 @@ class Cache:
         other.states = None if self.states is None else self.states.copy()
         other._begin()
         return other
+
+    def stored(self) -> dict[str, Any]:
+        """All that is kept, as numpy arrays (K, capacity, D) by name; bfloat16 as uint16."""
+        kinds = {"keys": self._keys, "values": self._values}
+        return {
+            f"{kind}.{layer}.{i}": np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
+            for kind, buffers in kinds.items()
+            for layer, buffer in buffers.items()
+            for i, part in enumerate(buffer)
+        }
+
+    def fill(self, arrays: Mapping[str, Any], positions: Ints) -> None:
+        """Take over what `stored` gave of a cache of the same kind, so many slots of it; where nothing is held yet.
+
+        Raises ValueError where it is of another kind.
+        """
+        rest = dict(arrays)
+        for kind, buffers in (("keys", self._keys), ("values", self._values)):
+            for layer, buffer in buffers.items():
+                for i, part in enumerate(buffer):
+                    new = mx.array(rest.pop(f"{kind}.{layer}.{i}", np.empty(0, np.float32)))
+                    new = (
+                        new.view(mx.bfloat16) if part.dtype == mx.bfloat16 and new.dtype == mx.uint16 else new
+                    )
+                    if new.dtype != part.dtype or new.shape != (part.shape[0], len(positions), part.shape[2]):
+                        raise ValueError(f"{kind} of layer {layer}")
+                    buffer[i] = new
+        if rest:
+            raise ValueError(", ".join(rest))
+        self.positions, self._length = positions, len(positions)
+        self._capacity = len(positions)
+        self._begin()
 
     def _begin(self) -> None:
         """Have what was just described computed: another thread, which may be the next to use it, could not."""

@@ -101,12 +101,15 @@ class Arena:
     drops rows that no view needs.
     """
 
-    def __init__(self, model: Model, limit: int, count: int = 20) -> None:
-        """Raises ModelError for a model whose layers keep states that are not to be had here."""
+    def __init__(self, model: Model, limit: int, cache: Any = None, count: int = 20) -> None:
+        """cache: may hold the beginning of a prompt.
+
+        Raises ModelError for a model whose layers keep states that are not to be had here.
+        """
         self.model, self.limit, self.count = model, limit, count
         self.newest: View | None = None  # whose rows were run last
         self.architecture, self.info = model.architecture, model.info
-        self.cache: Any = model.new_cache()
+        self.cache: Any = model.new_cache() if cache is None else cache
         self.top: dict[int, Top] = {}
         self.recent: list[View] = []  # whose states are held
         if model.architecture.recurrent and not isinstance(self.cache, Cache):
@@ -120,6 +123,12 @@ class Arena:
         if states is not None:
             states.journal, states.pooled = Journal(), True
         return View(self, states)
+
+    def beginning(self) -> View:
+        """A view of the rows that the arena was given to begin with."""
+        view = self.new_cache()
+        view.rows = np.arange(len(self.cache))
+        return view
 
     def use(self, view: View) -> None:
         """Hold this view's states, and of the others' those of the one before it: a state may be large."""

@@ -45,10 +45,11 @@ class EditableRun:
             raise ArgumentError(f"Sessions need decoder {kinds}, not {task.spec.name}.", "decoder")
         if task.config.early_exit:
             raise ArgumentError("Sessions go through the whole model; leave out early_exit.", "early_exit")
-        self.arena = Arena(task.loaded.model, max_rows)
+        known = task.loaded.cache_for(task.prompt.token_ids)
+        self.arena = Arena(task.loaded.model, max_rows, known)
         self.task, self.tokenizer = replace(task, observer=self.arena.observe), task.loaded.tokenizer
         begun = time.perf_counter()
-        tempo = self.task.start(self.arena, interrupted)
+        tempo = self.task.start(self.arena, interrupted, self.arena.beginning())
         assert isinstance(tempo, Tempo)
         tempo.cache.learn(tempo.lattice)
         self.prefill_seconds, self.decode_seconds = time.perf_counter() - begun, 0.0

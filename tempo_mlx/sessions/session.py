@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from tempo_mlx.api import DecodingKeywords, Prompt, Stream, stream
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.loading import LoadedModel, require_loaded
-from tempo_mlx.model.rope import follows_length
+from tempo_mlx.prompt_cache import PromptCache, read_prompt_cache
 from tempo_mlx.report.run import Run
 
 if sys.version_info >= (3, 11):
@@ -29,8 +28,7 @@ class Session:
         """Raises ConfigError for anything but a loaded model."""
         require_loaded(loaded)
         self.loaded = loaded
-        self._ids: Sequence[int] = ()
-        self._cache: Any = loaded.model.new_cache()  # begins with as much of _ids as was run
+        self._known = loaded.prompt_cache or PromptCache((), loaded.model.new_cache())
 
     def generate(
         self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Unpack[DecodingKeywords]
@@ -44,17 +42,17 @@ class Session:
         """As `tempo_mlx.stream`."""
         decoding = stream(self.loaded, prompt, config, **settings)
         ids = decoding.prompt.token_ids
-        decoding.cache = self._prefix(ids)
-        self._ids, self._cache = ids, decoding.cache
+        decoding.cache = self._known.prefix(self.loaded.model, ids)
+        self._known = PromptCache(ids, decoding.cache)
         return decoding
 
-    def _prefix(self, ids: Sequence[int]) -> Any:
-        """A cache of what is known of these ids, at most all but the last, whose row has the first logits."""
-        length = max(len(ids), len(self._ids))
-        if any(follows_length(rope, length) for rope in self.loaded.model.architecture.ropes):
-            return self.loaded.model.new_cache()
-        pairs = zip(self._ids, ids, strict=False)
-        equal = next((n for n, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids)))
-        cache = self._cache.copy()
-        cache.truncate(max(0, min(equal, len(ids) - 1)))
-        return cache
+    def save_cache(self, path: str | os.PathLike[str]) -> None:
+        """Write what was computed of the last prompt, for `load(..., prompt_cache=path)` or `load_cache`.
+
+        Raises OutputError, ModelError.
+        """
+        self._known.save(path, self.loaded.model)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> None:
+        """Go on from what `save_cache` wrote. Raises ModelError: it is damaged, or another model's."""
+        self._known = read_prompt_cache(path, self.loaded.model)
