@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.settings import Audience, Checked, Setting, row, settings_of
+from tempo_mlx.settings import Audience, Checked, row, settings_of, without_effect
 
 # Every decoder, and what it uses of the settings that not all do. A new one needs a line here, and rows below where
 # it brings settings of its own.
@@ -430,20 +430,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def unused(name: str, values: Mapping[str, Any]) -> str | None:
     """Why setting `name` has no effect among `values` (others at their defaults), in a sentence."""
-    settings = settings_of(GenerateConfig)
-    row = settings[name].row
-    decoder = values.get("decoder", settings["decoder"].default)
-    if row.decoders is not None and decoder not in row.decoders:
-        able = " or ".join(row.decoders)
-        return f"{name} has no effect with the {decoder} decoder; leave it out, or choose --decoder {able}."
-    for other, allowed in (row.needs or {}).items():
-        decoders = settings[other].row.decoders
-        if decoders is not None and decoder not in decoders:
-            continue
-        value = values.get(other, settings[other].default)
-        if not met(settings[other], value, allowed):
-            return f"{name} has no effect {_missing(settings[other], value, allowed)}."
-    return None
+    return without_effect(settings_of(GenerateConfig), name, values)
 
 
 def _check_bias(entry: str) -> None:
@@ -456,17 +443,3 @@ def _check_bias(entry: str) -> None:
         raise ConfigError(
             f"logit_bias holds {entry[:40]!r}; write a token's id and a number from -100 to 100, such as 464=-5."
         )
-
-
-def met(other: Setting, value: object, allowed: tuple[object, ...]) -> bool:
-    """Whether `value` of the setting `other` is what one that needs it asks for: one of those allowed, or "on"."""
-    return value in allowed if allowed else value != other.default
-
-
-def _missing(other: Setting, value: object, allowed: tuple[object, ...]) -> str:
-    if allowed in ((False,), (None,)):
-        return f"beside {other.name}; leave one of them out"
-    wanted = " ".join([other.flag, " or ".join(map(str, allowed or other.choices))]).strip()
-    if not allowed or value is None:
-        return f"without {other.name}; add {wanted}, or leave it out"
-    return f"with {other.name} {value}; choose {wanted}, or leave it out"

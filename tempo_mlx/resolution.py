@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tempo_mlx.config import SELECTIONS, USES, GenerateConfig, met, unused
+from tempo_mlx.config import SELECTIONS, USES, GenerateConfig, unused
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.settings import Checked, canonical, row, settings_of
+from tempo_mlx.settings import Checked, canonical, met, row, settings_of
 
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "lineage": {},

@@ -238,6 +238,37 @@ def _setting(f: dataclasses.Field[Any], hint: Any) -> Setting:
     return Setting(f.name, kind, many, optional, choices, bool(kinds), f.default, f.metadata["row"])
 
 
+def without_effect(settings: Mapping[str, Setting], name: str, values: Mapping[str, Any]) -> str | None:
+    """Why a setting has no effect among `values` (others at their defaults), in a sentence."""
+    row = settings[name].row
+    decoder = values.get("decoder", settings["decoder"].default)
+    if row.decoders is not None and decoder not in row.decoders:
+        able = " or ".join(row.decoders)
+        return f"{name} has no effect with the {decoder} decoder; leave it out, or choose --decoder {able}."
+    for other, allowed in (row.needs or {}).items():
+        decoders = settings[other].row.decoders
+        if decoders is not None and decoder not in decoders:
+            continue
+        value = values.get(other, settings[other].default)
+        if not met(settings[other], value, allowed):
+            return f"{name} has no effect {_missing(settings[other], value, allowed)}."
+    return None
+
+
+def met(other: Setting, value: object, allowed: tuple[object, ...]) -> bool:
+    """Whether `value` of the setting `other` is what one that needs it asks for: one of those allowed, or "on"."""
+    return value in allowed if allowed else value != other.default
+
+
+def _missing(other: Setting, value: object, allowed: tuple[object, ...]) -> str:
+    if allowed in ((False,), (None,)):
+        return f"beside {other.name}; leave one of them out"
+    wanted = " ".join([other.flag, " or ".join(map(str, allowed or other.choices))]).strip()
+    if not allowed or value is None:
+        return f"without {other.name}; add {wanted}, or leave it out"
+    return f"with {other.name} {value}; choose {wanted}, or leave it out"
+
+
 def by_audience(settings: Iterable[Setting]) -> list[Setting]:
     """In the order of help, docs and page: what everyone uses first, what is for experiments last."""
     return sorted(settings, key=lambda setting: AUDIENCES.index(setting.row.audience))
