@@ -199,6 +199,28 @@ def test_what_no_removal_can_reach_leaves_the_journal(
         lattice.cache.recurrent().replay({PROMPT - 1})
 
 
+def test_rows_that_are_no_more_leave_the_journal(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows are tried after a text and forgotten, again and again; a copy of the cache is not disturbed."""
+    monkeypatch.setattr(states, "JOURNAL", 8)
+    lattice, model = Lattice(), pair[0]
+    cache = model.new_cache()
+    model.forward(lattice.tokens[:PROMPT], lattice.positions[:PROMPT], None, cache, logits="none")
+    before, parents = len(cache), np.zeros((2, PROMPT + 2), np.float32)
+    parents[:, PROMPT - 1] = 1
+    bias = np.zeros_like(parents)
+    arguments = lattice.tokens[:2], np.full(2, PROMPT), bias
+    other = cache.copy()
+    first = model.forward(*arguments, cache, parents=parents).logits
+    for _ in range(30):
+        cache.keep(np.arange(before))
+        again = model.forward(*arguments, cache, parents=parents).logits
+    assert cache.recurrent().journal.count <= 2 * (PROMPT + 2) + 8
+    for found in (again, model.forward(*arguments, other, parents=parents).logits):
+        np.testing.assert_allclose(found, first, atol=1e-6)
+
+
 def test_states_further_back_are_replayed(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A tree whose rows go on from anywhere (as MCTS does), with room for the newest states only."""
     monkeypatch.setattr(states, "HELD_BYTES", 0)
