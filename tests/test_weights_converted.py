@@ -20,6 +20,7 @@ from tempo_mlx.architecture.gguf import config_from_gguf, names_of  # noqa: E402
 from tempo_mlx.errors import ModelError  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
+from tempo_mlx.weights.convert import convert  # noqa: E402
 from tempo_mlx.weights.gguf_file import read_gguf  # noqa: E402
 from tempo_mlx.weights.gguf_tensor import GGUFTensor  # noqa: E402
 from tempo_mlx.weights.tensor import ColumnsReordered, DenseTensor, PackedTensor  # noqa: E402
@@ -51,6 +52,19 @@ def test_weights_are_those_of_the_directory(name: str) -> None:
     assert ours.architecture.layers == theirs.architecture.layers
 
 
+@pytest.mark.parametrize(
+    "name", ["gguf-gemma4-e", "gguf-gemma4-moe", "gguf-qwen3_5_moe", "gguf-deepseek_v3", "gguf-gemma3n"]
+)
+def test_it_can_be_written_as_a_directory(name: str, tmp_path: Path) -> None:
+    ours = open_checkpoint(str(convert(str(converted_twin(name)), tmp_path / "directory")))
+    theirs = open_checkpoint(str(converted_twin(name)))
+    assert ours.architecture == theirs.architecture
+    for tensor in theirs.names():
+        np.testing.assert_array_equal(
+            ours.tensor(tensor).numpy(), theirs.tensor(tensor).numpy(), err_msg=tensor
+        )
+
+
 def test_a_family_is_listed_under_every_name_that_its_files_have() -> None:
     for name, architecture in CONVERTED.items():
         family = open_checkpoint(str(twin(name))).architecture.family
@@ -74,6 +88,31 @@ def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
     _copy("gguf-qwen3_5", path, {"qwen35.block_count": 5}, more)
     ours, theirs = open_checkpoint(str(path)), open_checkpoint(str(twin("gguf-qwen3_5")))
     assert ours.architecture.layers == theirs.architecture.layers
+
+
+def test_a_latent_in_one_tensor_as_files_of_2024_have_it(tmp_path: Path) -> None:
+    name, path = "gguf-deepseek_v2-lite", tmp_path / "old.gguf"
+    theirs = open_checkpoint(str(twin(name)))
+    keys = {
+        "key_length_mla": None,
+        "value_length_mla": None,
+        "key_length": 24,
+        "value_length": 12,
+        "head_count_kv": 4,
+    }
+    changes: dict[str, Any] = {f"deepseek2.attention.{key}": value for key, value in keys.items()}
+    changes |= {f"blk.{layer}.attn_{part}_b.weight": None for layer in range(4) for part in "kv"}
+
+    def more(writer: Any) -> None:
+        for layer in range(4):
+            whole = theirs.tensor(f"model.layers.{layer}.self_attn.kv_b_proj.weight").numpy()
+            writer.add_tensor(f"blk.{layer}.attn_kv_b.weight", np.array(whole))
+
+    _copy(name, path, changes, more)
+    ours = open_checkpoint(str(path))
+    assert ours.architecture.layers == theirs.architecture.layers
+    for tensor in theirs.names():
+        np.testing.assert_array_equal(ours.tensor(tensor).numpy(), theirs.tensor(tensor).numpy())
 
 
 @pytest.mark.parametrize(
@@ -115,13 +154,13 @@ def test_a_file_may_name_its_recurrent_layers() -> None:
 def _copy(
     name: str, path: Path, changes: dict[str, Any], more: Callable[[Any], None] = lambda writer: None
 ) -> None:
-    """The converted twin with other metadata; None: without the tensor of this name."""
+    """The converted twin with other metadata; None: without the key, or the tensor, of this name."""
     from tests.ggufs import write
 
     source = read_gguf(converted_twin(name))
     writer = gguf.GGUFWriter(path, CONVERTED[name])
     for key, value in {**source.metadata, **changes}.items():
-        if key.startswith(CONVERTED[name]):
+        if key.startswith(CONVERTED[name]) and value is not None:
             value = value.tolist() if isinstance(value, np.ndarray) else value
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array,
                    str: writer.add_string}[type(value)]  # fmt: skip

@@ -115,7 +115,6 @@ def gemma4(header: Header) -> dict[str, Any]:
         "layer_types": kinds,
         "head_dim": head_dim,
         "global_head_dim": header.number("attention.key_length"),
-        "rope_local_base_freq": header.number("rope.freq_base_swa", 10000.0),
         "enable_moe_block": bool(header.number("expert_count", 0)),
         "vocab_size_per_layer_input": header.shapes.get("per_layer_token_embd.weight", (0,))[0],
     }
@@ -137,9 +136,14 @@ def gemma4(header: Header) -> dict[str, Any]:
             "The GGUF file has no rope_freqs.weight, which a Gemma 4 needs; take another conversion of it."
         )
     config["rope_parameters"] = {  # what does not turn is divided by 1e30
-        _FULL: {"rope_type": "proportional", "partial_rotary_factor": turning.count(1.0) / len(turning)},
+        _FULL: {
+            "rope_type": "proportional",
+            "rope_theta": header.number("rope.freq_base"),
+            "partial_rotary_factor": turning.count(1.0) / len(turning),
+        },
         _SLIDING: {
             "rope_type": "default",
+            "rope_theta": header.number("rope.freq_base_swa", 10000.0),
             "partial_rotary_factor": header.number("rope.dimension_count_swa", head_dim) / head_dim,
         },
     }
