@@ -1,0 +1,152 @@
+"""docs/tasks.md and its picture, out of the recorded lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.quality.running import read_records
+from benchmarks.studies import bootstrap
+from benchmarks.tasks.arms import ARMS, TEXTS
+from benchmarks.tasks.running import Record
+from benchmarks.tasks.summary import (
+    Score,
+    Value,
+    auroc,
+    best_mean,
+    confidence,
+    difference,
+    label,
+    majority,
+    of,
+    pass_at,
+    verified,
+)
+
+Found = Mapping[str, Mapping[str, Record]]  # by arm, by problem
+NAMES = {
+    "humaneval": "HumanEval: programs, solved where the hidden tests pass",
+    "gsm8k": "GSM8K, the first 100 problems of its test split: sums, right by the last number",
+    "questions": "Short questions: 150 of our own (benchmarks/tasks/questions.jsonl)",
+}  # fmt: skip
+HEAD = """# Tasks: do several texts help?
+
+Written by `python -m benchmarks.tasks report` out of [the recorded runs](../benchmarks/results/tasks); `python -m
+benchmarks.tasks --help` says how to run them. Every figure has its 95% interval by a bootstrap over problems;
+differences are paired. Rows and passes are a problem's mean, the prompt left out; seconds are wall-clock on a machine
+that did other things too, so compare rows and passes. pass@1 is the first text's, of samples the mean over all of them;
+pass@8 asks whether one of eight is right; maj@8 takes the answer most texts give, by mass each text counts by its
+probability; best mean is the text of the best mean log-probability a token; checked is the first text that passes the
+examples which the problem itself shows. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
+"""
+
+
+def write_page(out: Path, page: Path) -> str:
+    parts = [HEAD]
+    for folder in sorted(each for each in out.glob("*/*") if each.name in NAMES):
+        found = read(folder)
+        if found:
+            parts += section(folder, found, page)
+    page.write_text("\n".join(parts) + "\n", "utf-8")
+    return f"Wrote {page}."
+
+
+def read(folder: Path) -> Found:
+    order = [arm.name for arm in ARMS]
+    files = [path for path in folder.glob("*.jsonl") if path.stem in order]
+    files.sort(key=lambda path: order.index(path.stem))
+    return {path.stem: {record["problem"]: record for record in read_records(path)} for path in files}
+
+
+def section(folder: Path, found: Found, page: Path) -> Iterator[str]:
+    task = folder.name
+    yield f"\n## {folder.parent.name}\n\n{NAMES[task]}.\n"
+    columns: dict[str, Score] = {"pass@1": pass_at(1), f"pass@{TEXTS}": pass_at(TEXTS)}
+    if task != "humaneval":
+        columns |= {"maj@8": majority(False), "maj@8 by mass": majority(True)}
+    columns["best mean"] = best_mean
+    if task == "humaneval":
+        columns["checked"] = verified
+    yield "\n".join(table(found, columns))
+    if {"nucleus", "greedy"} <= found.keys():
+        yield "\n" + "\n".join(differences(found, columns))
+    if task == "questions":
+        yield "\n" + "\n".join(certainty(found))
+    picture = f"tasks-{folder.parent.name}-{task}.svg"
+    (page.parent / "images").mkdir(exist_ok=True)
+    draw(found, page.parent / "images" / picture, f"{folder.parent.name}, {task}")
+    yield f"\n![pass@k over rows](images/{picture})"
+
+
+def table(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
+    yield f"| | problems | {' | '.join(columns)} | texts | rows | passes | seconds |"
+    yield "|---" * (len(columns) + 6) + "|"
+    for arm, records in found.items():
+        figures = " | ".join(str(of(arm, records, score)) for score in columns.values())
+        costs = [
+            float(np.mean([len(set(record["texts"])) for record in records.values()])),
+            *(
+                float(np.mean([record[name] for record in records.values()]))
+                for name in ("rows", "passes", "seconds")
+            ),
+        ]
+        said = f"{costs[0]:.1f} | {costs[1]:.0f} | {costs[2]:.0f} | {costs[3]:.1f}"
+        yield f"| {label(arm)} | {len(records)} | {figures} | {said} |"
+
+
+def differences(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
+    *_, final = columns
+    heads = " | ".join(columns)
+    yield f"| less nucleus sampling's, on the same problems | {heads} | {final} less greedy's pass@1 |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for arm in found:
+        cells = [str(difference(arm, "nucleus", found, score)) for score in columns.values()]
+        yield f"| {label(arm)} | {' | '.join(cells)} | {gain(arm, found, columns[final])} |"
+
+
+def gain(arm: str, found: Found, score: Score) -> Value:
+    first = pass_at(1)
+    both: Score = lambda name, record: first(name, record) if name == "greedy" else score(name, record)  # noqa: E731
+    return difference(arm, "greedy", found, both)
+
+
+def certainty(found: Found) -> Iterator[str]:
+    """AUROC of what an arm knows about its answer."""
+    yield "| does it know when it is right? | AUROC | right | rows | passes |"
+    yield "|---" * 5 + "|"
+    for arm, records in found.items():
+        if arm == "greedy":
+            continue
+        for by_mass in (False, True):
+            pairs = [confidence(record, by_mass) for record in records.values()]
+            sure, right = (np.array(each) for each in zip(*pairs, strict=True))
+            known = Value(*bootstrap(lambda index, a=sure, b=right: auroc(a[index], b[index]), len(pairs)))
+            costs = [
+                float(np.mean([record[name] for record in records.values()])) for name in ("rows", "passes")
+            ]
+            by = "mass of the answer" if by_mass else "share of the texts"
+            figures = f"{known} | {right.mean():.3f} | {costs[0]:.0f} | {costs[1]:.0f}"
+            yield f"| {label(arm)}, {by} | {figures} |"
+
+
+def draw(found: Found, path: Path, title: str) -> None:
+    """pass@k, k from 1 to all, over the rows that so many texts took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tasks"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.6, 4.4), layout="constrained")
+    for arm, records in found.items():
+        rows = float(np.mean([record["rows"] for record in records.values()]))
+        counts = [1] if arm == "greedy" else list(range(1, TEXTS + 1))
+        values = [of(arm, records, pass_at(k)).value for k in counts]
+        across = [rows * k / counts[-1] for k in counts]
+        axes.plot(across, values, marker="o", markersize=3, linewidth=1, label=label(arm))
+    axes.set(xlabel="rows a problem (of k of 8 texts: k/8 of them)", ylabel="pass@k", title=title)
+    axes.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,129 @@
+"""From recorded lines to figures. Every interval is 95%, by a bootstrap over problems; differences are paired."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.studies import bootstrap
+from benchmarks.tasks.arms import ARMS, TEXTS
+from benchmarks.tasks.running import Record
+
+DRAWN = (
+    "nucleus",
+    "min-p",
+    "arithmetic",
+)  # whose texts come in no order: pass@k is the mean over all k of them
+Score = Callable[[str, Record], float]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def pass_at(k: int) -> Score:
+    """Whether one of k texts is right: of texts in order the first k, of drawn ones the mean over any k of them."""
+
+    def score(arm: str, record: Record) -> float:
+        right = record["right"][:TEXTS]
+        if arm not in DRAWN or len(right) < k:
+            return float(any(right[:k]))
+        wrong = len(right) - sum(right)
+        return 1.0 - math.comb(wrong, k) / math.comb(len(right), k)
+
+    return score
+
+
+def weights_of(record: Record, by_mass: bool) -> list[float]:
+    """By mass texts count as probable as they are, each once; else each text is a vote."""
+    logprobs = record["logprobs"][:TEXTS]
+    if not by_mass or None in logprobs:
+        return [1.0] * len(logprobs)
+    seen: set[str] = set()
+    weights = []
+    for text, logprob in zip(record["texts"], logprobs, strict=False):
+        weights.append(0.0 if text in seen else math.exp(logprob))
+        seen.add(text)
+    return weights
+
+
+def vote(record: Record, by_mass: bool) -> tuple[int, float]:
+    """The text whose answer has the most votes, of equals the first; and the share of the votes."""
+    weights = weights_of(record, by_mass)
+    votes: dict[str, float] = defaultdict(float)
+    for answer, weight in zip(record["answers"], weights, strict=False):
+        if answer is not None:
+            votes[answer] += weight
+    if not votes or not sum(votes.values()):
+        return 0, 0.0
+    best = max(votes, key=lambda answer: votes[answer])
+    return record["answers"].index(best), votes[best] / (sum(weights) or 1.0)
+
+
+def majority(by_mass: bool) -> Score:
+    return lambda arm, record: float(record["right"][vote(record, by_mass)[0]])
+
+
+def best_mean(arm: str, record: Record) -> float:
+    """The text of the best mean log-probability a token."""
+    if None in record["logprobs"]:
+        return float(record["right"][0])
+    means = [a / max(b, 1) for a, b in zip(record["logprobs"], record["tokens"], strict=True)][:TEXTS]
+    return float(record["right"][means.index(max(means))])
+
+
+def verified(arm: str, record: Record) -> float:
+    """The first text that does what the problem shows; where none does, or nothing is shown, the first."""
+    shown = record["shown"]
+    at = shown[:TEXTS].index(True) if shown and True in shown[:TEXTS] else 0
+    return float(record["right"][at])
+
+
+def measured(scores: Sequence[float]) -> Value:
+    values = np.asarray(scores, float)
+    return Value(*bootstrap(lambda index: float(values[index].mean()), len(values)))
+
+
+def of(arm: str, records: Mapping[str, Record], score: Score) -> Value:
+    return measured([score(arm, record) for record in records.values()])
+
+
+def difference(one: str, other: str, found: Mapping[str, Mapping[str, Record]], score: Score) -> Value:
+    """Of two arms, on the problems that both have."""
+    both = sorted(found[one].keys() & found[other].keys())
+    return measured([score(one, found[one][p]) - score(other, found[other][p]) for p in both])
+
+
+def auroc(confidences: Sequence[float], right: Sequence[bool]) -> float:
+    """How often a right answer has the greater confidence of a right and a wrong one; of equals half."""
+    yes = [c for c, r in zip(confidences, right, strict=True) if r]
+    no = [c for c, r in zip(confidences, right, strict=True) if not r]
+    if not yes or not no:
+        return math.nan
+    wins = np.subtract.outer(yes, no)
+    return float(((wins > 0) + 0.5 * (wins == 0)).mean())
+
+
+def confidence(record: Record, by_mass: bool) -> tuple[float, bool]:
+    """Of the answer chosen: its mass, or the share of the texts that agree; and whether it is right."""
+    at, share = vote(record, by_mass)
+    if by_mass:
+        weights = weights_of(record, True)
+        share = sum(w for w, a in zip(weights, record["answers"], strict=False) if a == record["answers"][at])
+    return share, bool(record["right"][at])
+
+
+def label(arm: str) -> str:
+    return next((each.said for each in ARMS if each.name == arm), arm)
