@@ -48,7 +48,7 @@ def pass_at(k: int) -> Score:
 
 def weights_of(record: Record, by_mass: bool) -> list[float]:
     """By mass texts count as probable as they are, each once; else each text is a vote."""
-    logprobs = record["logprobs"][:TEXTS]
+    logprobs = record["logprobs"]
     if not by_mass or None in logprobs:
         return [1.0] * len(logprobs)
     seen: set[str] = set()

@@ -1,41 +1,81 @@
-"""`tempo-mlx ask`: a question, answered."""
+"""`tempo-mlx ask`: a question, its answers, and how probable each is."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from tempo_mlx.cli.generate import CONFIGS, continue_prompt
+from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, waiting, write_text
+from tempo_mlx.cli.generate import CONFIGS, continue_prompt, generation_of, load_with_progress, report
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, settings_but, with_settings
+from tempo_mlx.cli.output import check_writable, format_of, save
+from tempo_mlx.cli.prompts import read_prompt
+from tempo_mlx.config import GenerateConfig, unused
+from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import Given, load_settings
+
+if TYPE_CHECKING:
+    from tempo_mlx.asking import Asking
+    from tempo_mlx.report.answers import Answers
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
 
 
-@with_settings(*CONFIGS, only=settings_but(*CONFIGS, leave=("chat",)), everyday=EVERYDAY)
+@with_settings(
+    *CONFIGS, only=settings_but(*CONFIGS, leave=("chat",)), everyday=(*EVERYDAY, "choices", "leaves")
+)
 def ask(
     flags: dict[str, object],
     text: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="The question; - reads standard input.")
     ] = None,
     config: ConfigFile = None,
+    answer_regex: Annotated[
+        str | None,
+        typer.Option(
+            "--answer-regex",
+            metavar="REGEX",
+            rich_help_panel="Answers",
+            help="Texts in which this finds the same (its first group) are one answer.",
+        ),
+    ] = None,
+    answer_number: Annotated[
+        bool,
+        typer.Option(
+            "--answer-number",
+            rich_help_panel="Answers",
+            help="Texts with the same last number are one answer.",
+        ),
+    ] = False,
 ) -> None:
-    """Ask a model a question, and show where its answer could have been another.
+    """Ask a model a question, and show its answers with their probabilities.
 
-    The model's chat template is applied, and never shown. Answers end after 512 steps unless --max-tokens says
-    otherwise.
+    Distinct texts are found, the most probable first, each with its exact probability; texts that say the same are one
+    answer; the rest was not looked at. --choices scores given answers exactly. The model's chat template is applied,
+    and never shown. Settings of another decoder, such as --branches 5 or --view phrases, show what that decoder makes.
 
     \b
     Examples:
-      tempo-mlx ask "What is a lattice?"
-      tempo-mlx ask "Name a colour." --branches 5
-      tempo-mlx ask "Write a haiku." -s "You are a sailor." -t 0.7
-    """
-    continue_prompt(
-        answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables)), text
-    )
+      tempo-mlx ask "What is the capital of Australia?"
+      tempo-mlx ask "Is 91 a prime number?" --choices yes,no
+      tempo-mlx ask "What is 7 times 8?" --answer-number --leaves 16 --coverage 0.95
+      tempo-mlx ask "Write a haiku." --view phrases
+    """  # fmt: skip
+    given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
+    by = {"answer_regex": answer_regex, "by": "number" if answer_number else "text"}
+    if choices := given.flags.get("choices"):
+        show_choices(given.with_flags(choices=()), text, list(choices))  # type: ignore[call-overload]
+    elif asks_for_answers(given):
+        show_answers(given, text, by)
+    else:
+        continue_prompt(given, text)
 
 
 def answering(given: Given) -> Given:
@@ -43,3 +83,103 @@ def answering(given: Given) -> Given:
     if any("max_tokens" in source for source in (given.flags, given.environment, given.file)):
         return given
     return given.with_flags(max_tokens=ANSWER_TOKENS)
+
+
+def asks_for_answers(given: Given) -> bool:
+    """Whether nothing was given that another decoder, or the view of a lattice, is for."""
+    output = given.make(OutputConfig)
+    if output.view is not None or output.show_token_ids or format_of(output) in ("jsonl", "html"):
+        return False
+    resolved = generation_of(given)
+    if resolved.decoder != GenerateConfig.decoder:
+        return resolved.decoder == "enumerate"
+    names = settings_of(GenerateConfig)
+    values = {
+        name: value for source in (given.file, given.flags) for name, value in source.items() if name in names
+    }
+    asked = {"decoder": "enumerate", **values}
+    return not any(unused(name, asked) for name in values if values[name] != names[name].default)
+
+
+def show_answers(given: Given, text: str | None, by: dict[str, Any]) -> None:
+    """Load the model, ask, print the answers, save and report; ends the command with its exit code."""
+    from tempo_mlx.asking import ASKED, begin
+
+    output, question = given.make(OutputConfig), read(given, text)
+    check_writable(output)
+    loaded, out, err, started = start(given, output)
+    settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
+    with Interrupts() as interrupts:
+        asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, **by)
+        follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
+        answers: Answers = asking.answers()
+    run = answers.run
+    assert run is not None
+    print_answers(answers, output, out)
+    for file in save(run, output):
+        if not output.quiet:
+            err.print(f"Saved {file}", soft_wrap=True)
+    report(run, {"total_seconds": time.perf_counter() - started}, output, err)
+    raise typer.Exit(interrupts.exit_code)
+
+
+def open_to(given: Given, defaults: Any) -> dict[str, object]:
+    """Those defaults that nobody gave."""
+    return {
+        name: value
+        for name, value in defaults.items()
+        if not any(name in source for source in (given.flags, given.environment, given.file))
+        and unused(name, {**defaults, **given.flags}) is None
+    }
+
+
+def show_choices(given: Given, text: str | None, choices: list[str]) -> None:
+    from tempo_mlx.asking import score_choices
+
+    output, question = given.make(OutputConfig), read(given, text)
+    loaded, out, _, _ = start(given, output)
+    print_answers(score_choices(loaded, question, choices, generation_of(given)), output, out)
+
+
+def read(given: Given, text: str | None) -> str:
+    output = given.make(OutputConfig)
+    return read_prompt(text, output.prompt, output.prompt_file)
+
+
+def start(given: Given, output: OutputConfig) -> tuple[Any, Console, Console, float]:
+    """The model, stdout and stderr, and when it began."""
+    out, err = make_consoles(output.color)
+    log_to_stderr(output.verbose, output.debug_mode)
+    started = time.perf_counter()
+    return load_with_progress(given.make(LoadConfig), err, output.quiet), out, err, started
+
+
+def follow(asking: Asking, console: Console, quiet: bool) -> None:
+    """Ask to the end; a terminal shows the answers so far."""
+    if quiet or not console.is_terminal or console.is_dumb_terminal:
+        for _ in asking:
+            pass
+        return
+    from rich.live import Live
+
+    from tempo_mlx.report.bars import bars
+
+    with waiting(console, "Reading the question ...") as ended:
+        first = next(asking, None)
+        ended()
+    if first is not None:
+        with Live(bars(first, console.width), console=console, auto_refresh=False, transient=True) as live:
+            for answers in asking:
+                live.update(bars(answers, console.width), refresh=True)
+
+
+def print_answers(answers: Answers, output: OutputConfig, out: Console) -> None:
+    """Bars on a terminal, the best answer alone elsewhere, or JSON."""
+    from tempo_mlx.report.bars import bars
+
+    if format_of(output) == "json":
+        write_text(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+    elif out.is_terminal and not output.quiet:
+        out.print(bars(answers, out.width))
+    elif answers.best is not None:
+        write_text(out, answers.best.text + "\n")
