@@ -72,7 +72,9 @@ def ask(
         choices = given.pop("choices")
         if by != "text" or answer_regex is not None:
             raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
-        return score_choices(loaded, question, choices, resolve({**chat_of(loaded), **given}))
+        return score_choices(
+            loaded, question, choices, resolve({**chat_of(loaded.tokenizer.has_chat_template), **given})
+        )
     asking = begin(loaded, question, by=by, answer_regex=answer_regex, config=config, **settings)
     for _ in asking:
         pass
@@ -91,7 +93,7 @@ def begin(
 ) -> Asking:
     """The same as `ask`, answer by answer."""
     way = way_of(by, answer_regex)
-    resolved = config or resolve(asked(loaded, {**settings}))
+    resolved = config or resolve(asked(loaded.tokenizer.has_chat_template, {**settings}))
     if DECODERS[resolved.decoder].lattice:
         raise ConfigError(
             f"The {resolved.decoder} decoder gives no texts to take answers from; choose --decoder enumerate."
@@ -112,13 +114,14 @@ def way_of(by: str | By, answer_regex: str | None) -> By:
     return WAYS[by]
 
 
-def chat_of(loaded: LoadedModel) -> dict[str, Any]:
-    return {"chat": loaded.tokenizer.has_chat_template}
+def chat_of(template: bool) -> dict[str, Any]:
+    """Questions go through a chat template, where the model has one."""
+    return {"chat": True} if template else {}
 
 
-def asked(loaded: LoadedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+def asked(template: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of a question, as far as the decoder that they name uses them."""
-    values = {**chat_of(loaded), **settings}
+    values = {**chat_of(template), **settings}
     if resolve({**settings}).decoder not in (GenerateConfig.decoder, "enumerate"):
         return values
     for name, value in ASKED.items():
@@ -136,11 +139,16 @@ def question_of(question: Prompt) -> str:
 
 
 def score_choices(
-    loaded: LoadedModel, question: Prompt, choices: Sequence[str], config: GenerateConfig
+    loaded: LoadedModel,
+    question: Prompt,
+    choices: Sequence[str],
+    config: GenerateConfig,
+    said: str | None = None,
 ) -> Answers:
     """The probability that the answer begins with each choice, as given or with another first letter's case.
 
-    All are scored in one pass on the prompt they share. Of a choice that others begin with, theirs is taken off.
+    All are scored in one pass on the prompt they share. Of a choice that others begin with, theirs is taken off. said:
+    the question's text, where the prompt is encoded already. Raises ConfigError.
     """
     names = [choice.strip() for choice in choices]
     if not all(names) or len(set(names)) < len(names):
@@ -159,7 +167,7 @@ def score_choices(
     unseen = max(1.0 - sum(found.values()), 0.0)
     answers = [Answer(name, share, min(share + unseen, 1.0)) for name, share in found.items()]
     answers.sort(key=lambda answer: -answer.lower)
-    return Answers(question_of(question), tuple(answers), unseen)
+    return Answers(said or question_of(question), tuple(answers), unseen)
 
 
 def spellings(loaded: LoadedModel, names: Sequence[str], blank: bool) -> dict[str, list[tuple[int, ...]]]:

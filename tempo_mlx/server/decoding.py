@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from tempo_mlx.api import Stream
+from tempo_mlx.asking import score_choices, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.step import Step
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.report.answers import answers_of
 from tempo_mlx.report.records import RunPrompt
-from tempo_mlx.server.events import Output, StepEvents
+from tempo_mlx.server.events import Output, StepEvents, stats_of
 from tempo_mlx.task import Task
 
 
@@ -33,6 +35,27 @@ def generate(
     if stream.failure is not None:
         raise stream.failure
     yield Output("run", run.to_dict(), last=True)
+
+
+def ask(
+    loaded: LoadedModel,
+    prompt: RunPrompt,
+    config: GenerateConfig,
+    payload: dict[str, Any],
+    id: str,
+    interrupted: Interrupt,
+) -> Iterator[Output]:
+    """The outputs of /ask: a step a pass, then the answers."""
+    question = payload["prompt"] if payload["messages"] is None else payload["messages"][-1]["content"]
+    if payload["choices"]:
+        found = score_choices(loaded, prompt, payload["choices"], config, question)
+    else:
+        stream = Stream(Task(loaded, prompt, config), interrupted)
+        for step in stream:
+            stats = stats_of(step, *costs(stream, step))
+            yield Output("step", {"step": step.step}, step=step.step, stats=stats)
+        found = answers_of(question, stream.run(), way_of(payload["by"], payload["answer_regex"]))
+    yield Output("answers", found.to_dict(), last=True)
 
 
 def costs(stream: Stream, step: Step) -> tuple[int, float | None]:

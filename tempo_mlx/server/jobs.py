@@ -10,7 +10,7 @@ from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.server.completions import complete
-from tempo_mlx.server.decoding import generate
+from tempo_mlx.server.decoding import ask, generate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.prompts import read_prompt
 from tempo_mlx.server.protocol import Kind, Ready
@@ -57,7 +57,7 @@ class Jobs:
     ) -> Generator[Output, None, None]:
         config: GenerateConfig = with_measured_width(payload["config"], self.loaded.model)
         prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)
-        run = generate if kind == "generate" else complete
+        run = {"generate": generate, "ask": ask}.get(kind, complete)
         try:
             for output in run(self.loaded, prompt, config, payload, id, interrupted):
                 self._slots[id] = int(output.stats.get("cache_slots", 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["generate", "completion", "session"]
+Kind = Literal["generate", "ask", "completion", "session"]
 
 
 @dataclass(frozen=True)

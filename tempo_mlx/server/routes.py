@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
+from tempo_mlx.asking import asked, chat_of, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.schemas import GenerateBody, as_chat, explicit_settings, settings_table
+from tempo_mlx.server.schemas import AskBody, GenerateBody, as_chat, explicit_settings, settings_table
 from tempo_mlx.server.streaming import EventStream, last
 
 router = APIRouter(responses=ERRORS)
@@ -50,6 +52,36 @@ async def generate(body: GenerateBody, request: Request) -> Response:
 async def generate_stream(body: GenerateBody, request: Request) -> Response:
     c = context(request)
     return EventStream(c.engine, c.submit(request, "generate", generate_payload(request, body)))
+
+
+@router.post(
+    "/ask",
+    tags=["generate"],
+    responses=answers("The answers with bounds of their probabilities, their texts, and the run.", JSON),
+    summary="Ask: which answers the model holds, and how probable each is",
+)
+async def ask(body: AskBody, request: Request) -> Response:
+    c = context(request)
+    given = explicit_settings(body)
+    if body.messages is not None:
+        as_chat(given, "messages")
+    choices = given.pop("choices", None)
+    try:
+        way_of(body.by, body.answer_regex)
+        template = bool(c.engine.ready and c.engine.ready.has_chat_template)
+        settings = {**chat_of(template), **given} if choices else asked(template, given)
+    except ConfigError as error:
+        raise ApiError(422, "invalid_value", str(error)) from error
+    config = c.configuration(settings)
+    if not choices and DECODERS[config.decoder].lattice:
+        raise ApiError(
+            422, "invalid_value", f"The {config.decoder} decoder gives no texts to ask.", "decoder"
+        )
+    messages = None if body.messages is None else [m.model_dump() for m in body.messages]
+    payload = {"prompt": body.prompt, "messages": messages, "config": config, "choices": choices}
+    payload |= {"by": body.by, "answer_regex": body.answer_regex}
+    ticket = c.submit(request, "ask", payload)
+    return Response((await last(c.engine, ticket, request)).data, media_type="application/json")
 
 
 @router.delete("/requests/{id}", tags=["generate"], summary="Cancel a request; it ends with what it has")

@@ -24,6 +24,7 @@ WIDE = (
     "beam_width",
     "paths",
     "mcts_simulations",
+    "rows",
 )  # what makes a step costly
 LONGEST_TEXT = 20_000_000  # characters; the limit on the body is what counts
 
@@ -89,6 +90,20 @@ class Prompted(Body):
 
 
 GenerateBody: Any = create_model("GenerateBody", __base__=(Prompted, Settings))
+
+
+class Asked(Prompted):
+    by: Literal["text", "number"] = Field(
+        "text", description="Texts with the same words, or the same last number, are one answer."
+    )
+    answer_regex: str | None = Field(
+        None,
+        max_length=1000,
+        description="Texts in which this finds the same (its first group) are one answer.",
+    )
+
+
+AskBody: Any = create_model("AskBody", __base__=(Asked, Settings))
 
 
 class Created(Body):

@@ -27,7 +27,15 @@ log = logging.getLogger("tempo_mlx.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 BODY_SECONDS = 30.0  # how long a client may take to send its body
-KEYED_PATHS = ("/generate", "/sessions", "/requests", "/v1", "/settings", "/metrics")  # those that need a key
+KEYED_PATHS = (
+    "/generate",
+    "/ask",
+    "/sessions",
+    "/requests",
+    "/v1",
+    "/settings",
+    "/metrics",
+)  # those that need a key
 UNKNOWN_KEY = ""
 UNLIMITED = ("/health", "/metrics")
 PAGE_POLICY = (

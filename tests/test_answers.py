@@ -1,0 +1,174 @@
+"""Answers: texts that say the same are one, with bounds that hold; choices are scored exactly."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import tempo_mlx
+from tempo_mlx.asking import begin, score_choices
+from tempo_mlx.cli.main import main
+from tempo_mlx.errors import ConfigError
+from tempo_mlx.report.answers import Answer, Answers, answers_of, first_match, last_number, same_text
+from tempo_mlx.report.bars import bars
+from tempo_mlx.resolution import resolve
+from tests.small import LENGTH, PROMPT, all_texts, small
+from tests.trees import loaded, teacher
+from tests.twins import twin
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Canberra.", "canberra"), (" The answer ", "the  ANSWER!"), ("“Yes”", "yes"), ("Ｐａｒｉｓ", "paris")],
+)
+def test_texts_that_say_the_same(one: str, other: str) -> None:
+    assert same_text(one) == same_text(other)
+
+
+def test_what_texts_answer() -> None:
+    assert same_text(" .. ") is None and same_text("3.5") != same_text("35")
+    assert [last_number(text) for text in ("7 x 8 = 56.", "1,234.50 in all", "-3", "none", "1.0")] == [
+        "56", "1234.5", "-3", None, "1",
+    ]  # fmt: skip
+    assert first_match(r"is (\w+)")("It is red, is it?") == "red"
+    assert first_match(r"\d+")("no 12 or 13") == "12" and first_match("x")("y") is None
+    with pytest.raises(ConfigError, match="is no regular expression"):
+        first_match("(")
+
+
+def test_bounds_hold_the_true_probability_of_every_answer() -> None:
+    """Known for all texts there are; answers by their first letter, over runs of one leaf to many."""
+    truth: dict[str | None, float] = {}
+    tokenizer = small(8).tokenizer
+
+    def first_letter(text: str) -> str | None:
+        return text[:1] or None
+
+    for text, mass in all_texts(8).items():
+        key = first_letter(tokenizer.decode([token for token in text if token != 7]))
+        truth[key] = truth.get(key, 0.0) + mass
+    for leaves in (1, 3, 10, 100):
+        run = tempo_mlx.generate(small(8), PROMPT, leaves=leaves, threshold=0.05, max_tokens=LENGTH)
+        found = answers_of("?", run, first_letter)
+        assert found.unseen == pytest.approx(1.0 - (run.tree or {})["found"], abs=1e-9)
+        for answer in found:
+            key = None if answer.text == "(no answer)" else answer.text
+            assert answer.lower - 1e-6 <= truth[key] <= answer.upper + 1e-6
+        assert sum(answer.lower for answer in found) + found.unseen == pytest.approx(1.0)
+        if found.decided:
+            assert found[0].text == max((k for k in truth if k), key=lambda k: truth[k])
+
+
+def test_a_text_that_was_drawn_twice_counts_once() -> None:
+    run = tempo_mlx.generate(
+        small(8), PROMPT, decoder="sample", beam_width=40, threshold=0.0, max_tokens=LENGTH
+    )
+    assert len({path.token_ids for path in run.paths}) < len(run.paths)
+    found = answers_of("?", run, same_text)
+    distinct = {path.token_ids: math.exp(path.logprob) for path in run.paths}
+    assert found.unseen == pytest.approx(1.0 - sum(distinct.values()), abs=1e-6)
+
+
+def test_choices_have_their_exact_probability() -> None:
+    model = loaded()
+    prompt = "Is it?"
+    config = resolve({"chat": True})
+    found = score_choices(model, [{"role": "user", "content": prompt}], ["yes", "no", "nothing"], config)
+    ids = model.tokenizer.encode_chat([{"role": "user", "content": prompt}])[1]
+
+    def mass(text: str) -> float:
+        return math.exp(sum(teacher("llama", ids, model.tokenizer.encode(text, add_special=False))))
+
+    by_name = {answer.text: answer.lower for answer in found}
+    assert by_name["yes"] == pytest.approx(mass("yes") + mass("Yes"), rel=1e-3)
+    assert by_name["nothing"] == pytest.approx(mass("nothing") + mass("Nothing"), rel=1e-3)
+    assert by_name["no"] == pytest.approx(mass("no") + mass("No") - by_name["nothing"], rel=1e-3)
+    assert found.unseen == pytest.approx(1.0 - sum(by_name.values()))
+    with pytest.raises(ConfigError, match="different ones"):
+        score_choices(model, prompt, ["yes", " yes"], config)
+
+
+def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
+    asking = begin(small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False)
+    counts, unseen = [], []
+    for answers in asking:
+        counts.append(sum(len(answer.texts) for answer in answers))
+        unseen.append(answers.unseen)
+    assert counts == sorted(counts) and counts[-1] == 12 and unseen == sorted(unseen, reverse=True)
+    whole = tempo_mlx.ask(
+        small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False
+    )
+    assert whole == asking.answers()
+
+
+def test_an_own_function_says_what_an_answer_is() -> None:
+    settings: dict[str, Any] = {"leaves": 9, "max_tokens": LENGTH, "coverage": None, "chat": False}
+    found = tempo_mlx.ask(small(8), PROMPT, by=lambda text: str(len(text)), **settings)
+    assert {answer.text for answer in found} <= {"0", "1", "2", "3", "4"}
+    for wrong in ({"by": "colour"}, {"by": "number", "answer_regex": "x"}, {"decoder": "superposed"}):
+        with pytest.raises(ConfigError):
+            tempo_mlx.ask(small(8), PROMPT, **wrong)  # type: ignore[arg-type]
+
+
+def answers(*masses: float) -> Answers:
+    unseen = 1.0 - sum(masses)
+    found = [Answer(f"answer {at}", mass, mass + unseen) for at, mass in enumerate(masses)]
+    return Answers("?", tuple(found), unseen)
+
+
+def test_bars() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    console.print(bars(answers(0.71, 0.18, 0.04, 0.003, 0.001), 60))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert lines == [
+        "answer 0        71% ██████████████▎",
+        "answer 1        18% ███▋",
+        "answer 2         4% ▊",
+        "2 other answers <1%",
+        "not looked at    7% █▍",
+    ]
+
+
+def test_what_is_decided() -> None:
+    assert answers(0.6, 0.2).decided and not answers(0.4, 0.2).decided and not answers().decided
+    assert "60%" in repr(answers(0.6, 0.2)) and "20% not looked at" in repr(answers(0.6, 0.2))
+    assert "answer 0" in answers(0.6)._repr_html_()
+
+
+def test_the_command_asks_and_leaves_other_decoders_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["ask", "Hello", "-m", str(twin("llama")), "-n", "5"]
+    assert main([*base, "--format", "json", "--leaves", "3"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert sum(len(answer["texts"]) for answer in value["answers"]) <= 3
+    assert value["run"]["decoder"] == "enumerate" and 0.0 <= value["not_looked_at"] <= 1.0
+    assert main([*base, "--choices", "yes,no", "--format", "json"]) == 0
+    assert {answer["text"] for answer in json.loads(capsys.readouterr().out)["answers"]} == {"yes", "no"}
+    for other, decoder in (
+        (["--branches", "2"], "tree"),
+        (["-t", "0.5"], "superposed"),
+        (["--view", "phrases"], "superposed"),
+    ):
+        assert main([*base, *other, "--json-output-file", "run.json"]) == 0
+        capsys.readouterr()
+        assert tempo_mlx.Run.load("run.json").decoder == decoder
+
+
+def test_the_server_answers(tmp_path: object) -> None:
+    pytest.importorskip("fastapi")
+    from tests.serving import serving
+
+    with serving(twin("llama")) as served:
+        body: dict[str, Any] = {"prompt": "Hello", "max_tokens": 4, "leaves": 3}
+        value = served.post("/ask", body).json()
+        mine = tempo_mlx.ask(loaded(), "Hello", max_tokens=4, leaves=3)
+        assert [answer["text"] for answer in value["answers"]] == [answer.text for answer in mine]
+        assert value["not_looked_at"] == pytest.approx(mine.unseen, abs=1e-5)
+        scored = served.post("/ask", {"prompt": "Hello", "choices": ["yes", "no"]}).json()
+        assert {answer["text"] for answer in scored["answers"]} == {"yes", "no"} and scored["run"] is None
+        for wrong in ({"answer_regex": "("}, {"by": "colour"}, {"decoder": "superposed"}, {"colour": 1}):
+            assert served.post("/ask", {**body, **wrong}).status_code == 422, wrong
