@@ -37,6 +37,13 @@ def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.ar
 
 def gated_silu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up."""
-    if not by_power():
-        return gate * mx.sigmoid(gate) * up
-    return (gate * up) / (1 + mx.power(1 / E, gate))
+    if by_power():
+        return (gate * up) / (1 + mx.power(1 / E, gate))
+    return (_fused if device.on_gpu() else _gated)(gate, up)
+
+
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+_fused = mx.compile(_gated, shapeless=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.arrays import Float32s
 from tempo_mlx.mlx import mx
 from tempo_mlx.model import device
 
@@ -14,49 +14,47 @@ FEW = 16  # rows up to which the CPU turns them by one small product for each, n
 class Rotation:
     """Made once a forward pass for L rows; half: pairs of a head that turn, D >= 2 half.
 
-    As matrices (L, D, D) for few rows on the CPU, whose operations cost more to start than to do; otherwise as cos
-    and sin (L, 1, D) with x cos + swapped(x) sin, swapped exchanging the two of a pair, and the sign in sin.
+    As matrices (L, D, D) for few rows on the CPU, whose operations cost more to start than to do; otherwise as what the
+    first and the second of each pair give to both, which a GPU does in one operation.
     """
 
     def __init__(self, cos: Float32s, sin: Float32s, head_dim: int, interleaved: bool = False) -> None:
         """interleaved: dimension 2i turns with 2i + 1, not with i + half."""
         rows, self.half = cos.shape
-        self.interleaved = interleaved
-        rest = head_dim - 2 * self.half
-        both = (cos, cos), (-sin, sin)
-        if interleaved:
-            cosines, sines = (np.stack(pair, axis=-1).reshape(rows, -1) for pair in both)
-        else:
-            cosines, sines = (np.concatenate(pair, axis=1) for pair in both)
-        wide_cos = np.concatenate([cosines, np.ones((rows, rest), np.float32)], axis=1)
-        wide_sin = np.concatenate([sines, np.zeros((rows, rest), np.float32)], axis=1)
+        self.place = 3 if interleaved else 2  # of the two of a pair, once D is taken apart
         self.matrices = None
         if rows <= FEW and not device.on_gpu():
             matrices = np.zeros((rows, head_dim, head_dim), np.float32)
-            place = np.arange(head_dim)
-            matrices[:, place, place] = wide_cos
-            matrices[:, self.swapped(place), place] += wide_sin
+            matrices[:] = np.eye(head_dim)
+            turning = np.arange(2 * self.half).reshape((-1, 2) if interleaved else (2, -1))
+            first, second = turning.T if interleaved else turning
+            matrices[:, first, first] = matrices[:, second, second] = cos
+            matrices[:, first, second], matrices[:, second, first] = sin, -sin
             self.matrices = mx.array(matrices)
-        else:
-            self.cos, self.sin = mx.array(wide_cos[:, None]), mx.array(wide_sin[:, None])
-
-    def swapped(self, place: Ints) -> Ints:
-        """The other of each pair; what does not turn stays."""
-        if self.interleaved:
-            return np.where(place < 2 * self.half, place ^ 1, place)
-        first, second, rest = np.split(place, [self.half, 2 * self.half])
-        return np.concatenate([second, first, rest])
+        else:  # (L, 1, 2, half), or (L, 1, half, 2)
+            given = (cos, sin), (-sin, cos)
+            self.first, self.second = (
+                mx.array(np.stack(each, axis=self.place - 1)[:, None]) for each in given
+            )
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (L, heads, D), turned in float32."""
-        y = x.astype(mx.float32)
+        if not self.half:
+            return x
         if self.matrices is not None:
-            return (y @ self.matrices).astype(x.dtype)
-        if self.interleaved:
-            pairs, rest = mx.split(y, [2 * self.half], axis=-1)
-            pairs = pairs.reshape(*pairs.shape[:-1], self.half, 2)[..., ::-1].reshape(pairs.shape)
-            swapped = mx.concatenate([pairs, rest], axis=-1)
-        else:
-            first, second, rest = mx.split(y, [self.half, 2 * self.half], axis=-1)
-            swapped = mx.concatenate([second, first, rest], axis=-1)
-        return (y * self.cos + swapped * self.sin).astype(x.dtype)
+            return (x.astype(mx.float32) @ self.matrices).astype(x.dtype)
+        rows, heads, dim = x.shape
+        turning, rest = (x, None) if dim == 2 * self.half else mx.split(x, [2 * self.half], axis=-1)
+        pairs = turning.reshape(rows, heads, *((2, self.half) if self.place == 2 else (self.half, 2)))
+        first, second = mx.split(pairs, 2, axis=self.place)
+        turn = _fused if device.on_gpu() else _turn
+        turned = turn(first, second, self.first, self.second).reshape(rows, heads, -1)
+        return turned if rest is None else mx.concatenate([turned, rest], axis=-1)
+
+
+def _turn(first: mx.array, second: mx.array, of_first: mx.array, of_second: mx.array) -> mx.array:
+    turned = first.astype(mx.float32) * of_first + second.astype(mx.float32) * of_second
+    return turned.astype(first.dtype)
+
+
+_fused = mx.compile(_turn, shapeless=True)
