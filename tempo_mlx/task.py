@@ -13,6 +13,7 @@ from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.constraint import check_grammar, make_constraint
 from tempo_mlx.decode.control import Observer
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
+from tempo_mlx.decode.forced import RunsForced
 from tempo_mlx.decode.functions import Functions, described
 from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.registry import DECODERS
@@ -74,6 +75,9 @@ class Task:
         stops = Stops(tokenizer, config.stop) if config.stop and not self.spec.lattice else None
         constraint = make_constraint(config, tokenizer)
         ids, eos = self.prompt.token_ids, tokenizer.eos_ids
+        if constraint is not None and self.spec.lattice and model is self.loaded.model:
+            context = min(model.architecture.max_position_embeddings, len(ids) + config.max_tokens)
+            model = RunsForced(model, constraint, len(ids), context)
         return self.spec.start(
             Setup(
                 model,

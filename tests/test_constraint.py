@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 from tempo_mlx.api import generate, score
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.constraint import make_constraint
+from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.forced import RunsForced
+from tempo_mlx.decode.tempo import plain
 from tempo_mlx.errors import ConfigError, DeadEndError, TempoError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import compare, decode_settings, tolerance_for, verify
@@ -42,6 +46,19 @@ DECODERS: dict[str, dict[str, Any]] = {
     "diverse-beam": {"decoder": "diverse-beam", "beam_width": 2},
     "mcts": {"decoder": "mcts", "mcts_simulations": 4, "mcts_depth": 2, "threshold": 0.02},
 }
+
+
+class Counting:
+    """A model that says how many passes it made."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.passes = model, 0
+        self.architecture, self.info = model.architecture, model.info
+        self.new_cache, self.embeddings = model.new_cache, model.embeddings
+
+    def forward(self, *arguments: Any, **more: Any) -> Any:
+        self.passes += 1
+        return self.model.forward(*arguments, **more)
 
 
 def made(name: str, **grammar: Any) -> Run:
@@ -124,6 +141,42 @@ def test_mass_is_the_texts_and_what_the_grammar_took_away() -> None:
     kept = 1.0 - first.masked[0]
     lost = sum(kept * t.probability * by_slot[t.slot] for t in first.tokens if t.slot is not None)
     assert mass + first.masked[0] + lost == pytest.approx(1.0, abs=1e-5)
+
+
+def test_forced_tokens_cost_no_pass_of_their_own() -> None:
+    """And make no other run of it: the same tokens and numbers as row by row."""
+    model, settings = loaded(), {"decoder": "plain", "json_schema": SCHEMA, "max_tokens": 40}
+    counting = Counting(model.model)
+    for temperature in (0.0, 1.0):
+        counting.passes = 0
+        run = generate(replace(model, model=counting), prompt(5), temperature=temperature, **settings)
+        assert run.finish_reason == "stop" and counting.passes < len(run.steps) - 3
+        decoder = plain(Setup(model.model, prompt(5), config := decode_settings(run), model.tokenizer.eos_ids,
+                              constraint=make_constraint(config, model.tokenizer)))  # fmt: skip
+        for step in run.steps:
+            alone = decoder.advance()
+            assert [t.id for t in alone.tokens] == [t.id for t in step.tokens]
+            assert alone.tokens[0].probability == pytest.approx(step.tokens[0].probability, abs=1e-5)
+            assert alone.masked == pytest.approx(step.masked, abs=1e-5)
+        assert verify(run, model).ok
+
+
+def test_a_text_that_goes_another_way_than_foretold_forgets_the_rows_ahead() -> None:
+    model = loaded().model
+    constraint = make_constraint(GenerateConfig(decoder="plain", regex="abcdef"), loaded().tokenizer)
+    assert constraint is not None
+    ids = prompt(6)
+    around, cache = RunsForced(model, constraint, len(ids), 99), model.new_cache()
+    around.forward(ids, range(len(ids)), None, cache, logits="last")
+    a, other = (loaded().tokenizer.encode(text, add_special=False)[0] for text in "ax")
+    constraint.ahead([[a]])
+    around.forward([a], [len(ids)], None, cache)
+    assert len(cache) == len(ids) + 6 and len(around.known) == 5
+    constraint.forced = []
+    found = around.forward([other], [len(ids) + 1], None, cache).logits
+    alone = model.forward([*ids, a, other], range(len(ids) + 2), None, model.new_cache()).logits
+    assert found is not None and alone is not None
+    assert len(cache) == len(ids) + 2 and np.abs(found[0] - alone[-1]).max() < 1e-4
 
 
 def test_a_text_ends_where_the_grammar_may_and_nowhere_else() -> None:

@@ -36,11 +36,13 @@ class Constraint:
         self.vocab_size = vocab_size
         self._states: dict[tuple[int, ...], LLMatcher] = {(): start}
         self._worker = ThreadPoolExecutor(1)
+        self.forced: list[int] = []  # what must follow the one text that `ahead` was told last
         self._ahead: tuple[list[tuple[int, ...]], Future[Bools]] | None = None
 
     def ahead(self, texts: Sequence[Sequence[int]]) -> None:
         """Begin in another thread what `allowed` will be asked next; the model can run meanwhile."""
         keys = [tuple(text) for text in texts]
+        self.forced = list(self._state(keys[0]).compute_ff_tokens()) if len(keys) == 1 else []
         self._ahead = keys, self._worker.submit(self._masks, keys)
 
     def allowed(self, texts: Sequence[Sequence[int]], any_text: bool = False) -> Bools:
