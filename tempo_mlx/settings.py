@@ -93,7 +93,8 @@ class Setting:
     @property
     def writes_none(self) -> bool:
         """Whether the word none stands for no value: not where any text is one."""
-        return self.optional and self.kind is not bool and not (self.open and self.kind is str)
+        any_text = self.open and self.kind is str and not self.row.names_file
+        return self.optional and self.kind is not bool and not any_text
 
     @property
     def values_text(self) -> str:

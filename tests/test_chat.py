@@ -88,6 +88,21 @@ def test_settings_can_be_changed_and_shown(talk: Talk) -> None:
     assert len(talk("Hello")[0]) > len(out)
 
 
+def test_a_grammar_can_be_set_and_taken_away(talk: Talk, home: Path) -> None:
+    pytest.importorskip("llguidance")
+    (home / "schema.json").write_text('{"enum": ["yes", "no"]}')
+    out, err = talk(
+        "/set json_schema schema.json",
+        "Hello",
+        "/set json_schema none",
+        "/set repetition_penalty 1.5",
+        "Hello",
+    )
+    assert json.loads(out.splitlines()[0]) in ("yes", "no")
+    assert len(out.splitlines()[1]) > 5 and "repetition_penalty is 1.5" in err
+    assert "Cannot read json_schema in nowhere.json" in talk("/set json_schema nowhere.json")[1]
+
+
 def test_a_setting_that_cannot_be_changes_nothing(talk: Talk) -> None:
     out, err = talk("Hello", "/set beam_width 3", "/reset", "Hello")
     assert "beam_width has no effect with the superposed decoder" in err

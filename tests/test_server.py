@@ -144,6 +144,21 @@ def test_messages_are_a_chat(server: Served, model: Path) -> None:
     assert run["prompt"]["token_ids"] == list(same.prompt.token_ids)
 
 
+def test_a_grammar_and_penalties_are_settings_like_others(server: Served) -> None:
+    pytest.importorskip("llguidance")
+    asked = {
+        "prompt": "Hello",
+        "json_schema": {"enum": ["yes", "no"]},
+        "logit_bias": {"7": -3},
+        "max_tokens": 30,
+    }
+    run = server.post("/generate", {**asked, "repetition_penalty": 1.2}).json()
+    assert json.loads(run["final_text"]) in ("yes", "no") and run["decoder"] == "plain"
+    assert run["config"]["logit_bias"] == ["7=-3"] and run["steps"][0]["masked"]
+    answer = server.post("/generate", {"prompt": "Hello", "grammar": "begin: x"})
+    assert answer.status_code == 422 and "grammar is no grammar" in answer.text
+
+
 def test_settings_and_docs_show_the_whole_table(server: Served) -> None:
     table = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
     shown = server.get("/settings").json()

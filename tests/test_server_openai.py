@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,31 @@ def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any])
         assert [tokens[c.index] for c in whole.choices] == [c.logprobs.tokens for c in whole.choices]
     if len(whole.choices) == 1 and not tempo:
         assert chunks > 20, "it came while it grew"
+
+
+SCHEMA = {
+    "type": "object", "properties": {"a": {"enum": ["x", "yy"]}, "b": {"type": "boolean"}}, "required": ["a", "b"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_answers_keep_to_a_grammar(client: Any, n: int) -> None:
+    pytest.importorskip("llguidance")
+    format = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}
+    body = {"model": MODEL, "messages": USER, "max_tokens": 60, "n": n}
+    answer = client.chat.completions.create(**body, response_format=format, presence_penalty=0.5)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        value = json.loads(choice.message.content)
+        assert set(value) == {"a", "b"} and value["a"] in ("x", "yy") and isinstance(value["b"], bool)
+    answer = client.chat.completions.create(**body, extra_body={"choices": ["yes", "no"]}, logprobs=True)
+    assert {choice.message.content for choice in answer.choices} <= {"yes", "no"}
+    assert all(math.isfinite(t.logprob) for t in answer.choices[0].logprobs.content)
+    answer = client.chat.completions.create(**body, extra_body={"regex": "[0-9]{3}"})
+    assert all(choice.message.content.isdigit() for choice in answer.choices)
+    with pytest.raises(openai.BadRequestError, match="json_schema"):
+        client.chat.completions.create(**body, response_format={"type": "json_schema"})
 
 
 def test_chat(client: Any) -> None:
