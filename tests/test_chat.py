@@ -92,6 +92,7 @@ def test_a_grammar_can_be_set_and_taken_away(talk: Talk, home: Path) -> None:
     pytest.importorskip("llguidance")
     (home / "schema.json").write_text('{"enum": ["yes", "no"]}')
     out, err = talk(
+        "/set max_tokens 20",
         "/set json_schema schema.json",
         "Hello",
         "/set json_schema none",
