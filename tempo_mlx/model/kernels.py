@@ -187,13 +187,12 @@ def _rows_of(sinks: mx.array, groups: int, rows: int) -> mx.array:
 def _scores(
     queries: mx.array, keys: mx.array, bias: mx.array | None, scale: float, softcap: float | None
 ) -> mx.array:
-    """Float32 scores (K, H/K L, S) of folded queries (K, H/K L, D) and keys (K, S, D); in float32 one operation."""
-    transposed = keys.swapaxes(1, 2)
-    if softcap is None and queries.dtype == mx.float32:
+    """Float32 scores (K, H/K L, S) of folded queries (K, H/K L, D) and keys (K, S, D), whatever those are in: half
+    precision would round scores of tens by hundredths, and in float16 they may pass its range."""
+    queries, transposed = queries.astype(mx.float32), keys.astype(mx.float32).swapaxes(1, 2)
+    if softcap is None:
         return mx.addmm(NO_BIAS if bias is None else bias, queries, transposed, alpha=scale)
-    scores = (queries * scale @ transposed).astype(mx.float32)
-    if softcap is not None:
-        scores = mx.tanh(scores / softcap) * softcap
+    scores = mx.tanh((queries * scale @ transposed) / softcap) * softcap
     return scores if bias is None else scores + bias
 
 

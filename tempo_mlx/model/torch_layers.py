@@ -74,7 +74,7 @@ def attention(
         query = query * grown.to(query)[:, None, None]
     share = part.num_attention_heads // keys.shape[1]
     keys, values = (t.repeat_interleave(share, 1) for t in (keys, values))  # (S, H, D)
-    scores = torch.einsum("lhd,shd->hls", query, keys) * part.scale
+    scores = torch.einsum("lhd,shd->hls", query.float(), keys.float()) * part.scale
     if part.softcap is not None:
         scores = torch.tanh(scores / part.softcap) * part.softcap
     bias = window_bias(rows.bias, rows.positions, cache.positions, part.sliding_window, part.attention_chunk)
