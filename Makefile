@@ -2,6 +2,7 @@
 #   make run PROMPT="..."     continue a prompt            make serve            HTTP server and web page
 #   make test                 the tests                    make check            tests, linters, types
 #   make test-fast            those without torch, servers and the real model, in a minute
+#   make test-gpu-policy      decoders and proofs as a GPU would be told to compute them
 #   make bench                speed measurements           make acceptance       the full counts, with a report
 #   make mutants              faults planted one by one, and which of them no test notices
 
@@ -11,6 +12,8 @@ BIN = $(VENV)/bin
 WEB = tempo_mlx/server/web
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS =
+GPU_POLICY = $(addprefix tests/test_, tempo.py tree.py beam.py mcts.py score.py verify.py session.py pruning_runs.py \
+	paths_runs.py api.py run_files.py gguf_layouts.py weights_smollm2.py)
 PROMPT = Deep in the forest, a mysterious creature
 # Taken as it stands, so that quotes, apostrophes and dollar signs arrive: the shell reads it from the environment.
 RUN_PROMPT := $(value PROMPT)
@@ -19,7 +22,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-fast test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
+.PHONY: run test test-fast test-gpu-policy test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -66,6 +69,10 @@ web: $(WEB)/node_modules/.installed
 
 web-dev: $(WEB)/node_modules/.installed
 	cd $(WEB) && npm run dev
+
+# Decoders, proofs and scores with the dtypes, packed weights and operations of a GPU, computed on the CPU.
+test-gpu-policy: $(VENV)/.dev
+	$(BIN)/python -m pytest --gpu-policy -rfE $(GPU_POLICY) $(ARGS)
 
 test-web: $(WEB)/node_modules/.installed $(VENV)/.server
 	scripts/test-web.sh

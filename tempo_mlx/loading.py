@@ -125,10 +125,10 @@ def precision_of(config: LoadConfig, checkpoint: Checkpoint) -> Precision:
 
 
 def device_of(config: LoadConfig) -> Device:
-    from tempo_mlx.mlx import mx
+    from tempo_mlx.model import device
     from tempo_mlx.model.mlx_backend import choose_device
 
-    return "cpu" if choose_device(config.device) == mx.cpu else "gpu"
+    return device.kind_of(choose_device(config.device))
 
 
 def limit_of(config: LoadConfig) -> Limit | None:

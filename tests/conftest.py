@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tempo_mlx.weights.precision import Device, Precision, Stored
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,8 +39,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="without torch, transformers, servers and the real model: make test-fast",
     )
 
+    parser.addoption(
+        "--gpu-policy",
+        action="store_true",
+        help="dtypes, packed weights and operations as on a GPU, computed on the CPU: make test-gpu-policy",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu-policy"):
+        compute_as_on_a_gpu(config)
     if not config.getoption("--fast"):
         return
     for name in HEAVY:
@@ -45,6 +57,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(empty.cleanup)
     # The real model is neither there nor to be had.
     os.environ.update(XDG_CACHE_HOME=empty.name, PIP_NO_INDEX="1")
+
+
+def compute_as_on_a_gpu(config: pytest.Config) -> None:
+    """The rules that ask where MLX computes are told: on a GPU; and no model is small enough to be unpacked. Twins are
+    of float32 numbers and stay so, since tests hold them against references in float32.
+    """
+    from tempo_mlx import loading
+    from tempo_mlx.model import device, mlx_backend
+    from tempo_mlx.weights import precision
+
+    def choose(where: Device, stored: Stored, dtype: str = "auto", dequantize: bool = False) -> Precision:
+        wide = dtype == "auto" and set(stored.numbers) == {"float32"}
+        return precision.choose(where, stored, "float32" if wide else dtype, dequantize)  # type: ignore[arg-type]
+
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr(device, "on_gpu", lambda: True)
+    patch.setattr(device, "kind_of", lambda kind: "gpu")
+    patch.setattr(precision, "UNPACKED_BELOW", 0)
+    for module in (loading, mlx_backend):
+        patch.setattr(module, "choose", choose)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

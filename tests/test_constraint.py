@@ -85,7 +85,7 @@ def test_finished_texts_are_of_the_schema_and_the_run_verifies(name: str) -> Non
     assert result.ok, result.findings
     assert all(step.masked is not None for step in run.steps)
     again = generate(model, run.prompt, decode_settings(run))
-    assert compare(run, again, tolerance_for(model.model, decode_settings(run)), model.tokenizer).ok
+    assert compare(run, again, tolerance_for(model.model, run, decode_settings(run)), model.tokenizer).ok
 
 
 @pytest.mark.parametrize("name", ["plain", "tree", "beam", "mcts"])

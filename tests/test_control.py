@@ -182,7 +182,7 @@ def test_a_run_with_controls_verifies_and_decodes_again(name: str) -> None:
     result = verify(run, model)
     assert result.ok, result.findings
     again = generate(model, run.prompt, decode_settings(run))
-    assert compare(run, again, tolerance_for(model.model, decode_settings(run)), model.tokenizer).ok
+    assert compare(run, again, tolerance_for(model.model, run, decode_settings(run)), model.tokenizer).ok
 
 
 FORGED: Sequence[tuple[str, Mapping[str, Any]]] = [

@@ -61,7 +61,7 @@ def test_an_old_file_is_decoded_again_and_gone_on_with(name: str) -> None:
     again = tempo_mlx.generate(smollm2(), run.prompt.token_ids, config=settings)
     assert len(steps) == len(run.steps)
     loaded = smollm2()
-    found = compare(run, again, tolerance_for(loaded.model, settings), loaded.tokenizer)
+    found = compare(run, again, tolerance_for(loaded.model, run, settings), loaded.tokenizer)
     assert found.ok, found.differences
 
 

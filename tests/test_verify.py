@@ -25,7 +25,7 @@ from tempo_mlx.report.build import build_run  # noqa: E402
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
 from tempo_mlx.report.verify import dense, verify  # noqa: E402
-from tempo_mlx.report.verify.book import Tolerance, holds_target, tolerance_of  # noqa: E402
+from tempo_mlx.report.verify.book import SPREAD, Tolerance, holds_target, noise_of  # noqa: E402
 from tempo_mlx.report.verify.claims import read_claims  # noqa: E402
 from tempo_mlx.report.verify.dense import dense_run  # noqa: E402
 from tempo_mlx.resolution import resolve  # noqa: E402
@@ -446,7 +446,23 @@ def test_the_tolerance_is_the_loaded_models_and_grows_where_a_run_is_cold() -> N
         assert cold.of(flat, 0) == pytest.approx(1e-4 / temperature, rel=1e-3) == cold.worst
         assert cold.of(sure, 0) == cold.of(sure, 1) == 1e-4  # hardly moves
     assert 0.05 < Tolerance(1e-4, 1e-3).of(np.array([0.7, 0.3], np.float32), 1) < 1.0
-    assert tolerance_of({"dtype": "float32"}) < tolerance_of({"dtype": "bfloat16"})
+
+
+def test_half_precision_is_given_what_its_roundings_can_do() -> None:
+    assert noise_of("float32", 30, 100) == 0.0
+    noise = noise_of("bfloat16", 30, 100)
+    assert noise == 8 * noise_of("float16", 30, 100) == pytest.approx(noise_of("bfloat16", 120, 100) / 2)
+    assert noise < noise_of("bfloat16", 30, 1000) < 1.5 * noise
+    # SmolLM2-135M in bfloat16, about 3 members a step: the largest differences of a run as a GPU computes it
+    for steps, measured in ((24, 0.055), (220, 0.080)):
+        base = noise_of("bfloat16", 30, 3 * steps) * SPREAD / 4
+        assert 1.5 * measured < base < 2.5 * measured
+    near, far = (np.random.default_rng(1).normal(size=1000) * spread for spread in (2, 8))
+    tolerance = Tolerance(noise * SPREAD / 4, 1.0, noise)
+    for logits, more in ((near, False), (far, True)):
+        logits[0] = np.log(np.exp(logits[1:]).sum())  # even odds
+        distribution = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
+        assert (tolerance.of(distribution, 0) > 1.5 * tolerance.base) == more
 
 
 def test_a_file_that_says_half_precision_is_held_to_the_models_own(models: dict[str, Any]) -> None:

@@ -555,7 +555,7 @@ def test_decoding_again_gives_the_same_and_shows_a_lie(name: str) -> None:
     model, run = loaded(often=True), Run.from_json(written(name))
     config = decode_settings(run)
     again = generate(model, run.prompt, config)
-    tolerance = tolerance_for(model.model, config)
+    tolerance = tolerance_for(model.model, run, config)
     assert compare(run, again, tolerance, model.tokenizer).ok
     for lie in LIES:
         value = json.loads(written(name))

@@ -77,8 +77,8 @@ def _replay(run: Run, loaded: LoadedModel, out: Console) -> bool:
         )
     _say(
         f"{verdict}: {result.compared} things said of {result.steps} steps recomputed from {result.rows} rows; largest "
-        f"difference {result.max_difference:.2e}, tolerance {result.tolerance:g} (by this model's dtype and the "
-        f"temperature); {result.agreement:.1%} of the best tokens agree.",
+        f"difference {result.max_difference:.2e}, tolerance {result.tolerance:.3g} (by this model's dtype and "
+        f"depth, and the run's length and temperature); {result.agreement:.1%} of the best tokens agree.",
         out,
     )
     return result.ok
@@ -112,7 +112,7 @@ def _rerun(run: Run, loaded: LoadedModel, out: Console) -> bool:
     decoding = stream(loaded, run.prompt, config)
     for _ in islice(decoding, len(run.steps)):
         pass
-    tolerance = tolerance_for(loaded.model, config)
+    tolerance = tolerance_for(loaded.model, run, config)
     found = compare(run, decoding.run(), tolerance, loaded.tokenizer)
     for difference in found.differences:
         _say(difference, out)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from tempo_mlx.mlx import mx
+from tempo_mlx.weights.precision import Device
 
 
 def on_gpu() -> bool:
     return bool(mx.default_device().type == mx.gpu)
+
+
+def kind_of(device: mx.DeviceType) -> Device:
+    """What the rules for numbers (weights/precision.py) call it."""
+    return "cpu" if device == mx.cpu else "gpu"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import BackendError
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device as device_rules
 from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.reader import Reader
@@ -63,7 +64,7 @@ def build(
     kind = choose_device(device)
     mx.set_default_device(mx.Device(kind))
     mx.set_cache_limit(0)  # while reading: what is freed is of no use to the next layer
-    float_type, stay_packed = choose_dtype(dtype, kind == mx.cpu, checkpoint, dequantize)
+    float_type, stay_packed = choose_dtype(dtype, device_rules.kind_of(kind) == "cpu", checkpoint, dequantize)
     packed = stay_packed if packed is None else packed
     reader = (make_reader or Reader)(checkpoint, float_type, packed)
     a = reader.architecture

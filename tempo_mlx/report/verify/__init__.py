@@ -5,7 +5,7 @@ file alone, `dense` is the one forward pass, `lattice`, `tree` and `search` repl
 sets against the selection rule, `texts` reads every text anew. `book` keeps what they find. `rerun` compares two runs.
 """
 
-from tempo_mlx.report.verify.book import KV_TOLERANCES, Difference, Verification, tolerance_for, tolerance_of
+from tempo_mlx.report.verify.book import KV_TOLERANCES, Difference, Verification, tolerance_for
 from tempo_mlx.report.verify.claims import decode_settings, require_settings
 from tempo_mlx.report.verify.recompute import verify
 from tempo_mlx.report.verify.rerun import Comparison, compare
@@ -19,6 +19,5 @@ __all__ = [
     "decode_settings",
     "require_settings",
     "tolerance_for",
-    "tolerance_of",
     "verify",
 ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,10 +11,15 @@ from tempo_mlx.arrays import Float32s
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.exits.agreement import lower_bound
 from tempo_mlx.model.forward import Model
+from tempo_mlx.report.run import Run
 
-# Of a probability at temperature 1, by what computes it. Half precision: about twice the largest difference measured on
-# SmolLM2-135M (torch on the CPU: float16 0.011, bfloat16 0.054), where one row and many take different kernels.
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+EXACT = 1e-4  # of a probability at temperature 1 that is computed in float32
+# How far a rounding may go, of a number near 1.
+ROUNDING = {"float16": 2.0**-12, "bfloat16": 2.0**-9}
+# Each layer rounds the residual stream twice, each time another way in a pass of few rows and one of many: measured on
+# SmolLM2-135M in bfloat16, a logit is off by 1.1 times the root of that, times how far logits spread.
+MARGIN = 2.5
+SPREAD = 4.0  # of the logits over the vocabulary, where a step's own is not known
 # By the bits of a quantised KV cache. Where nothing is removed the replay repeats the run to 1e-6; a removed slot that
 # is masked instead of dropped can change the last bit of a sum, and with it a rounding: 0.01 and 0.16 were measured.
 KV_TOLERANCES = {8: 5e-2, 4: 0.4}
@@ -26,11 +29,11 @@ SHOWN = 20  # sentences of one kind that are kept
 LEAST_ODDS = math.log(np.finfo(np.float32).tiny)
 
 
-def tolerance_of(info: Mapping[str, Any]) -> float:
-    """Of a probability at temperature 1 that a model with this `info` computes."""
-    by_type = TOLERANCES.get(str(info.get("dtype")), max(TOLERANCES.values()))
-    bits = info.get("kv_bits")
-    return by_type if bits is None else max(by_type, KV_TOLERANCES[8 if bits == 8 else 4])
+def noise_of(dtype: str, layers: int, numbers: int) -> float:
+    """How far a logit may be off in half precision, as a part of how far logits spread: the largest of so many numbers,
+    if they are off at random. 0 in float32."""
+    largest = math.sqrt(2.0 * math.log(max(numbers, 8)))
+    return MARGIN * largest * ROUNDING.get(dtype, 0.0) * math.sqrt(2.0 * layers)
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,27 @@ class Tolerance:
 
     A logit that is off by e moves the log-odds of a token by up to 2 e / T. `base` is what that comes to at even odds
     and T = 1, so 4 base / T is the way the log-odds may go; probabilities near 0 and 1 hardly move with it.
+    noise: in half precision (see `noise_of`), where a step whose logits lie far apart is further off than another.
     """
 
     base: float
     temperature: float
+    noise: float = 0.0
 
     def of(self, distribution: Float32s, token: int) -> float:
         """Of a token's probability in a distribution (V,)."""
-        if self.temperature == 0.0 or self.temperature >= 1.0:
+        warm = self.temperature == 0.0 or self.temperature >= 1.0
+        if warm and not self.noise:
             return self.base
         own = float(distribution[token])
         rest = float(
             distribution[:token].sum(dtype=np.float64) + distribution[token + 1 :].sum(dtype=np.float64)
         )
         odds = _log(own) - _log(rest)
-        moved = odds - math.copysign(4.0 * self.base / self.temperature, odds)
+        way = 4.0 * self.base / (1.0 if warm else self.temperature)
+        if self.noise:
+            way = max(way, self.noise * float(np.log(distribution[distribution > 0.0]).std()))
+        moved = odds - math.copysign(way, odds)
         return max(self.base, abs(_sigmoid(moved) - _sigmoid(odds)))
 
     @property
@@ -70,9 +79,14 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x > -700.0 else 0.0
 
 
-def tolerance_for(model: Model, config: GenerateConfig) -> Tolerance:
-    """By what computes and how cold it decodes; a file has no say in what is computed with."""
-    return Tolerance(tolerance_of(model.info), config.temperature)
+def tolerance_for(model: Model, run: Run, config: GenerateConfig) -> Tolerance:
+    """By what computes, how deep the model and how long the run is, and how cold it decodes; what a file says of its
+    numbers has no say."""
+    numbers = sum(len(step.tokens) for step in run.steps)
+    noise = noise_of(str(model.info.get("dtype")), model.architecture.num_hidden_layers, numbers)
+    bits = model.info.get("kv_bits")
+    rounded = 0.0 if bits is None else KV_TOLERANCES[8 if bits == 8 else 4]
+    return Tolerance(max(EXACT, noise * SPREAD / 4.0, rounded), config.temperature, noise)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def verify(run: Run, loaded: LoadedModel, logits_processors: Sequence[Processor]
     `loaded` is not the run's model, ConfigError where they are not the run's, RunFileError for what no run can say.
     """
     claims = read_claims(run, loaded, logits_processors)
-    book = Book(tolerance_for(loaded.model, claims.config))
+    book = Book(tolerance_for(loaded.model, run, claims.config))
     rows = 0
     if claims.run.config.get("decoder") != run.decoder:
         book.same("decoder", run.decoder, run.config.get("decoder"))
