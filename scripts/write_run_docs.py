@@ -72,7 +72,7 @@ decide something. (On models whose layers keep a state, a run with removals goes
 **Tolerance.** Of a probability at temperature 1: 1e-4 in float32; 5e-2 and 0.4 with a KV cache of 8 and of 4 bits. In
 half precision what its roundings can come to: one (2^-9 in bfloat16, 2^-12 in float16) times the root of twice the
 layers, times sqrt(2 ln n) for the largest of n numbers, times 2.5; more where a step's logits spread wider than usual
-(standard deviation 4). That is about 0.1 in bfloat16 for 30 layers and some dozens of steps, an eighth of it in float16.
+(standard deviation 4). That is about 0.1 in bfloat16 for 30 layers and dozens of steps, in float16 an eighth of it.
 It is the loaded model's: a file has no say in it, so load the model as it was for the run (`--dtype`, `--kv-bits`). A
 logit that is off by e moves the log-odds of a token by up to 2 e / T, so below
 temperature 1 the tolerance grows as 1 / T, most where a probability is near 1/2 and hardly where it is near 0 or 1.
