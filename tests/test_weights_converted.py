@@ -16,7 +16,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tempo_mlx.architecture.gguf import config_from_gguf, names_of  # noqa: E402
+from tempo_mlx.architecture.families import architecture_from_config  # noqa: E402
+from tempo_mlx.architecture.gguf import config_from_gguf, names_of, row_of  # noqa: E402
+from tempo_mlx.architecture.gguf_tensors import place_of  # noqa: E402
 from tempo_mlx.errors import ModelError  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
@@ -149,6 +151,47 @@ def test_a_file_may_name_its_recurrent_layers() -> None:
     metadata = {**file.metadata, "qwen35.attention.recurrent_layers": np.array([True, True, False, True])}
     kinds = config_from_gguf(metadata, shapes, {})["layer_types"]
     assert kinds == ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_no_number_of_a_header_does_more_than_refuse_the_file(name: str) -> None:
+    file = read_gguf(converted_twin(name))
+    shapes = {each: tensor.shape for each, tensor in file.tensors.items()} | {
+        "blk.0": (1,),
+        "blk.7.x": (1, 2),
+    }
+    factors = {"rope_freqs.weight": [1.0] * 16} if "gemma4" in name else {}
+    odd = (
+        None,
+        0,
+        -1,
+        3,
+        2**31 - 1,
+        2**63,
+        0.3,
+        float("nan"),
+        "x",
+        True,
+        np.zeros(0),
+        np.array([0, 7]),
+        np.arange(4.0),
+    )
+    refused = 0
+    for key in file.metadata:
+        if not key.startswith(f"{CONVERTED[name]}."):
+            continue
+        for value in odd:
+            metadata = {**file.metadata, key: value}
+            if value is None:
+                del metadata[key]
+            try:
+                architecture = architecture_from_config(config_from_gguf(metadata, shapes, factors))
+                for stored, shape in shapes.items():
+                    place_of(stored, shape, architecture, row_of(metadata)[1])
+            except ModelError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 100
 
 
 def _copy(

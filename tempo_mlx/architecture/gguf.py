@@ -228,9 +228,9 @@ def _variant(architecture: str, metadata: Mapping[str, Any]) -> str:
         return "experts" if sparse else ""
     if architecture == "mistral3":
         return "" if _is_nothing(metadata.get("mistral3.attention.temperature_scale")) else "yarn"
-    if architecture == "deepseek2":  # 2: sigmoid
-        scores = metadata.get("deepseek2.expert_gating_func")
-        return "dense" if not sparse else "" if scores == 2 else "softmax"
+    if architecture == "deepseek2":
+        sigmoid = str(metadata.get("deepseek2.expert_gating_func")) == "2"
+        return "dense" if not sparse else "" if sigmoid else "softmax"
     return ""
 
 
@@ -243,7 +243,10 @@ def _check_heads(config: dict[str, Any], header: Header) -> None:
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if type(heads) is not int or type(width) is not int or heads < 1:
         raise ModelError("The GGUF file states no head count or embedding length; the model is refused.")
-    config.setdefault("head_dim", width // heads)
+    if type(config.setdefault("head_dim", width // heads)) is not int or config["head_dim"] < 1:
+        raise ModelError(
+            f"The GGUF file has heads of {config['head_dim']!r} dimensions; the model is refused."
+        )
     key_length = header.number("attention.key_length", config["head_dim"])
     value_length = header.number("attention.value_length", key_length)
     if value_length != key_length and "kv_lora_rank" not in config:
@@ -283,10 +286,10 @@ _BIASES = {
 def _refuse_what_is_not_built(family: Family, header: Header) -> None:
     """Raises: ModelError for what llama.cpp's graphs of this architecture do and ours of the family does not."""
     temperature = header.number("attention.temperature_scale", 0)
-    original = header.stated.get("rope.scaling.original_context_length")
+    original = header.number("rope.scaling.original_context_length", 0)
     if temperature and (
         "llama_4_scaling" not in family.defaults
-        or header.stated.get("attention.temperature_length", original) != original
+        or header.number("attention.temperature_length", original) != original
     ):
         raise ModelError(
             "The GGUF file scales queries by their position (attention.temperature_scale) in a way that tempo-mlx does "
@@ -306,7 +309,7 @@ def _add_rope(config: dict[str, Any], header: Header) -> None:
     rotated = header.number("rope.dimension_count", config["head_dim"])
     if rotated != config["head_dim"]:
         config["partial_rotary_factor"] = rotated / config["head_dim"]
-    kind = header.stated.get("rope.scaling.type", "none")
+    kind = str(header.stated.get("rope.scaling.type", "none"))
     scaling: dict[str, Any] = {}
     if divisors := header.factors.get("rope_freqs.weight"):
         # Llama 3's scaling as the divisors it comes to; longrope can say exactly that.
@@ -325,7 +328,7 @@ def _add_rope(config: dict[str, Any], header: Header) -> None:
     elif "rope.scale_linear" in header.stated:
         scaling = {"rope_type": "linear", "factor": header.number("rope.scale_linear")}
     elif kind not in ("none", "longrope"):
-        raise ModelError(f"The GGUF file's rope scaling {str(kind)[:40]!r} is not supported.")
+        raise ModelError(f"The GGUF file's rope scaling {kind[:40]!r} is not supported.")
     if config["model_type"] == "gpt_oss":  # llama.cpp rounds where the ramp begins and ends; OpenAI does not
         scaling["truncate"] = False
     if scaling:

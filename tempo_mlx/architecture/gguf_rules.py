@@ -29,12 +29,28 @@ class Header:
 
     @property
     def layers(self) -> int:
-        """Without those that guess the tokens after the next."""
-        return int(self.number("block_count", 0) - self.number("nextn_predict_layers", 0))
+        """Without those that guess the tokens after the next. Raises: ModelError for none, or too many."""
+        count = self.whole("block_count", 0) - self.whole("nextn_predict_layers", 0)
+        if not 0 < count <= 1024:
+            raise ModelError(f"The GGUF file has num_hidden_layers = {count}; 1 to 1024 are supported.")
+        return count
 
     def number(self, key: str, default: Any = None) -> Any:
         """Raises: ModelError for a key that is missing and has no default, or is not one number."""
+        if default is None and key not in self.stated:
+            raise ModelError(
+                f"The GGUF file lacks {self.architecture}.{key}; take another conversion of the model."
+            )
         return plain(self.stated.get(key, default), f"{self.architecture}.{key}")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Raises: ModelError for what is no whole number from 0."""
+        value = self.number(key, default)
+        if type(value) is not int or value < 0:
+            raise ModelError(
+                f"The GGUF file has {self.architecture}.{key} = {value!r}; a whole number is needed."
+            )
+        return value
 
     def each(self, key: str) -> list[Any]:
         """A number for each layer. Raises: ModelError for a list that is too short."""
@@ -57,7 +73,7 @@ class Header:
 
     def holds(self, part: str) -> bool:
         """Whether any layer has this tensor."""
-        return any(name.startswith("blk.") and name.split(".", 2)[2] == part for name in self.shapes)
+        return any(name.startswith("blk.") and name.split(".", 2)[2:] == [part] for name in self.shapes)
 
 
 def plain(value: Any, key: str) -> Any:
@@ -79,7 +95,7 @@ def _gemma_scale(header: Header, layers_by_width: int) -> dict[str, Any]:
     """The 27B models scale by the width of a head's share."""
     head_dim = header.number("attention.key_length")
     if header.layers == layers_by_width:
-        head_dim = header.number("embedding_length") / header.number("attention.head_count")
+        head_dim = header.number("embedding_length") / max(header.number("attention.head_count"), 1)
     return {"query_pre_attn_scalar": head_dim, "hidden_activation": "gelu_pytorch_tanh"}
 
 
@@ -121,7 +137,7 @@ def gemma4(header: Header) -> dict[str, Any]:
     groups = dict(zip(kinds, header.each("attention.head_count_kv"), strict=True))
     config["num_key_value_heads"] = groups.get(_SLIDING, groups.get(_FULL))
     config["num_global_key_value_heads"] = groups.get(_FULL)
-    makers = header.layers - header.number("attention.shared_kv_layers", 0)
+    makers = header.layers - header.whole("attention.shared_kv_layers", 0)
     config["attention_k_eq_v"] = any(
         f"blk.{index}.attn_v.weight" not in header.shapes
         for index, kind in enumerate(kinds[:makers])
@@ -144,7 +160,7 @@ def gemma4(header: Header) -> dict[str, Any]:
         _SLIDING: {
             "rope_type": "default",
             "rope_theta": header.number("rope.freq_base_swa", 10000.0),
-            "partial_rotary_factor": header.number("rope.dimension_count_swa", head_dim) / head_dim,
+            "partial_rotary_factor": header.number("rope.dimension_count_swa", head_dim) / max(head_dim, 1),
         },
     }
     return config

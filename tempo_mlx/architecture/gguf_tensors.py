@@ -158,18 +158,24 @@ def _one_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _delta_place(name: str, own: str, shape: tuple[int, ...], part: DeltaNet, tiled: bool) -> Place:
     """Hugging Face keeps the value heads of a key head together; in llama.cpp's files of Qwen3.5 the first of each key
     head come first, then the second of each."""
-    heads = np.arange(part.value_heads)
-    if tiled:
-        heads = heads.reshape(-1, part.key_heads).T.reshape(-1)
-    values = (heads[:, None] * part.value_dim + np.arange(part.value_dim)).reshape(-1)
-    keys = 2 * part.key_heads * part.key_dim
-    mixed = np.concatenate([np.arange(keys), keys + values])
-    orders = {"in_proj_qkv.weight": mixed, "conv1d.weight": mixed, "in_proj_z.weight": values}
-    orders |= dict.fromkeys(("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias"), heads)
-    leaf = own.removeprefix("linear_attn.")
-    rows = orders.get(leaf) if tiled else None
+    leaf, inner = own.removeprefix("linear_attn."), part.value_heads * part.value_dim
+    sizes = {"in_proj_qkv.weight": part.channels, "conv1d.weight": part.channels, "in_proj_z.weight": inner}
+    sizes |= dict.fromkeys(("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias"), part.value_heads)
+    across = leaf == "out_proj.weight"
+    order = None
+    if tiled and (shape[-1] == inner if across else sizes.get(leaf) == shape[0]):
+        order = _untiled(part, sizes.get(leaf, inner))
     return Place(
-        name, rows if rows is not None and len(rows) == shape[0] else None,
-        columns=values if tiled and leaf == "out_proj.weight" and len(values) == shape[-1] else None,
-        logarithm=leaf == "A_log", shape=_one_channel(shape) if leaf == "conv1d.weight" else None,
+        name, None if across else order, order if across else None, logarithm=leaf == "A_log",
+        shape=_one_channel(shape) if leaf == "conv1d.weight" else None,
     )  # fmt: skip
+
+
+def _untiled(part: DeltaNet, size: int) -> NDArray[np.intp]:
+    """The order of `size` rows: value heads, or their values, with queries and keys before them if there are more."""
+    heads: NDArray[np.intp] = np.arange(part.value_heads).reshape(-1, part.key_heads).T.reshape(-1)
+    if size == part.value_heads:
+        return heads
+    before = size - part.value_heads * part.value_dim
+    values = (heads[:, None] * part.value_dim + np.arange(part.value_dim)).reshape(-1)
+    return np.concatenate([np.arange(before), before + values])

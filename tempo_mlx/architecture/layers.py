@@ -418,7 +418,10 @@ def _width(values: Config, index: int) -> int:
     if "intermediate_size_mlp" in values:
         return values.integer("intermediate_size_mlp")
     if isinstance(have.get("intermediate_size"), list) and "laurel_rank" in values:
-        return int(values.numbers("intermediate_size", values.integer("num_hidden_layers"))[index])
+        width = values.numbers("intermediate_size", values.integer("num_hidden_layers"))[index]
+        if not 0 < width < 2**31 or width != int(width):
+            raise values.fail("intermediate_size", "whole numbers")
+        return int(width)
     width = values.integer("intermediate_size")
     if values.flag("use_double_wide_mlp") and have.get("num_kv_shared_layers"):
         first = values.integer("num_hidden_layers") - values.integer("num_kv_shared_layers")

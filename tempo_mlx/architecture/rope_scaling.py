@@ -76,6 +76,8 @@ def build_rope(
     base = get("rope_theta")
     plain = _frequencies(base, rotated)
     original = int(get("original_max_position_embeddings", max_position_embeddings))
+    if original < 1:
+        raise ModelError("The model's rope setting original_max_position_embeddings is below 1.")
     if kind == "linear":
         return Rope(_floats(plain / np.float32(get("factor"))))
     if kind == "dynamic" and parameters.get("alpha"):  # Hunyuan: one base for every length
