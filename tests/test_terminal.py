@@ -300,16 +300,16 @@ def test_texts_of_a_tree_grow_on_lines_of_their_own() -> None:
     assert printer is not None
     steps = branching_steps()
     printer.add(steps[0])
-    assert screen.lines()[0] == "0.  today"
+    assert screen.lines()[0] == "·  today"
     printer.add(steps[1])
-    assert screen.lines()[:2] == ["0.  today was", "1.  today is"]
+    assert screen.lines()[:2] == ["·  today was", "·  today is"]
     printer.add(steps[2])
-    assert screen.lines()[:2] == ["0.  today was<eos>", "1.  today is blue"]
+    assert screen.lines()[:2] == ["·  today was<eos>", "·  today is blue"]
     for s in steps[3:]:
         printer.add(s)
     first, second, status = screen.lines()
-    assert first == "0.  today was<eos>"
-    assert second.startswith("1. …") and second.endswith(" blue blue") and WIDTH - 5 < len(second) <= WIDTH
+    assert first == "·  today was<eos>"
+    assert second.startswith("· …") and second.endswith(" blue blue") and WIDTH - 5 < len(second) <= WIDTH
     assert status.startswith("step 12")
     printer.finish()
     assert screen.text() == ""

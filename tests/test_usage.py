@@ -24,6 +24,7 @@ GENERATE = [
     ("--prompt-file latin.txt", 2, "is not UTF-8 text"),
     ("--prompt-file .", 2, "Cannot read .:"),
     ("once upon a time", 2, "Words are left over (upon a time); put the whole prompt in quotes"),
+    ("'- milk'", 2, "A prompt that begins with - stands behind --"),
     ("once upon", 2, "Words are left over (upon); put the whole prompt in quotes"),
     ("a --threshold 1.5", 2, "--threshold is 1.5; choose a number from 0 to 1"),
     ("a --threshold -0.1", 2, "--threshold is -0.1; choose a number from 0 to 1"),

@@ -94,6 +94,8 @@ def _extra(error: typer.TyperException, words: str) -> str:
 def _unknown_option(error: typer.TyperException, option: str) -> str:
     if option in MEANT:
         return f"There is no {option} here; write {MEANT[option]}."
+    if option == "-" and _command_name(error) in PROMPTED:
+        return f'A prompt that begins with - stands behind --: tempo-mlx {_command_name(error)} -- "- milk".'
     context = getattr(error, "ctx", None)
     known = [name for parameter in context.command.params for name in parameter.opts] if context else []
     near = difflib.get_close_matches(option, known, 1, 0.7)

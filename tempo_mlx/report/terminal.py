@@ -212,6 +212,9 @@ class LivePrinter:
         return list(text.wrap(self._out, self._out.width)) or [Text()]
 
 
+BULLET = "· "  # of a text that grows: its number comes at the end, when all are put in order
+
+
 class BranchPrinter:
     """The texts of a tree while they grow, one line each, ended ones dim. Leaves nothing: the run has the texts."""
 
@@ -249,13 +252,12 @@ class BranchPrinter:
         room = max(console.height - 2, 1)
         ended = self._ended[-max(room - len(self._growing), 0) :] if room > len(self._growing) else []
         lines = [(*line, "") for line in self._growing.values()] + [(*line, "dim") for line in ended]
-        for branch, ids, style in sorted(lines)[:room]:
-            number = f"{branch}. "
+        for _, ids, style in sorted(lines)[:room]:
             text = visible_whitespace("".join(texts_along(ids[-console.width :], self._tokenizer)))
             end = Text(isolated(text), style)
-            if (excess := end.cell_len - (console.width - len(number))) > 0:
+            if (excess := end.cell_len - (console.width - len(BULLET))) > 0:
                 space = end.plain.find(" ", excess + 1)  # a word is shown whole, where there is another
                 end = Text("…", style).append_text(end[space if space >= 0 else excess + 1 :])
-            yield Text(number, "dim", no_wrap=True).append_text(end)
+            yield Text(BULLET, "dim", no_wrap=True).append_text(end)
         if self._status:
             yield self._status.text()
