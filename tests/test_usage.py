@@ -52,7 +52,6 @@ GENERATE = [
     ("a --top-p 0", 2, "--top-p is 0.0; choose a number above 0"),
     ("a --top-k 0", 2, "--top-k is 0"),
     ("a --min-p 2", 2, "--min-p is 2.0"),
-    ("a --top-k 5 --selection min-p", 2, "top_k has no effect with selection min-p"),
     ("a --combine sum", 2, "choose mix, last, mean"),
     ("a --attend some", 2, "choose lineage, all"),
     (
