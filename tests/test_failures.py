@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -124,3 +125,50 @@ def test_a_model_that_overflows_float16(tmp_path: Any) -> None:
     with pytest.raises(NumbersError, match="--dtype bfloat16"):
         generate(load(str(folder), device="cpu", dtype="float16"), "ab cd", max_tokens=2)
     assert generate(load(str(folder), device="cpu", dtype="bfloat16"), "ab cd", max_tokens=2).steps
+
+
+@pytest.mark.parametrize(("then", "status"), [(out_of_memory, 503), (not_finite, 500)])
+def test_the_server_goes_on(loaded: LoadedModel, then: Any, status: int) -> None:
+    """With a request, and with a session, whose failed step leaves nothing behind."""
+    pytest.importorskip("fastapi")
+    from tempo_mlx.resolution import resolve
+    from tempo_mlx.server.jobs import Jobs
+    from tempo_mlx.server.protocol import Event, Problem, Submit
+    from tempo_mlx.server.settings import ServerConfig
+    from tempo_mlx.server.worker import Worker
+
+    class Wire:
+        def poll(self, patience: float) -> bool:
+            return False
+
+        def send(self, message: Any) -> None:
+            self.last = message
+
+    model = Failing(loaded, 3, then)
+    worker = Worker(wire := Wire(), Jobs(replace(loaded, model=model), ServerConfig()))  # type: ignore[arg-type]
+
+    def asked(kind: Any, **payload: Any) -> Any:
+        worker.handle(Submit("it", kind, payload))
+        while "it" in worker.jobs:
+            worker.turn(worker.jobs["it"])
+        return wire.last
+
+    config, mine = (
+        resolve({"max_tokens": 6, "min_steps": 6, "threshold": 0.02}),
+        {"session": "s", "owner": None},
+    )
+    failed = asked("generate", prompt="ab cd", config=config)
+    assert isinstance(failed, Problem) and failed.status == status
+    model.passes = 2
+    failed = asked("session", action="create", prompt="ab cd", config=config, run=None, steps=4, **mine)
+    assert isinstance(failed, Problem) and failed.status == status
+    model.passes = 100
+    assert isinstance(asked("session", action="continue", steps=2, **mine), Event)
+    state = asked("session", action="continue", steps=0, **mine)
+    assert isinstance(asked("generate", prompt="ab cd", config=config), Event)
+    plain = generate(loaded, "ab cd", config).to_dict()["steps"]
+    run = json.loads(state.data)["run"]["steps"]
+    assert len(run) > 2
+    for ours, theirs in zip(run, plain, strict=False):  # as if nothing had been
+        for name in ("id", "slot", "probability", "parents"):
+            assert [each[name] for each in ours["tokens"]] == [each[name] for each in theirs["tokens"]]

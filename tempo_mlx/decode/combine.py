@@ -24,18 +24,24 @@ def log_probabilities(logits: Float32s, temperature: float = 1.0) -> Float32s:
     Raises NumbersError where a row holds NaN or infinity, of which nothing could be chosen. All decoders, scores and
     proofs come by here.
     """
-    best = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(best).all():
-        raise NumbersError(
-            "The model's numbers are not finite: in float16 it needs more range, so load it with --dtype bfloat16, or "
-            "float32; in those its weights are damaged, so fetch them again."
-        )
+    best = require_finite(logits)
     result: Float32s = logits - best
     if temperature not in (0.0, 1.0):
         with np.errstate(over="ignore"):  # logits beyond any model's: everything but the best becomes -inf
             result *= np.float32(1.0 / max(temperature, COLDEST))
     result -= np.log(np.exp(result).sum(axis=1, keepdims=True))
     return result
+
+
+def require_finite(logits: Float32s) -> Float32s:
+    """The largest of each row (k, 1). Raises NumbersError where it is none."""
+    best: Float32s = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(best).all():
+        raise NumbersError(
+            "The model's numbers are not finite: in float16 it needs more range, so load it with --dtype bfloat16, or "
+            "float32; in those its weights are damaged, so fetch them again."
+        )
+    return best
 
 
 def combine(log_probs: Float32s, weights: ArrayLike, rule: str = "mix") -> Float32s:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.decode.combine import require_finite
 from tempo_mlx.errors import ComputeError, MemoryLimitError, ModelError
 from tempo_mlx.lattice import Lattice
 from tempo_mlx.model.cache import Cache
@@ -169,6 +170,8 @@ class Arena:
             out = self.model.forward(
                 tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
             )
+            if out.logits is not None:
+                require_finite(out.logits)
         except ComputeError:
             if cache.states is None:
                 self.cache.truncate(start)
