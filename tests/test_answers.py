@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,7 +141,9 @@ def test_what_is_decided() -> None:
     assert "answer 0" in answers(0.6)._repr_html_()
 
 
-def test_the_command_asks_and_leaves_other_decoders_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_asks_and_leaves_other_decoders_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = ["ask", "Hello", "-m", str(twin("llama")), "-n", "5"]
     assert main([*base, "--format", "json", "--leaves", "3"]) == 0
     value = json.loads(capsys.readouterr().out)
@@ -153,12 +156,12 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(capsys: pytest.Cap
         (["-t", "0.5"], "superposed"),
         (["--view", "phrases"], "superposed"),
     ):
-        assert main([*base, *other, "--json-output-file", "run.json"]) == 0
+        assert main([*base, *other, "--json-output-file", str(tmp_path / "run.json")]) == 0
         capsys.readouterr()
-        assert tempo_mlx.Run.load("run.json").decoder == decoder
+        assert tempo_mlx.Run.load(tmp_path / "run.json").decoder == decoder
 
 
-def test_the_server_answers(tmp_path: object) -> None:
+def test_the_server_answers() -> None:
     pytest.importorskip("fastapi")
     from tests.serving import serving
 
