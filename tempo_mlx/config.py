@@ -25,7 +25,7 @@ USES: Mapping[str, frozenset[str]] = {
     "mcts": frozenset({"text", "temperature", "threshold", "selection", "width", "mcts"}),
     "beam": frozenset({"text", "beams"}),
     "diverse-beam": frozenset({"text", "beams", "diversity"}),
-    "sample": frozenset({"text", "temperature", "threshold", "selection", "beams"}),
+    "sample": frozenset({"text", "temperature", "threshold", "selection", "beams", "sampling"}),
     "plain": frozenset({"text", "temperature", "thinking", "exits"}),
 }
 # Settings of which one at most says what texts may be.
@@ -270,6 +270,10 @@ class GenerateConfig(Checked):
 
     decoder: str = row("superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES))
     beam_width: int = _search(5, "Beams, or samples.", "beams", minimum=1, maximum=256)
+    sampling: Literal["independent", "arithmetic", "stochastic-beam"] = _search(
+        "independent", "How several samples are drawn: each by itself; spread over the distribution, sharing rows; or "
+        "without repeats, with weights that make estimates unbiased.", "sampling",
+    )
     diversity_strength: float = _search(
         1.0, "Penalty for a token other beams chose at this step.", "diversity", minimum=0, maximum=1e6,
     )

@@ -161,6 +161,9 @@ class GenerateSettings(TypedDict, total=False):
     """The text follows this grammar, in Lark's notation; a file, on the command line."""
     beam_width: int
     """Beams, or samples."""
+    sampling: Literal["independent", "arithmetic", "stochastic-beam"]
+    """How several samples are drawn: each by itself; spread over the distribution, sharing rows; or without
+    repeats, with weights that make estimates unbiased."""
     diversity_strength: float
     """Penalty for a token other beams chose at this step."""
     mcts_simulations: int

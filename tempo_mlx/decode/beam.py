@@ -114,10 +114,5 @@ def diverse_beam(setup: Setup) -> Tree:
     return Tree(setup, DiverseBeam(setup.config.beam_width, setup.config.diversity_strength))
 
 
-def samples(setup: Setup) -> Tree:
-    return Tree(setup, Samples(setup))
-
-
 BEAM = DecoderSpec("beam", beam, texts="beam_width", functions=("logits_processors",))
 DIVERSE_BEAM = DecoderSpec("diverse-beam", diverse_beam, texts="beam_width", functions=("logits_processors",))
-SAMPLE = DecoderSpec("sample", samples, texts="beam_width", functions=("select", "logits_processors"))

@@ -250,4 +250,6 @@ def row_before(place: Place) -> int:
     return -1 if before.row is None else before.row
 
 
-ENUMERATE = DecoderSpec("enumerate", Enumeration, texts="leaves", masses=True)
+ENUMERATE = DecoderSpec(
+    "enumerate", Enumeration, texts="leaves", masses=True, functions=("logits_processors",)
+)

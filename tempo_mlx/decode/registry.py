@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tempo_mlx.decode.beam import BEAM, DIVERSE_BEAM, SAMPLE
+from tempo_mlx.decode.beam import BEAM, DIVERSE_BEAM
 from tempo_mlx.decode.branches import TREE
 from tempo_mlx.decode.decoder import DecoderSpec
 from tempo_mlx.decode.enumeration import ENUMERATE
 from tempo_mlx.decode.mcts import MCTS
+from tempo_mlx.decode.sampling import SAMPLE
 from tempo_mlx.decode.tempo import PLAIN, SUPERPOSED
 
 DECODERS: Mapping[str, DecoderSpec] = {

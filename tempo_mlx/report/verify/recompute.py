@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tempo_mlx.decode.control import Processor
 from tempo_mlx.decode.functions import PROCESSORS
+from tempo_mlx.decode.tree import Tree
 from tempo_mlx.errors import DeadEndError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
@@ -15,6 +16,7 @@ from tempo_mlx.report.verify.claims import Claims, read_claims
 from tempo_mlx.report.verify.dense import dense_run
 from tempo_mlx.report.verify.enumeration import EnumerationReplay
 from tempo_mlx.report.verify.lattice import replay_lattice
+from tempo_mlx.report.verify.rerun import is_number, unlike
 from tempo_mlx.report.verify.search import SearchReplay
 from tempo_mlx.report.verify.texts import check_ending, check_readings, check_texts
 from tempo_mlx.report.verify.tree import replay_tree
@@ -75,12 +77,24 @@ def replay(claims: Claims, book: Book) -> int:
         tree = replay_tree(claims, dense, book)
         if tree is not None and "decoder" not in claims.own:
             readings, finished = tree.readings(), tree.finished
+            check_statistics(claims, tree, book)
     check_texts(claims, book)
     check_readings(claims, book, readings)
     check_ending(claims, book, finished)
-    if claims.run.decoder != "mcts" and not claims.spec.masses:
+    if claims.run.is_lattice:
         book.same("tree", claims.run.tree, None)
     return len(dense.tokens)
+
+
+def check_statistics(claims: Claims, tree: Tree, book: Book) -> None:
+    """What the file says of its texts as a whole, such as the weights of samples without repeats."""
+    slack = 4.0 * book.tolerance.worst * len(claims.run.steps)
+    computed = tree.statistics(claims.loaded.tokenizer.token_text)
+    for place, said, again in unlike("tree", claims.run.tree, computed):
+        if is_number(said) and is_number(again):
+            book.number(place, 0, None, said, again, slack * max(abs(again), 1.0))
+        else:
+            book.same(place, said, again)
 
 
 def hold_to_agreement(claims: Claims, book: Book) -> None:

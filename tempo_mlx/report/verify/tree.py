@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
-from tempo_mlx.decode.beam import Beam, DiverseBeam, Samples
+from tempo_mlx.decode.beam import Samples
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.decoder import Setup
+from tempo_mlx.decode.sampling import Arithmetic, StochasticBeam
 from tempo_mlx.decode.step import Removal, RunStep, RunToken, Step
 from tempo_mlx.decode.tree import Child, Choice, Frontier, Rule, Tree
 from tempo_mlx.report.stops import Stops
@@ -40,8 +41,10 @@ def replay_tree(claims: Claims, dense: DenseRun, book: Book) -> Tree | None:
         functions=claims.functions,
         constraint=claims.constraint,
     )
-    recorded = Recorded(rule_of(claims, setup), claims, book)
-    tree = Tree(setup, recorded)
+    tree = claims.spec.start(setup)
+    assert isinstance(tree, Tree)
+    recorded = Recorded(tree.rule, claims, book)
+    tree.rule = recorded
     book.did("probabilities", "edges", "children by their rule", "ends of texts", "removals")
     for record in run.steps:
         if tree.done:
@@ -55,17 +58,6 @@ def replay_tree(claims: Claims, dense: DenseRun, book: Book) -> Tree | None:
         for token, member in zip(record.tokens, step.tokens, strict=True):
             recorded.compare_removal(record.step, token, member)
     return tree
-
-
-def rule_of(claims: Claims, setup: Setup) -> Rule:
-    config = claims.config
-    if claims.run.decoder == "tree":
-        return Branches(config)
-    if claims.run.decoder == "sample":
-        return Samples(setup)
-    if claims.run.decoder == "diverse-beam":
-        return DiverseBeam(config.beam_width, config.diversity_strength)
-    return Beam(config.beam_width, len(claims.eos_ids))
 
 
 class Recorded:
@@ -97,7 +89,8 @@ class Recorded:
     def __call__(self, frontier: Frontier) -> Choice:
         """The recorded children; in the rule's own words where it wants the same."""
         book, children = self.book, self.children(frontier)
-        if isinstance(self.rule, Samples) and any(node.branch >= self.width for node in frontier.nodes):
+        shared = isinstance(self.rule, (Arithmetic, StochasticBeam))
+        if self.drawn and not shared and any(node.branch >= self.width for node in frontier.nodes):
             self.lost = True
             book.lie("children", f"Before step {self.record.step} a sample has split in two.")
             return Choice(children, lost={row: self.said(row) for row in range(len(frontier.nodes))})
