@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from tempo_mlx.model.kernels import (
     Launch,
     fused_attention,
 )
-from tests.metal import ON_METAL, RUN, Case, as_float, runs_kernels
+from tests.metal import DTYPES, ON_METAL, RUN, Case, as_float, generated_program, runs_kernels
 
 
 @runs_kernels
@@ -120,3 +124,61 @@ def test_the_verdict_is_kept_by_device_and_version(tmp_path: Path, monkeypatch: 
     (tmp_path / kernel_check.KEPT).write_text("{")
     assert verdict() and len(asked) == 3
     kernel_check.self_check.cache_clear()
+
+
+CLANG = shutil.which("clang++")
+STRICT = Path(__file__).with_name("metal_strict.h")
+
+
+def refused(program: str) -> str:
+    """What clang has against a program, with memory as Metal tells it apart; nothing if it takes it."""
+    command = [str(CLANG), "-xc++", "-std=c++17", "--target=aarch64-linux-gnu", "-fsyntax-only", "-w"]
+    text = re.sub(r"\[\[.*?\]\]", "", program)  # Metal's attributes
+    done = subprocess.run(
+        [*command, "-include", str(STRICT), "-"], input=text, capture_output=True, text=True, check=False
+    )
+    return done.stderr
+
+
+def generated(dim: int, dtype: Any) -> dict[str, str]:
+    """Every program that heads of this size need, by its name: rows and spans one and several, heads many and few."""
+    programs: dict[str, str] = {}
+
+    def noted(launch: Launch) -> list[Any]:
+        programs.setdefault(program_name(launch), generated_program(launch))
+        return [mx.zeros(s, d) for s, d in zip(launch.output_shapes, launch.output_dtypes, strict=True)]
+
+    for heads, groups in ((9, 3), (2, 2)):
+        for rows, slots in kernel_check.COMPARED:
+            queries, keys = mx.zeros((heads, rows, dim), dtype), mx.zeros((groups, slots, dim), dtype)
+            compact = CompactBias.of(None, np.full(rows, slots), np.arange(slots), None)
+            fused_attention(queries, keys, keys, compact, scale=1.0, softcap=None, mass=True, run=noted)
+    return programs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CLANG is None, reason="no clang, which knows address spaces (apt install clang)")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", kernels.HEAD_DIMS)
+def test_every_program_keeps_metals_memories_apart(dim: int, dtype: str) -> None:
+    programs = generated(dim, DTYPES[dtype])
+    assert len(programs) >= 6
+    with ThreadPoolExecutor(2) as pool:
+        for name, problem in zip(programs, pool.map(refused, programs.values()), strict=True):
+            assert not problem, f"{name}: {problem}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CLANG is None, reason="no clang, which knows address spaces (apt install clang)")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("float score[ROWS];", "float score[ROWS]; const constant float* mixed = table;"),
+        ("float score[ROWS];", "float score[ROWS]; device float* mixed = totals;"),
+        ("simd_any(seen)", "simd_some(seen)"),
+    ],
+)
+def test_a_program_that_mixes_them_up_is_refused(right: str, wrong: str) -> None:
+    program = next(text for name, text in generated(64, mx.float32).items() if "attention" in name)
+    assert right in program and not refused(program)
+    assert "error:" in refused(program.replace(right, wrong))
