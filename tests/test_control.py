@@ -271,6 +271,18 @@ def test_scores_are_of_the_controlled_distributions() -> None:
     assert score(model, prompt(4), texts)[0].log_prob != pytest.approx(found[0].log_prob, abs=1e-3)
 
 
+def test_the_command_line_scores_under_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    from tempo_mlx.cli.main import main
+    from tests.twins import twin
+
+    flags = ["--repetition-penalty", "1.5", "--logit-bias", "3=2"]
+    assert main(["score", "--model", str(twin("llama")), "--json", "Once upon", " a time", *flags]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    (found,) = score(loaded(), "Once upon", [" a time"], repetition_penalty=1.5, logit_bias={3: 2})
+    assert said["log_probs"] == pytest.approx(found.log_probs, abs=1e-5)
+    assert said["log_prob"] != pytest.approx(score(loaded(), "Once upon", [" a time"])[0].log_prob, abs=1e-3)
+
+
 def test_the_order_is_the_one_the_module_says() -> None:
     """Every neighbour pair matters to the outcome: exchanged, some run is another."""
     assert list(controls.PENALTIES) == ["repetition", "presence", "frequency"]

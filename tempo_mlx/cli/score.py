@@ -12,13 +12,17 @@ import typer
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.prompts import read_prompt
+from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import PromptError
 from tempo_mlx.files import read_lines
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
+CONTROL = [name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"]
 
-@with_settings(LoadConfig)
+
+@with_settings(LoadConfig, GenerateConfig, only=(*settings_of(LoadConfig), *CONTROL))
 def score(
     flags: dict[str, object],
     prompt: Annotated[str, typer.Argument(help="What the continuations continue; - reads standard input.")],
@@ -35,13 +39,17 @@ def score(
 ) -> None:
     """Score continuations of a prompt, all in one pass over the tree they make.
 
-    Prints the log-probability, its mean per token, and the text, in the order given.
+    Prints the log-probability, its mean per token, and the text, in the order given. They are the model's own, unless
+    a bias, penalties, a grammar or a truncation is given.
     """
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
     from tempo_mlx.decode.score import score as score_all
     from tempo_mlx.report.styles import isolated
 
-    load = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables).make(LoadConfig)
+    given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
+    load, control = given.make(LoadConfig), None
+    if any(name in flags for name in CONTROL):
+        control = given.with_flags(decoder="plain").generation()
     text = read_prompt(prompt, None, None)
     lines = [] if file is None else read_lines(file, "the continuations")
     texts = [*(continuations or []), *lines]
@@ -50,7 +58,7 @@ def score(
             'There is an empty continuation, or none; give texts such as " Paris", or a --file.'
         )
     out, err = make_consoles()
-    scores = score_all(load_with_progress(load, err, quiet=False), text, texts)
+    scores = score_all(load_with_progress(load, err, quiet=False), text, texts, control)
     if as_json:
         rows = [
             {"text": s.text, "token_ids": s.token_ids, "log_probs": s.log_probs, "log_prob": s.log_prob}
