@@ -62,9 +62,12 @@ MEANT: Mapping[str, str] = {
     "--debug": "--debug-mode",
     "--cpu": "--device cpu",
     "--gpu": "--device gpu",
-    "--repetition-penalty": "--decoder sample, which draws, where a text repeats itself",
-    "--presence-penalty": "--decoder sample, which draws, where a text repeats itself",
-    "--frequency-penalty": "--decoder sample, which draws, where a text repeats itself",
+    "--repeat-penalty": "--repetition-penalty",
+    "--lora": "--adapter",
+    "--adapter-path": "--adapter",
+    "--prompt-cache-file": "--prompt-cache",
+    "--grammar-file": "--grammar",
+    "--schema": "--json-schema",
 }
 PROMPTED = ("generate", "ask")
 
