@@ -125,7 +125,15 @@ def test_sampling_follows_the_seed(client: Any) -> None:
 def test_a_stream_is_the_answer_in_pieces(client: Any, settings: dict[str, Any]) -> None:
     tempo = {"extra_body": {"tempo": settings["tempo"]}} if "tempo" in settings else {}
     rest = {key: value for key, value in settings.items() if key != "tempo"}
-    body = {"model": MODEL, "prompt": "Once upon", "max_tokens": 30, "logprobs": 3, **rest, **tempo}
+    body = {
+        "model": MODEL,
+        "prompt": "Once upon",
+        "max_tokens": 30,
+        "logprobs": 3,
+        "seed": 5,
+        **rest,
+        **tempo,
+    }
     if settings.get("tempo") == {"decoder": "beam"}:
         del body["logprobs"]
     whole = client.completions.create(**body)
@@ -363,9 +371,10 @@ def test_tempo_settings(client: Any, loaded: LoadedModel) -> None:
         ({"echo": True}, "echo"),
         ({"extra_body": {"tempo": {"threshold": 7}}}, "tempo.threshold"),
         ({"extra_body": {"tempo": {"nope": 7}}}, "tempo.nope"),
-        ({"extra_body": {"nope": 7}}, "nope"),
+        ({"extra_body": {"mirostat_mode": 2}}, "mirostat_mode"),
+        ({"extra_body": {"ignore_eos": True}}, "ignore_eos"),
         ({"top_p": 0.5, "extra_body": {"tempo": {"top_p": 0.4}}}, "top_p"),
-        ({"max_tokens": 100_000}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"n": 2, "extra_body": {"tempo": {"decoder": "superposed"}}}, "n"),
         ({"n": 3, "extra_body": {"tempo": {"branches": 2}}}, "n"),
         ({"logprobs": 3, "extra_body": {"tempo": {"decoder": "beam"}}}, "logprobs"),

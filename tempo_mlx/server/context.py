@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from tempo_mlx.server.schemas import ErrorBody, configuration
 from tempo_mlx.server.settings import ServerConfig, model_name
 
 log = logging.getLogger("tempo_mlx.server")
+
+MOST_NOTED = 1000
 
 STATUSES = {
     400: "Malformed, or a prompt that cannot be used.", 401: "The API key is missing or wrong.",
@@ -60,15 +62,23 @@ class Context:
     metrics: Metrics
     engine: Engine
     started: float = field(default_factory=time.time)
+    ignored: set[str] = field(default_factory=set)  # fields of requests, as far as they were logged
 
     @property
     def model_name(self) -> str:
         """The model name that requests use."""
         return model_name(self.load, self.config)
 
-    def check_model(self, name: str) -> None:
-        """Only the model given at start is served."""
-        if name != self.model_name:
+    def note_ignored(self, fields: Iterable[str]) -> None:
+        """Log each field once that requests bring and nothing here reads."""
+        for name in fields:
+            if name not in self.ignored and len(name) <= 100 and len(self.ignored) < MOST_NOTED:
+                self.ignored.add(name)
+                log.info("request field ignored", extra={"field": name})
+
+    def check_model(self, name: str | None) -> None:
+        """Only the model given at start is served, whether a request names it or not."""
+        if name not in (None, self.model_name):
             raise ApiError(
                 404, "model_not_found", f"This server serves the model {self.model_name} only.", "model"
             )

@@ -1,11 +1,12 @@
 """The OpenAI routes: models, completions, chat completions. Anything that speaks to OpenAI can speak to this.
 
-What we cannot do is refused by name; a field that would have no effect is accepted only with its neutral value.
+What clients send is taken as they mean it (openai_bodies.py); what we cannot do is refused by name.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tempo_mlx._version import __version__
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, request_id
 from tempo_mlx.server.engine import Engine, Ticket
@@ -38,46 +40,39 @@ _ANY_DECODER = {
 }
 
 
-def settings_of(body: Common, c: Context, max_tokens: int | None) -> dict[str, Any]:
+def settings_of(body: Common, c: Context, max_tokens: int) -> dict[str, Any]:
     """Our settings for OpenAI's. Without `tempo` it is ordinary sampling, as OpenAI's users expect."""
+    body.check()
+    c.note_ignored(body.unknown())
     given: dict[str, Any] = explicit_settings(body.tempo) if body.tempo is not None else {}
-    for name, value in (("temperature", body.temperature), ("seed", body.seed), ("stop", body.stop),
-                        ("max_tokens", max_tokens)):  # fmt: skip
-        if value is not None and (name in body.model_fields_set or name == "max_tokens"):
-            if name in given and body.tempo is not None and name in body.model_fields_set:
+    limit = c.config.max_tokens_limit
+    asked = {
+        "temperature": body.temperature,
+        "seed": None if body.seed is not None and body.seed < 0 else body.seed,
+        "stop": body.stop or None,
+        "max_tokens": min(max_tokens, limit) if max_tokens >= 0 else None,
+    }
+    for name, value in asked.items():
+        if value is not None:
+            if name in given and name in body.model_fields_set:
                 raise refused(f"{name} is given twice; leave it out of tempo.", name)
             given.setdefault(name, value)
+    given.setdefault("max_tokens", limit)
     if isinstance(body, ChatBody) and (variables := body.variables()):
         given.setdefault("template_variables", variables)
         if body.thinks():
             given.setdefault("enable_thinking", True)
     tempered = given.get("temperature", 1.0) > 0
-    if (body.n or 1) > 1:
-        several(body.n or 1, given, tempered, c.config.max_rows_limit)
+    if body.n > 1:
+        several(body.n, given, tempered, c.config.max_rows_limit)
     elif not given.keys() - _ANY_DECODER:
         given["decoder"] = "plain"
-    for name, value in controls_of(body).items():
+    for name, value in body.controls().items():
         if name in given:
             raise refused(f"{name} is given twice; leave it out of tempo.", name)
         given[name] = value
-    return given
-
-
-def controls_of(body: Common) -> dict[str, Any]:
-    """OpenAI's own controls, and those that others have beside them, where they ask for something."""
-    off: dict[str, Any] = {
-        "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "logit_bias": {}, "top_p": 1,
-        "top_k": -1, "min_p": 0, "regex": None, "choices": None,
-    }  # fmt: skip
-    given = {
-        name: getattr(body, name)
-        for name, nothing in off.items()
-        if getattr(body, name) not in (None, nothing)
-    }
-    if given.get("top_k") == 0:
-        del given["top_k"]
-    if body.response_format is not None and (schema := body.response_format.schema_text()) is not None:
-        given["json_schema"] = schema
+    if "seed" not in c.ambient:
+        given.setdefault("seed", secrets.randbelow(2**31))
     return given
 
 
@@ -105,10 +100,14 @@ class Shape:
     model: str
     chat: bool
     created: int
+    seed: int  # given or drawn: with it, the answer can be had again
 
     def head(self, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.model,
+            "system_fingerprint": f"tempo-mlx-{__version__}-seed-{self.seed}", "tempo": {"seed": self.seed},
+        }  # fmt: skip
 
     def choice(self, index: int, choice: dict[str, Any], scored: bool) -> dict[str, Any]:
         """A whole choice of an answer that is not streamed."""
@@ -240,7 +239,7 @@ ANSWER = answers("The completion; server-sent events with stream.", {**JSON, **E
 @router.post("/completions", responses=ANSWER, summary="Continue a prompt")
 async def completions(body: CompletionBody, request: Request) -> Response:
     c = context(request)
-    if body.best_of is not None and body.best_of != (body.n or 1):
+    if body.best_of is not None and body.best_of != body.n:
         raise refused(
             "best_of is supported only equal to n; tempo.best_of keeps the best branches.", "best_of"
         )
@@ -249,20 +248,20 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         if isinstance(body.prompt, list) and isinstance(body.prompt[0], (str, list))
         else [body.prompt]
     )
-    return await complete(request, c, body, [{"prompt": prompt} for prompt in prompts], False, body.max_tokens or 16,
+    return await complete(request, c, body, [{"prompt": prompt} for prompt in prompts], False, body.max_tokens,
                           body.logprobs)  # fmt: skip
 
 
 @router.post("/chat/completions", responses=ANSWER, summary="Continue a conversation")
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     c = context(request)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs needs logprobs.", "top_logprobs")
-    messages = [
-        {"role": "system" if m.role == "developer" else m.role, "content": m.text()} for m in body.messages
-    ]
-    asked = body.max_completion_tokens or body.max_tokens
-    count = (body.top_logprobs or 0) if body.logprobs else None
+    messages = [message.for_template() for message in body.messages]
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if asked == 0:
+        raise refused("max_tokens is 0; ask for at least one token.", "max_tokens")
+    count = body.top_logprobs if body.logprobs else None
     return await complete(request, c, body, [{"messages": messages}], True, asked, count)
 
 
@@ -272,20 +271,20 @@ async def complete(
     body: Common,
     prompts: list[dict[str, Any]],
     chat: bool,
-    max_tokens: int | None,
+    max_tokens: int,
     logprobs: int | None,
 ) -> Response:
     c.check_model(body.model)
     given = settings_of(body, c, max_tokens)
     if chat:
         as_chat(given, "tempo")
-    given.setdefault("max_tokens", c.config.max_tokens_limit)
     config = c.configuration(given)
     if logprobs is not None and not DECODERS[config.decoder].log_probs:
         raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
     id = request_id(request)
-    n = body.n or 1
-    shape = Shape(("chatcmpl-" if chat else "cmpl-") + id, c.model_name, chat, int(time.time()))
+    n = body.n
+    name = ("chatcmpl-" if chat else "cmpl-") + id
+    shape = Shape(name, c.model_name, chat, int(time.time()), config.seed)
 
     def submit(prompt: dict[str, Any]) -> Ticket:
         return c.submit(request, "completion", {**prompt, "config": config, "n": n, "logprobs": logprobs})

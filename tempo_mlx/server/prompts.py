@@ -21,8 +21,8 @@ def read_prompt(
     limit = loaded.model.architecture.max_position_embeddings - 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
     prompt: str | list[int] = payload.get("prompt") or ""
-    messages: list[dict[str, str]] = payload.get("messages") or []
-    size = sum(len(m["content"]) for m in messages) if messages else len(prompt)
+    messages: list[dict[str, Any]] = payload.get("messages") or []
+    size = len(str(messages)) + sum(map(len, config.template_variables)) if messages else len(prompt)
     if size > CHARACTERS_PER_TOKEN * limit:
         raise too_long(limit)
     if messages:
@@ -33,6 +33,8 @@ def read_prompt(
                 "The model has no chat template; send a prompt, not messages.",
                 "messages",
             )
+        if any(each.startswith("tools=") for each in config.template_variables):
+            check_tools(loaded)
         encoded = encode_chat(loaded.tokenizer, messages, config)
     else:
         encoded = encode_prompt(loaded, prompt, config)
@@ -43,6 +45,17 @@ def read_prompt(
     if len(encoded.token_ids) > limit:
         raise too_long(limit)
     return encoded
+
+
+def check_tools(loaded: LoadedModel) -> None:
+    """Raises ApiError where the model would not be told of any tools."""
+    if not any("tools" in source for source in loaded.tokenizer.chat_templates.values()):
+        raise ApiError(
+            400,
+            "no_tools",
+            "The model's chat template knows no tools; leave them out, or serve a model that was taught to use them.",
+            "tools",
+        )
 
 
 def too_long(limit: int) -> ApiError:
