@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ def is_valid(text: str, schema: Any) -> bool:
 def validity(loaded: LoadedModel, count: int, tokens: int) -> dict[str, dict[str, int]]:
     """By arm: texts in all, finished ones, valid ones."""
     found = {name: {"texts": 0, "finished": 0, "valid": 0} for name in ARMS}
-    for case in cases()[:count]:
+    for number, case in enumerate(cases()[:count], 1):
+        print(f"{number}: {case['ask']}", file=sys.stderr)
         for name, arm in ARMS.items():
             texts = list(answers(loaded, case, tokens, arm))
             whole = [text for text in texts if text is not None]
@@ -75,8 +77,8 @@ def validity(loaded: LoadedModel, count: int, tokens: int) -> dict[str, dict[str
             for text, fine in zip(whole, valid, strict=True):
                 if not fine:
                     print(f"NOT valid ({name}): {case['ask']} {text!r}")
-            for key, number in (("texts", len(texts)), ("finished", len(whole)), ("valid", sum(valid))):
-                found[name][key] += number
+            for key, value in (("texts", len(texts)), ("finished", len(whole)), ("valid", sum(valid))):
+                found[name][key] += value
     return found
 
 
