@@ -42,6 +42,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "beam": {"decoder": "beam"},
     "diverse-beam": {"decoder": "diverse-beam"},
     "sample": {"decoder": "sample"},
+    "enumerate": {"decoder": "enumerate", "max_tokens": 6},
     "plain": {"decoder": "plain", "temperature": 0.0},
 }
 

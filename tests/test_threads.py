@@ -65,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "beam": {"decoder": "beam", "max_tokens": 8},
     "diverse-beam": {"decoder": "diverse-beam", "max_tokens": 8},
     "sample": {"decoder": "sample", "max_tokens": 8},
+    "enumerate": {"decoder": "enumerate", "max_tokens": 6},
     "plain": {"decoder": "plain", "max_tokens": 8},
 }  # fmt: skip
 
