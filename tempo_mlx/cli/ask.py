@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, settings_b
 from tempo_mlx.cli.output import check_writable, format_of, save
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, unused
+from tempo_mlx.errors import ConfigError, TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.settings import settings_of
@@ -24,6 +26,7 @@ from tempo_mlx.sources import Given, load_settings
 if TYPE_CHECKING:
     from tempo_mlx.asking import Asking
     from tempo_mlx.report.answers import Answers
+    from tempo_mlx.report.run import Run
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
 
@@ -54,6 +57,26 @@ def ask(
             help="Texts with the same last number are one answer.",
         ),
     ] = False,
+    vote: Annotated[
+        str | None,
+        typer.Option(
+            "--vote",
+            metavar="majority|mass|mean|window",
+            rich_help_panel="Answers",
+            help="Choose one text: by what most say, by their probability, by the best mean log-probability, or by the "
+            "surest least sure stretch.",
+        ),
+    ] = None,
+    verify_with: Annotated[
+        str | None,
+        typer.Option(
+            "--verify-with",
+            metavar="COMMAND",
+            rich_help_panel="Answers",
+            help="Choose the first text that this command, which gets it on standard input, ends with 0 for. It runs "
+            "without network, for at most 10 seconds.",
+        ),
+    ] = None,
 ) -> None:
     """Ask a model a question, and show its answers with their probabilities.
 
@@ -70,10 +93,15 @@ def ask(
     """  # fmt: skip
     given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
     by = {"answer_regex": answer_regex, "by": "number" if answer_number else "text"}
+    chooser = chooser_of(vote, verify_with, by)
     if choices := given.flags.get("choices"):
         show_choices(given.with_flags(choices=()), text, list(choices))  # type: ignore[call-overload]
     elif asks_for_answers(given):
-        show_answers(given, text, by)
+        show_answers(given, text, by, chooser)
+    elif chooser is not None or answer_regex or answer_number:
+        raise ConfigError(
+            "The settings ask for another decoder than answers are found with; leave them or the choice of a text out."
+        )
     else:
         continue_prompt(given, text)
 
@@ -101,7 +129,35 @@ def asks_for_answers(given: Given) -> bool:
     return not any(unused(name, asked) for name in values if values[name] != names[name].default)
 
 
-def show_answers(given: Given, text: str | None, by: dict[str, Any]) -> None:
+Chooser = Callable[["Run"], int | None]  # the text that is chosen, by its place; None: none is good enough
+
+
+def chooser_of(vote: str | None, verify_with: str | None, by: dict[str, Any]) -> Chooser | None:
+    """Raises ConfigError."""
+    if vote is None and verify_with is None:
+        return None
+    if vote is not None and verify_with is not None:
+        raise ConfigError("--vote and --verify-with both choose a text; leave one of them out.")
+    from tempo_mlx import voting
+    from tempo_mlx.asking import way_of
+
+    if verify_with is not None:
+        test = voting.program(verify_with)
+        return lambda run: voting.verified(run, test)
+    way = voting.vote_of(vote or "")
+    return lambda run: voting.choose(run, way, way_of(**by))
+
+
+def show_chosen(run: Run, chooser: Chooser, out: Console) -> None:
+    """The text alone. Raises ConfigError where none passes."""
+    at = chooser(run)
+    if at is None:
+        count = len(run.paths)
+        raise TempoError(f"None of the {count} texts passes; ask for more, as with --leaves {2 * count}.")
+    write_text(out, run.paths[at].text.strip() + "\n")
+
+
+def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Chooser | None) -> None:
     """Load the model, ask, print the answers, save and report; ends the command with its exit code."""
     from tempo_mlx.asking import ASKED, begin
 
@@ -115,7 +171,10 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any]) -> None:
         answers: Answers = asking.answers()
     run = answers.run
     assert run is not None
-    print_answers(answers, output, out)
+    if chooser is None or format_of(output) == "json":
+        print_answers(answers, output, out)
+    else:
+        show_chosen(run, chooser, out)
     for file in save(run, output):
         if not output.quiet:
             err.print(f"Saved {file}", soft_wrap=True)
