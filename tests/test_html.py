@@ -35,7 +35,7 @@ class Page(HTMLParser):
 NASTY = {"text": "</script><script>alert(1)</script><!-- \u2028 & \\ \U0001f30d", "n": 0.1}
 
 
-FORK = Phrase("</script><b>", 0.7, (Alternative("sea", 0.3, ()),), 0, 1)
+FORK = Phrase("</script><b>", 0.7, (Alternative("sea", 0.3, (), " side"),), 0, 1)
 
 
 def page_of(run: object) -> Page:
@@ -47,7 +47,10 @@ def test_the_run_comes_back_and_cannot_break_out() -> None:
     [(_, _, content)] = [item for item in page.contents if item[1].get("id") == "run"]
     assert json.loads(content) == NASTY
     [(_, _, shown)] = [item for item in page.contents if item[1].get("id") == "phrases"]
-    assert json.loads(shown) == [{"text": FORK.text, "share": 0.7, "alternatives": [["sea", 0.3]]}]
+    sea = {"text": "sea", "share": 0.3, "slots": [], "follows": " side"}
+    assert json.loads(shown) == [
+        {"text": FORK.text, "share": 0.7, "alternatives": [sea], "start": 0, "end": 1}
+    ]
     assert len([item for item in page.contents if item[0] == "script"]) == 3
 
 

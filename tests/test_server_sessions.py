@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,39 @@ def test_a_branch_from_the_first_step_and_to_any_token(session: Any) -> None:
     assert rejected and kept.steps[0]["rejected"][0]["why"] == "by hand"
     kept.do("continue", steps=2)
     assert len(kept.steps) == 3
+
+
+def test_a_whole_reading_can_be_branched_to(session: Any) -> None:
+    """A word that another has in place of it is of several tokens; taking it is one change, and undone as one."""
+    kept = session(prompt="Hello", steps=6, threshold=0.02)
+    before = ids(kept.steps)
+    kept.do("branch", step=2, token_id=7, then=[9, 30])
+    assert ids(kept.steps) == [*before[:2], [7], [9], [30]]
+    kept.do("continue", steps=2)
+    assert len(kept.steps) == 7
+    kept.do("undo")
+    kept.do("undo")
+    assert ids(kept.steps) == before
+    assert "only be the last" in kept.refused("branch", step=2, token_id=257, then=[7])
+    assert ids(kept.steps) == before
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.02}, {"decoder": "plain", "min_steps": 90}])
+def test_every_state_is_read_as_phrases(session: Any, server: Served, settings: dict[str, Any]) -> None:
+    """In the state, in a stream as they settle, and of any run file: one rule for all."""
+    kept = session(prompt="Once upon", steps=60 if "decoder" in settings else 3, **settings)
+    found = stream(server, f"/sessions/{kept.id}/continue/stream", {"steps": 20})
+    steps, state = named(found, "step"), found[-1][1]
+    whole = json.loads(json.dumps([asdict(p) for p in Run.from_json(json.dumps(state["run"])).phrases]))
+    assert state["phrases"] == whole
+    assert server.post("/phrases", {"run": state["run"]}).json() == {"phrases": whole}
+    settled = ""
+    for step in steps:
+        settled += "".join(phrase["text"] for phrase in step["phrases"])
+        assert settled + step["tail"]
+    assert bool(steps[0]["phrases"]) == ("decoder" in settings), "what had settled before is told at once"
+    assert settled + steps[-1]["tail"] == state["run"]["final_text"]
+    assert server.post("/phrases", {"run": {}}).status_code == 422
 
 
 def test_an_ending_can_be_branched_to(session: Any) -> None:

@@ -79,6 +79,10 @@ class GrowingPhrases:
             self._close(index)
         return self._release(self._read(self._clock() + UPDATE_SECONDS))
 
+    def catch_up(self) -> list[Phrase]:
+        """All that has settled, read at once: where a reader comes late."""
+        return self._release(self._read(math.inf))
+
     def tail(self) -> str:
         """What follows what has been given out, as the best reading has it now."""
         before = [*(phrase.text for phrase in self._held), *(text for text, _ in self._unread)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 
 from tempo_mlx.errors import OutputError
@@ -25,14 +26,7 @@ def to_html(run_json: str, phrases: Sequence[Phrase] = ()) -> str:
         page = viewer.read_text(encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Cannot read {viewer}: {error.strerror}; build it with `make web`.") from error
-    shown = [
-        {
-            "text": phrase.text,
-            "share": phrase.share,
-            "alternatives": [[a.text, a.share] for a in phrase.alternatives],
-        }
-        for phrase in phrases
-    ]
+    shown = [asdict(phrase) for phrase in phrases]
     for name, content in (("run", run_json.strip()), ("phrases", json.dumps(shown, ensure_ascii=False))):
         before, place, after = page.partition(PLACES[name])
         if not place:

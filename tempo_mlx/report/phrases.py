@@ -43,6 +43,7 @@ SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown
 FEW = 256  # paths that are all weighed; of more, DRAWN are drawn
 DRAWN, DRAWN_AT_LEAST = 400, 128  # of a stretch of up to LONG sets, and of one without end
 LONG = 100
+FOLLOWS = 60  # characters of what follows an alternative
 TOGETHER = 0.7  # forks beside each other that so large a share of their readings has in common are one
 REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
 
@@ -69,11 +70,15 @@ class TextSet(Protocol):
 
 @dataclass(frozen=True)
 class Alternative:
-    """What some readings have instead; `share` of all readings. slots: those of the most probable such reading."""
+    """What some readings have instead; `share` of all readings. slots: those of the most probable such reading.
+
+    follows: how that reading goes on, as far as readings differ, a few words of it.
+    """
 
     text: str
     share: float
     slots: tuple[int | None, ...]
+    follows: str = ""
 
 
 @dataclass(frozen=True)
@@ -316,7 +321,8 @@ class Aligned:
         """What stands for the best reading's words from start to end."""
         first, last = (self.reading.spans[i] for i in (self.begin[start], self.begin[end] - 1))
         since, until = (step - self.reading.start for step in self.reading.steps(first[0], last[1]))
-        return Alternative(self.reading.text[first[0] : last[1]], share, self.reading.slots[since:until])
+        text, follows = self.reading.text[first[0] : last[1]], self.reading.text[last[1] :][:FOLLOWS]
+        return Alternative(text, share, self.reading.slots[since:until], follows)
 
 
 Content = tuple[str, ...]

@@ -57,7 +57,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.context = context
-    for router in (routes.router, session_routes.router, openai.router):
+    for router in (routes.router, session_routes.router, session_routes.reading, openai.router):
         app.include_router(router)
     _add_pages(app)
     _add_errors(app)

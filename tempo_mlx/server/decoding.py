@@ -13,7 +13,7 @@ from tempo_mlx.decode.step import Step
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.answers import answers_of
 from tempo_mlx.report.records import RunPrompt
-from tempo_mlx.server.events import Output, StepEvents, stats_of
+from tempo_mlx.server.events import Output, StepEvents, phrase_records, stats_of
 from tempo_mlx.task import Task
 
 
@@ -26,14 +26,16 @@ def generate(
     interrupted: Interrupt,
 ) -> Iterator[Output]:
     """The outputs of /generate."""
-    stream = Stream(Task(loaded, prompt, config), interrupted)
+    task = Task(loaded, prompt, config)
+    stream = Stream(task, interrupted)
     yield start(id, loaded, prompt, config)
-    events = StepEvents(loaded.tokenizer)
+    events = StepEvents(task)
     for step in stream:
         yield events.event(step, *costs(stream, step))
     run = stream.run()
     if stream.failure is not None:
         raise stream.failure
+    yield Output("phrases", {"phrases": phrase_records(run.phrases)})
     yield Output("run", run.to_dict(), last=True)
 
 

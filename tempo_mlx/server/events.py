@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.report.text import Tokenizer
+from tempo_mlx.report.growing import GrowingPhrases
+from tempo_mlx.report.phrases import Phrase
 from tempo_mlx.strict import plain
+from tempo_mlx.task import Task
 
 SCORED_SETS = 64  # how many sets back scores are compared at every step
 TOLD = ("slot", "removed_after", "removed_why", "posterior", "attention")  # of a member that was removed
@@ -35,15 +38,24 @@ class _Seen:
 
 
 class StepEvents:
-    """Turns steps into `step` events; remembers earlier members, to report removals and new scores."""
+    """Turns steps into `step` events; remembers earlier members, to report removals and new scores.
 
-    def __init__(self, tokenizer: Tokenizer, earlier: Iterable[Step] = ()) -> None:
-        self._tokenizer = tokenizer
+    Of a lattice each event says which phrases have settled since the last, and what follows them as it is now.
+    """
+
+    def __init__(self, task: Task, earlier: Iterable[Step] = ()) -> None:
+        self._tokenizer = task.loaded.tokenizer
+        window, stop = removal_window(task.config), task.config.stop
+        self._phrases = GrowingPhrases(self._tokenizer, window, stop=stop) if task.spec.lattice else None
         self._seen: dict[int, _Seen] = {}
         self._begun = time.perf_counter()
         self._steps = 0
+        self._settled: list[Phrase] = []  # and not yet told
         for step in earlier:
             self._remember(step)
+            self._settled += self._phrases.add(step) if self._phrases else []
+        if self._phrases:
+            self._settled += self._phrases.catch_up()
 
     def _remember(self, step: Step) -> None:
         for member in step.tokens:
@@ -74,7 +86,17 @@ class StepEvents:
         stats = stats_of(step, cache_slots, prefill_seconds)
         shown = {**stats, "elapsed_seconds": elapsed, "tokens_per_second": self._steps / max(elapsed, 1e-9)}
         data = {**plain(step.record(self._tokenizer)), "removed": removed, "scores": scores, "stats": shown}
-        return Output("step", data, step=step.step, stats=stats)
+        return Output("step", {**data, **self._read(step)}, step=step.step, stats=stats)
+
+    def _read(self, step: Step) -> dict[str, Any]:
+        if self._phrases is None:
+            return {}
+        settled, self._settled = [*self._settled, *self._phrases.add(step)], []
+        return {"phrases": phrase_records(settled), "tail": self._phrases.tail()}
+
+
+def phrase_records(phrases: Iterable[Phrase]) -> list[dict[str, Any]]:
+    return [asdict(phrase) for phrase in phrases]
 
 
 def stats_of(step: Step, cache_slots: int, prefill_seconds: float | None) -> dict[str, float]:

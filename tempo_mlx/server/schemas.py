@@ -130,6 +130,9 @@ CreateBody: Any = create_model("CreateBody", __base__=(Created, Settings))
 class BranchBody(Body):
     step: int = Field(ge=0, le=2**31, description="Step to cut back to.")
     token_id: int = Field(ge=0, le=2**31, description="The one token that step is to have.")
+    then: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(
+        [], max_length=100, description="The one token each of the steps that follow is to have."
+    )
 
 
 class SlotBody(Body):
@@ -142,6 +145,10 @@ class PinBody(SlotBody):
 
 class ContinueBody(Body):
     steps: int = Field(ge=1, le=1_000_000, description="Steps to continue by, at most.")
+
+
+class RunBody(Body):
+    run: dict[str, Any] = Field(description="A run file.")
 
 
 class EmptyBody(Body):

@@ -20,11 +20,13 @@ from tempo_mlx.server.schemas import (
     CreateBody,
     EmptyBody,
     PinBody,
+    RunBody,
     SlotBody,
 )
 from tempo_mlx.server.streaming import EventStream, last
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], responses=ERRORS)
+reading = APIRouter(tags=["generate"], responses=ERRORS)
 
 SessionId = Annotated[str, Path(max_length=64, description="The session's id.")]
 STATE = answers("The session's state.", JSON)
@@ -60,6 +62,11 @@ async def create(body: CreateBody, request: Request) -> Response:
     return answer(await perform(request, "create", id, steps=body.steps, **payload), 201)
 
 
+@reading.post("/phrases", summary="The phrases of a run file", responses=answers("As asked.", JSON))
+async def phrases(body: RunBody, request: Request) -> Response:
+    return answer(await perform(request, "phrases", run=body.run))
+
+
 @router.get("", summary="The sessions there are", responses=answers("As asked.", JSON))
 async def every(request: Request) -> Response:
     return answer(await perform(request, "list"))
@@ -89,9 +96,13 @@ async def members(id: SessionId, step: Annotated[int, Path(ge=0, le=2**31)], req
     return answer(await perform(request, "members", id, step=step))
 
 
-@router.post("/{id}/branch", responses=STATE, summary="Cut back to a step, and give it this one token")
+@router.post(
+    "/{id}/branch",
+    responses=STATE,
+    summary="Cut back to a step, and give it this one token, or it and those that follow",
+)
 async def branch(id: SessionId, body: BranchBody, request: Request) -> Response:
-    return answer(await perform(request, "branch", id, step=body.step, token_id=body.token_id))
+    return answer(await perform(request, "branch", id, **body.model_dump()))
 
 
 @router.post("/{id}/pin", responses=STATE, summary="Spare a member from pruning, or no longer")

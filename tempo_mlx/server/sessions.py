@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
@@ -12,8 +13,9 @@ from tempo_mlx.decode.prefill import Interrupt, Interrupted
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.report.run import Run
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.events import Output, StepEvents
+from tempo_mlx.server.events import Output, StepEvents, phrase_records
 from tempo_mlx.server.prompts import read_prompt
 from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.sessions.editable import EditableRun
@@ -68,6 +70,10 @@ class Sessions:
             mine = [self._summary(s) for s in self.kept.values() if s.owner == owner]
             yield Output("sessions", {"sessions": mine}, last=True)
             return
+        if action == "phrases":
+            found = Run.from_json(json.dumps(payload["run"])).phrases
+            yield Output("phrases", {"phrases": phrase_records(found)}, last=True)
+            return
         session = self._find(payload["session"], owner)
         run = session.run
         if action == "continue":
@@ -80,7 +86,7 @@ class Sessions:
         else:
             {
                 "state": lambda: None,
-                "branch": lambda: run.branch(payload["step"], payload["token_id"]),
+                "branch": lambda: run.branch(payload["step"], payload["token_id"], payload["then"]),
                 "pin": lambda: run.pin(payload["slot"], payload["pinned"]),
                 "remove": lambda: run.remove(payload["slot"]),
                 "undo": run.step_back,
@@ -134,7 +140,7 @@ class Sessions:
     def _extend(self, session: Kept, steps: int, interrupted: Interrupt) -> Iterator[Output]:
         run, session.busy = session.run, True
         try:
-            events = StepEvents(self.loaded.tokenizer, run.tempo.steps)
+            events = StepEvents(run.task, run.tempo.steps)
             for step in run.extend(steps, interrupted) if steps else ():
                 yield events.event(step, len(run.arena.cache))
         finally:

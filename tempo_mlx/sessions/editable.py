@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,11 +94,15 @@ class EditableRun:
             if done:
                 self._enter(f"continue {done}", tempo)
 
-    def branch(self, step: int, token: int) -> None:
-        """Cut the run back to `step`, and let that step be this token alone."""
-        if not 0 <= token < self.arena.architecture.vocab_size:
-            raise ArgumentError(f"token_id {token} is not in the model's vocabulary.", "token_id")
-        self._rechoose(step, [token], self._label("branch", step, token))
+    def branch(self, step: int, token: int, then: Sequence[int] = ()) -> None:
+        """Cut the run back to `step`, and let that step be this token alone, and the next ones those of `then`."""
+        for id in (token, *then):
+            if not 0 <= id < self.arena.architecture.vocab_size:
+                raise ArgumentError(f"token_id {id} is not in the model's vocabulary.", "token_id")
+        tempo = self._rechosen(step, [token])
+        for id in then:
+            self._force(tempo, id)
+        self._enter(self._label("branch", step, token), tempo)
 
     def remove(self, slot: int) -> None:
         """Remove one member: a set that is still to be run is formed anew, an earlier one loses it from here on."""
@@ -110,7 +114,7 @@ class EditableRun:
             raise ConflictError(f"Slot {slot} is the last member of its set; branch, or undo, instead.")
         label = self._label("remove", index, member.id)
         if index == len(self.tempo.steps) - 1:
-            self._rechoose(index, [m.id for m in siblings], label)
+            self._enter(label, self._rechosen(index, [m.id for m in siblings]))
             return
         tempo = self.tempo.copy()
         tempo.prune(tempo.run())
@@ -152,13 +156,15 @@ class EditableRun:
 
     def _advance(self, tempo: Tempo) -> Step:
         """One step, after making room for it where the arena is full."""
-        width = len(tempo.waiting)
-        if len(self.arena.cache) + width > self.arena.limit:
-            self._make_room(tempo, width)
+        self._reserve(tempo)
         step = tempo.advance()
         tempo.note_evidence()
         tempo.cache.learn(tempo.lattice)
         return step
+
+    def _reserve(self, tempo: Tempo) -> None:
+        if len(self.arena.cache) + len(tempo.waiting) > self.arena.limit:
+            self._make_room(tempo, len(tempo.waiting))
 
     def _make_room(self, tempo: Tempo, rows: int) -> None:
         """Forget what could be redone, then the oldest that could be undone, until `rows` more fit."""
@@ -190,7 +196,7 @@ class EditableRun:
                     return index, member
         raise NotInRunError(f"The run has no slot {slot}.", "slot")
 
-    def _rechoose(self, index: int, tokens: Sequence[int], label: str) -> None:
+    def _rechosen(self, index: int, tokens: Sequence[int]) -> Tempo:
         """Go back to before step `index` was chosen, and choose these tokens (best first)."""
         old = self._step(index)
         tempo = self.tempo.at(index)
@@ -206,7 +212,25 @@ class EditableRun:
         tempo.record(new)
         tempo.pinned = frozenset(slot for slot in tempo.pinned if slot < first)
         tempo.spared = frozenset(slot for slot in tempo.spared if slot < first)
-        self._enter(label, tempo)
+        return tempo
+
+    def _force(self, tempo: Tempo, token: int) -> None:
+        """One more step, of this token alone; the best of the others is noted as what was decided against."""
+        if tempo.finished:
+            raise ConflictError("A token that ends the text can only be the last.")
+        self._reserve(tempo)
+        removed = tempo.prune(tempo.run())
+        probabilities = tempo.combine()
+        if not probabilities[token] > 0.0:
+            raise ConflictError("The model gives that token no probability here; choose another.")
+        others = probabilities.copy()
+        others[token] = -1.0
+        rival = int(others.argmax())
+        step = tempo.append(np.array([token]), probabilities)
+        step.rejected, step.removed = (Rejected(rival, float(probabilities[rival]), BY_HAND),), removed
+        tempo.record(step)
+        tempo.note_evidence()
+        tempo.cache.learn(tempo.lattice)
 
     # -- what a reader sees
 
@@ -228,8 +252,10 @@ class EditableRun:
         return replace(run, custom={**(run.custom or {}), PINNED: RunRule(f"slots {slots}", None)})
 
     def describe(self) -> dict[str, Any]:
+        run = self.run()
         return {
-            "run": self.run().to_dict(),
+            "run": run.to_dict(),
+            "phrases": [asdict(phrase) for phrase in run.phrases],
             "finished": self.finished,
             "pinned": sorted(self.tempo.pinned),
             "undo": [s.label for s in (*self.undo[1:], self.state)] if self.undo else [],

@@ -27,7 +27,7 @@ export async function openPage(browser, url, { expected = [], ...options } = {})
   })
   await context.grantPermissions(['clipboard-read', 'clipboard-write']).catch(() => undefined)
   const page = await context.newPage()
-  page.setDefaultTimeout(120_000)
+  page.setDefaultTimeout(Number(process.env.PAGE_TIMEOUT ?? 120_000))
   page.wrong = []
   const note = (text) => {
     if (!expected.some((pattern) => pattern.test(text))) page.wrong.push(text)

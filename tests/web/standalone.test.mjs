@@ -21,7 +21,7 @@ after(async () => {
 const WRITE = `import sys
 from tempo_mlx.report.html import to_html
 from tempo_mlx.report.phrases import Alternative, Phrase
-fork = Phrase('Paris', 0.7, (Alternative('Rome', 0.2, ()),), 0, 1)
+fork = Phrase('Paris', 0.7, (Alternative('Rome', 0.2, (), ', they say'),), 0, 1)
 sys.stdout.write(to_html(sys.stdin.read(), [fork] if sys.argv[1:] else []))`
 
 function write(name, run, ...forked) {
@@ -55,7 +55,7 @@ test('offers nothing that needs a server, and everything else', async () => {
   const page = await openPage(browser, write('short', capital()), { offline: true })
   assert.equal(await page.getByRole('button', { name: 'Generate' }).count(), 0)
   assert.match(
-    await page.getByRole('group', { name: 'Text, inline' }).innerText(),
+    await page.getByRole('group', { name: 'Text, sets' }).innerText(),
     /^The capital of France is Paris\[\.\/·for\/·as\]/,
   )
   await page.getByRole('application').focus()
@@ -93,11 +93,18 @@ test('can be saved again from itself, with another run dropped onto it', async (
 test('shows phrases first, each fork with its shares', async () => {
   const page = await openPage(browser, write('phrases', capital(), 'forked'), { offline: true })
   const text = page.getByRole('group', { name: 'Text, phrases' })
-  assert.match(await text.innerText(), /\[Paris\/Rome\]$/)
-  await text.getByTitle('Paris 70 %, Rome 20 %').waitFor()
+  assert.match(await text.innerText(), /is\s?Paris\s*$/)
+  await text.getByRole('button', { name: 'Paris' }).click()
+  const card = page.getByRole('dialog', { name: 'What it says here' })
+  assert.match(await card.innerText(), /Paris\s+70%[^]*Rome\s+20%\s+… , they say …/)
+  assert.ok(await card.getByRole('button', { name: /Rome/ }).isDisabled(), 'there is no server to go on with')
   await assertAccessible(page, 'phrases')
-  await page.getByRole('radio', { name: 'Inline' }).click()
-  await page.getByRole('group', { name: 'Text, inline' }).waitFor()
+  await page.keyboard.press('Escape')
+  await page.getByLabel('alternatives').check()
+  assert.match(await text.innerText(), /Paris\/Rome\s*$/)
+  await page.getByRole('radio', { name: 'Phrases' }).focus()
+  await page.keyboard.press('ArrowLeft')
+  await page.getByRole('group', { name: 'Text, sets' }).waitFor()
   await closePage(page)
 })
 

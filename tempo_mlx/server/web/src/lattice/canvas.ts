@@ -75,12 +75,16 @@ export class CanvasPainter implements Painter {
 }
 
 export function shorten(text: string, width: number, measure: (text: string) => number): string {
+  if (measure(text) <= width) return text
   const characters = [...text]
-  let result = text
-  for (let length = characters.length - 1; length > 0 && measure(result) > width; length--) {
-    result = `${characters.slice(0, length).join('')}…`
+  const cut = (length: number) => `${characters.slice(0, length).join('')}…`
+  let [fits, toolong] = [1, characters.length]
+  while (toolong - fits > 1) {
+    const middle = (fits + toolong) >> 1
+    if (measure(cut(middle)) <= width) fits = middle
+    else toolong = middle
   }
-  return result
+  return cut(fits)
 }
 
 export function fontOf({ size, bold, italic }: Lettering): string {

@@ -1,7 +1,7 @@
 /** The server's routes, and the events of a stream. */
 
 import { createParser } from 'eventsource-parser'
-import type { Rejected, Removal, Run, Step, Token, Values } from './run'
+import type { Phrase, Rejected, Removal, Run, Step, Token, Values } from './run'
 import type { SettingsTable } from './settings'
 
 /** A failed call. `status` 0: the server did not answer at all. */
@@ -31,6 +31,7 @@ export interface Session {
   id: string
   expires_at: number
   run: Run
+  phrases: Phrase[]
   finished: 'stop' | 'length' | null
   pinned: number[]
   undo: string[]
@@ -69,6 +70,9 @@ export interface StreamStep extends Step {
     slot: number
     removed_why: Removal | null
   })[]
+  /** of a lattice: those that have settled since the last event, and what follows them as it is now */
+  phrases?: Phrase[]
+  tail?: string
   scores: [slot: number, posterior: number | null, attention: number | null][]
   stats: { step_seconds: number; elapsed_seconds: number; tokens_per_second: number }
 }
@@ -78,6 +82,7 @@ export type StreamEvent =
   | { event: 'start'; data: StreamStart }
   | { event: 'step'; data: StreamStep }
   | { event: 'heartbeat'; data: { state: 'queued' | 'running' } }
+  | { event: 'phrases'; data: { phrases: Phrase[] } }
   | { event: 'run'; data: Run }
   | { event: 'session'; data: Session }
 
@@ -104,6 +109,7 @@ export const createSession = (body: object, id: string, signal: AbortSignal): Pr
 export const getStep = (session: string, step: number): Promise<StepDetail> =>
   call('GET', `sessions/${session}/steps/${step}`)
 export const deleteSession = (session: string): Promise<unknown> => call('DELETE', `sessions/${session}`)
+export const readPhrases = (run: Run): Promise<{ phrases: Phrase[] }> => call('POST', 'phrases', { run })
 export const editSession = (session: string, action: string, body: object): Promise<Session> =>
   call('POST', `sessions/${session}/${action}`, body)
 

@@ -7,11 +7,25 @@ export type { Path, Rejected, Removal, Run, Step, Token, Value, Values } from '.
 /** slot of a row of the previous step, P(i|j), P(j|i) */
 export type Parent = Token['parents'][number]
 
-/** A stretch of the best reading; where others are probable, what they have instead, each with its share. */
+/** What some readings have instead of a phrase, as report/phrases.py finds it. */
+export interface Alternative {
+  text: string
+  /** of all readings */
+  share: number
+  /** of the most probable such reading */
+  slots: (number | null)[]
+  /** how that reading goes on, as far as readings differ */
+  follows: string
+}
+
+/** A stretch of the best reading; where others are probable, what they have instead: a fork. */
 export interface Phrase {
   text: string
   share: number | null
-  alternatives: [string, number][]
+  alternatives: Alternative[]
+  /** the steps its tokens are of, `end` excluded */
+  start: number
+  end: number
 }
 
 /** A file that is not a run; the message is a sentence for the reader. */

@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest'
+import { shorten } from '../lattice/canvas'
 import { capital, run, step, token } from '../testing/runs'
 import { Lattice } from './lattice'
 import type { Run } from './run'
-import { alternatives, label, printed, segment, visible, visibleLines } from './text'
+import { alternatives, label, printed, readable, segment, visible, visibleLines } from './text'
 
 const segments = (r: Run) => {
   const lattice = Lattice.of(r)
@@ -37,4 +38,21 @@ it('names a member that has no text of its own', () => {
 it('makes whitespace and bytes visible', () => {
   expect(visible(' a\n\t\uFFFD')).toBe('·a⏎⇥▯')
   expect(visibleLines('a\n')).toBe('a⏎\n')
+})
+
+describe('what cannot be seen', () => {
+  it('has a label where it would turn the line, and where it is all there is', () => {
+    expect(readable('abc\u202Edcba')).toBe('abc‹RLO›dcba')
+    expect(visible('\u200D')).toBe('‹ZWJ›')
+    expect(visible('\u0007\u001B[31m')).toBe('‹U+0007›‹U+001B›[31m')
+    expect(visible('न\u200Dम')).toBe('न\u200Dम')
+  })
+
+  it('is shortened in few measurements, however long it is', () => {
+    let measured = 0
+    const width = (text: string) => (measured++, text.length)
+    expect(shorten('x'.repeat(20_000), 10, width)).toBe(`${'x'.repeat(9)}…`)
+    expect(measured).toBeLessThan(20)
+    expect(shorten('short', 10, width)).toBe('short')
+  })
 })

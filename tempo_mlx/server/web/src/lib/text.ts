@@ -73,15 +73,38 @@ function escapeBreaks(text: string): string {
   return text.replaceAll('\n', '\\n').replaceAll('\r', '\\r').replaceAll('\t', '\\t')
 }
 
-/** Whitespace and bytes made visible: `·` for a space, `⏎`, `⇥`, `▯` for a part of a character. */
+const NAMES: Record<string, string> = {
+  AD: 'SHY', '200B': 'ZWSP', '200C': 'ZWNJ', '200D': 'ZWJ', '200E': 'LRM', '200F': 'RLM', '202A': 'LRE', '202B': 'RLE', '202C': 'PDF',
+  '202D': 'LRO', '202E': 'RLO', '2060': 'WJ', '2066': 'LRI', '2067': 'RLI', '2068': 'FSI', '2069': 'PDI', FEFF: 'BOM',
+} // prettier-ignore
+
+/** Characters that turn the direction of what follows them. */
+const TURNING = /[\u202A-\u202E\u2066-\u2069]/g
+// eslint-disable-next-line no-control-regex -- these are what is looked for
+const CONTROLS = /[\0-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F\xAD\u200B\u2060\uFEFF\u202A-\u202E\u2066-\u2069]/g
+/** What joins characters has no width of its own, and shows in what it joins. */
+const JOINING = /[\u200C-\u200F]|[\uFE00-\uFE0F]/g
+
+function named(character: string): string {
+  const code = character.codePointAt(0)!.toString(16).toUpperCase()
+  return `‹${NAMES[code] ?? `U+${code.padStart(4, '0')}`}›`
+}
+
+/** For reading: what would turn the line around is named instead. */
+export function readable(text: string): string {
+  return text.replace(TURNING, named)
+}
+
+/** Whitespace, bytes and what has no width made visible: `·` for a space, `⏎`, `⇥`, `▯` for a part of a character. */
 export function visible(text: string): string {
-  return text
+  const joiners = text.replace(JOINING, '').trim() === ''
+  return (joiners ? text.replace(JOINING, named) : text)
+    .replace(CONTROLS, named)
     .replaceAll(' ', '·')
     .replaceAll('\r', '␍')
     .replaceAll('\n', '⏎')
     .replaceAll('\t', '⇥')
     .replaceAll('\u00A0', '⍽')
-    .replaceAll('\u200B', '∅')
     .replaceAll(REPLACEMENT, '▯')
 }
 
@@ -90,11 +113,14 @@ export function visibleLines(text: string): string {
   return visible(text).replaceAll('⏎', '⏎\n')
 }
 
+const LONGEST = 100
+
 /**
  * How a member is named where space is short; never empty. On the best path a character that spans several tokens is
  * the text of the last of them, so the others have none.
  */
 export function label(member: Member): string {
   if (endsText(member.token)) return 'end'
-  return visible(member.token.text) || '▯'
+  const text = visible(member.token.text)
+  return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text || '▯'
 }

@@ -3,7 +3,7 @@
 import { getContext, setContext } from 'svelte'
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
-import { parseRun, type Phrase, type Run } from '../lib/run'
+import { parseRun, type Alternative, type Phrase, type Run } from '../lib/run'
 import { fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
 import { RunView } from './view.svelte'
 
@@ -23,6 +23,8 @@ export interface Problem {
 
 export const FIRST_PROMPT = 'The capital of France is'
 const KEPT_RUNS = 12
+/** steps that a text goes on for, at least, when another word is taken in it */
+const GO_ON = 20
 
 export class App {
   /** a page opened from disk, with its run inside: there is no server */
@@ -46,9 +48,7 @@ export class App {
   constructor(embedded: Run | null, phrases: Phrase[] = []) {
     if (!embedded) return
     this.standalone = true
-    const view = RunView.of(embedded, nameOf(embedded))
-    view.phrases = phrases
-    this.show(view)
+    this.show(RunView.of(embedded, nameOf(embedded), phrases))
   }
 
   readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))
@@ -143,8 +143,14 @@ export class App {
   async importFile(file: File): Promise<void> {
     try {
       const run = parseRun(await file.text())
+      const phrases = this.standalone
+        ? []
+        : await api.readPhrases(run).then(
+            (read) => read.phrases,
+            () => [],
+          )
       this.problem = null
-      this.show(RunView.of(run, nameOf(run)))
+      this.show(RunView.of(run, nameOf(run), phrases))
     } catch (error) {
       this.problem = { message: `${file.name}: ${(error as Error).message}`, code: 'file', retry: null, retryAt: null }
     }
@@ -160,8 +166,7 @@ export class App {
     }
     this.writeAddress()
     const body = { prompt: this.prompt, ...form.explicit }
-    const view = new RunView()
-    view.name = nameOf({ prompt: { text: this.prompt } })
+    const view = new RunView(nameOf({ prompt: { text: this.prompt } }))
     const retry = () => void this.generate()
     await this.work(view, retry, async (id, signal) => {
       // A session has no end, so it reads no paths off (the finished run can still be opened as one), and it goes
@@ -190,6 +195,7 @@ export class App {
   }
 
   private async watch(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
+    let phrases: Phrase[] = []
     for await (const { event, data } of events) {
       if (event === 'queued') this.activity = { kind: 'waiting', position: data.position }
       else if (event === 'start') {
@@ -198,7 +204,8 @@ export class App {
       } else if (event === 'step') {
         if (this.activity.kind !== 'running') this.activity = { kind: 'running' }
         view.add(data)
-      } else if (event === 'run') view.load(data)
+      } else if (event === 'phrases') phrases = data.phrases
+      else if (event === 'run') view.load(data, phrases)
       else if (event === 'session') view.setSession(data)
     }
   }
@@ -216,7 +223,11 @@ export class App {
     if (this.activity.kind === 'idle') this.activity = { kind: 'waiting', position: null }
     const look = setTimeout(() => void this.watchHealth(), 1000) // is it the queue that takes so long?
     try {
-      await job(request.id, request.abort.signal)
+      await job(request.id, request.abort.signal).catch((error: unknown) => {
+        if (!isLost(error) || !this.view?.session) throw error
+        this.view.session = null // evicted, or the server was restarted: the job opens the run there again
+        return job(request.id, request.abort.signal)
+      })
     } catch (error) {
       if (!request.abort.signal.aborted) this.fail(error, retry)
     } finally {
@@ -235,8 +246,7 @@ export class App {
     if (error.code === 'unreachable' || error.code === 'cut_off') this.health = 'unreachable'
     const name = error.param?.replace(/^tempo\./, '')
     if (error.code === 'invalid_value' && name) this.refused = { ...this.refused, [name]: error.message }
-    const lost = error.code.startsWith('session_')
-    if (lost && this.view) this.view.session = null
+    const lost = isLost(error)
     const canRetry = lost || [0, 401, 429, 503].includes(error.status)
     this.problem = {
       message: lost ? 'The server no longer holds this run. It can be opened there again.' : error.message,
@@ -278,13 +288,37 @@ export class App {
     })
   }
 
+  /** Say `other` in place of a phrase and go on from there; the text as it was stays beside the new one. */
+  async take(phrase: Phrase, other: Alternative): Promise<void> {
+    const old = this.view
+    if (!old || this.busy) return
+    const [token_id, ...then] = other.slots.flatMap((slot) => old.lattice.memberAtSlot(slot ?? -1)?.token.id ?? [])
+    if (token_id === undefined) return
+    const view = new RunView(old.name, { view: old, taken: other.text.trim() })
+    this.activity = { kind: 'editing', what: `Taking “${other.text.trim()}”` }
+    const retry = () => void this.take(phrase, other)
+    await this.work(view, retry, async (id, signal) => {
+      await this.ensureSession(old, id, signal)
+      const session = old.session!
+      view.setSession(await api.editSession(session.id, 'branch', { step: phrase.start, token_id, then }))
+      old.session = null // it goes on with the new text; what it was is kept whole, and can be opened again
+      this.show(view)
+      const steps = Math.max(GO_ON, old.lattice.length - view.lattice.length)
+      if (view.session?.finished === 'stop') return
+      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
+    })
+  }
+
   /** A member's next tokens and the reason it was kept or pruned, from the server. */
   async detail(view: RunView, step: number): Promise<StepDetail | null> {
     if (!view.session) return null
     try {
       return await api.getStep(view.session.id, step)
     } catch (error) {
-      this.fail(error, () => void this.open())
+      if (isLost(error)) {
+        view.session = null
+        if (view === this.view) void this.open()
+      } else this.fail(error, () => void this.open())
       return null
     }
   }
@@ -330,6 +364,11 @@ export class App {
       this.health = 'unreachable'
     }
   }
+}
+
+/** The server no longer holds the session: it was evicted, or the server was started again. */
+function isLost(error: unknown): boolean {
+  return error instanceof ApiError && error.code.startsWith('session_')
 }
 
 function sessionPath(view: RunView, action: string): string {

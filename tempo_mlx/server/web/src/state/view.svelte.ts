@@ -20,9 +20,13 @@ export class RunView {
   segments: Segment[] = $state.raw([])
   /** the best reading, cut where others differ from it; empty where nobody has read it so */
   phrases: Phrase[] = $state.raw([])
+  /** what follows the phrases while the run grows, and may still change */
+  tail = $state('')
+  /** the run that this one was before another word was taken, and which */
+  readonly origin: { view: RunView; taken: string } | null
   /** one member a step */
   best: number[] = $state.raw([])
-  session: Omit<Session, 'run'> | null = $state.raw(null)
+  session: Omit<Session, 'run' | 'phrases'> | null = $state.raw(null)
   /** index of the member that the inspector shows */
   selected: number | null = $state(null)
   /** which of the run's paths the lattice shows instead of the best */
@@ -30,15 +34,25 @@ export class RunView {
   private tracedPath: number[] = $state.raw([])
   /** wall-clock of each step, for those that were watched */
   seconds: (number | null)[] = []
+  private settled: { phrases: Phrase[]; tail: string } = { phrases: [], tail: '' }
   private stale = new Set<number>()
   private frame = 0
   private written = 0
 
-  static of(run: Run, name: string): RunView {
-    const view = new RunView()
-    view.name = name
-    view.load(run)
+  constructor(name = '', origin: RunView['origin'] = null) {
+    this.name = name
+    this.origin = origin
+  }
+
+  static of(run: Run, name: string, phrases: Phrase[] = []): RunView {
+    const view = new RunView(name)
+    view.load(run, phrases)
     return view
+  }
+
+  /** The first of the runs that words were taken in to get here. */
+  get root(): RunView {
+    return this.origin ? this.origin.view.root : this
   }
 
   get member(): Member | null {
@@ -61,7 +75,9 @@ export class RunView {
   }
 
   add(event: StreamStep): void {
-    const { removed, scores, stats, ...step } = event
+    const { removed, scores, stats, phrases, tail, ...step } = event
+    if (!this.live) this.settled = { phrases: [], tail: '' } // a stream tells all of them
+    if (phrases) this.settled = { phrases: [...this.settled.phrases, ...phrases], tail: tail ?? '' }
     this.live = true
     for (const { slot, removed_after, removed_why, posterior, attention } of removed) {
       this.touch(this.lattice.update(slot, { removed_after, removed_why, posterior, attention }))
@@ -78,7 +94,8 @@ export class RunView {
   }
 
   /** The whole run, as the server knows it: replaces what was streamed. */
-  load(run: Run): void {
+  load(run: Run, phrases: Phrase[]): void {
+    this.settled = { phrases, tail: '' }
     const chosen = this.member
     cancelAnimationFrame(this.frame)
     this.lattice = Lattice.of(run)
@@ -93,9 +110,9 @@ export class RunView {
     this.selected = chosen && this.find(chosen)
   }
 
-  setSession({ run, ...session }: Session): void {
+  setSession({ run, phrases, ...session }: Session): void {
     this.session = session
-    this.load(run)
+    this.load(run, phrases)
   }
 
   /** Stop watching: what has come stays. */
@@ -103,6 +120,10 @@ export class RunView {
     cancelAnimationFrame(this.frame)
     this.refresh()
     if (this.live) {
+      const { phrases, tail } = this.settled
+      const rest = { text: tail, share: null, alternatives: [], start: this.lattice.length, end: this.lattice.length }
+      this.settled = { phrases: tail ? [...phrases, rest] : phrases, tail: '' }
+      this.publish()
       const text = this.segments.map(printed).join('')
       const final_text = this.segments.map(printedBest).join('')
       this.run = { ...this.run, finish_reason: 'cancelled', steps: this.lattice.steps, text, final_text }
@@ -132,12 +153,18 @@ export class RunView {
     this.version++
     if (!text) return
     this.written = performance.now()
+    this.publish()
     const segments = this.segments.slice(0, this.lattice.length)
     for (const step of this.stale) {
       if (step < this.lattice.length) segments[step] = segment(this.lattice, step, best[step])
     }
     this.stale.clear()
     this.segments = segments
+  }
+
+  private publish(): void {
+    this.phrases = this.settled.phrases
+    this.tail = this.settled.tail
   }
 
   /** Of decoders that search, the first recorded path; else the most probable one. */
