@@ -69,7 +69,7 @@ test('a fork is opened and its alternative taken, by keyboard alone; the old tex
 })
 
 test('what has settled stays as it is while the text grows, and nothing moves', async () => {
-  const page = await openPage(browser, link({ max_tokens: 40 }))
+  const page = await openPage(browser, link({ max_tokens: 40, threshold: 0.15 }))
   await page.getByRole('button', { name: 'Generate', exact: true }).click()
   await text(page).waitFor()
   await page.evaluate(() => {
