@@ -255,6 +255,12 @@ export function choicesOf(table: SettingsTable, config: Values): Chosen {
   for (const [name, { setting, off }] of Object.entries(table.shortcuts)) {
     if (values[name] === false) values[setting] = off
   }
+  if (!('logit_bias' in values)) {
+    // of version 0.1.0, where these were selections and nothing else: as upgrade() in resolution.py
+    for (const name of ['min_p', 'top_p', 'top_k']) {
+      if (values.selection !== name.replace('_', '-')) delete values[name]
+    }
+  }
   const differs = ({ name, default: usual }: Setting) => name in values && !same(values[name], usual)
   return Object.fromEntries(table.settings.filter(differs).map((s) => [s.name, writeSetting(s, values[s.name]!)]))
 }
