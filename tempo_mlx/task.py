@@ -91,6 +91,7 @@ class Task:
                 self.functions,
                 constraint,
                 self.observer,
+                self.answers.said,
             )
         )
 

@@ -75,6 +75,19 @@ def test_a_text_that_was_drawn_twice_counts_once() -> None:
     assert found.unseen == pytest.approx(1.0 - sum(distinct.values()), abs=1e-6)
 
 
+def test_samples_estimate_how_probable_an_answer_is() -> None:
+    settings: dict[str, Any] = {"decoder": "sample", "beam_width": 30, "threshold": 0.0, "max_tokens": LENGTH}
+    drawn = tempo_mlx.generate(small(8), PROMPT, sampling="independent", **settings)
+    for answer in answers_of("?", drawn, same_text):
+        assert answer.estimate == pytest.approx(len(answer.texts) / 30)
+    weighed = tempo_mlx.generate(small(8), PROMPT, sampling="stochastic-beam", **settings)
+    found = answers_of("?", weighed, lambda text: text[:1])
+    assert sum(answer.estimate or 0.0 for answer in found) == pytest.approx(
+        sum((weighed.tree or {})["weights"])
+    )
+    assert answers_of("?", tempo_mlx.generate(small(8), PROMPT, leaves=2), same_text)[0].estimate is None
+
+
 def test_choices_have_their_exact_probability() -> None:
     model = loaded()
     prompt = "Is it?"
@@ -147,7 +160,7 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(
     base = ["ask", "Hello", "-m", str(twin("llama")), "-n", "5"]
     assert main([*base, "--format", "json", "--leaves", "3"]) == 0
     value = json.loads(capsys.readouterr().out)
-    assert sum(len(answer["texts"]) for answer in value["answers"]) <= 3
+    assert len({text["text"].strip() for answer in value["answers"] for text in answer["texts"]}) == 3
     assert value["run"]["decoder"] == "enumerate" and 0.0 <= value["not_looked_at"] <= 1.0
     assert main([*base, "--choices", "yes,no", "--format", "json"]) == 0
     assert {answer["text"] for answer in json.loads(capsys.readouterr().out)["answers"]} == {"yes", "no"}

@@ -320,3 +320,18 @@ def test_truncation_and_grammars_take_mass_away() -> None:
     chosen = generate(model, prompt(1), leaves=9, threshold=0.0, choices=("in", "on", "and"))
     assert {path.text for path in chosen.paths} >= {"in", "on", "and"}
     assert verify(chosen, model).ok
+
+
+def test_texts_that_say_the_same_are_one_of_those_wanted() -> None:
+    """A stop string cuts what differs: such leaves count with their mass, and not as texts."""
+    model = loaded(often=True)
+    for seed in range(3):
+        run = generate(
+            model, prompt(seed), leaves=4, threshold=0.01, max_tokens=10, stop=("a", "e", "o", "s", "1")
+        )
+        if len(run.paths) > 4:
+            break
+    said = [path.text.strip() for path in run.paths]
+    assert len(set(said)) == 4 and said[-1] not in said[:-1]
+    assert (run.tree or {})["found"] == pytest.approx(sum(math.exp(path.logprob) for path in run.paths))
+    assert verify(run, model).ok

@@ -44,8 +44,11 @@ def measure(loaded: tempo_mlx.LoadedModel, task: Task, arm: Arm, problem: Proble
         pass
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     run = decoding.run()
-    texts = [path.text for path in run.paths] or [run.final_text]
-    logprobs = [path.logprob for path in run.paths] or [None]
+    paths = list(run.paths)
+    if run.decoder == "enumerate":  # texts that are spelled in two ways are found twice, and are one
+        paths = list({path.text.strip(): path for path in reversed(paths)}.values())[::-1]
+    texts = [path.text for path in paths] or [run.final_text]
+    logprobs = [path.logprob for path in paths] or [None]
     solved: dict[str, bool] = {}
     shown: dict[str, bool] = {}
     for text in texts:
@@ -57,7 +60,7 @@ def measure(loaded: tempo_mlx.LoadedModel, task: Task, arm: Arm, problem: Proble
         "problem": problem.id,
         "texts": texts,
         "logprobs": logprobs,
-        "tokens": [len(path.token_ids) for path in run.paths] or [len(run.steps)],
+        "tokens": [len(path.token_ids) for path in paths] or [len(run.steps)],
         "answers": [problem.answer(text) for text in texts],
         "right": [solved[text] for text in texts],
         "shown": [shown[text] for text in texts] if problem.passes is not None else None,

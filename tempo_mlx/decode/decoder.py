@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Setup:
     """What a decoder is begun with; one that has no use for a part of it leaves it.
 
     cache: may hold a prefix of the prompt. interrupted: asked between chunks of the prompt, and in long steps.
+    reads(token_ids): what an ended text says; texts that say the same are one to who counts them.
     guide(token_ids): the one token that must follow a text, or None. stops(newest_first): whether a text ends with its
     last token, although the model did not end it; its tokens last to first. constraint: what texts may be. observer: is
     shown what every row's token is chosen from.
@@ -43,6 +44,7 @@ class Setup:
     functions: Functions = field(default_factory=Functions)
     constraint: Constraint | None = None
     observer: Observer | None = None
+    reads: Callable[[Sequence[int]], Hashable] = tuple
 
     def control(self) -> Control:
         """What the settings make of logits."""

@@ -37,7 +37,13 @@ class Enumeration(Decoder):
         """Runs the prompt. Raises PromptError, and Interrupted."""
         super().__init__(setup)
         config = self.config
-        self.agenda = Agenda(config.leaves, config.coverage, config.merge_length, self.ends)
+        self.agenda = Agenda(
+            config.leaves,
+            config.coverage,
+            config.merge_length,
+            self.ends,
+            lambda place: setup.reads(place.token_ids()),
+        )
         self.select = make_selector(config, self.model.architecture.vocab_size)
         self.rows: list[Place] = []  # in the cache, after the prompt
         self.parents: list[int] = []  # (n,) of each the row before it in its text; -1 for the prompt

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,13 +81,19 @@ class Agenda:
 
     leaves: so many are wanted; coverage: so much probability; None: all there is. merge_length: a path ends where so
     many of its own last tokens are in a row in a text before it; 0: never. ends: whether a place is the last of its
-    text.
+    text; reads: what a text says, which leaves that are wanted say each once.
     """
 
     def __init__(
-        self, leaves: int | None, coverage: float | None, merge_length: int, ends: Callable[[Place], bool]
+        self,
+        leaves: int | None,
+        coverage: float | None,
+        merge_length: int,
+        ends: Callable[[Place], bool],
+        reads: Callable[[Place], Hashable],
     ) -> None:
-        self.coverage, self.merge_length, self.ends = coverage, merge_length, ends
+        self.coverage, self.merge_length, self.ends, self.reads = coverage, merge_length, ends, reads
+        self.said: set[Hashable] = set()
         self.root = Place(-1, 0.0, 0, 0)
         self.followed = [Path((0.0, 0, -1, 0), 1, self.root)]
         self.waiting: list[
@@ -171,7 +177,9 @@ class Agenda:
             self.remember(best)
             if best.ended == "leaf":
                 self.found += math.exp(best.tip.log_prob)
-                self.room -= 1
+                text = self.reads(best.tip)
+                self.room -= text not in self.said
+                self.said.add(text)
             self.done = self.room <= 0 or (self.coverage is not None and self.found >= self.coverage)
 
     # -- texts that come to repeat another

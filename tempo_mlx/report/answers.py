@@ -30,12 +30,16 @@ EDGES = " \t\n\r\"'`*_.,;:!?()[]“”‘’…"  # what may stand around an ans
 
 @dataclass(frozen=True)
 class Answer:
-    """text: as its most probable text has it. lower, upper: of its probability. texts: places in the run's `paths`."""
+    """text: as its most probable text has it. lower, upper: of its probability. texts: places in the run's `paths`.
+
+    estimate: of its probability in what samples were drawn from, without bias; None of what was not drawn.
+    """
 
     text: str
     lower: float
     upper: float
     texts: tuple[int, ...] = ()
+    estimate: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +83,7 @@ class Answers(Sequence[Answer]):
                     "text": answer.text,
                     "lower": answer.lower,
                     "upper": answer.upper,
+                    "estimate": answer.estimate,
                     "texts": [{"text": paths[at].text, "logprob": paths[at].logprob} for at in answer.texts],
                 }
                 for answer in self.answers
@@ -143,12 +148,16 @@ def answers_of(question: str, run: Run, by: By) -> Answers:
     if run.finish_reason not in ("stop", "length") and not (run.tree or {}).get("found"):
         masses[:] = 0.0  # texts that have not ended answer nothing yet
     unseen = min(max(1.0 - float(masses.sum()), 0.0), 1.0)
+    weights = None
+    if run.decoder == "sample":
+        weights = (run.tree or {}).get("weights") or [1.0 / len(run.paths)] * len(run.paths)
     found = []
     for key, places in together.items():
         lower = float(masses[places].sum())
         best = max(places, key=lambda at: run.paths[at].logprob)
         text = NO_ANSWER if key is None else shown(key, run.paths[best].text)
-        found.append(Answer(text, lower, min(lower + unseen, 1.0), tuple(places)))
+        estimate = None if weights is None else float(np.sum([weights[at] for at in places]))
+        found.append(Answer(text, lower, min(lower + unseen, 1.0), tuple(places), estimate))
     ranked = sorted(found, key=lambda answer: (-answer.lower, answer.texts))
     return Answers(question, tuple(ranked), unseen, run)
 

@@ -40,6 +40,10 @@ class Reader:
         shown = ids[:-1] if ids and ids[-1] in self.tokenizer.eos_ids else ids
         return self.split(cut_at_stop(self.tokenizer.decode(shown, continues=True), self.config.stop))
 
+    def said(self, ids: Sequence[int]) -> str:
+        """What two texts have in common that a reader would not tell apart."""
+        return self.read(ids)[1].strip()
+
     def split(self, text: str) -> tuple[str | None, str]:
         """(reasoning, answer) of a text; reasoning only where it is told apart."""
         if not self.thinks:

@@ -270,8 +270,13 @@ class EnumerationReplay:
         earlier = [path for path in paths[:-1] if path.leaf]
         found = sum(math.exp(path.tip.log_prob) for path in earlier)
         enough = config.coverage is not None and found >= config.coverage + self.slack * self.longest
-        if len(earlier) >= config.leaves or enough:
-            book.lie("length", f"The file goes on after {len(earlier)} texts, when enough was found.")
+        count = self.texts_of(earlier)
+        if count >= config.leaves or enough:
+            book.lie("length", f"The file goes on after {count} texts, when enough was found.")
+
+    def texts_of(self, paths: list[Followed]) -> int:
+        """How many different texts they say."""
+        return len({self.claims.answers.said(path.tip.ids()) for path in paths})
 
     def has_ended(self, paths: list[Followed], heaviest: float) -> bool:
         """Whether enough was found, or all there is; as the file says, where the last bits decide that."""
@@ -285,7 +290,9 @@ class EnumerationReplay:
         unsure = any(node.unsure for node in self.nodes())
         if abs(beyond) <= slack or (config.coverage is not None and abs(found - config.coverage) <= slack):
             return self.whole
-        if len(leaves) >= config.leaves or (config.coverage is not None and found >= config.coverage):
+        if self.texts_of(leaves) >= config.leaves or (
+            config.coverage is not None and found >= config.coverage
+        ):
             return beyond < 0.0
         return heaviest == -math.inf and (self.whole or not unsure)
 
