@@ -106,6 +106,8 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         ("localhost:8000", True), ("127.0.0.1", True), ("[::1]:8000", True), ("192.168.1.20:8000", True),
         ("LOCALHOST", True), ("tempo.example", True), ("evil.example", False), ("localhost.evil.example", False),
         ("127.0.0.1.evil.example", False), ("", False), ("tempo.example.", True), ("tempo.example@evil.example", False),
+        ("[::1]evil.example", False), ("localhost:8000:evil.example", False), ("[::1", False),
+        ("localhost:port", False),
     ],
 )  # fmt: skip
 def test_host_names(host: str, accepted: bool) -> None:
@@ -120,7 +122,7 @@ def test_host_names(host: str, accepted: bool) -> None:
     [
         (OWN, True), ("http://localhost:5173", True), ("http://127.0.0.1:5173", True), ("https://app.example", True),
         ("http://localhost:3000", False), ("http://app.example", False), ("https://app.example.evil.example", False),
-        ("null", False), ("http://evil.example:5173", False),
+        ("null", False), ("http://evil.example:5173", False), ("http://[", False), ("ftp://localhost:5173", False),
     ],
 )  # fmt: skip
 def test_web_origins(origin: str, accepted: bool) -> None:
@@ -129,6 +131,11 @@ def test_web_origins(origin: str, accepted: bool) -> None:
     assert code(response) == (LET_IN if accepted else (403, "origin_not_allowed"))
     allowed = response.headers.get("access-control-allow-origin")
     assert allowed == ("https://app.example" if origin == "https://app.example" else None)
+
+
+def test_every_origin_is_looked_at() -> None:
+    both = [("Origin", OWN), ("Origin", "https://evil.example")]
+    assert code(Client()("POST", "/generate", json=BODY, headers=both)) == (403, "origin_not_allowed")
 
 
 def test_cors_is_off_unless_configured() -> None:
@@ -155,6 +162,8 @@ def test_rates_are_limited_by_key_or_address() -> None:
     for _ in range(5):
         assert ask("GET", "/health").status_code == 503
     by_address = Client(rate_limit="1/hour")
+    for _ in range(3):  # the page and its files do not count
+        assert by_address("GET", "/").status_code == by_address("GET", "/docs").status_code == 200
     assert code(by_address("POST", "/generate", json=BODY)) == LET_IN
     assert code(by_address("POST", "/generate", json=BODY)) == (429, "rate_limited")
 

@@ -26,6 +26,9 @@ from tempo_mlx.server.settings import ServerConfig
 log = logging.getLogger("tempo_mlx.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]{1,5})?"
+)  # an address in brackets, or a name
 BODY_SECONDS = 30.0  # how long a client may take to send its body
 KEYED_PATHS = (
     "/generate",
@@ -33,6 +36,7 @@ KEYED_PATHS = (
     "/sessions",
     "/requests",
     "/v1",
+    "/api",
     "/settings",
     "/metrics",
 )  # those that need a key
@@ -70,6 +74,8 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"] = id
         begun, status = time.perf_counter(), 0
+        # HEAD is GET without the body, which the connection leaves out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def guarded_send(message: Message) -> None:
             nonlocal status
@@ -90,9 +96,9 @@ class Guard:
         except ApiError as error:
             await respond(guarded_send, error, id)
         else:
-            await self.app(scope, _replay(body, receive), guarded_send)
+            await self.app(inner, _replay(body, receive), guarded_send)
         finally:
-            route = getattr(scope.get("route"), "path", None) or "other"
+            route = getattr(inner.get("route"), "path", None) or "other"
             self.metrics.responses.labels(route, str(status)).inc()
             if scope["path"] not in UNLIMITED or status >= 400:
                 line = {
@@ -117,15 +123,14 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         """Against DNS rebinding: such a page still sends its own host name."""
-        host = headers.get("host", "")
-        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":", 1)[0]
-        if not self.config.answers_to(name):
+        match = HOST.fullmatch(headers.get("host", ""))
+        if match is None or not self.config.answers_to(match[1] or match[2]):
             raise ApiError(403, "host_not_allowed", "This server does not answer to that host name; "
                            "allow it with --allowed-hosts.")  # fmt: skip
 
     def _check_origin(self, headers: Headers) -> None:
-        origin = headers.get("origin")
-        if origin is not None and not self.config.accepts_origin(origin, headers.get("host", "")):
+        host = headers.get("host", "")
+        if not all(self.config.accepts_origin(origin, host) for origin in headers.getlist("origin")):
             raise ApiError(403, "origin_not_allowed", "Requests from that web origin are not accepted; "
                            "allow it with --cors-origins.")  # fmt: skip
 
@@ -142,7 +147,7 @@ class Guard:
         return given.hex()[:16] if any(matches) else UNKNOWN_KEY
 
     async def _check_rate(self, scope: Scope, owner: str | None) -> None:
-        if not self.rates or scope["path"] in UNLIMITED:
+        if not self.rates or scope["path"] in UNLIMITED or not _needs_key(scope["path"]):
             return
         who = owner or (scope["client"][0] if scope.get("client") else "unknown")
         for rate in self.rates:

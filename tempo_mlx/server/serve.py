@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from tempo_mlx.errors import ModelError, OutputError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.app import create_app
+from tempo_mlx.server.connections import ACCEPTED_AT_ONCE, Connections, most_connections
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.logs import configuration, configure
 from tempo_mlx.server.settings import Pace, ServerConfig
@@ -48,12 +49,15 @@ def serve(
     Raises OutputError when the address cannot be bound, ModelError when the model cannot be loaded.
     """
     configure(config.log_level, config.log_format)
+    pace = pace or Pace()
     app = create_app(load, config, ambient, pace)
     context: Context = app.state.context
     listening = bind(config.host, config.port)
     server = Server(
         uvicorn.Config(
             app,
+            http=cast(Any, Connections(most_connections(config.max_connections), pace.head)),
+            backlog=ACCEPTED_AT_ONCE,
             log_config=configuration(config.log_level, config.log_format),
             access_log=False,
             server_header=False,

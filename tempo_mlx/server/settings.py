@@ -38,6 +38,7 @@ def _access(default: object, help: str, **rest: Any) -> Any:
 class Pace:
     """Seconds that nobody has to set, but tests."""
 
+    head: float = 20  # a connection may take to ask for something
     heartbeat: float = 15  # between signs of life in a stream
     worker_timeout: float = 120  # without a sign of life, after which the worker is restarted
     probe_after: float = 30  # of idleness, after which /health runs a real forward pass
@@ -81,6 +82,10 @@ class ServerConfig(Checked):
     max_rows_limit: int = _room(32, "Widest set, most branches, beams or paths a request may ask for.",
                                 minimum=1, maximum=256)
     max_body_mb: float = _room(8.0, "Largest request body in MB.", above=0, maximum=1024)
+    max_connections: int = _room(
+        1024, "Connections open at once, as far as the limit on open files allows; the longest idle one goes first.",
+        minimum=1, maximum=100_000,
+    )
     max_sessions: int = _room(8, "Sessions kept; the least recently used goes first.", minimum=0, maximum=1024)
     session_ttl: float = _room(3600, "Seconds after which an unused session goes.", above=0, maximum=1e7)
     session_slots: int = _room(16_384, "Most cache rows one session may hold, dropped alternatives included.",
@@ -150,7 +155,12 @@ class ServerConfig(Checked):
         """Whether a page of `origin` may send us requests: our own page, the development server, a CORS origin."""
         if origin in self.cors_origins:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # half an address
+            return False
+        if parts.scheme not in ("http", "https"):
+            return False
         own = parts.netloc.lower() == host.lower()
         return own or (parts.hostname in LOOPBACK_HOSTS and parts.netloc.endswith(f":{self.frontend_port}"))
 
