@@ -409,7 +409,10 @@ def checked_messages(messages: object) -> list[Message]:
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], config: GenerateConfig) -> RunPrompt:
-    """The token ids of a conversation that the model is to continue; `config.system` goes before it."""
+    """The token ids of a conversation that the model is to continue; `config.system` goes before it.
+
+    A last message of the assistant is the beginning of the answer.
+    """
     system = config.system
     switch = tokenizer.chat_template_knows_thinking
     if config.enable_thinking and not switch and tokenizer.reasoning == THINK:
@@ -420,5 +423,8 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], config: Gener
         variables[name] = value
         with suppress(ValueError):  # a plain word stands for itself
             variables[name] = json.loads(value)
-    text, ids = tokenizer.encode_chat([*first, *messages], **variables)
+    begun = ""
+    if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        messages, begun = messages[:-1], messages[-1]["content"]
+    text, ids = tokenizer.encode_chat([*first, *messages], begun=begun, **variables)
     return RunPrompt(text, tuple(ids))

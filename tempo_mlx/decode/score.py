@@ -6,20 +6,20 @@ prompt and its own ancestors, so the numbers are those of each text run alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tempo_mlx.arrays import Floats, Ints
+from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.constraint import check_grammar, make_constraint
 from tempo_mlx.decode.control import Control
 from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.paths import candidate_paths, choose_distinct
-from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
+from tempo_mlx.decode.prefill import CHUNK, Interrupt, Interrupted, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
 from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias, ancestor_parents
@@ -144,6 +144,26 @@ def score_sequences(
     return (
         np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if len(sequences) else []
     )
+
+
+def score_prompt(
+    model: Model, prompt_ids: Sequence[int], cache: Any, interrupted: Interrupt = never
+) -> Iterator[tuple[Ints, Float32s]]:
+    """Of every token of a prompt but the first: its id, and the log-probabilities (V,) it was among.
+
+    In chunks: ids (n,), rows (n, V). Afterwards `cache`, which is empty, holds all of the prompt but its last token.
+    Raises PromptError, Interrupted.
+    """
+    check_prompt(model, prompt_ids)
+    ids = np.asarray(prompt_ids, np.int64)
+    chunk = max(1, min(CHUNK, LOGITS_AT_ONCE // model.architecture.vocab_size))
+    for start in range(0, len(ids) - 1, chunk):
+        if reason := interrupted():
+            raise Interrupted(reason)
+        stop = min(start + chunk, len(ids) - 1)
+        forward = model.forward(ids[start:stop], np.arange(start, stop), None, cache)
+        assert forward.logits is not None
+        yield ids[start + 1 : stop + 1], log_probabilities(forward.logits)
 
 
 def make_trie(root: int, sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints, list[Ints]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from tempo_mlx.server.openai_bodies import ChatBody, Common, CompletionBody, ref
 from tempo_mlx.server.protocol import Event
 from tempo_mlx.server.schemas import as_chat, explicit_settings
 from tempo_mlx.server.streaming import EventStream, last, sse
+from tempo_mlx.server.tool_calls import tools_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
@@ -63,8 +64,8 @@ def settings_of(body: Common, c: Context, max_tokens: int) -> dict[str, Any]:
         if body.thinks():
             given.setdefault("enable_thinking", True)
     tempered = given.get("temperature", 1.0) > 0
-    if body.n > 1:
-        several(body.n, given, tempered, c.config.max_rows_limit)
+    if (texts := body.texts()) > 1:
+        several(texts, given, tempered, c.config.max_rows_limit)
     elif not given.keys() - _ANY_DECODER:
         given["decoder"] = "plain"
     for name, value in body.controls().items():
@@ -113,9 +114,12 @@ class Shape:
         """A whole choice of an answer that is not streamed."""
         logprobs = self.logprobs(choice["tokens"], 0) if scored else None
         base = {"index": index, "finish_reason": choice["finish_reason"], "logprobs": logprobs}
+        base |= {"tempo": {"phrases": choice["phrases"]}} if "phrases" in choice else {}
         if not self.chat:
             return {**base, "text": choice["text"]}
         message = {"role": "assistant", "content": choice["text"], "refusal": None}
+        if choice["calls"]:
+            message |= {"content": choice["text"].strip() or None, "tool_calls": called(choice["calls"])}
         if choice["reasoning"] is not None:
             message["reasoning_content"] = choice["reasoning"]
         return {**base, "message": message}
@@ -146,9 +150,23 @@ class Shape:
         return {
             "tokens": [spelled(t["bytes"]) for t in tokens],
             "token_logprobs": [t["logprob"] for t in tokens],
-            "top_logprobs": [{spelled(o): p for o, p in reversed(t["top"])} for t in tokens],
+            "top_logprobs": [
+                None if t["top"] is None else {spelled(o): p for o, p in reversed(t["top"])} for t in tokens
+            ],
             "text_offset": offsets,
         }
+
+
+def called(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls of tools, in OpenAI's shape."""
+    return [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call["arguments"]},
+        }
+        for call in calls
+    ]
 
 
 def _scored(token: list[int], logprob: float) -> dict[str, Any]:
@@ -195,8 +213,9 @@ class Chunks(EventStream):
                 if data["rest"] is None:
                     self.offset = 0
                 yield from self.pieces(index, data["rest"] or choice)
-                end = None if shape.chat else ""
-                yield self.chunk([shape.piece(index, end, None, 0, finish=choice["finish_reason"])])
+                end = shape.piece(index, None if shape.chat else "", None, 0, finish=choice["finish_reason"])
+                end |= {"tempo": {"phrases": choice["phrases"]}} if "phrases" in choice else {}
+                yield self.chunk([end])
             if self.usage:
                 yield self.chunk([], usage=total(data["usage"]))
             yield b"data: [DONE]\n\n"
@@ -208,6 +227,12 @@ class Chunks(EventStream):
         if data["text"] or data["tokens"]:
             piece = self.shape.piece(index, data["text"], data["tokens"], self.offset)
             self.offset += sum(sum(token["said"]) for token in data["tokens"])
+            yield self.chunk([piece])
+
+        calls = [{"index": place, **call} for place, call in enumerate(called(data.get("calls", ())))]
+        if calls and self.shape.chat:
+            piece = self.shape.piece(index, None, None, 0)
+            piece["delta"]["tool_calls"] = calls
             yield self.chunk([piece])
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -239,17 +264,29 @@ ANSWER = answers("The completion; server-sent events with stream.", {**JSON, **E
 @router.post("/completions", responses=ANSWER, summary="Continue a prompt")
 async def completions(body: CompletionBody, request: Request) -> Response:
     c = context(request)
-    if body.best_of is not None and body.best_of != body.n:
+    if body.best_of is not None and body.best_of < body.n:
         raise refused(
-            "best_of is supported only equal to n; tempo.best_of keeps the best branches.", "best_of"
+            f"best_of is {body.best_of}, fewer than n ({body.n}); ask for at least as many.", "best_of"
+        )
+    if body.max_tokens == 0 and (not body.echo or body.stream or body.n > 1):
+        raise refused(
+            "max_tokens is 0; ask for a token, or for one prompt with echo and without stream.", "max_tokens"
         )
     prompts = (
         body.prompt
         if isinstance(body.prompt, list) and isinstance(body.prompt[0], (str, list))
         else [body.prompt]
     )
-    return await complete(request, c, body, [{"prompt": prompt} for prompt in prompts], False, body.max_tokens,
-                          body.logprobs)  # fmt: skip
+    more = {"suffix": body.suffix, "echo": body.echo, "score_only": body.max_tokens == 0}
+    wanted = [{**more, "prompt": prompt} for prompt in prompts]
+    return await complete(
+        request,
+        c,
+        body,
+        wanted,
+        max(body.max_tokens, 1) if more["score_only"] else body.max_tokens,
+        body.logprobs,
+    )
 
 
 @router.post("/chat/completions", responses=ANSWER, summary="Continue a conversation")
@@ -262,7 +299,13 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     if asked == 0:
         raise refused("max_tokens is 0; ask for at least one token.", "max_tokens")
     count = body.top_logprobs if body.logprobs else None
-    return await complete(request, c, body, [{"messages": messages}], True, asked, count)
+    tools = tools_of(body.tools) if body.tool_choice != "none" else {}
+    wanted = {"messages": messages, "tools": tools, "call": body.must_call()}
+    return await complete(request, c, body, [wanted], asked, count)
+
+
+# What a request asks for unless it says otherwise (completions.py).
+NOTHING_MORE: Mapping[str, Any] = {"suffix": "", "echo": False, "score_only": False, "tools": {}, "call": []}
 
 
 async def complete(
@@ -270,11 +313,12 @@ async def complete(
     c: Context,
     body: Common,
     prompts: list[dict[str, Any]],
-    chat: bool,
     max_tokens: int,
     logprobs: int | None,
 ) -> Response:
+    """prompts: of each what is to be continued, and what else is wanted (completions.py)."""
     c.check_model(body.model)
+    chat = isinstance(body, ChatBody)
     given = settings_of(body, c, max_tokens)
     if chat:
         as_chat(given, "tempo")
@@ -287,7 +331,8 @@ async def complete(
     shape = Shape(name, c.model_name, chat, int(time.time()), config.seed)
 
     def submit(prompt: dict[str, Any]) -> Ticket:
-        return c.submit(request, "completion", {**prompt, "config": config, "n": n, "logprobs": logprobs})
+        more = {"config": config, "n": n, "logprobs": logprobs, "phrases": body.tempo is not None}
+        return c.submit(request, "completion", {**NOTHING_MORE, **prompt, **more})
 
     if body.stream:
         if len(prompts) > 1:

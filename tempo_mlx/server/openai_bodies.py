@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.schemas import LONGEST_TEXT, Settings
+from tempo_mlx.server.tool_calls import tools_of
 
 MOST_PROMPTS = 128
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
@@ -160,6 +161,10 @@ class Common(Sent):
     def stops(cls, stop: list[str] | str | None) -> list[str]:
         return [text for text in ([stop] if isinstance(stop, str) else stop or ()) if text]
 
+    def texts(self) -> int:
+        """How many are to be found; the best n of them are given."""
+        return self.n
+
     def check(self) -> None:
         """Raises ApiError for what would change the text and cannot be done."""
         for name, value in (self.model_extra or {}).items():
@@ -197,9 +202,14 @@ class CompletionBody(Common):
     ] = Field(description="Text, or token ids; or a list of them.")
     max_tokens: Length = Field(16, description="Tokens to generate at most; -1: as many as there may be.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Report so many alternatives of each token.")
-    echo: Literal[False] | None = Field(None, description="Only false.")
-    best_of: int | None = Field(None, ge=1, le=256, description="Only equal to n.")
-    suffix: Literal[""] | None = Field(None, description="Only empty.")
+    echo: bool = Field(False, description="The prompt before the completion, with its log-probabilities.")
+    best_of: int | None = Field(
+        None, ge=1, le=256, description="Follow so many branches, and give the n best."
+    )
+    suffix: Text = Field("", description="What follows the text that is wanted, for models that fill in.")
+
+    def texts(self) -> int:
+        return max(self.best_of or 1, self.n)
 
     @field_validator("logprobs", mode="before")
     @classmethod
@@ -286,6 +296,19 @@ class ChatBody(Common):
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=50)] = Field(
         {}, description="Further variables of the chat template."
     )
+
+    def must_call(self) -> list[str]:
+        """The tools of which one must be called. Raises ApiError."""
+        names = list(tools_of(self.tools))
+        if isinstance(self.tool_choice, dict):
+            function = self.tool_choice.get("function") or self.tool_choice
+            name = function.get("name") if isinstance(function, dict) else None
+            if name not in names:
+                raise refused("tool_choice names no tool of tools.", "tool_choice")
+            return [name]
+        if self.tool_choice == "required" and not names:
+            raise refused("tool_choice is required, and there are no tools.", "tool_choice")
+        return names if self.tool_choice == "required" else []
 
     def variables(self) -> list[str]:
         """Those of the chat template, as the setting template_variables has them."""

@@ -10,6 +10,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPrompt
 from tempo_mlx.server.errors import ApiError
+from tempo_mlx.weights.infilling import infilling_prompt
 
 CHARACTERS_PER_TOKEN = 64  # a longer text cannot fit; it is refused before it is tokenised
 
@@ -23,6 +24,7 @@ def read_prompt(
     prompt: str | list[int] = payload.get("prompt") or ""
     messages: list[dict[str, Any]] = payload.get("messages") or []
     size = len(str(messages)) + sum(map(len, config.template_variables)) if messages else len(prompt)
+    size += len(payload.get("suffix") or "")
     if size > CHARACTERS_PER_TOKEN * limit:
         raise too_long(limit)
     if messages:
@@ -36,6 +38,8 @@ def read_prompt(
         if any(each.startswith("tools=") for each in config.template_variables):
             check_tools(loaded)
         encoded = encode_chat(loaded.tokenizer, messages, config)
+    elif payload.get("suffix"):
+        encoded = encode_infilling(loaded, prompt, payload["suffix"])
     else:
         encoded = encode_prompt(loaded, prompt, config)
     if not encoded.token_ids:
@@ -45,6 +49,20 @@ def read_prompt(
     if len(encoded.token_ids) > limit:
         raise too_long(limit)
     return encoded
+
+
+def encode_infilling(loaded: LoadedModel, prompt: str | list[int], suffix: str) -> RunPrompt:
+    """What stands before and after the text that is wanted. Raises ApiError where the model cannot do it."""
+    before = prompt if isinstance(prompt, str) else loaded.tokenizer.decode(prompt)
+    ids = infilling_prompt(loaded.tokenizer, before, suffix)
+    if ids is None:
+        raise ApiError(
+            400,
+            "no_infilling",
+            "The model has no tokens for filling in; leave out suffix, or serve one that has, such as a Qwen2.5-Coder.",
+            "suffix",
+        )
+    return RunPrompt(before, tuple(ids))
 
 
 def check_tools(loaded: LoadedModel) -> None:

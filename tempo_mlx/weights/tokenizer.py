@@ -171,14 +171,24 @@ class Tokenizer:
         settings = {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
         return self._compiled[name].render(messages, {**self.special_tokens, **settings})
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> tuple[str, list[int]]:
-        """`chat`'s text and its token ids; control tokens that a message spells are text there, and no tokens."""
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, begun: str = "", **settings: Any
+    ) -> tuple[str, list[int]]:
+        """`chat`'s text and its token ids; control tokens that a message spells are text there, and no tokens.
+
+        begun: what the answer begins with.
+        """
         quoting = Quoting((self.token_text(index) for index in self.special_ids), messages)
         rendered = self.chat(quoting.messages, **settings)
         ids = quoting.encode(
             rendered, lambda text: self.encode(text, add_special=False), self._encode_literal
         )
-        return quoting.text(rendered), ids
+        text = quoting.text(rendered)
+        if not begun:
+            return text, ids
+        before = self.reasoning.answer  # where the model says what is an answer
+        ids = ids + self.encode(before, add_special=False) + self._encode_literal(begun, False)
+        return f"{text}{before}{begun}", ids
 
     def _encode_literal(self, text: str, first: bool) -> list[int]:
         """Token ids of text in which no control token is meant; what is not first gets no prefix."""
