@@ -21,7 +21,8 @@ from tempo_mlx.weights.gguf_tensor import GGUFTensor
 from tempo_mlx.weights.registry import PACKAGED
 from tempo_mlx.weights.tensor import PackedTensor
 
-MODELS = [PACKAGED["smollm2-135m"].path, *sorted(Path("/tmp/tempo-models").glob("*.gguf"))]
+DEFAULT = PACKAGED["smollm2-135m"].path
+MODELS = sorted({DEFAULT, *DEFAULT.parent.glob("*.gguf")})  # the default one, and what else was fetched
 QUANTISED = {name: (block, size) for name, block, size in TYPES.values() if block > 1}
 # Of the scales in float32, float16, bfloat16; nothing where it is exact.
 WHOLE, PRODUCTS = (0.0, 0.0, 4.5e-3), (0.0, 7.5e-4, 5.75e-3)
