@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXTS = 8
+MOST_PASSES = 320  # of an enumeration of 8 rows a pass: twice a program's length
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,15 @@ def branches(**settings: Any) -> dict[str, Any]:
     return {"decoder": "tree", "branches": TEXTS, **settings}
 
 
-def leaves(**settings: Any) -> dict[str, Any]:
-    return {"decoder": "enumerate", "leaves": TEXTS, "threshold": 0.05, **settings}
+def leaves(rows: int = 8, **settings: Any) -> dict[str, Any]:
+    return {
+        "decoder": "enumerate",
+        "leaves": TEXTS,
+        "threshold": 0.05,
+        "max_passes": MOST_PASSES * (8 // rows),
+        "rows": rows,
+        **settings,
+    }
 
 
 ARMS = (

@@ -109,6 +109,11 @@ class Agenda:
         self.count = 0
         self.endings: dict[tuple[int, ...], list[Place]] = {}  # last tokens in settled texts
 
+    @property
+    def eligible(self) -> float:
+        """How many paths may become leaves that are wanted, if as many as so far merge or say nothing new."""
+        return self.room * len(self.settled) / len(self.said) if self.said else self.room
+
     def learn(self, path: Path, kept: Ints, log_probs: Floats, gone: float) -> None:
         """What may follow the tip of a path; it goes on with the best of it."""
         place = path.tip
@@ -150,12 +155,14 @@ class Agenda:
         """At most `rows` paths to go on with: the heaviest of those that may become leaves that are wanted."""
         while not self.done:
             ranked = sorted(self.followed, key=lambda path: path.key)
-            running = [path for path in ranked[: int(min(self.room, len(ranked)))] if not path.ended][:rows]
+            running = [path for path in ranked[: int(min(self.eligible, len(ranked)))] if not path.ended][
+                :rows
+            ]
             if not self.waiting:
                 return running
             best = self.waiting[0][0]
             before = sum(path.key < best for path in ranked)
-            if before >= self.room or sum(path.key < best for path in running) >= rows:
+            if before >= self.eligible or sum(path.key < best for path in running) >= rows:
                 return running
             self.begin()
         return []
@@ -221,7 +228,7 @@ class Agenda:
 
     def pending(self, most: int) -> Iterator[Place]:
         """What paths go on from, heaviest first, of at most so many that may become wanted leaves."""
-        most = int(min(most, self.room))
+        most = int(min(most, self.eligible))
         ranked = [(path.key, path.tip) for path in self.followed if not path.ended]
         ranked += [
             (key, place) for key, place, _ in heapq.nsmallest(most, self.waiting, key=lambda item: item[0])
