@@ -90,7 +90,11 @@ class Recorded:
         """The recorded children; in the rule's own words where it wants the same."""
         book, children = self.book, self.children(frontier)
         shared = isinstance(self.rule, (Arithmetic, StochasticBeam))
-        if self.drawn and not shared and any(node.branch >= self.width for node in frontier.nodes):
+        if (
+            isinstance(self.rule, Samples)
+            and not shared
+            and any(node.branch >= self.width for node in frontier.nodes)
+        ):
             self.lost = True
             book.lie("children", f"Before step {self.record.step} a sample has split in two.")
             return Choice(children, lost={row: self.said(row) for row in range(len(frontier.nodes))})
