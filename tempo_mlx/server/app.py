@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from tempo_mlx._version import __version__
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.server import docs_page, openai, routes, session_routes
+from tempo_mlx.server import anthropic, docs_page, ollama, openai, routes, session_routes
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.engine import Engine
 from tempo_mlx.server.errors import ApiError
@@ -57,7 +57,14 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.context = context
-    for router in (routes.router, session_routes.router, session_routes.reading, openai.router):
+    for router in (
+        routes.router,
+        session_routes.router,
+        session_routes.reading,
+        openai.router,
+        anthropic.router,
+        ollama.router,
+    ):
         app.include_router(router)
     _add_pages(app)
     _add_errors(app)

@@ -21,7 +21,7 @@ from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.decode.step import Member
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.phrases import Phrase, phrases_in
-from tempo_mlx.report.records import RunPrompt
+from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.stops import Stops, TextStream, cut_at_stop
 from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
@@ -83,7 +83,7 @@ def complete(
     run = stream.run()
     if stream.failure is not None:
         raise stream.failure
-    reader, choices = Answer(stream.task, style, tools), list[dict[str, Any]]()
+    reader = Answer(stream.task, style, tools)
     if growing:
         tail = scores.entries(reading.tail, joint)
         ids += [c.member.id for c in reading.tail if is_read(c.member)]
@@ -93,13 +93,26 @@ def complete(
             one["phrases"] = [shown(each) for each in phrases_in(run.steps, run.final_text)]
         yield ended(prompt, [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]})
         return
-    stops = Stops(tokenizer, config.stop)
-    for path in run.paths[: payload["n"]]:
+    choices = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed))
+    yield ended(prompt, choices or [choice(None, echo, False, 0, echoed)], None)
+
+
+def branches(
+    stream: Stream,
+    paths: Sequence[RunPath],
+    reader: Answer,
+    scores: Scores,
+    before: tuple[str, list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """The choices of a tree. before: what is echoed, and its tokens."""
+    tokenizer, (echo, echoed), choices = stream.loaded.tokenizer, before, list[dict[str, Any]]()
+    stops = Stops(tokenizer, stream.config.stop)
+    for path in paths:
         last = path.token_ids[-1] in tokenizer.eos_ids or stops(reversed(path.token_ids))
         tokens = scores.entries(trace(stream.steps, path.token_ids), JointText(tokenizer))
-        said = reader.said(path.token_ids, (run.reasoning, path.text))
+        said = reader.said(path.token_ids, stream.task.answers.read(path.token_ids))
         choices.append(choice(said, echo, last, len(path.token_ids), echoed + tokens))
-    yield ended(prompt, choices or [choice(None, echo, False, 0, echoed)], None)
+    return choices
 
 
 def ended(prompt: RunPrompt, choices: list[dict[str, Any]], rest: dict[str, Any] | None) -> Output:

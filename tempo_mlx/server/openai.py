@@ -6,9 +6,8 @@ What clients send is taken as they mean it (openai_bodies.py); what we cannot do
 from __future__ import annotations
 
 import json
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,80 +16,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
-from tempo_mlx.decode.registry import DECODERS
-from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, request_id
+from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.openai_bodies import ChatBody, Common, CompletionBody, refused
 from tempo_mlx.server.protocol import Event
-from tempo_mlx.server.schemas import as_chat, explicit_settings
 from tempo_mlx.server.streaming import EventStream, last, sse
-from tempo_mlx.server.tool_calls import tools_of
+from tempo_mlx.server.wanted import Asked, asked, asked_chat
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
-
-_ANY_DECODER = {
-    "temperature",
-    "seed",
-    "stop",
-    "max_tokens",
-    "min_steps",
-    "timeout",
-    "template_variables",
-    "enable_thinking",
-}
-
-
-def settings_of(body: Common, c: Context, max_tokens: int) -> dict[str, Any]:
-    """Our settings for OpenAI's. Without `tempo` it is ordinary sampling, as OpenAI's users expect."""
-    body.check()
-    c.note_ignored(body.unknown())
-    given: dict[str, Any] = explicit_settings(body.tempo) if body.tempo is not None else {}
-    limit = c.config.max_tokens_limit
-    asked = {
-        "temperature": body.temperature,
-        "seed": None if body.seed is not None and body.seed < 0 else body.seed,
-        "stop": body.stop or None,
-        "max_tokens": min(max_tokens, limit) if max_tokens >= 0 else None,
-    }
-    for name, value in asked.items():
-        if value is not None:
-            if name in given and name in body.model_fields_set:
-                raise refused(f"{name} is given twice; leave it out of tempo.", name)
-            given.setdefault(name, value)
-    given.setdefault("max_tokens", limit)
-    if isinstance(body, ChatBody) and (variables := body.variables()):
-        given.setdefault("template_variables", variables)
-        if body.thinks():
-            given.setdefault("enable_thinking", True)
-    tempered = given.get("temperature", 1.0) > 0
-    if (texts := body.texts()) > 1:
-        several(texts, given, tempered, c.config.max_rows_limit)
-    elif not given.keys() - _ANY_DECODER:
-        given["decoder"] = "plain"
-    for name, value in body.controls().items():
-        if name in given:
-            raise refused(f"{name} is given twice; leave it out of tempo.", name)
-        given[name] = value
-    if "seed" not in c.ambient:
-        given.setdefault("seed", secrets.randbelow(2**31))
-    return given
-
-
-def several(count: int, given: dict[str, Any], tempered: bool, limit: int) -> None:
-    """The settings under which a decoder gives `count` texts: branches of a tree, unless another was named."""
-    if count > limit:
-        raise refused(f"n is {count}; this server allows up to {limit}.", "n")
-    other = {"default_mode", "use_mcts"} & given.keys()
-    width = None if other else DECODERS[given.get("decoder") or "tree"].texts
-    if width is None:
-        able = [name for name, spec in DECODERS.items() if spec.texts is not None]
-        raise refused(f"n above 1 needs the decoder {', '.join(able[:-1])} or {able[-1]}.", "n")
-    if width == "branches":
-        given.setdefault("branch_choice", "sample" if tempered else "best")
-        given.setdefault("threshold", 0.0)  # as many as were asked for, however certain the model is
-    if given.setdefault(width, count) < count:
-        raise refused(f"n is {count}, but tempo.{width} is {given[width]}.", "n")
 
 
 @dataclass(frozen=True)
@@ -263,7 +197,6 @@ ANSWER = answers("The completion; server-sent events with stream.", {**JSON, **E
 
 @router.post("/completions", responses=ANSWER, summary="Continue a prompt")
 async def completions(body: CompletionBody, request: Request) -> Response:
-    c = context(request)
     if body.best_of is not None and body.best_of < body.n:
         raise refused(
             f"best_of is {body.best_of}, fewer than n ({body.n}); ask for at least as many.", "best_of"
@@ -278,76 +211,38 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         else [body.prompt]
     )
     more = {"suffix": body.suffix, "echo": body.echo, "score_only": body.max_tokens == 0}
+    length = 1 if more["score_only"] else body.max_tokens
     wanted = [{**more, "prompt": prompt} for prompt in prompts]
-    return await complete(
-        request,
-        c,
-        body,
-        wanted,
-        max(body.max_tokens, 1) if more["score_only"] else body.max_tokens,
-        body.logprobs,
-    )
+    return await complete(asked(request, body, length, body.logprobs), body, wanted)
 
 
 @router.post("/chat/completions", responses=ANSWER, summary="Continue a conversation")
 async def chat_completions(body: ChatBody, request: Request) -> Response:
-    c = context(request)
-    if body.top_logprobs and not body.logprobs:
-        raise refused("top_logprobs needs logprobs.", "top_logprobs")
-    messages = [message.for_template() for message in body.messages]
-    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    if asked == 0:
-        raise refused("max_tokens is 0; ask for at least one token.", "max_tokens")
-    count = body.top_logprobs if body.logprobs else None
-    tools = tools_of(body.tools) if body.tool_choice != "none" else {}
-    wanted = {"messages": messages, "tools": tools, "call": body.must_call()}
-    return await complete(request, c, body, [wanted], asked, count)
+    wanted, prompt = asked_chat(request, body)
+    return await complete(wanted, body, [prompt])
 
 
-# What a request asks for unless it says otherwise (completions.py).
-NOTHING_MORE: Mapping[str, Any] = {"suffix": "", "echo": False, "score_only": False, "tools": {}, "call": []}
-
-
-async def complete(
-    request: Request,
-    c: Context,
-    body: Common,
-    prompts: list[dict[str, Any]],
-    max_tokens: int,
-    logprobs: int | None,
-) -> Response:
+async def complete(understood: Asked, body: Common, prompts: list[dict[str, Any]]) -> Response:
     """prompts: of each what is to be continued, and what else is wanted (completions.py)."""
-    c.check_model(body.model)
-    chat = isinstance(body, ChatBody)
-    given = settings_of(body, c, max_tokens)
-    if chat:
-        as_chat(given, "tempo")
-    config = c.configuration(given)
-    if logprobs is not None and not DECODERS[config.decoder].log_probs:
-        raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
-    id = request_id(request)
-    n = body.n
-    name = ("chatcmpl-" if chat else "cmpl-") + id
-    shape = Shape(name, c.model_name, chat, int(time.time()), config.seed)
-
-    def submit(prompt: dict[str, Any]) -> Ticket:
-        more = {"config": config, "n": n, "logprobs": logprobs, "phrases": body.tempo is not None}
-        return c.submit(request, "completion", {**NOTHING_MORE, **prompt, **more})
-
+    chat, engine = isinstance(body, ChatBody), understood.engine
+    name = ("chatcmpl-" if chat else "cmpl-") + understood.id
+    shape = Shape(name, understood.model, chat, int(time.time()), understood.config.seed)
     if body.stream:
         if len(prompts) > 1:
             raise refused("stream takes one prompt at a time.", "prompt")
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return Chunks(c.engine, submit(prompts[0]), shape, n, usage)
+        return Chunks(engine, understood.ticket(prompts[0]), shape, body.n, usage)
     choices, counts = [], {"prompt_tokens": 0, "completion_tokens": 0}
     for prompt in prompts:
-        data = json.loads((await last(c.engine, submit(prompt), request)).data)
+        data = json.loads((await last(engine, understood.ticket(prompt), understood.request)).data)
         choices += data["choices"]
         counts = {name: counts[name] + data["usage"][name] for name in counts}
     return JSONResponse(
         {
             **shape.head(chunk=False),
-            "choices": [shape.choice(i, choice, logprobs is not None) for i, choice in enumerate(choices)],
+            "choices": [
+                shape.choice(i, choice, understood.logprobs is not None) for i, choice in enumerate(choices)
+            ],
             "usage": total(counts),
         }
     )

@@ -1,0 +1,256 @@
+"""Ollama's routes: chat, generate, and what tells its clients which model there is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from typing import Annotated, Any, Union
+
+from fastapi import APIRouter
+from pydantic import AliasChoices, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tempo_mlx._version import __version__
+from tempo_mlx.server.context import ERRORS, JSON, Context, answers, context
+from tempo_mlx.server.engine import Ticket
+from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.openai_bodies import ChatBody, CompletionBody, Sent, Text, refused
+from tempo_mlx.server.protocol import Event
+from tempo_mlx.server.streaming import EventStream, last
+from tempo_mlx.server.wanted import Asked, arguments_of, as_body, asked, chat_ticket
+
+router = APIRouter(prefix="/api", tags=["Ollama"], responses=ERRORS)
+
+# Options whose names are OpenAI's, too.
+OPTIONS = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "repeat_penalty", "presence_penalty",
+    "frequency_penalty", "mirostat",
+)  # fmt: skip
+LINES: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "object"}}}
+ANSWER = answers("One object, or without stream: false a line for every piece of text.", {**JSON, **LINES})
+
+
+class Call(Sent):
+    function: dict[str, Any]
+
+
+class Message(Sent):
+    role: str = Field(max_length=100)
+    content: Text = ""
+    thinking: Text = ""
+    images: list[Any] = Field([])
+    tool_calls: Annotated[list[Call], Field(max_length=1000)] = Field([])
+    tool_name: str | None = Field(None, max_length=1000)
+
+    def in_openais_words(self) -> dict[str, Any]:
+        if self.images:
+            raise refused("Messages are text here: leave out images.", "messages")
+        message: dict[str, Any] = {"role": self.role, "content": self.content, "name": self.tool_name}
+        message["tool_calls"] = [{"function": call.function} for call in self.tool_calls]
+        return {**message, "reasoning_content": self.thinking or None}
+
+
+class Options(Sent):
+    """Of a run. Those of loading a model, such as num_ctx, do nothing here."""
+
+    num_predict: int | None = Field(
+        None, description="Tokens to generate at most; -1: as many as there may be."
+    )
+
+    def in_openais_words(self) -> dict[str, Any]:
+        given = {name: value for name, value in (self.model_extra or {}).items() if name in OPTIONS}
+        length = self.num_predict if self.num_predict is not None and self.num_predict >= 0 else -1
+        return {**given, "max_tokens": length}
+
+
+class Common(Sent):
+    model: str | None = Field(
+        None,
+        max_length=500,
+        description="As GET /api/tags names it.",
+        validation_alias=AliasChoices("model", "name"),
+    )
+    stream: bool = Field(True, description="Send a line for every piece of text.")
+    options: Options | None = Field(None, description="Settings of the run, under Ollama's names.")
+    format: Union[str, dict[str, Any]] = Field("", description="json, or a JSON schema.")  # noqa: UP007
+    think: Union[bool, str] = Field(False, description="Reason first, where the model can.")  # noqa: UP007
+
+    def shared(self) -> dict[str, Any]:
+        """What chat and generate have in common, in OpenAI's words."""
+        words: dict[str, Any] = {
+            **(self.options or Options.model_validate({})).in_openais_words(),
+            "model": plain_name(self.model),
+        }
+        if self.format == "json":
+            words["response_format"] = {"type": "json_object"}
+        elif isinstance(self.format, dict):
+            words["json_schema"] = self.format
+        elif self.format:
+            raise refused("format is a text other than json; give json, or a JSON schema.", "format")
+        return words
+
+    def thoughts(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        kwargs = {"chat_template_kwargs": {"enable_thinking": True}} if self.think else {}
+        return {**kwargs, "reasoning_effort": self.think} if isinstance(self.think, str) else kwargs
+
+
+class OllamaChat(Common):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] = Field(
+        description="The conversation."
+    )
+    tools: Annotated[list[dict[str, Any]], Field(max_length=1000)] = Field(
+        [], description="Functions that the model may call."
+    )
+
+
+class OllamaGenerate(Common):
+    prompt: Text = Field("", description="What is to be answered; with raw, or suffix, continued.")
+    suffix: Text = Field("", description="What follows the text that is wanted.")
+    system: Text = Field("", description="What goes before the prompt.")
+    raw: bool = Field(False, description="Without the chat template.")
+    images: list[Any] = Field([], max_length=0, description="None.")
+    template: str = Field("", max_length=0, description="None: the model's own is used.")
+
+
+class Named(Sent):
+    model: str | None = Field(None, max_length=500, validation_alias=AliasChoices("model", "name"))
+
+
+def plain_name(name: str | None) -> str | None:
+    return None if name is None else name.removesuffix(":latest")
+
+
+@router.post("/chat", responses=ANSWER, summary="Continue a conversation, as Ollama's clients ask for it")
+async def chat(body: OllamaChat, request: Request) -> Response:
+    words = {**body.shared(), **body.thoughts(), "tools": body.tools}
+    words["messages"] = [message.in_openais_words() for message in body.messages]
+    found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
+    return await answer(Lines(found, ticket, chat=True), body.stream)
+
+
+@router.post("/generate", responses=ANSWER, summary="Answer or continue a prompt")
+async def generate(body: OllamaGenerate, request: Request) -> Response:
+    if not body.prompt:  # what Ollama's clients send to have a model loaded
+        return JSONResponse({**head(context(request)), "response": "", "done": True, "done_reason": "load"})
+    words = {**body.shared(), **({} if body.raw or body.suffix else body.thoughts())}
+    ready = context(request).engine.ready
+    if body.raw or body.suffix or (ready is not None and not ready.has_chat_template):
+        completion = as_body(CompletionBody, {**words, "prompt": body.prompt}, body.unknown(), request)
+        found = asked(request, completion, completion.max_tokens, None)
+        ticket = found.ticket({"prompt": body.prompt, "suffix": body.suffix})
+    else:
+        system = [{"role": "system", "content": body.system}] if body.system else []
+        words["messages"] = [*system, {"role": "user", "content": body.prompt}]
+        found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
+    return await answer(Lines(found, ticket, chat=False), body.stream)
+
+
+@router.get("/tags", summary="The model served")
+async def tags(request: Request) -> dict[str, Any]:
+    return {"models": [card(context(request))]}
+
+
+@router.post("/show", summary="What the model is")
+async def show(body: Named, request: Request) -> dict[str, Any]:
+    c = context(request)
+    c.check_model(plain_name(body.model))
+    ready = c.engine.ready
+    length = {"general.architecture": "tempo", "tempo.context_length": ready.context_length} if ready else {}
+    return {**card(c), "capabilities": ["completion"], "model_info": length, "parameters": "", "template": ""}
+
+
+@router.get("/version", summary="The version of tempo-mlx")
+async def version() -> dict[str, str]:
+    return {"version": __version__}
+
+
+def card(c: Context) -> dict[str, Any]:
+    info = c.engine.ready.model if c.engine.ready else {}
+    details = {
+        "format": "",
+        "family": str(info.get("family", "")),
+        "quantization_level": str(info.get("quantization", "")),
+    }
+    return {
+        "name": c.model_name,
+        "model": c.model_name,
+        "modified_at": stamp(c.started),
+        "size": 0,
+        "digest": str(info.get("sha256") or info.get("revision") or ""),
+        "details": {**details, "parameter_size": "", "families": None, "parent_model": ""},
+    }
+
+
+def stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def head(c: Context) -> dict[str, Any]:
+    return {"model": c.model_name, "created_at": stamp(time.time())}
+
+
+async def answer(lines: Lines, streams: bool) -> Response:
+    if streams:
+        return lines
+    event = await last(lines.engine, lines.ticket, lines.asked.request)
+    (choice,) = json.loads(event.data)["choices"]
+    return JSONResponse({**lines.piece(choice), **lines.ending(json.loads(event.data))})
+
+
+class Lines(EventStream):
+    """One streamed answer: an object a line."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, asked: Asked, ticket: Ticket, chat: bool) -> None:
+        super().__init__(asked.engine, ticket)
+        self.asked, self.chat = asked, chat
+
+    def failed(self, error: ApiError) -> bytes:
+        return line({"error": error.message})
+
+    def beat(self) -> bytes:
+        return b"\n"
+
+    def queued(self) -> Iterator[bytes]:
+        yield from ()
+
+    def written(self, event: Event) -> Iterable[bytes]:
+        data = json.loads(event.data)
+        if event.name == "delta" and (data["text"] or data["reasoning"]):
+            yield line({**self.piece(data), "done": False})
+        elif event.name == "end":
+            rest = data["rest"] or data["choices"][0]
+            if rest["text"] or rest["reasoning"] or rest["calls"]:
+                yield line({**self.piece(rest), "done": False})
+            yield line({**self.piece({"text": "", "reasoning": None}), **self.ending(data)})
+
+    def piece(self, said: dict[str, Any]) -> dict[str, Any]:
+        """Text, reasoning and calls in Ollama's places."""
+        thinking = {"thinking": said["reasoning"]} if said["reasoning"] else {}
+        if not self.chat:
+            return {**head(context(self.asked.request)), "response": said["text"], **thinking}
+        message = {"role": "assistant", "content": said["text"], **thinking}
+        if calls := said.get("calls"):
+            functions = [{"name": call["name"], "arguments": arguments_of(call)} for call in calls]
+            message["tool_calls"] = [{"function": function} for function in functions]
+        return {**head(context(self.asked.request)), "message": message}
+
+    def ending(self, data: dict[str, Any]) -> dict[str, Any]:
+        reason = data["choices"][0]["finish_reason"]
+        usage, spent = data["usage"], int((time.monotonic() - self.ticket.created) * 1e9)
+        return {
+            "done": True,
+            "done_reason": "length" if reason == "length" else "stop",
+            "total_duration": spent,
+            "prompt_eval_count": usage["prompt_tokens"],
+            "eval_count": usage["completion_tokens"],
+        }
+
+
+def line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"

@@ -1,0 +1,151 @@
+"""The clients of Anthropic and of Ollama against the server: the same engine in their words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("torch")
+pytest.importorskip("llguidance")
+
+from tests.serving import Served, serving, with_context
+from tests.test_server_tools import TEMPLATE
+from tests.twins import twin
+
+MODEL = "twin"
+USER = {"role": "user", "content": "Hello"}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Bonn"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    model = with_context(twin("llama"), 4096, tmp_path_factory.mktemp("models"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    with serving(model, "--model-alias", MODEL) as served:
+        yield served
+
+
+def said(server: Served, messages: list[Any], **more: Any) -> dict[str, Any]:
+    """By OpenAI's route."""
+    body = {"messages": messages, "max_tokens": 8, "temperature": 0, **more}
+    answer: dict[str, Any] = server.post("/v1/chat/completions", body).json()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def anthropic(server: Served) -> Any:
+    package = pytest.importorskip("anthropic")
+    return package.Anthropic(base_url=server.url, api_key="none needed", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def ollama(server: Served) -> Any:
+    return pytest.importorskip("ollama").Client(host=server.url)
+
+
+ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 8, "extra_body": {"temperature": 0}}
+
+
+def test_a_message_of_anthropics(anthropic: Any, server: Served) -> None:
+    answer = anthropic.messages.create(**ASK, system="Be brief.", messages=[USER])
+    expected = said(server, [{"role": "system", "content": "Be brief."}, USER])
+    assert [block.text for block in answer.content] == [expected["choices"][0]["message"]["content"]]
+    assert answer.stop_reason == "max_tokens"
+    assert answer.usage.input_tokens == expected["usage"]["prompt_tokens"]
+    again = [USER, {"role": "assistant", "content": answer.content}, {"role": "user", "content": "more"}]
+    assert anthropic.messages.create(**ASK, messages=again).content[0].text
+
+
+def test_a_stream_of_anthropics(anthropic: Any, server: Served) -> None:
+    whole = anthropic.messages.create(**ASK, messages=[USER])
+    with anthropic.messages.stream(**ASK, messages=[USER]) as stream:
+        pieces = list(stream.text_stream)
+        final = stream.get_final_message()
+    assert len(pieces) > 2
+    assert "".join(pieces) == final.content[0].text == whole.content[0].text
+    assert (final.stop_reason, final.usage) == (whole.stop_reason, whole.usage)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_tool_of_anthropics(streams: bool, anthropic: Any) -> None:
+    tools = [{"name": "weather", "description": "It rains.", "input_schema": CITY}]
+    body = {**ASK, "max_tokens": 60, "tools": tools, "messages": [USER], "tool_choice": {"type": "any"}}
+    if streams:
+        with anthropic.messages.stream(**body) as stream:
+            answer = stream.get_final_message()
+    else:
+        answer = anthropic.messages.create(**body)
+    assert answer.stop_reason == "tool_use"
+    (call,) = answer.content
+    assert (call.type, call.name) == ("tool_use", "weather")
+    assert call.input["city"] in ("Oslo", "Bonn")
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "rain"}]}
+    told = [USER, {"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+    body = {**ASK, "tools": tools, "messages": told}
+    assert anthropic.messages.create(**body).usage.input_tokens > answer.usage.input_tokens
+
+
+def test_errors_reach_anthropics_client(anthropic: Any) -> None:
+    package = pytest.importorskip("anthropic")
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
+    with pytest.raises(package.BadRequestError, match="leave out images"):
+        anthropic.messages.create(**ASK, messages=[{"role": "user", "content": [picture]}])
+    with pytest.raises(package.NotFoundError):
+        anthropic.messages.create(**{**ASK, "model": "claude"}, messages=[USER])
+    with pytest.raises(package.BadRequestError):
+        anthropic.messages.create(**{**ASK, "extra_body": {"temperature": -1}}, messages=[USER])
+
+
+OPTIONS = {"num_predict": 8, "temperature": 0, "num_ctx": 2048}
+
+
+def test_a_chat_of_ollamas(ollama: Any, server: Served) -> None:
+    answer = ollama.chat(model=f"{MODEL}:latest", messages=[USER], options=OPTIONS)
+    expected = said(server, [USER])
+    assert answer.message.content == expected["choices"][0]["message"]["content"]
+    assert (answer.done, answer.done_reason, answer.eval_count) == (True, "length", 8)
+    assert answer.prompt_eval_count == expected["usage"]["prompt_tokens"]
+    lines = list(ollama.chat(model=MODEL, messages=[USER], options=OPTIONS, stream=True))
+    assert len(lines) > 3
+    assert "".join(line.message.content for line in lines) == answer.message.content
+    assert [line.done for line in lines] == [False] * (len(lines) - 1) + [True]
+    again = [USER, answer.message, {"role": "user", "content": "more"}]
+    assert ollama.chat(model=MODEL, messages=again, options=OPTIONS).message.content
+
+
+def test_generate_of_ollamas(ollama: Any, server: Served) -> None:
+    answer = ollama.generate(model=MODEL, prompt="Hello", options=OPTIONS)
+    assert answer.response == said(server, [USER])["choices"][0]["message"]["content"]
+    raw = ollama.generate(model=MODEL, prompt="Hello", raw=True, options=OPTIONS)
+    body = {"prompt": "Hello", "max_tokens": 8, "temperature": 0}
+    assert raw.response == server.post("/v1/completions", body).json()["choices"][0]["text"]
+    lines = list(ollama.generate(model=MODEL, prompt="Hello", raw=True, options=OPTIONS, stream=True))
+    assert "".join(line.response for line in lines) == raw.response
+    assert ollama.generate(model=MODEL, prompt="").done_reason == "load"
+
+
+def test_formats_and_tools_of_ollamas(ollama: Any) -> None:
+    long = {**OPTIONS, "num_predict": 60}
+    answer = ollama.chat(model=MODEL, messages=[USER], format=CITY, options=long)
+    assert json.loads(answer.message.content)["city"] in ("Oslo", "Bonn")
+    tool = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+    used = [ollama.chat(model=MODEL, messages=[USER], tools=tools, options=OPTIONS) for tools in ([tool], [])]
+    assert used[0].prompt_eval_count > used[1].prompt_eval_count
+
+
+def test_what_ollamas_clients_ask_about_the_model(ollama: Any, server: Served) -> None:
+    assert [model.model for model in ollama.list().models] == [MODEL]
+    assert "completion" in ollama.show(MODEL).capabilities
+    assert server.get("/api/version").json()["version"]
+    package = pytest.importorskip("ollama")
+    with pytest.raises(package.ResponseError):
+        ollama.chat(model="llama3", messages=[USER])
