@@ -149,3 +149,54 @@ def test_what_ollamas_clients_ask_about_the_model(ollama: Any, server: Served) -
     package = pytest.importorskip("ollama")
     with pytest.raises(package.ResponseError):
         ollama.chat(model="llama3", messages=[USER])
+
+
+@pytest.fixture(scope="module")
+def openai(server: Served) -> Any:
+    package = pytest.importorskip("openai")
+    return package.OpenAI(base_url=f"{server.url}/v1", api_key="none needed", max_retries=0)
+
+
+def test_a_response_of_openais(openai: Any, server: Served) -> None:
+    ask: dict[str, Any] = {
+        "model": MODEL,
+        "max_output_tokens": 8,
+        "temperature": 0,
+        "instructions": "Be brief.",
+    }
+    answer = openai.responses.create(**ask, input="Hello")
+    expected = said(server, [{"role": "system", "content": "Be brief."}, USER])
+    assert answer.output_text == expected["choices"][0]["message"]["content"]
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.usage.input_tokens == expected["usage"]["prompt_tokens"]
+    with openai.responses.stream(**ask, input=[USER]) as stream:
+        kinds = [event.type for event in stream]
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.incomplete"
+    assert kinds.count("response.output_text.delta") > 2
+    again = [USER, *answer.output, {"role": "user", "content": "more"}]
+    assert openai.responses.create(**ask, input=again).output_text
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_function_of_a_response(streams: bool, openai: Any) -> None:
+    tool = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}
+    ask: dict[str, Any] = {"model": MODEL, "temperature": 0, "tools": [tool], "tool_choice": "required"}
+    if streams:
+        with openai.responses.stream(**ask, input="Hello", max_output_tokens=60) as stream:
+            answer = stream.get_final_response()
+    else:
+        answer = openai.responses.create(**ask, input="Hello", max_output_tokens=60)
+    (call,) = answer.output
+    assert (call.type, call.name) == ("function_call", "weather")
+    assert json.loads(call.arguments)["city"] in ("Oslo", "Bonn")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    told = [{"role": "user", "content": "Hello"}, call, result]
+    body = {**ask, "tool_choice": "auto", "input": told, "max_output_tokens": 8}
+    assert openai.responses.create(**body).usage.input_tokens > answer.usage.input_tokens
+
+
+def test_what_a_response_cannot_be_is_refused(server: Served) -> None:
+    for more in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}):
+        answer = server.post("/v1/responses", {"input": "Hello", **more})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(more)))

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from tempo_mlx._version import __version__
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.server import anthropic, docs_page, ollama, openai, routes, session_routes
+from tempo_mlx.server import anthropic, docs_page, ollama, openai, responses, routes, session_routes
 from tempo_mlx.server.context import Context
 from tempo_mlx.server.engine import Engine
 from tempo_mlx.server.errors import ApiError
@@ -62,6 +62,7 @@ def create_app(
         session_routes.router,
         session_routes.reading,
         openai.router,
+        responses.router,
         anthropic.router,
         ollama.router,
     ):
