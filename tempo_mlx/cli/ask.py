@@ -31,6 +31,37 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 512  # unless max_tokens is given
 
 
+def _option(flag: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(flag, metavar=metavar, rich_help_panel="Answers", help=help)
+
+
+AnswerRegex = Annotated[
+    str | None,
+    _option(
+        "--answer-regex", "Texts in which this finds the same (its first group) are one answer.", "REGEX"
+    ),
+]
+AnswerNumber = Annotated[bool, _option("--answer-number", "Texts with the same last number are one answer.")]
+Vote = Annotated[
+    str | None,
+    _option(
+        "--vote",
+        "Choose one text: by what most say, by their probability, by the best mean log-probability, or by the surest "
+        "least sure stretch.",
+        "majority|mass|mean|window",
+    ),
+]
+VerifyWith = Annotated[
+    str | None,
+    _option(
+        "--verify-with",
+        "Choose the first text that this command, which gets it on standard input, ends with 0 for. It runs without "
+        "network, for at most 10 seconds.",
+        "COMMAND",
+    ),
+]
+
+
 @with_settings(
     *CONFIGS, only=settings_but(*CONFIGS, leave=("chat",)), everyday=(*EVERYDAY, "choices", "leaves")
 )
@@ -40,43 +71,10 @@ def ask(
         str | None, typer.Argument(metavar="QUESTION", help="The question; - reads standard input.")
     ] = None,
     config: ConfigFile = None,
-    answer_regex: Annotated[
-        str | None,
-        typer.Option(
-            "--answer-regex",
-            metavar="REGEX",
-            rich_help_panel="Answers",
-            help="Texts in which this finds the same (its first group) are one answer.",
-        ),
-    ] = None,
-    answer_number: Annotated[
-        bool,
-        typer.Option(
-            "--answer-number",
-            rich_help_panel="Answers",
-            help="Texts with the same last number are one answer.",
-        ),
-    ] = False,
-    vote: Annotated[
-        str | None,
-        typer.Option(
-            "--vote",
-            metavar="majority|mass|mean|window",
-            rich_help_panel="Answers",
-            help="Choose one text: by what most say, by their probability, by the best mean log-probability, or by the "
-            "surest least sure stretch.",
-        ),
-    ] = None,
-    verify_with: Annotated[
-        str | None,
-        typer.Option(
-            "--verify-with",
-            metavar="COMMAND",
-            rich_help_panel="Answers",
-            help="Choose the first text that this command, which gets it on standard input, ends with 0 for. It runs "
-            "without network, for at most 10 seconds.",
-        ),
-    ] = None,
+    answer_regex: AnswerRegex = None,
+    answer_number: AnswerNumber = False,
+    vote: Vote = None,
+    verify_with: VerifyWith = None,
 ) -> None:
     """Ask a model a question, and show its answers with their probabilities.
 
