@@ -124,6 +124,7 @@ CHOSEN: list[dict[str, str]] = [
     {"allow_intraset_token_visibility": "true"},
     {"enable_thinking": "true", "thinking_budget": "20"},
     {"decoder": "tree", "branches": "3"},
+    {"branches": "3"},
     {"pruning_signal": "attention", "sigmoid_steepness": "0"},
     {"final_threshold": "0", "relu_activation_point": "0", "max_parallel_tokens": "auto"},
     {"selection": "top-p", "top_p": "0.8"},

@@ -108,7 +108,9 @@ export const createSession = (body: object, id: string, signal: AbortSignal): Pr
   call('POST', 'sessions', body, id, signal)
 export const getStep = (session: string, step: number): Promise<StepDetail> =>
   call('GET', `sessions/${session}/steps/${step}`)
+export const getSession = (session: string): Promise<Session> => call('GET', `sessions/${session}`)
 export const deleteSession = (session: string): Promise<unknown> => call('DELETE', `sessions/${session}`)
+export const getExample = (): Promise<{ run: Run; phrases: Phrase[] }> => call('GET', 'example.json')
 export const readPhrases = (run: Run): Promise<{ phrases: Phrase[] }> => call('POST', 'phrases', { run })
 export const editSession = (session: string, action: string, body: object): Promise<Session> =>
   call('POST', `sessions/${session}/${action}`, body)

@@ -137,14 +137,28 @@ export function fill(table: SettingsTable, chosen: Chosen): Form {
   return { values, errors, applies, explicit }
 }
 
-/** A switch brings what it needs, where nothing else was said, so that the form shows it; the server does the same. */
+/** What is chosen brings what it needs, where nothing else was said, so that the form shows it; the server does the same. */
 function imply(table: SettingsTable, values: Values, chosen: Chosen): void {
-  for (const setting of table.settings.filter((s) => values[s.name] === true)) {
+  const common: Record<string, Value[]> = {}
+  for (const setting of table.settings.filter((s) => chosen[s.name] !== undefined && values[s.name] !== false)) {
     for (const name of setting.implies) {
-      const allowed = setting.needs?.[name] ?? []
-      if (chosen[name] === undefined && !met(table, name, allowed, values)) values[name] = allowed[0] ?? true
+      const needed = (name === 'decoder' ? setting.decoders : setting.needs?.[name]) ?? []
+      if (chosen[name] !== undefined || met(table, name, needed, values)) continue
+      const allowed: Value[] = needed.length > 0 ? needed : [true]
+      common[name] = (common[name] ?? allowed).filter((value) => allowed.some((other) => same(value, other)))
     }
   }
+  for (const [name, [first]] of Object.entries(common)) if (first !== undefined) values[name] = first
+}
+
+/** A setting as people call it: its name in words. */
+export function titleOf({ name }: Pick<Setting, 'name'>): string {
+  return name.replaceAll('_', ' ')
+}
+
+/** What a setting does, without the spelling of the command line. */
+export function helpOf({ help }: Pick<Setting, 'help'>): string {
+  return help.replace(', on stderr', '').replace(/--([a-z-]+)/g, (_, flag: string) => `“${flag.replaceAll('-', ' ')}”`)
 }
 
 function counts(table: SettingsTable, setting: Setting, values: Values): boolean {

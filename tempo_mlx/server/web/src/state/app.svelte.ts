@@ -4,7 +4,9 @@ import { getContext, setContext } from 'svelte'
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
 import { parseRun, type Alternative, type Phrase, type Run } from '../lib/run'
-import { fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
+import { choicesOf, fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
+import * as shelf from '../lib/shelf'
+import type { Title } from '../lib/shelf'
 import { RunView } from './view.svelte'
 
 export type Activity =
@@ -23,6 +25,13 @@ export interface Problem {
 
 export const FIRST_PROMPT = 'The capital of France is'
 const KEPT_RUNS = 12
+/** what the tab shows, kept for as long as the tab is */
+const SHOWN = 'tempo-mlx.shown'
+interface Shown {
+  id: string
+  name: string
+  session: string | null
+}
 /** steps that a text goes on for, at least, when another word is taken in it */
 const GO_ON = 20
 
@@ -40,6 +49,8 @@ export class App {
   activity: Activity = $state.raw({ kind: 'idle' })
   views: RunView[] = $state.raw([])
   view: RunView | null = $state.raw(null)
+  /** the run that a first visit begins with */
+  example: RunView | null = $state.raw(null)
   /** the run shown beside the current one */
   other: RunView | null = $state.raw(null)
   private request: { id: string; abort: AbortController } | null = null
@@ -84,9 +95,62 @@ export class App {
       this.table = await api.getSettings()
       this.problem = null
       this.readAddress()
+      await this.restore()
+      if (location.hash.length < 2 && !this.view) await this.showExample()
     } catch (error) {
       this.fail(error, () => void this.start())
     }
+  }
+
+  /** What this tab showed before it was loaded again: the session as it is on the server, or the run as it was kept. */
+  private async restore(): Promise<void> {
+    const { id, name, session } = JSON.parse(sessionStorage.getItem(SHOWN) ?? '{}') as Partial<Shown>
+    if (!id || !name || this.view || this.busy) return
+    const view = new RunView(name)
+    view.id = id
+    const state = session ? await found(session) : null
+    const kept = state ? null : await shelf.take(id).catch(() => undefined)
+    if (state) view.setSession(state)
+    else if (kept) view.load(kept.run, kept.phrases)
+    else return
+    if (this.busy) return
+    this.show(view)
+    void this.keep(view)
+  }
+
+  /** Keep a run in this browser. One that cannot keep anything (a private window, a full disk) goes without. */
+  private async keep(view: RunView): Promise<void> {
+    const { id, name, run, phrases } = view
+    if (this.standalone || view === this.example || view.lattice.length === 0) return
+    const title = { id, name, at: Date.now(), text: run.final_text.trim().slice(0, 120), steps: view.lattice.length }
+    await shelf.keep(title, { id, run: { ...run, steps: view.lattice.steps }, phrases }).catch(() => undefined)
+  }
+
+  async openKept({ id, name }: Title): Promise<void> {
+    const known = this.views.find((view) => view.id === id)
+    const kept = known ? null : await shelf.take(id)
+    if (known) this.show(known)
+    if (!kept) return
+    const view = RunView.of(kept.run, name, kept.phrases)
+    view.id = id
+    this.show(view)
+    this.fillFrom(kept.run)
+  }
+
+  /** Note what this tab shows, for when it is loaded again. */
+  private note(): void {
+    const { view } = this
+    if (this.standalone || !view || view === this.example) return
+    const shown: Shown = { id: view.id, name: view.name, session: view.session?.id ?? null }
+    sessionStorage.setItem(SHOWN, JSON.stringify(shown))
+  }
+
+  /** A finished run, so that a first visit begins with something to read. */
+  private async showExample(): Promise<void> {
+    const { run, phrases } = await api.getExample()
+    if (this.view || this.busy) return
+    this.example = RunView.of(run, 'Example', phrases)
+    this.show(this.example)
   }
 
   /** Take prompt and settings from the address, unless it is what this page wrote there. */
@@ -127,6 +191,12 @@ export class App {
     }
     this.view = view
     if (this.other === view) this.other = null
+    this.note()
+    const { example } = this
+    if (example && this.views.every((v) => v === example || v.root !== example) && view !== example) {
+      this.example = null // nobody went on from it: it has shown what it was for
+      this.close(example)
+    }
   }
 
   close(view: RunView): void {
@@ -151,9 +221,19 @@ export class App {
           )
       this.problem = null
       this.show(RunView.of(run, nameOf(run), phrases))
+      this.fillFrom(run)
+      void this.keep(this.view!)
     } catch (error) {
       this.problem = { message: `${file.name}: ${(error as Error).message}`, code: 'file', retry: null, retryAt: null }
     }
+  }
+
+  /** Let the form ask for a run again. The message of a chat cannot be told from its template, so that one stays. */
+  private fillFrom({ prompt, config }: Run): void {
+    if (!this.table) return
+    if (config.chat !== true) this.prompt = prompt.text
+    this.chosen = choicesOf(this.table, config)
+    this.refused = {}
   }
 
   async generate(): Promise<void> {
@@ -233,6 +313,9 @@ export class App {
     } finally {
       view?.end()
       if (view && !this.views.includes(view)) this.letGo(view)
+      const changed = view ?? this.view
+      if (changed && this.views.includes(changed)) void this.keep(changed)
+      this.note()
       clearTimeout(look)
       this.request = null
       this.activity = { kind: 'idle' }
@@ -364,6 +447,19 @@ export class App {
       this.health = 'unreachable'
     }
   }
+}
+
+/** A session, if it is still there. It is busy until the server has noticed that the page that watched it is gone. */
+async function found(session: string): Promise<Session | null> {
+  for (let tries = 0; tries < 20; tries++) {
+    try {
+      return await api.getSession(session)
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 409) return null
+      await new Promise((resolve) => setTimeout(resolve, 250))
+    }
+  }
+  return null
 }
 
 /** The server no longer holds the session: it was evicted, or the server was started again. */

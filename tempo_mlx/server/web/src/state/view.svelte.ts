@@ -1,6 +1,6 @@
 /** One run on the page, live or finished, with what the views derive from it. */
 
-import type { Session, StreamStart, StreamStep } from '../lib/api'
+import { requestId, type Session, type StreamStart, type StreamStep } from '../lib/api'
 import { Lattice, type Member } from '../lib/lattice'
 import type { Phrase, Run } from '../lib/run'
 import { printed, printedBest, segment, type Segment } from '../lib/text'
@@ -9,6 +9,8 @@ let count = 0
 
 export class RunView {
   readonly key = ++count
+  /** under which this browser keeps it */
+  id = requestId()
   name = $state('')
   live = $state(false)
   /** everything but the steps, which the lattice holds */

@@ -1,0 +1,99 @@
+/** Who comes for the first time, and whatever files they bring. The real server and model. */
+
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+import { assertAccessible, assertFits, closePage, launch, openPage } from './browser.mjs'
+import { capital } from './runs.mjs'
+import { startServer } from './server.mjs'
+
+let browser
+let server
+
+before(async () => {
+  browser = await launch()
+  server = await startServer()
+})
+after(async () => {
+  await browser?.close()
+  await server?.stop()
+})
+
+const text = (page) => page.getByRole('group', { name: /^Text, / })
+const idle = (page) => page.locator('button.primary:enabled', { hasText: 'Generate' }).waitFor()
+
+function open(page, run) {
+  const buffer = Buffer.from(JSON.stringify(run))
+  return page.getByLabel('Run files').setInputFiles({ name: 'run.json', mimeType: 'application/json', buffer })
+}
+
+test('a first visit begins with a finished run in view, on a phone and at 200 % zoom, and can go on from it', async () => {
+  for (const viewport of [
+    { width: 380, height: 760 },
+    { width: 720, height: 450 },
+    { width: 1440, height: 900 },
+  ]) {
+    const page = await openPage(browser, server.url, { viewport })
+    const fork = page.locator('.fork').first()
+    await fork.waitFor()
+    const words = await text(page).boundingBox()
+    assert.ok(words.y < viewport.height - 60, `the text begins at ${words.y} of ${viewport.height} px`)
+    await assertFits(page, `first visit, ${viewport.width} px`)
+    await assertAccessible(page, `first visit, ${viewport.width} px`)
+    if (viewport.width === 1440) {
+      await fork.click()
+      await page.locator('.fork-card .main').nth(1).click()
+      await page.getByRole('navigation', { name: 'Texts from here' }).waitFor()
+      await idle(page)
+      assert.equal(await page.getByRole('alert').count(), 0)
+    }
+    await closePage(page)
+  }
+})
+
+test('a token of 20,000 characters, and one that turns the line around, are shown like any other', async () => {
+  const page = await openPage(browser, server.url)
+  await page.locator('.fork').first().waitFor()
+  const run = capital()
+  run.steps[0].tokens[0].text = 'x'.repeat(20_000)
+  run.steps[1].tokens[1].text = 'abc\u202Edcba'
+  run.steps[1].tokens[2].text = '\u200D'
+  await open(page, run)
+  const began = Date.now()
+  await page.getByText('3 steps', { exact: true }).waitFor()
+  await page.getByRole('radio', { name: 'Sets' }).click()
+  await text(page).getByText('‹RLO›').first().waitFor()
+  await text(page).getByText('‹ZWJ›').first().waitFor()
+  await page.getByRole('application').focus()
+  await page.keyboard.press('Home')
+  await page.getByRole('complementary').waitFor()
+  assert.ok(Date.now() - began < 15_000, `it took ${Date.now() - began} ms`)
+  await assertFits(page, 'a token of 20,000 characters')
+  await closePage(page)
+})
+
+test('opening a run fills the form with what asked for it', async () => {
+  const page = await openPage(browser, server.url)
+  await page.locator('.fork').first().waitFor()
+  const run = capital()
+  run.config = { threshold: 0.2, seed: 7, max_tokens: 3 }
+  await open(page, run)
+  await page.getByText('3 steps', { exact: true }).waitFor()
+  assert.equal(await page.getByLabel('Prompt', { exact: true }).inputValue(), run.prompt.text)
+  assert.equal(await page.getByLabel('threshold', { exact: true }).inputValue(), '0.2')
+  assert.equal(await page.getByLabel('seed', { exact: true }).inputValue(), '7')
+  await closePage(page)
+})
+
+test('what is asked for is what is run: branches make a tree, by a link or by the arrow keys', async () => {
+  const page = await openPage(browser, `${server.url}/#prompt=Hello&branches=3&max_tokens=4`)
+  const generate = page.getByRole('button', { name: 'Generate', exact: true })
+  const [request] = await Promise.all([page.waitForRequest((r) => r.method() === 'POST'), generate.click()])
+  assert.match(request.url(), /generate\/stream$/)
+  await idle(page)
+  await page.getByRole('radio', { name: /^Branches \(\d\)$/ }).waitFor()
+  await page.getByRole('radio', { name: 'Lineage' }).click()
+  await page.keyboard.press('ArrowRight')
+  assert.equal(await page.getByRole('radio', { name: 'Original TEMPO' }).getAttribute('aria-checked'), 'true')
+  assert.equal(await page.getByText(/--[a-z]/).count(), 0, 'the command line is spelled somewhere')
+  await closePage(page)
+})
