@@ -43,9 +43,16 @@ await shoot(run, 'web-run')
 
 const member = await open(STORY, { viewport: { width: 1440, height: 900 }, colorScheme: 'dark' })
 await generate(member)
+await member.getByRole('radio', { name: 'Sets' }).click()
 await member.locator('.set .t').nth(5).click()
 await member.getByText('What it would say next').waitFor()
 await shoot(member, 'web-member')
+
+const fork = await openPage(browser, server.url, { deviceScaleFactor: 1.25, viewport: { width: 1440, height: 900 } })
+await fork.locator('.fork').nth(4).click()
+await fork.waitForTimeout(400)
+await fork.screenshot({ path: `${FOLDER}/web-fork.png` })
+await closePage(fork)
 
 const branches = await open(
   { ...STORY, pruning_signal: '', preset: 'branches', branches: 4 },
@@ -54,10 +61,8 @@ const branches = await open(
 await generate(branches)
 await shoot(branches, 'web-branches')
 
-const phone = await open(STORY, { viewport: { width: 380, height: 780 }, deviceScaleFactor: 2 })
-await generate(phone)
-await phone.getByRole('application').scrollIntoViewIfNeeded()
-await phone.evaluate(() => document.querySelector('.runbar').scrollIntoView())
+const phone = await openPage(browser, server.url, { viewport: { width: 380, height: 780 }, deviceScaleFactor: 2 })
+await phone.locator('.fork').first().waitFor()
 await shoot(phone, 'web-phone')
 
 await browser.close()

@@ -50,6 +50,26 @@ test('a first visit begins with a finished run in view, on a phone and at 200 % 
   }
 })
 
+test('a long run begins folded to where its readings part, and the whole lattice is one key away', async () => {
+  const page = await openPage(browser, server.url)
+  const folded = page.getByRole('region', { name: 'Lattice, folded' })
+  await folded.waitFor()
+  const forks = await page.locator('.text.body .fork').count()
+  assert.equal(await folded.locator('.stack').count(), forks)
+  const box = await folded.boundingBox()
+  assert.ok(box.height < 900, `${box.height} px`)
+  await folded.locator('.stack button').nth(1).click()
+  await page.getByRole('complementary').getByText('Where it comes from').waitFor()
+  await assertAccessible(page, 'folded')
+  await page.keyboard.press('l')
+  await page.getByRole('application').waitFor()
+  for (let out = 0; out < 12 && (await folded.count()) === 0; out++) {
+    await page.getByRole('button', { name: 'Zoom out' }).click()
+  }
+  await folded.waitFor() // it never becomes too small to be read
+  await closePage(page)
+})
+
 test('a token of 20,000 characters, and one that turns the line around, are shown like any other', async () => {
   const page = await openPage(browser, server.url)
   await page.locator('.fork').first().waitFor()
