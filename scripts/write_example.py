@@ -23,7 +23,9 @@ def main() -> None:
     phrases = [asdict(phrase) for phrase in run.phrases]
     EXAMPLE.write_text(json.dumps({"run": run.to_dict(), "phrases": phrases}, separators=(",", ":")) + "\n")
     forks = sum(bool(phrase["alternatives"]) for phrase in phrases)
-    print(f"{EXAMPLE.name}: {len(run.steps)} steps, {forks} forks, {EXAMPLE.stat().st_size} bytes\n{run.final_text}")
+    print(
+        f"{EXAMPLE.name}: {len(run.steps)} steps, {forks} forks, {EXAMPLE.stat().st_size} bytes\n{run.final_text}"
+    )
 
 
 if __name__ == "__main__":
