@@ -51,7 +51,7 @@ def complete(server: Served, **body: Any) -> list[dict[str, Any]]:
 def test_log_likelihoods_as_lm_eval_asks_for_them(length: int, server: Served, loaded: LoadedModel) -> None:
     """Its request, and its reading of the answer: context and continuation are one prompt of token ids."""
     texts = [
-        f" the {word} sat on {number} mats" for number, word in enumerate(["cat", "dog", "man", "sun"] * 6)
+        f" the {word} sat on {number} mats" for number, word in enumerate(["cat", "dog", "man", "sun"] * 13)
     ]
     context = loaded.tokenizer.encode("In the house")
     pairs = [(context, loaded.tokenizer.encode(text, add_special=False)) for text in texts]
