@@ -38,6 +38,18 @@ test('a reload in the middle finds the running session, and it can go on', async
   await closePage(page)
 })
 
+test('a server that is back takes its banner away', async () => {
+  const page = await openPage(browser, link({ max_tokens: 2 }), { expected: [/ERR_FAILED/] })
+  await button(page, 'Generate').waitFor()
+  await page.route(/health|sessions/, (route) => route.abort())
+  await button(page, 'Generate').click()
+  await page.getByRole('alert').getByText('does not answer').waitFor()
+  await page.unroute(/health|sessions/)
+  await page.getByText('ready', { exact: true }).waitFor()
+  assert.equal(await page.getByRole('alert').count(), 0)
+  await closePage(page)
+})
+
 test('runs are listed, named, searched, opened again and deleted', async () => {
   const page = await openPage(browser, link({ max_tokens: 3 }))
   await button(page, 'Generate').click()

@@ -262,6 +262,16 @@ test('branches are cards with their log-probabilities and what differs from the 
   assert.match(await page.locator('.card').first().innerText(), /Best\s+-\d.*a token · sum -\d/)
   await button(page, 'Show in the lattice').nth(1).click()
   await button(page, 'Showing in the lattice').waitFor()
+  const second = await page
+    .locator('.card .text')
+    .nth(1)
+    .evaluate((element) => {
+      element.querySelectorAll('del').forEach((gone) => gone.remove())
+      return element.textContent.trim()
+    })
+  await button(page, 'Go on with this one').nth(1).click()
+  await idle(page)
+  assert.ok((await page.getByLabel('Prompt', { exact: true }).inputValue()).endsWith(second), second)
   await closePage(page)
 })
 

@@ -55,6 +55,8 @@ export class App {
   other: RunView | null = $state.raw(null)
   private request: { id: string; abort: AbortController } | null = null
   private link = ''
+  /** the server did not answer when it was last asked how it is */
+  private missed = false
 
   constructor(embedded: Run | null, phrases: Phrase[] = []) {
     if (!embedded) return
@@ -263,6 +265,13 @@ export class App {
     })
   }
 
+  /** Generate what follows a text of a run, under the settings of the form. */
+  async goOnWith(text: string): Promise<void> {
+    if (this.busy || !this.view) return
+    this.prompt = this.view.run.prompt.text + text
+    await this.generate()
+  }
+
   /** Ask the server to end the run; the stream then closes by itself, with what was generated. */
   async stop(): Promise<void> {
     const request = this.request
@@ -443,7 +452,10 @@ export class App {
       this.health = await api.getHealth()
       if (this.table?.chat === null && this.health.status === 'ok') this.table = await api.getSettings()
       if (!this.table && this.problem?.code === 'unreachable') this.problem.retry?.()
+      else if (this.missed && this.problem?.code === 'unreachable') this.problem = null // what it says is over
+      this.missed = false
     } catch {
+      this.missed = true
       this.health = 'unreachable'
     }
   }
