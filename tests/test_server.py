@@ -117,7 +117,7 @@ def test_a_stream_is_its_run_in_pieces(server: Served) -> None:
     body = {"prompt": "Hello there", "max_tokens": 20, "threshold": 0.03, "use_retroactive_pruning": True,
             "posterior_threshold": 0.3}  # fmt: skip
     found = stream(server, "/generate/stream", body)
-    assert [name for name, _ in found] == ["start"] + ["step"] * 20 + ["run"]
+    assert [name for name, _ in found] == ["start"] + ["step"] * 20 + ["phrases", "run"]
     start, run = found[0][1], found[-1][1]
     assert start["prompt"]["token_ids"] == run["prompt"]["token_ids"]
     assert "".join(start["prompt"]["tokens"]) == "Hello there"
@@ -190,7 +190,7 @@ def test_every_setting_of_a_request_is_checked_like_the_command_lines(server: Se
         ({"decoder": "nope"}, "decoder"),
         ({"threshold": "0.1"}, "threshold"),
         ({"typo": 1}, "typo"),
-        ({"top_k": 3, "decoder": "plain"}, "top_k"),
+        ({"beam_width": 3, "decoder": "plain"}, "beam_width"),
         ({"stop": [""]}, "stop"),
     ):
         response = server.post("/generate", {"prompt": "a", **body})

@@ -20,13 +20,12 @@ from tempo_mlx.decode.score import score_prompt
 from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.decode.step import Member
 from tempo_mlx.loading import LoadedModel
-from tempo_mlx.report.phrases import Phrase, phrases_in
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.stops import Stops, TextStream, cut_at_stop
 from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.events import Output, stats_of
+from tempo_mlx.server.events import Output, phrase_records, stats_of
 from tempo_mlx.server.observe import Rivals
 from tempo_mlx.server.tool_calls import Style, Tools, Withheld, calls_in, forced_grammar, style_of
 from tempo_mlx.sessions.arena import Top, top_tokens
@@ -90,7 +89,7 @@ def complete(
         said = reader.said(ids, (run.reasoning, run.final_text))
         one = choice(said, echo, run.finish_reason == "stop", len(run.steps), echoed + sent + tail)
         if payload["phrases"] and config.decoder != "plain":
-            one["phrases"] = [shown(each) for each in phrases_in(run.steps, run.final_text)]
+            one["phrases"] = phrase_records(run.phrases)
         yield ended(prompt, [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]})
         return
     choices = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed))
@@ -131,11 +130,6 @@ def choice(
         "text": echo + said.text, "reasoning": said.reasoning, "calls": said.calls, "finish_reason": reason,
         "count": count, "tokens": tokens,
     }  # fmt: skip
-
-
-def shown(phrase: Phrase) -> dict[str, Any]:
-    others = [{"text": other.text, "share": other.share} for other in phrase.alternatives]
-    return {"text": phrase.text, "share": phrase.share, "alternatives": others}
 
 
 def with_call(config: GenerateConfig, style: Style, tools: Tools) -> GenerateConfig:
