@@ -45,6 +45,7 @@ def test_a_command_of_the_docs_runs(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("TEMPO_MAX_TOKENS", "3")
     (tmp_path / "prompt.txt").write_text("Once upon a time\n")
+    (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
     if words[0] in (*ENDLESS, *LONG):
         typer.main.get_command(app).make_context("tempo-mlx", list(words))
         return
