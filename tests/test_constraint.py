@@ -14,12 +14,14 @@ import pytest
 from tempo_mlx.api import generate, score
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.constraint import make_constraint
+from tempo_mlx.decode.control import Control
 from tempo_mlx.decode.decoder import Setup
 from tempo_mlx.decode.forced import RunsForced
 from tempo_mlx.decode.tempo import plain
 from tempo_mlx.errors import ConfigError, DeadEndError, TempoError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import compare, decode_settings, tolerance_for, verify
+from tempo_mlx.resolution import resolve
 from tests.trees import loaded, prompt
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -114,6 +116,52 @@ def test_other_grammars(name: str) -> None:
     assert found and set(found) <= set(words)
     for text in finished(made(name, grammar='start: "<" item+ ">"\nitem: "a" | "(" item ")"')):
         assert re.fullmatch(r"<[a()]+>", text) and text.count("(") == text.count(")")
+
+
+def test_the_order_of_all_that_changes_a_distribution() -> None:
+    """Bias, penalties, functions, mask, temperature, truncation: each in its place, computed here one by one.
+
+    The penalty divides what the bias made positive; the function sees both, and what the mask takes away; top-k counts
+    what the mask left, at the temperature.
+    """
+    model, size = loaded(), loaded().model.architecture.vocab_size
+    given: dict[str, Any] = {
+        "logit_bias": {7: 5.0},
+        "repetition_penalty": 2.0,
+        "temperature": 0.5,
+        "top_p": 0.9,
+    }
+    config = resolve({"decoder": "plain", "choices": ("ab", "ac", "xyz"), **given})
+    constraint = make_constraint(config, model.tokenizer)
+    seen = []
+
+    def function(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        seen.append((tokens.tolist(), logits.copy()))
+        return logits * np.float32(1.5)
+
+    logits = np.random.default_rng(3).normal(size=(1, size)).astype(np.float32)
+    control = Control(config, [3, 7], model.tokenizer.eos_ids, constraint, [function])
+    found = control(logits, [[]])
+
+    wanted = logits[0].copy()
+    wanted[7] += 5.0
+    wanted[[3, 7]] = np.where(wanted[[3, 7]] < 0, wanted[[3, 7]] * 2, wanted[[3, 7]] / 2)
+    assert seen[0][0] == [3, 7]
+    np.testing.assert_array_equal(seen[0][1][0], wanted)
+    wanted = wanted * np.float32(1.5)
+    allowed = make_constraint(config, model.tokenizer).allowed([[]])[0]  # type: ignore[union-attr]
+    assert 1 < allowed.sum() < 10 < size
+    full = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
+    assert found.masked == pytest.approx((1 - full[allowed].sum(),), abs=1e-6)
+    cold = np.where(allowed, np.exp((wanted - wanted[allowed].max()) / 0.5), 0.0)
+    cold /= cold.sum()
+    best = np.sort(cold)[::-1]
+    cold[cold < best[int((np.cumsum(best) - best < 0.9).sum()) - 1]] = 0.0
+    assert 0 < (cold > 0).sum() < allowed.sum()
+    warm = np.sort(np.where(allowed, full, 0.0) / full[allowed].sum())[::-1]
+    assert (cold > 0).sum() < (np.cumsum(warm) - warm < 0.9).sum()  # what top-p would have kept before
+    np.testing.assert_allclose(np.exp(found.tempered[0]), cold / cold.sum(), atol=1e-6)
+    np.testing.assert_allclose(np.exp(found.log_probs[0]), np.where(cold > 0, full, 0.0), atol=1e-6)
 
 
 def test_choices_are_scored_exactly_and_what_is_no_choice_is_impossible() -> None:
