@@ -19,6 +19,7 @@ from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.width import with_measured_width
+from tempo_mlx.errors import ConfigError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.forward import Model
 from tempo_mlx.report.build import build_run
@@ -31,7 +32,7 @@ from tempo_mlx.report.stops import Stops, StopWatch
 @dataclass(frozen=True)
 class Task:
     """functions, own: of the caller's, in place of what the settings say. observer: is shown what is chosen from.
-    Raises ConfigError where functions cannot be.
+    Raises ConfigError where functions or an observer cannot be.
     """
 
     loaded: LoadedModel
@@ -44,6 +45,10 @@ class Task:
     def __post_init__(self) -> None:
         self.functions.check(self.spec, DECODERS.values())
         check_grammar(self.config)
+        if self.observer is not None and self.config.early_exit:
+            raise ConfigError(
+                "early_exit does not go with log-probabilities, which are the whole model's; leave one of them out."
+            )
 
     @property
     def spec(self) -> DecoderSpec:

@@ -22,6 +22,7 @@ from tempo_mlx.resolution import resolve
 from tempo_mlx.server.jobs import Jobs
 from tempo_mlx.server.protocol import Cancel, Event, FromWorker, Kind, Problem, Submit
 from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.wanted import NOTHING_MORE
 from tempo_mlx.server.worker import Worker
 from tests.exits import ALWAYS, loaded_with_exits
 
@@ -79,7 +80,7 @@ def caches() -> int:
 
 
 def begin(worker: Worker, kind: Kind, **payload: Any) -> None:
-    worker.handle(Submit("it", kind, payload))
+    worker.handle(Submit("it", kind, {**(NOTHING_MORE if kind == "completion" else {}), **payload}))
     worker.turn(worker.jobs["it"])
 
 

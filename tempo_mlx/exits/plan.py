@@ -159,10 +159,7 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
     Raises ModelError (no calibration, or of another model), ConfigError (layers; not the MLX backend).
     """
     if not isinstance(model, Transformer):
-        raise ConfigError(
-            "early_exit works on the MLX backend alone, and not beside log-probabilities, which are the whole model's; "
-            "leave it out."
-        )
+        raise ConfigError("early_exit works on the MLX backend alone; leave it out.")
     a = model.architecture
     if lacking := exits_lack(a):
         if not (config.lossless and config.exit_lookup) or config.exit_layers:

@@ -119,7 +119,14 @@ class Asked:
 
 
 # What a request asks for unless it says otherwise (completions.py).
-NOTHING_MORE: Mapping[str, Any] = {"suffix": "", "echo": False, "score_only": False, "tools": {}, "call": []}
+NOTHING_MORE: Mapping[str, Any] = {
+    "suffix": "",
+    "phrases": False,
+    "echo": False,
+    "score_only": False,
+    "tools": {},
+    "call": [],
+}
 
 
 def asked(request: Request, body: Common, max_tokens: int, logprobs: int | None) -> Asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -108,11 +109,11 @@ class Arena:
         Raises ModelError for a model whose layers keep states that are not to be had here.
         """
         self.model, self.limit, self.count = model, limit, count
-        self.newest: View | None = None  # whose rows were run last
+        self.newest: Ints = np.empty(0, np.int64)  # the rows that were run last
         self.architecture, self.info = model.architecture, model.info
         self.cache: Any = model.new_cache() if cache is None else cache
         self.top: dict[int, Top] = {}
-        self.recent: list[View] = []  # whose states are held
+        self.recent: list[ref[View]] = []  # whose states are held
         if model.architecture.recurrent and not isinstance(self.cache, Cache):
             raise ModelError(
                 f"A session on a {model.architecture.family} model, whose layers keep states, runs on the MLX backend "
@@ -133,10 +134,11 @@ class Arena:
 
     def use(self, view: View) -> None:
         """Hold this view's states, and of the others' those of the one before it: a state may be large."""
-        self.recent = [*(each for each in self.recent if each is not view), view]
+        self.recent = [*(each for each in self.recent if each() not in (None, view)), ref(view)]
         while len(self.recent) > 2:
-            if (states := self.recent.pop(0).states) is not None:
-                states.let_go()
+            old = self.recent.pop(0)()
+            if old is not None and old.states is not None:
+                old.states.let_go()
 
     def embeddings(self, tokens: Sequence[int]) -> Float32s:
         return self.model.embeddings(tokens)
@@ -177,7 +179,7 @@ class Arena:
                 self.cache.truncate(start)
             raise
         cache.rows = columns
-        self.newest = cache
+        self.newest = own
         mass = out.attention_mass
         return (
             out if mass is None or alive == start else Forward(out.logits, mass[..., columns], out.exit_layer)
@@ -185,9 +187,8 @@ class Arena:
 
     def observe(self, log_probs: Float32s) -> None:
         """What is chosen from after each of the newest rows, (k, V)."""
-        if self.newest is not None:
-            for row, each in zip(self.newest.rows[-len(log_probs) :].tolist(), log_probs, strict=True):
-                self.top[row] = top_tokens(each, self.count)
+        for row, each in zip(self.newest[-len(log_probs) :].tolist(), log_probs, strict=len(self.newest) > 0):
+            self.top[row] = top_tokens(each, self.count)
 
     def truncate(self, length: int) -> None:
         """Forget the newest rows; no view may hold one of them."""
