@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 PICTURES = {
     "terminal-phrases": ["generate", "Deep in the forest, a mysterious creature"],
-    "terminal-ask": ["ask", "Why is the sky blue?", "-n", "60"],
+    "terminal-ask": ["ask", "What is the capital of France? Answer with one word.", "-n", "12"],
 }
 COLUMNS, SIZE = 100, 28
 INK, PAPER, DIM = "#1f2328", "#ffffff", "#8b949e"
