@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import score as scoring
@@ -368,7 +368,7 @@ def check_cache(loaded: LoadedModel, cache: object, prompt: RunPrompt) -> None:
         )
 
 
-def is_messages(prompt: Prompt) -> bool:
+def is_messages(prompt: Prompt) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """Whether a prompt is a conversation."""
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
 

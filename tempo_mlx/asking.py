@@ -134,7 +134,7 @@ def question_of(question: Prompt) -> str:
     if isinstance(question, str):
         return question
     if is_messages(question):
-        return str(question[-1]["content"])  # type: ignore[index,call-overload,unused-ignore]
+        return str(question[-1]["content"])
     return ""
 
 

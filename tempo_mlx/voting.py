@@ -18,15 +18,16 @@ from tempo_mlx.report.run import Run
 from tempo_mlx.sandbox import Limits, run
 
 Vote = Literal["majority", "mass", "mean", "window"]
+VOTES: tuple[Vote, ...] = get_args(Vote)
 WINDOW = 32  # tokens over which confidence is the mean
 
 
 def vote_of(name: str) -> Vote:
     """Raises ConfigError."""
-    for known in get_args(Vote):
+    for known in VOTES:
         if name == known:
-            return known  # type: ignore[no-any-return]
-    raise ConfigError(f"vote is {name!r}; choose {', '.join(get_args(Vote))}.")
+            return known
+    raise ConfigError(f"vote is {name!r}; choose {', '.join(VOTES)}.")
 
 
 def choose(found: Run, vote: Vote, by: By) -> int:

@@ -92,8 +92,9 @@ def ask(
     given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
     by = {"answer_regex": answer_regex, "by": "number" if answer_number else "text"}
     chooser = chooser_of(vote, verify_with, by)
-    if choices := given.flags.get("choices"):
-        show_choices(given.with_flags(choices=()), text, list(choices))  # type: ignore[call-overload]
+    choices = given.flags.get("choices")
+    if isinstance(choices, list | tuple) and choices:
+        show_choices(given.with_flags(choices=()), text, [str(choice) for choice in choices])
     elif asks_for_answers(given):
         show_answers(given, text, by, chooser)
     elif chooser is not None or answer_regex or answer_number:

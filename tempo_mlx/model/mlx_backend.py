@@ -14,7 +14,7 @@ from tempo_mlx.model.reader import Reader
 from tempo_mlx.model.settle import settle
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint
-from tempo_mlx.weights.precision import choose
+from tempo_mlx.weights.precision import Asked, choose
 
 BUFFER_CACHE_BYTES = (
     512 * 2**20
@@ -37,10 +37,10 @@ def choose_device(name: str) -> mx.DeviceType:
 
 
 def choose_dtype(
-    name: str, on_cpu: bool, checkpoint: Checkpoint, dequantize: bool = False
+    name: Asked, on_cpu: bool, checkpoint: Checkpoint, dequantize: bool = False
 ) -> tuple[mx.Dtype, bool]:
     """The dtype of activations and plain weights, and whether packed weights stay packed: see weights/precision.py."""
-    chosen = choose("cpu" if on_cpu else "gpu", checkpoint.stored, name, dequantize)  # type: ignore[arg-type]
+    chosen = choose("cpu" if on_cpu else "gpu", checkpoint.stored, name, dequantize)
     return getattr(mx, chosen.dtype), chosen.packed
 
 
@@ -48,7 +48,7 @@ def choose_dtype(
 def build(
     checkpoint: Checkpoint,
     device: str,
-    dtype: str,
+    dtype: Asked,
     *,
     packed: bool | None = None,
     dequantize: bool = False,

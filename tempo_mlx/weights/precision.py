@@ -17,6 +17,7 @@ UNPACKED_BELOW = 300_000_000
 
 
 Device = Literal["cpu", "gpu"]
+Asked = Literal["auto", "float32", "float16", "bfloat16"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 
 
@@ -52,7 +53,7 @@ class Precision:
 def choose(
     device: Device,
     stored: Stored,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    dtype: Asked = "auto",
     dequantize: bool = False,
 ) -> Precision:
     """What a model is computed in, by what most of its numbers are stored in.
