@@ -247,7 +247,7 @@ def test_rank_0_alone_prints(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     launched = launch(*command)
     assert launched.stdout == out
-    assert launched.stderr.count("4 steps") == err.count("4 steps") == 1
+    assert launched.stderr.count("4 steps |") == err.count("4 steps |") == 1
 
 
 def test_a_users_mistake_is_told_once() -> None:

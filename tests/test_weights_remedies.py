@@ -178,7 +178,7 @@ REMEDIES = [
     ),
     (
         {"max_memory_gb": 0.0001},
-        "raise --max-memory-gb, or use a smaller or quantised model",
+        "what would do: a smaller model, or a higher --max-memory-gb",
         [{"max_memory_gb": 0.1}],
     ),
 ]

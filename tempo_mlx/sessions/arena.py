@@ -109,11 +109,10 @@ class Arena:
         Raises ModelError for a model whose layers keep states that are not to be had here.
         """
         self.model, self.limit, self.count = model, limit, count
-        self.newest: Ints = np.empty(0, np.int64)  # the rows that were run last
         self.architecture, self.info = model.architecture, model.info
         self.cache: Any = model.new_cache() if cache is None else cache
         self.top: dict[int, Top] = {}
-        self.recent: list[ref[View]] = []  # whose states are held
+        self.recent: list[ref[View]] = []  # the last is in use; their states are held
         if model.architecture.recurrent and not isinstance(self.cache, Cache):
             raise ModelError(
                 f"A session on a {model.architecture.family} model, whose layers keep states, runs on the MLX backend "
@@ -133,7 +132,7 @@ class Arena:
         return view
 
     def use(self, view: View) -> None:
-        """Hold this view's states, and of the others' those of the one before it: a state may be large."""
+        """Run this view next. Hold its states, and of the others' those of the one before it: a state may be large."""
         self.recent = [*(each for each in self.recent if each() not in (None, view)), ref(view)]
         while len(self.recent) > 2:
             old = self.recent.pop(0)()
@@ -167,7 +166,7 @@ class Arena:
             wide[:, columns] = causal_bias(count, alive + count) if bias is None else bias
         if cache.states is not None:
             self.cache.states = cache.states
-            self.use(cache)
+        self.use(cache)
         try:
             out = self.model.forward(
                 tokens, positions, wide, self.cache, logits=logits, attention=attention, **rest
@@ -179,15 +178,16 @@ class Arena:
                 self.cache.truncate(start)
             raise
         cache.rows = columns
-        self.newest = own
         mass = out.attention_mass
         return (
             out if mass is None or alive == start else Forward(out.logits, mass[..., columns], out.exit_layer)
         )
 
     def observe(self, log_probs: Float32s) -> None:
-        """What is chosen from after each of the newest rows, (k, V)."""
-        for row, each in zip(self.newest[-len(log_probs) :].tolist(), log_probs, strict=len(self.newest) > 0):
+        """What is chosen from after each of the newest rows (k, V) of the view in use."""
+        view = self.recent[-1]()
+        assert view is not None
+        for row, each in zip(view.rows[-len(log_probs) :].tolist(), log_probs, strict=True):
             self.top[row] = top_tokens(each, self.count)
 
     def truncate(self, length: int) -> None:

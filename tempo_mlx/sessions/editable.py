@@ -157,6 +157,7 @@ class EditableRun:
     def _advance(self, tempo: Tempo) -> Step:
         """One step, after making room for it where the arena is full."""
         self._reserve(tempo)
+        self.arena.use(tempo.cache)  # a set whose rows are there runs nothing
         step = tempo.advance()
         tempo.note_evidence()
         tempo.cache.learn(tempo.lattice)
@@ -266,7 +267,7 @@ class EditableRun:
         """Everything known about one step's candidates, and what each kept one would say next."""
         step, tokenizer = self._step(index), self.tokenizer
         self.tempo.note_evidence()
-        if index == len(self.tempo.steps) - 1 and self.tempo.waiting and self.tempo.probed is None:
+        if index == len(self.tempo.steps) - 1 and self.tempo.waiting:
             ahead = self._look_ahead()
         else:
             known = self.tempo.cache.known
@@ -284,11 +285,12 @@ class EditableRun:
         return record
 
     def _look_ahead(self) -> dict[int | None, Any]:
-        """The top tokens of rows that have not been run: run on a copy, and forgotten."""
+        """The top tokens after the newest set: run on a copy, and forgotten."""
         length = len(self.arena.cache)
         tempo = self.tempo.copy()
         tempo.run()
-        tops = {slot: self.arena.top[length + i] for i, slot in enumerate(tempo.lattice.newest.tolist())}
+        slots, rows = tempo.lattice.newest.tolist(), tempo.cache.rows.tolist()
+        tops = {slot: self.arena.top[row] for slot, row in zip(slots, rows[-len(slots) :], strict=True)}
         self.arena.truncate(length)
         return tops
 

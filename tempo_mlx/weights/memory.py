@@ -131,8 +131,7 @@ def require_memory(
         fitting += [f"{name} of it" for name in list(smaller)[:1]]
     if not fitting:
         fitting.append("a smaller model")
-    if not limit.asked:
-        fitting.append("--max-memory-gb, to try all the same")
+    fitting.append("a higher --max-memory-gb" if limit.asked else "--max-memory-gb, to try all the same")
     raise MemoryLimitError(
         f"{checkpoint.id} needs about {need.total / 1e9:.2f} GB (weights {need.weights / 1e9:.2f}, cache "
         f"{(need.cache + need.states) / 1e9:.2f} at {held} tokens, rows {need.rows / 1e9:.2f}), more than the "
