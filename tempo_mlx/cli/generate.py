@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -139,7 +140,12 @@ def load_with_progress(load: LoadConfig, err: Console, quiet: bool, slots: int |
         waiting(err, f"Loading {load.model} ...", quiet) as loading,
         progress_bar(err, f"Fetching {load.model}", quiet, before=loading) as progress,
     ):
-        return load_model(load, progress, slots=slots)
+        loaded = load_model(load, progress, slots=slots)
+    # What is there now stays: a collection amid the text, which would go through all of it, is a pause one sees.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    return loaded
 
 
 def decode(

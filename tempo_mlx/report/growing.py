@@ -29,7 +29,7 @@ from tempo_mlx.report.phrases import (
 from tempo_mlx.report.stops import cut_at_stop
 from tempo_mlx.report.text import REPLACEMENT, JointText, Tokenizer, texts_along
 
-UPDATE_SECONDS = 0.002  # that a step spends on reading what has settled
+UPDATE_SECONDS = 0.001  # that a step spends on reading what has settled
 
 
 class GrowingPhrases:
