@@ -31,17 +31,20 @@ WAYS: Mapping[str, By] = {"text": same_text, "number": last_number}
 
 
 class Asking(Iterator[Answers]):
-    """A question under way: iterate for the answers so far, whenever there are more; `answers()` at any time."""
+    """A question under way: iterate for the answers so far, whenever there are more or the best has grown; `answers()`
+    at any time.
+    """
 
     def __init__(self, decoding: Stream, question: str, by: By) -> None:
         self.decoding, self.question, self.by = decoding, question, by
-        self.seen = 0
+        self.seen = 0, 0
 
     def __next__(self) -> Answers:
         for _ in self.decoding:
-            count = len(self.decoding.readings())
-            if count > self.seen:
-                self.seen = count
+            readings = self.decoding.readings()
+            now = len(readings), len(readings[0].token_ids) if readings else 0
+            if now != self.seen:
+                self.seen = now
                 return self.answers()
         raise StopIteration
 

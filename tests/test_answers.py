@@ -109,11 +109,13 @@ def test_choices_have_their_exact_probability() -> None:
 
 def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
     asking = begin(small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False)
-    counts, unseen = [], []
+    counts, unseen, lengths = [], [], []
     for answers in asking:
+        lengths.append(len(asking.decoding.readings()[0].token_ids))
         counts.append(sum(len(answer.texts) for answer in answers))
         unseen.append(answers.unseen)
     assert counts == sorted(counts) and counts[-1] == 12 and unseen == sorted(unseen, reverse=True)
+    assert lengths[:2] == [1, 2], "the first is shown while it grows"
     whole = tempo_mlx.ask(
         small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False
     )
