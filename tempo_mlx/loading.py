@@ -12,7 +12,7 @@ from typing import Any
 
 from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.model.forward import Model
+from tempo_mlx.model.forward import Chooser, Model
 from tempo_mlx.prompt_cache import PromptCache, of_slots, read_prompt_cache
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader
@@ -36,6 +36,15 @@ class LoadedModel:
     leader: Leader | None = None
     lock: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
     prompt_cache: PromptCache | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def chooser(self) -> Chooser | None:
+        """The model as one that chooses on its device; None where it does not."""
+        if self.config.backend == "torch":
+            return None
+        from tempo_mlx.model.choosing import chooser_of
+
+        return chooser_of(self.model)
 
     def cache_for(self, ids: Sequence[int]) -> Any | None:
         """A cache with what is known of a prompt from before; None where that is nothing."""

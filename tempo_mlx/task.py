@@ -97,6 +97,7 @@ class Task:
                 constraint,
                 self.observer,
                 self.answers.said,
+                self.loaded.chooser if model is self.loaded.model else None,
             )
         )
 

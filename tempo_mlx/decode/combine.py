@@ -26,11 +26,16 @@ def log_probabilities(logits: Float32s, temperature: float = 1.0) -> Float32s:
     """
     best = require_finite(logits)
     result: Float32s = logits - best
-    if temperature not in (0.0, 1.0):
+    if (scale := scale_of(temperature)) != 1.0:
         with np.errstate(over="ignore"):  # logits beyond any model's: everything but the best becomes -inf
-            result *= np.float32(1.0 / max(temperature, COLDEST))
+            result *= np.float32(scale)
     result -= np.log(np.exp(result).sum(axis=1, keepdims=True))
     return result
+
+
+def scale_of(temperature: float) -> float:
+    """What logits are multiplied by."""
+    return 1.0 if temperature in (0.0, 1.0) else 1.0 / max(temperature, COLDEST)
 
 
 def require_finite(logits: Float32s) -> Float32s:

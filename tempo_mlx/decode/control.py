@@ -78,6 +78,13 @@ class Control:
         """Whether the tokens before a row decide anything; where not, nobody need know them."""
         return bool(self.penalties or self.processors or self.min_steps) or self.constraint is not None
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether it makes anything but the temperature's of logits, or somebody looks on: the best of them, chosen
+        before, are not enough."""
+        changes = self.bias is not None or self.penalties or self.processors or self.truncations
+        return bool(changes) or self.constraint is not None or self.observer is not None
+
     def ahead(self, texts: Texts) -> None:
         """What the rows' texts will be; what follows from them alone is begun while the model runs."""
         if self.constraint is not None:

@@ -19,7 +19,7 @@ from tempo_mlx.decode.control import Control, Observer, check_bias
 from tempo_mlx.decode.functions import Functions
 from tempo_mlx.decode.prefill import Interrupt, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
-from tempo_mlx.model.forward import Model
+from tempo_mlx.model.forward import Chooser, Model
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setup:
     reads(token_ids): what an ended text says; texts that say the same are one to who counts them.
     guide(token_ids): the one token that must follow a text, or None. stops(newest_first): whether a text ends with its
     last token, although the model did not end it; its tokens last to first. constraint: what texts may be. observer: is
-    shown what every row's token is chosen from.
+    shown what every row's token is chosen from. chooser: the same model, where it can choose on its device.
     """
 
     model: Model
@@ -45,6 +45,7 @@ class Setup:
     constraint: Constraint | None = None
     observer: Observer | None = None
     reads: Callable[[Sequence[int]], Hashable] = tuple
+    chooser: Chooser | None = None
 
     def control(self) -> Control:
         """What the settings make of logits."""
@@ -104,9 +105,14 @@ class Decoder(ABC):
         return self.length >= self.config.max_tokens
 
     @property
+    def slots(self) -> int:
+        """How many slots the cache holds, but for rows that are run ahead."""
+        return len(self.cache)
+
+    @property
     def slots_next(self) -> int:
-        """How many slots the cache holds when the newest rows are run."""
-        return len(self.cache) + len(self.steps[-1].tokens)
+        """How many it holds when the newest rows are run."""
+        return self.slots + len(self.steps[-1].tokens)
 
     def recorded(self) -> Sequence[Step]:
         """The steps as the run file has them."""

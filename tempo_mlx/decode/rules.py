@@ -15,12 +15,13 @@ from tempo_mlx.errors import ConfigError
 
 @dataclass(frozen=True)
 class Rules:
-    """select: the next set; where `sampled`, a token is drawn instead. threshold: what it is selected by, for the
-    record, None where that is no threshold. screen: what candidates go before they join, None: all stay. prune: what
-    members go later, None: all stay; pruning_threshold: what it is told.
+    """select: the next set, at most `width` tokens; where `sampled`, a token is drawn instead. threshold: what it is
+    selected by, for the record, None where that is no threshold. screen: what candidates go before they join, None: all
+    stay. prune: what members go later, None: all stay; pruning_threshold: what it is told.
     """
 
     select: Selector
+    width: int
     sampled: bool
     threshold: Schedule | None
     screen: Strategy | None
@@ -47,6 +48,7 @@ def make_rules(config: GenerateConfig, functions: Functions | None = None, *, si
     width = 1 if single or config.temperature == 0 else int(config.max_parallel_tokens)
     return Rules(
         select=make_selector(config, width, threshold, own),
+        width=width,
         sampled=single and config.temperature > 0,
         threshold=threshold if config.selection == "threshold" and own.select is None else None,
         screen=make_strategy(config),

@@ -15,6 +15,7 @@ import numpy as np
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Floats, Ints
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.ahead import Ahead, ahead_of
 from tempo_mlx.decode.combine import combine, combine_without, edges, shares
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Setup
 from tempo_mlx.decode.pruning import AttentionHistory, PruneContext, Pruned, open_sets, settle
@@ -36,6 +37,7 @@ class Tempo(Decoder):
         super().__init__(setup)
         check_states(self.model.architecture, self.config, rules)
         self._rules = rules
+        self.ahead = ahead_of(setup, rules, self.control)
         self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
         self.spared: frozenset[int] = frozenset()  # those that one would have removed
         self.random = np.random.default_rng(self.config.seed)
@@ -54,8 +56,14 @@ class Tempo(Decoder):
             if self.rules.prune and self.rules.prune.needs_attention
             else None
         )
-        self.log_probs, self.masked = self.first.tempered, self.first.masked  # (k, V)
+        self.log_probs, self.masked = (
+            self.first.tempered,
+            self.first.masked,
+        )  # (k, V), or of fewer columns (k, n)
+        self.columns: Ints | None = None  # (n,) the tokens that those are of, ascending
         self.weights: Floats = np.ones(1)  # (k,) of the rows of log_probs
+        if self.ahead is not None:
+            self.ahead.queued.clear()
         self.waiting: list[int] = []  # the newest set's tokens, in slot order, until its rows are run
         self.exit_layer: int | None = None  # where the rows that log_probs are of left the model
         self.probed: Forward | None = None  # the newest set's rows, where screening it has run them already
@@ -80,10 +88,14 @@ class Tempo(Decoder):
         """Whether the most probable token of the newest set ends the text."""
         return bool(self.steps) and self.steps[-1].tokens[0].id in self.eos_ids
 
+    @property
+    def slots(self) -> int:
+        return self.lattice.size - len(self.waiting)
+
     def advance(self) -> Step:
         """One step. The newest set's rows are run first, so that a run's last set never is."""
-        forward = self.run()
-        removed = self.prune(forward)
+        ran = self.run()
+        removed = self.prune(ran)
         probabilities = self.combine()
         tokens = self.select(probabilities)
         kept, rejected = self.screen(tokens, probabilities)
@@ -91,12 +103,25 @@ class Tempo(Decoder):
         step.rejected, step.removed = rejected, removed
         return self.record(step)
 
-    def run(self) -> Forward | None:
-        """Forward the newest set, all members in one pass, and note what it shows of earlier sets; None where that has
+    def run(self) -> bool:
+        """Forward the newest set, all members in one pass, and note what it shows of earlier sets; False where that has
         been done.
         """
         if not self.waiting:
-            return None
+            return False
+        mass = self.run_all() if self.ahead is None else self.read(self.ahead)
+        self.weights = self.lattice.weights[-len(self.waiting) :]
+        self.waiting = []
+        lattice = self.lattice
+        earlier = slice(None, len(lattice.slots) - len(lattice.newest))
+        attention = None if mass is None else mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
+        self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
+        if self.history is not None and mass is not None:
+            self.history = self.history.record(lattice, mass)
+        return True
+
+    def run_all(self) -> Float32s | None:
+        """Have all of the newest rows' distributions, and the attention mass where it is wanted."""
         texts = [self.text] * len(self.waiting) if self.control.reads_texts else []
         self.control.ahead(texts)
         # A set that was probed is run again where a reader went back, and shows the same.
@@ -106,35 +131,39 @@ class Tempo(Decoder):
         self.probed = None
         self.exit_layer = forward.left_at
         rows = self.control(forward.logits, texts)
-        self.log_probs, self.masked = rows.tempered, rows.masked
-        self.weights = self.lattice.weights[-len(self.waiting) :]
-        self.waiting = []
-        lattice, mass = self.lattice, forward.attention_mass
-        earlier = slice(None, len(lattice.slots) - len(lattice.newest))
-        attention = None if mass is None else mass[:, lattice.prompt_length :].mean(axis=0)[earlier]
-        self.evidence = lattice.slots[earlier], lattice.posterior()[earlier], attention
-        if self.history is not None and mass is not None:
-            self.history = self.history.record(lattice, mass)
-        return forward
+        self.log_probs, self.masked, self.columns = rows.tempered, rows.masked, None
+        return forward.attention_mass
+
+    def read(self, ahead: Ahead) -> Float32s | None:
+        """Have the best of the newest rows' mixture, and the attention mass where it is wanted."""
+        found = ahead.read(self)
+        self.log_probs, self.columns = found.log_probs, found.tokens
+        return found.attention_mass
 
     def forward(self, lattice: Lattice, tokens: Sequence[int], attention: Attention) -> Forward:
         """Run the newest set of `lattice` (tokens in slot order) and append its rows to the cache."""
-        config = self.config
+        positions, bias, parents = self.seen_from(lattice)
+        return self.model.forward(tokens, positions, bias, self.cache, parents=parents, attention=attention)
+
+    def seen_from(self, lattice: Lattice) -> tuple[Ints, Float32s, Float32s | None]:
+        """The newest set's positions (k,), bias (k, S), and what its rows continue (k, S)."""
+        config, count = self.config, len(lattice.newest)
         if config.custom_rope:
-            positions = np.full(len(tokens), lattice.prompt_length + lattice.num_sets - 1)
+            positions = np.full(count, lattice.prompt_length + lattice.num_sets - 1)
         else:
             positions = lattice.newest  # the ablation: each slot its own position
         bias = lattice.bias(config.attend, config.allow_intraset_token_visibility)
-        parents = self.parents(lattice)
-        return self.model.forward(tokens, positions, bias, self.cache, parents=parents, attention=attention)
+        return positions, bias, self.parents(lattice)
 
     def parents(self, lattice: Lattice) -> Float32s | None:
         """What the newest set's rows continue, where layers keep states."""
         return lattice.parents(self.config.carry) if self.model.architecture.recurrent else None
 
-    def prune(self, forward: Forward | None) -> tuple[int, ...]:
-        """Weigh the open sets by the rows just run and remove what the rule names; returns the removed slots."""
-        pruned = [] if forward is None else self.weigh(forward)
+    def prune(self, ran: bool) -> tuple[int, ...]:
+        """Weigh the open sets by the rows just run, if any were, and remove what the rule names; returns the removed
+        slots.
+        """
+        pruned = self.weigh() if ran else []
         slots = tuple(entry.slot for entry in pruned)
         self.note_evidence(slots)
         for entry in pruned:
@@ -146,7 +175,7 @@ class Tempo(Decoder):
         self.cache.settle(self.prompt_length + int((self.lattice.sets < first).sum()))  # no longer open
         return slots
 
-    def weigh(self, forward: Forward) -> list[Pruned]:
+    def weigh(self) -> list[Pruned]:
         """What is to be removed, and why, by the rows just run."""
         rule, newest = self.rules.prune, self.lattice.num_sets - 1
         if rule is None:
@@ -166,16 +195,20 @@ class Tempo(Decoder):
             self.cache.keep(self.lattice.remove(slots))
 
     def combine(self) -> Float32s:
-        """The next distribution (V,)."""
+        """The next distribution, (V,) or of the columns there are."""
         return combine(self.log_probs, self.weights, self.config.combine)
 
     def select(self, probabilities: Float32s) -> Ints:
-        """The next set's tokens, best first."""
+        """The next set's tokens, best first, as columns of what is known of them."""
         index = len(self.steps)
         forced = self.guide(self.text) if self.guide else None
         if forced is not None:
             return np.array([forced])
+        if self.columns is not None and self.rules.sampled:
+            return np.zeros(1, np.int64)
         excluded = self.excluded(index)
+        if self.columns is not None:
+            excluded = np.flatnonzero(np.isin(self.columns, list(excluded))).tolist()
         eligible = probabilities
         if excluded:
             eligible = combine_without(self.log_probs, self.weights, self.config.combine, excluded)
@@ -201,21 +234,26 @@ class Tempo(Decoder):
         posterior = edges(self.log_probs, self.weights, tokens)[0] if lattice.num_sets else None
         return lattice.append(weights, posterior).tolist(), weights.tolist()
 
-    def append(self, tokens: Ints, probabilities: Float32s) -> Step:
-        """Give the tokens that do not end the text a slot each, in ascending probability, and record the set."""
+    def append(self, chosen: Ints, probabilities: Float32s) -> Step:
+        """Give the tokens that do not end the text a slot each, in ascending probability, and record the set.
+
+        chosen: their columns, which are the tokens themselves where all are known.
+        """
         index = len(self.steps)
         parents = self.lattice.newest.tolist() if index else []
-        posterior, forward = edges(self.log_probs, self.weights, tokens)  # (k, m) each, columns best first
-        kept = [t for t in tokens[::-1].tolist() if t not in self.eos_ids]
+        posterior, forward = edges(self.log_probs, self.weights, chosen)  # (k, m) each, columns best first
+        tokens = chosen if self.columns is None else self.columns[chosen]
+        named = dict(zip(chosen.tolist(), tokens.tolist(), strict=True))
+        kept = [column for column in reversed(named) if named[column] not in self.eos_ids]
         slots, weights = self.extend(self.lattice, kept, probabilities)
-        by_token = dict(zip(kept, zip(slots, weights, strict=True), strict=True))
+        places = dict(zip(kept, zip(slots, weights, strict=True), strict=True))
         members = []
-        for column, token in enumerate(tokens.tolist()):
-            slot, weight = by_token.get(token, (None, None))
-            between = zip(parents, posterior[:, column].tolist(), forward[:, column].tolist(), strict=False)
+        for number, (column, token) in enumerate(named.items()):
+            slot, weight = places.get(column, (None, None))
+            between = zip(parents, posterior[:, number].tolist(), forward[:, number].tolist(), strict=False)
             member = Member(
                 token,
-                float(probabilities[token]),
+                float(probabilities[column]),
                 slot,
                 weight,
                 tuple(Edge(*e) for e in between),
@@ -224,7 +262,7 @@ class Tempo(Decoder):
             if slot is not None:
                 self.members[slot] = member
             members.append(member)
-        self.waiting = kept
+        self.waiting = [named[column] for column in kept]
         return Step(
             step=index,
             position=self.lattice.prompt_length + index,
@@ -234,6 +272,13 @@ class Tempo(Decoder):
             exit_layer=self.exit_layer,
             masked=self.masked,
         )
+
+    def record(self, step: Step) -> Step:
+        """Keep a step that is complete; where the model chooses on its device, that goes on with it."""
+        super().record(step)
+        if self.ahead is not None:
+            self.ahead.start(self)
+        return step
 
     def note_evidence(self, slots: Iterable[int] | None = None) -> None:
         """Write the last posterior and attention of these slots (all alive ones by default) into their records."""
@@ -251,6 +296,7 @@ class Tempo(Decoder):
         other = copy.copy(self)
         other.cache, other.lattice = self.cache.copy(), copy.copy(self.lattice)
         other.random, other.steps = copy.deepcopy((self.random, self.steps))
+        other.ahead = None if self.ahead is None else self.ahead.copy()
         slotted = (m for s in other.steps for m in s.tokens if m.slot is not None)
         other.members = {m.slot: m for m in slotted if m.slot in self.members}
         return other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from tempo_mlx.architecture.architecture import Architecture
-from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.arrays import Float32s, Floats, Ints
 
 Logits = Literal["all", "last", "none"]
 Attention = Literal[False, True, "rows"]
@@ -26,6 +26,29 @@ class Forward:
     def left_at(self) -> int | None:
         """The layer after which the last of the rows left, if they left early."""
         return None if self.exit_layer is None else int(self.exit_layer.max())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is wanted of k rows, of which weights (k,) make one distribution: the `count` best tokens, or the one at
+    `place`, 0..1, of its cumulated mass; none of `excluded`. scale: of logits, before all else."""
+
+    weights: Floats
+    scale: float
+    count: int
+    excluded: tuple[int, ...] = ()
+    place: float | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """tokens (W,), ascending: at least those wanted. log_probs (k, W) float32: each row's of them, at the choice's
+    scale. normal (k,): finite where the row's logits were. attention_mass: as of `Forward`."""
+
+    tokens: Ints
+    log_probs: Float32s
+    normal: Float32s
+    attention_mass: Float32s | None = None
 
 
 class Cache(Protocol):
@@ -69,3 +92,29 @@ class Model(Protocol):
     def new_cache(self) -> Any: ...
 
     def embeddings(self, tokens: Sequence[int]) -> Float32s: ...
+
+
+class Pass(Protocol):
+    """A forward pass under way."""
+
+    def read(self) -> Best: ...
+
+
+class Chooser(Protocol):
+    """A model that begins passes, and chooses where it computes. As `Model.forward`, but what comes back is the best of
+    the rows' distribution, once it is read.
+
+    tokens: may be those of a pass that has not been read, of the one that it chooses. cache: holds the rows at once.
+    """
+
+    def begin(
+        self,
+        tokens: Sequence[int] | Pass,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
+        cache: Any,
+        choice: Choice,
+        *,
+        parents: Float32s | None = None,
+        attention: Attention = False,
+    ) -> Pass: ...

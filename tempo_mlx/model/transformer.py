@@ -226,7 +226,7 @@ class Transformer:
 
     def described(
         self,
-        tokens: Sequence[int] | Ints,
+        tokens: Sequence[int] | Ints | mx.array,
         positions: Sequence[int] | Ints,
         bias: Float32s | None,
         cache: Cache,
@@ -239,8 +239,9 @@ class Transformer:
         positions = np.asarray(positions, np.int64)
         cache.reserve(positions, parents)
         rows = self.rows(positions, bias, cache, attention)
-        x = self.embedded(tokens)
-        own = None if self.own is None else self.own(mx.array(np.asarray(tokens, np.int32)), x)
+        ids = as_ids(tokens)
+        x = self.embedded(ids)
+        own = None if self.own is None else self.own(ids, x)
         x = x if self.streams is None else self.streams.split(x)
         x, masses = self.run_layers(x, rows, cache, own=own)
         x = x if self.streams is None else self.streams.join(x)
@@ -249,9 +250,9 @@ class Transformer:
         shares = [m for m in masses if m is not None]
         return out, mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
 
-    def embedded(self, tokens: Sequence[int] | Ints) -> mx.array:
+    def embedded(self, tokens: Sequence[int] | Ints | mx.array) -> mx.array:
         """(L, E): what the first layer is given."""
-        x = self.embed(mx.array(np.asarray(tokens, np.int32)))
+        x = self.embed(as_ids(tokens))
         scale = self.architecture.embedding_scale
         x = x if scale == 1.0 else x * mx.array(scale, x.dtype)
         return x if self.embedding_norm is None else self.embedding_norm(x)
@@ -322,3 +323,7 @@ class Transformer:
         if a.final_logit_softcapping is not None:
             y = mx.tanh(y / a.final_logit_softcapping) * a.final_logit_softcapping
         return y
+
+
+def as_ids(tokens: Sequence[int] | Ints | mx.array) -> mx.array:
+    return tokens if isinstance(tokens, mx.array) else mx.array(np.asarray(tokens, np.int32))

@@ -64,7 +64,7 @@ def costs(stream: Stream, step: Step) -> tuple[int, float | None]:
     """The cache's slots, and of the first step the seconds that the prompt took."""
     assert stream.decoder is not None
     prefill = stream.timing()["prefill_seconds"] if step.step == 0 else None
-    return len(stream.decoder.cache), prefill
+    return stream.decoder.slots, prefill
 
 
 def start(id: str, loaded: LoadedModel, prompt: RunPrompt, config: GenerateConfig) -> Output:

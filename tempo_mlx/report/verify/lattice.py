@@ -19,7 +19,6 @@ from tempo_mlx.decode.rules import make_rules
 from tempo_mlx.decode.step import BY_HAND, Removal, RunStep, RunToken, Step
 from tempo_mlx.decode.strategies import is_unsupported, make_strategy, screen, shows_attention
 from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.model.forward import Forward
 from tempo_mlx.report.records import PINNED
 from tempo_mlx.report.verify.book import FROM_FILE, Book
 from tempo_mlx.report.verify.choices import (
@@ -69,9 +68,6 @@ class LatticeReplay:
             constraint=claims.constraint,
         )
         self.tempo = Tempo(setup, self.rules)
-        self.width = (
-            1 if run.decoder == "plain" or config.temperature == 0 else int(config.max_parallel_tokens)
-        )
 
     def run(self) -> None:
         steps = self.claims.run.steps
@@ -80,11 +76,12 @@ class LatticeReplay:
         if config.pruning_signal is not None and "prune" not in self.claims.own:
             book.did(f"removals by {config.pruning_signal}")
         for record in steps:
-            self.weigh(self.tempo.run())
+            if self.tempo.run():
+                self.weigh()
             self.check(record)
             self.tempo.enter(Step.of(_without_evidence(record)))
-        if self.claims.last_was_run:
-            self.weigh(self.tempo.run())
+        if self.claims.last_was_run and self.tempo.run():
+            self.weigh()
         self.tempo.note_evidence()
         for record, step in zip(steps, self.tempo.steps, strict=True):
             for token, member in zip(record.tokens, step.tokens, strict=True):
@@ -92,10 +89,8 @@ class LatticeReplay:
 
     # -- what a set's rows show of earlier sets
 
-    def weigh(self, forward: Forward | None) -> None:
+    def weigh(self) -> None:
         """Hold the removals after the set just run against the rule's, and make the recorded ones."""
-        if forward is None:
-            return
         tempo, newest = self.tempo, self.tempo.lattice.num_sets - 1
         recorded = {
             token.slot: token
@@ -103,7 +98,7 @@ class LatticeReplay:
             for token in step.tokens
             if token.removed_after == newest and token.slot is not None
         }
-        expected = {entry.slot: entry.why for entry in tempo.weigh(forward)}
+        expected = {entry.slot: entry.why for entry in tempo.weigh()}
         if "prune" in self.claims.own:
             self.book.open("what the function prune removed")
         elif self.edited and self.claims.config.pruning_signal == "attention":
@@ -262,7 +257,7 @@ class LatticeReplay:
                 check_possible(book, index, candidate, distribution)
             say_drawn(book, self.claims.config)
         else:
-            selection = selection_of(config, index, self.width, excluded)
+            selection = selection_of(config, index, self.rules.width, excluded)
             if "schedule" in self.claims.own and record.threshold is not None:
                 book.open("the thresholds of the function schedule")
                 selection = type(selection)("threshold", record.threshold, selection.width, excluded)
