@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
-from tempo_mlx.report.html import to_html
+from tempo_mlx.report.html import built, to_embed, to_html
 from tempo_mlx.report.phrases import Alternative, Phrase
 
 
@@ -44,14 +46,25 @@ def page_of(run: object) -> Page:
 
 def test_the_run_comes_back_and_cannot_break_out() -> None:
     page = page_of(NASTY)
-    [(_, _, content)] = [item for item in page.contents if item[1].get("id") == "run"]
-    assert json.loads(content) == NASTY
-    [(_, _, shown)] = [item for item in page.contents if item[1].get("id") == "phrases"]
+    [(_, _, content)] = [item for item in page.contents if item[1].get("type") == "application/json"]
+    shown = json.loads(content)
+    assert shown["run"] == NASTY
     sea = {"text": "sea", "share": 0.3, "slots": [], "follows": " side"}
-    assert json.loads(shown) == [
+    assert shown["phrases"] == [
         {"text": FORK.text, "share": 0.7, "alternatives": [sea], "start": 0, "end": 1}
     ]
-    assert len([item for item in page.contents if item[0] == "script"]) == 3
+    assert len([item for item in page.contents if item[0] == "script"]) == 2
+
+
+def test_what_other_pages_embed_is_one_file_of_less_than_100_kb_that_fetches_nothing_by_itself() -> None:
+    script = built("tempo-run.js")
+    assert len(gzip.compress(script.encode(), 9)) < 100_000
+    assert script.count("fetch(") == 1, "only what src names"
+    assert "@styles" not in script and "import(" not in script
+    assert json.loads(to_embed(json.dumps(NASTY), [FORK])) == {
+        "run": NASTY,
+        "phrases": [json.loads(json.dumps(asdict(FORK)))],
+    }
 
 
 def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
@@ -61,7 +74,7 @@ def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
     [policy] = [str(a["content"]) for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src" not in policy
     for tag, attributes, content in page.contents:
-        if attributes.get("id") in ("run", "phrases"):
+        if attributes.get("type") == "application/json":
             continue
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert re.search(rf"{tag}-src 'sha256-{re.escape(digest)}'", policy), f"{tag} would not run"

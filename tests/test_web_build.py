@@ -11,7 +11,7 @@ SOURCES = ("build", "index.html", "package-lock.json", "public", "src", "svelte.
 
 
 def hash_of_sources() -> str:
-    """As hashOfSources in build/single-file.ts, which writes it into the build."""
+    """As hashOfSources in build/plugins.ts, which writes it into the build."""
     paths = [
         path for source in SOURCES for path in (WEB / source, *(WEB / source).rglob("*")) if path.is_file()
     ]

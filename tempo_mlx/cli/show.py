@@ -37,6 +37,12 @@ def show(
     html: Annotated[
         Path | None, typer.Option("--html", help="Save the run as one page that opens without a server.")
     ] = None,
+    embed: Annotated[
+        Path | None,
+        typer.Option(
+            "--embed", metavar="FOLDER", help="Save what shows the run on a page of yours: <tempo-run>."
+        ),
+    ] = None,
 ) -> None:
     """Show a run file: its text, or with --steps how it came about."""
     from tempo_mlx.report.run import Run
@@ -50,6 +56,8 @@ def show(
 
         write_atomic(html, to_html(run.to_json(), run.phrases))
         err.print(f"Saved {html}", style="dim", soft_wrap=True)
+    elif embed is not None:
+        _save_embedded(run, embed, f"{file.stem}.phrases.json", out, err)
     elif output.format == "html":
         from tempo_mlx.report.html import to_html
 
@@ -64,6 +72,24 @@ def show(
         _print_trees(run, out)
     else:
         _print_text(run, output, out, err)
+
+
+def _save_embedded(run: Run, folder: Path, name: str, out: Console, err: Console) -> None:
+    """The element's script and the run with its phrases; printed: what to write into a page beside them."""
+    from tempo_mlx.files import write_atomic
+    from tempo_mlx.report.html import built, to_embed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "tempo-run.js", built("tempo-run.js"))
+    write_atomic(folder / name, to_embed(run.to_json(), run.phrases))
+    err.print(f"Saved {folder / 'tempo-run.js'} and {folder / name}; for a page beside them:", style="dim")
+    element = f'<tempo-run src="{name}"></tempo-run>'
+    out.print(
+        f'<script src="tempo-run.js" defer></script>\n{element}',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> None:

@@ -1,4 +1,4 @@
-"""A run as one HTML file: the web page's viewer, built into a single file, with the run inside.
+"""A run as one HTML file: the viewer `<tempo-run>` with the run inside, and what that viewer shows on other pages.
 
 The file needs no network and no server; its own content security policy forbids both.
 """
@@ -13,7 +13,8 @@ from importlib.resources import files
 from tempo_mlx.errors import OutputError
 from tempo_mlx.report.phrases import Phrase
 
-PLACES = {name: f'<script type="application/json" id="{name}"></script>' for name in ("run", "phrases")}
+BUILT = files("tempo_mlx") / "server" / "web" / "dist"
+PLACE = '<script type="application/json"></script>'
 
 
 def to_html(run_json: str, phrases: Sequence[Phrase] = ()) -> str:
@@ -21,16 +22,26 @@ def to_html(run_json: str, phrases: Sequence[Phrase] = ()) -> str:
 
     Raises OutputError when the viewer is not there, which is so only in a damaged installation.
     """
-    viewer = files("tempo_mlx") / "server" / "web" / "dist" / "standalone.html"
+    before, place, after = built("standalone.html").partition(PLACE)
+    if not place:
+        raise OutputError(
+            f"{BUILT / 'standalone.html'} has no place for a run; build it again with `make web`."
+        )
+    inside = to_embed(run_json, phrases).replace("<", "\\u003c")  # the same JSON: "<" occurs in strings only
+    return before + place.replace("></", f">{inside}</") + after
+
+
+def to_embed(run_json: str, phrases: Sequence[Phrase] = ()) -> str:
+    """The JSON that `<tempo-run>` shows: the run with its phrases, which are read off it here and nowhere else."""
+    shown = json.dumps([asdict(phrase) for phrase in phrases], ensure_ascii=False)
+    return f'{{"run":{run_json.strip()},"phrases":{shown}}}'
+
+
+def built(name: str) -> str:
+    """A file of the web page's build. Raises OutputError."""
     try:
-        page = viewer.read_text(encoding="utf-8")
+        return (BUILT / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"Cannot read {viewer}: {error.strerror}; build it with `make web`.") from error
-    shown = [asdict(phrase) for phrase in phrases]
-    for name, content in (("run", run_json.strip()), ("phrases", json.dumps(shown, ensure_ascii=False))):
-        before, place, after = page.partition(PLACES[name])
-        if not place:
-            raise OutputError(f"{viewer} has no place for a run; build it again with `make web`.")
-        inside = content.replace("<", "\\u003c")  # the same JSON: "<" occurs in strings only
-        page = before + place.replace("></", f">{inside}</") + after
-    return page
+        raise OutputError(
+            f"Cannot read {BUILT / name}: {error.strerror}; build it with `make web`."
+        ) from error

@@ -62,3 +62,13 @@ export async function assertFits(page, what) {
   const [content, view] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth])
   assert.ok(content <= view, `${what}: ${content} px of content in ${view} px`)
 }
+
+/** What the page's main thread has worked, in milliseconds of the CPU's: what else the machine does counts for nothing. */
+export async function meter(page) {
+  const client = await page.context().newCDPSession(page)
+  await client.send('Performance.enable', { timeDomain: 'threadTicks' })
+  return async (name) => {
+    const { metrics } = await client.send('Performance.getMetrics')
+    return 1000 * metrics.find((m) => m.name === name).value
+  }
+}

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
-import { closePage, launch, openPage } from './browser.mjs'
+import { closePage, launch, meter, openPage } from './browser.mjs'
 import { serveCanned } from './canned.mjs'
 import { large } from './runs.mjs'
 
@@ -16,12 +16,7 @@ test('a streamed step costs at most 8 ms of scripting', async (t) => {
   const served = await serveCanned(large(STEPS, 8), 20)
   t.after(served.close)
   const page = await openPage(browser, served.url)
-  const client = await page.context().newCDPSession(page)
-  await client.send('Performance.enable')
-  const metric = async (name) => {
-    const { metrics } = await client.send('Performance.getMetrics')
-    return 1000 * metrics.find((m) => m.name === name).value
-  }
+  const metric = await meter(page)
   const generate = page.getByRole('button', { name: 'Generate', exact: true })
   await generate.waitFor()
   const [script, task] = [await metric('ScriptDuration'), await metric('TaskDuration')]

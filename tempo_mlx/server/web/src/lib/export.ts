@@ -1,6 +1,7 @@
 /** Files to take away. */
 
-import type { Phrase, Run } from './run'
+import type { Run } from './run'
+import type { Shown } from './shown'
 
 export function download(blob: Blob, name: string): void {
   const link = document.createElement('a')
@@ -20,16 +21,12 @@ export function jsonOf(run: Run): Blob {
   return new Blob([JSON.stringify(run)], { type: 'application/json' })
 }
 
-/** Where the page built as one file holds its run and its phrases; report/html.py writes the same. */
-const place = (id: string) => new RegExp(`(<script type="application/json" id="${id}">)[^<]*(</script>)`)
+/** Where the page with the viewer holds what it shows; report/html.py writes the same. */
+const PLACE = '<script type="application/json"></script>'
 
-/** The viewer as one file with `run` in it. `template` is standalone.html of the build, empty or with another run. */
-export function htmlOf(run: Run, phrases: Phrase[], template: string): Blob {
-  let page = template
-  for (const [id, value] of Object.entries({ run, phrases })) {
-    if (!place(id).test(page)) throw new Error('The template has no place for a run.')
-    const json = JSON.stringify(value).replaceAll('<', '\\u003c')
-    page = page.replace(place(id), (_, open: string, close: string) => open + json + close)
-  }
-  return new Blob([page], { type: 'text/html' })
+/** The viewer as one file with a run in it: standalone.html of the build. */
+export async function htmlOf(shown: Shown): Promise<Blob> {
+  const [before, after] = (await (await fetch('standalone.html')).text()).split(PLACE)
+  const json = JSON.stringify(shown).replaceAll('<', '\\u003c') // the same JSON: "<" occurs in strings only
+  return new Blob([before!, PLACE.replace('></', () => `>${json}</`), after!], { type: 'text/html' })
 }

@@ -1,12 +1,13 @@
 import { describe, expect, it } from 'vitest'
 import { capital, large } from '../testing/runs'
 import { diffText, diffValues } from './diff'
-import { parseRun, RunFileError } from './run'
+import { RunFileError } from './run'
+import { parseShown } from './shown'
 
 describe('a run file', () => {
   it('is read', () => {
-    expect(parseRun(JSON.stringify(capital()))).toEqual(capital())
-    expect(parseRun(JSON.stringify(large(20, 4))).steps).toHaveLength(20)
+    expect(parseShown(JSON.stringify(capital())).run).toEqual(capital())
+    expect(parseShown(JSON.stringify(large(20, 4))).run!.steps).toHaveLength(20)
   })
 
   it.each([
@@ -18,8 +19,8 @@ describe('a run file', () => {
     ['a token without a probability', JSON.stringify(capital()).replace('"probability":0.6', '"probability":null')],
     ['a broken edge', JSON.stringify(capital()).replace('[6,0.98,0.65]', '[6,0.98]')],
   ])('is refused with a sentence: %s', (_, text) => {
-    expect(() => parseRun(text)).toThrow(RunFileError)
-    expect(() => parseRun(text)).toThrow(/\.$/)
+    expect(() => parseShown(text)).toThrow(RunFileError)
+    expect(() => parseShown(text)).toThrow(/\.$/)
   })
 })
 

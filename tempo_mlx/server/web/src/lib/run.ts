@@ -1,4 +1,4 @@
-/** Reading run files; what stands in them is described in run-file.ts. */
+/** Checking run files; what stands in them is described in run-file.ts. */
 
 import type { Run, Token, Values } from './run-file'
 
@@ -30,16 +30,6 @@ export interface Phrase {
 
 /** A file that is not a run; the message is a sentence for the reader. */
 export class RunFileError extends Error {}
-
-export function parseRun(text: string): Run {
-  let value: unknown
-  try {
-    value = JSON.parse(text)
-  } catch {
-    throw new RunFileError('This file is not JSON, so it is no run file.')
-  }
-  return checkRun(value)
-}
 
 /** Enough checking that no view can fail on what passes; the Python side checks the rest. */
 export function checkRun(value: unknown): Run {

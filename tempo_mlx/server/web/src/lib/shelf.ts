@@ -1,6 +1,7 @@
 /** Runs kept in this browser, so that a reload or a closed tab loses none. */
 
 import { openDB, type DBSchema } from 'idb'
+import type { Answers } from './answers'
 import type { Phrase, Run } from './run'
 
 export interface Title {
@@ -17,6 +18,8 @@ export interface Kept {
   id: string
   run: Run
   phrases: Phrase[]
+  /** of runs that were asked, and kept since there are answers */
+  answers?: Answers | null
 }
 
 /** Titles stand apart, so that a list need not read whole runs. */

@@ -1,13 +1,13 @@
 /** What the page knows and does. One instance, made in main.ts and handed down as a context. */
 
-import { getContext, setContext } from 'svelte'
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
-import { parseRun, type Alternative, type Phrase, type Run } from '../lib/run'
+import type { Alternative, Phrase, Run } from '../lib/run'
 import { choicesOf, fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
+import { parseShown } from '../lib/shown'
 import * as shelf from '../lib/shelf'
 import type { Title } from '../lib/shelf'
-import { RunView } from './view.svelte'
+import { nameOf, RunView } from './view.svelte'
 
 export type Activity =
   | { kind: 'idle' }
@@ -36,8 +36,6 @@ interface Shown {
 const GO_ON = 20
 
 export class App {
-  /** a page opened from disk, with its run inside: there is no server */
-  standalone = false
   table: SettingsTable | null = $state.raw(null)
   health: api.Health | 'unreachable' | null = $state.raw(null)
   prompt = $state(FIRST_PROMPT)
@@ -57,12 +55,6 @@ export class App {
   private link = ''
   /** the server did not answer when it was last asked how it is */
   private missed = false
-
-  constructor(embedded: Run | null, phrases: Phrase[] = []) {
-    if (!embedded) return
-    this.standalone = true
-    this.show(RunView.of(embedded, nameOf(embedded), phrases))
-  }
 
   readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))
   readonly errors: Record<string, string> = $derived({ ...this.refused, ...this.form?.errors })
@@ -87,12 +79,11 @@ export class App {
     if (view.run.config.early_exit === true) return `${needed} need every layer, so a run without early exit.`
     return null
   })
-  readonly interactive: boolean = $derived(!this.standalone && !!this.table && !!this.view && this.fixed === null)
+  readonly interactive: boolean = $derived(!!this.table && !!this.view && this.fixed === null)
 
   // --- settings and links ---
 
   async start(): Promise<void> {
-    if (this.standalone) return
     try {
       this.table = await api.getSettings()
       this.problem = null
@@ -113,8 +104,10 @@ export class App {
     const state = session ? await found(session) : null
     const kept = state ? null : await shelf.take(id).catch(() => undefined)
     if (state) view.setSession(state)
-    else if (kept) view.load(kept.run, kept.phrases)
-    else return
+    else if (kept) {
+      view.answers = kept.answers ?? null
+      view.load(kept.run, kept.phrases)
+    } else return
     if (this.busy) return
     this.show(view)
     void this.keep(view)
@@ -122,10 +115,10 @@ export class App {
 
   /** Keep a run in this browser. One that cannot keep anything (a private window, a full disk) goes without. */
   private async keep(view: RunView): Promise<void> {
-    const { id, name, run, phrases } = view
-    if (this.standalone || view === this.example || view.lattice.length === 0) return
+    const { id, name, run, phrases, answers } = view
+    if (view === this.example || view.lattice.length === 0) return
     const title = { id, name, at: Date.now(), text: run.final_text.trim().slice(0, 120), steps: view.lattice.length }
-    await shelf.keep(title, { id, run: { ...run, steps: view.lattice.steps }, phrases }).catch(() => undefined)
+    await shelf.keep(title, { id, run: { ...run, steps: view.lattice.steps }, phrases, answers }).catch(() => undefined)
   }
 
   async openKept({ id, name }: Title): Promise<void> {
@@ -133,7 +126,7 @@ export class App {
     const kept = known ? null : await shelf.take(id)
     if (known) this.show(known)
     if (!kept) return
-    const view = RunView.of(kept.run, name, kept.phrases)
+    const view = RunView.of({ ...kept, answers: kept.answers ?? null }, name)
     view.id = id
     this.show(view)
     this.fillFrom(kept.run)
@@ -142,16 +135,16 @@ export class App {
   /** Note what this tab shows, for when it is loaded again. */
   private note(): void {
     const { view } = this
-    if (this.standalone || !view || view === this.example) return
+    if (!view || view === this.example) return
     const shown: Shown = { id: view.id, name: view.name, session: view.session?.id ?? null }
     sessionStorage.setItem(SHOWN, JSON.stringify(shown))
   }
 
   /** A finished run, so that a first visit begins with something to read. */
   private async showExample(): Promise<void> {
-    const { run, phrases } = await api.getExample()
+    const example = await api.getExample()
     if (this.view || this.busy) return
-    this.example = RunView.of(run, 'Example', phrases)
+    this.example = RunView.of({ ...example, answers: null }, 'Example')
     this.show(this.example)
   }
 
@@ -167,7 +160,7 @@ export class App {
   }
 
   writeAddress(): void {
-    if (!this.table || this.standalone) return
+    if (!this.table) return
     this.link = writeLink(this.table, this.prompt, this.chosen)
     history.replaceState(null, '', this.link)
   }
@@ -214,24 +207,21 @@ export class App {
 
   async importFile(file: File): Promise<void> {
     try {
-      const run = parseRun(await file.text())
-      const phrases = this.standalone
-        ? []
-        : await api.readPhrases(run).then(
-            (read) => read.phrases,
-            () => [],
-          )
+      const { run, answers, ...shown } = parseShown(await file.text())
+      const read = run && shown.phrases.length === 0 ? await api.readPhrases(run).catch(() => shown) : shown
       this.problem = null
-      this.show(RunView.of(run, nameOf(run), phrases))
-      this.fillFrom(run)
-      void this.keep(this.view!)
+      const view = RunView.of({ run, answers, phrases: read.phrases }, '')
+      view.name = nameOf(view.run)
+      this.show(view)
+      if (run) this.fillFrom(run)
+      void this.keep(view)
     } catch (error) {
       this.problem = { message: `${file.name}: ${(error as Error).message}`, code: 'file', retry: null, retryAt: null }
     }
   }
 
   /** Let the form ask for a run again. The message of a chat cannot be told from its template, so that one stays. */
-  private fillFrom({ prompt, config }: Run): void {
+  fillFrom({ prompt, config }: Run): void {
     if (!this.table) return
     if (config.chat !== true) this.prompt = prompt.text
     this.chosen = choicesOf(this.table, config)
@@ -483,14 +473,4 @@ function sessionPath(view: RunView, action: string): string {
   return `sessions/${view.session!.id}/${action}`
 }
 
-/** The first words of the prompt. */
-export function nameOf(run: { prompt: { text: string } }): string {
-  const text = run.prompt.text.trim().replace(/\s+/g, ' ')
-  return text.length > 32 ? `${text.slice(0, 31)}…` : text || 'Run'
-}
-
 export type { Session }
-
-const APP = Symbol('app')
-export const provideApp = (app: App): App => setContext(APP, app)
-export const useApp = (): App => getContext(APP)

@@ -1,8 +1,10 @@
 /** One run on the page, live or finished, with what the views derive from it. */
 
 import { requestId, type Session, type StreamStart, type StreamStep } from '../lib/api'
+import type { Answers } from '../lib/answers'
 import { Lattice, type Member } from '../lib/lattice'
 import type { Phrase, Run } from '../lib/run'
+import type { Shown } from '../lib/shown'
 import { printed, printedBest, segment, type Segment } from '../lib/text'
 
 let count = 0
@@ -22,6 +24,8 @@ export class RunView {
   segments: Segment[] = $state.raw([])
   /** the best reading, cut where others differ from it; empty where nobody has read it so */
   phrases: Phrase[] = $state.raw([])
+  /** what its texts answer, where it was asked */
+  answers: Answers | null = $state.raw(null)
   /** what follows the phrases while the run grows, and may still change */
   tail = $state('')
   /** the run that this one was before another word was taken, and which */
@@ -46,15 +50,22 @@ export class RunView {
     this.origin = origin
   }
 
-  static of(run: Run, name: string, phrases: Phrase[] = []): RunView {
+  static of({ run, phrases, answers }: Shown, name: string): RunView {
     const view = new RunView(name)
-    view.load(run, phrases)
+    view.answers = answers
+    if (run) view.load(run, phrases)
+    else view.run = { ...emptyRun(), prompt: { text: answers?.question ?? '', token_ids: [] } }
     return view
   }
 
   /** The first of the runs that words were taken in to get here. */
   get root(): RunView {
     return this.origin ? this.origin.view.root : this
+  }
+
+  /** for keeping and taking away */
+  get shown(): Shown {
+    return { run: this.run, phrases: this.phrases, answers: this.answers }
   }
 
   get member(): Member | null {
@@ -178,6 +189,12 @@ export class RunView {
     }
     return this.lattice.bestPath()
   }
+}
+
+/** The first words of the prompt. */
+export function nameOf(run: { prompt: { text: string } }): string {
+  const text = run.prompt.text.trim().replace(/\s+/g, ' ')
+  return text.length > 32 ? `${text.slice(0, 31)}…` : text || 'Run'
 }
 
 function emptyRun(): Run {

@@ -7,44 +7,50 @@ import type { Plugin, Rolldown } from 'vite'
 
 const POLICY = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 
-/** `index.html` with a policy that allows the page's own files only, and `standalone.html` with everything inside. */
-export function singleFile(): Plugin {
+/** `index.html` with a policy that allows the page's own files only. */
+export function pageBuild(): Plugin {
   return {
-    name: 'single-file',
+    name: 'page',
     apply: 'build',
     enforce: 'post',
     generateBundle(_, bundle) {
       const page = bundle['index.html'] as Rolldown.OutputAsset
-      const html = String(page.source)
-      page.source = withPolicy(html, `${POLICY}; script-src 'self'; style-src 'self'`)
-      this.emitFile({ type: 'asset', fileName: 'standalone.html', source: inline(html, bundle) })
+      page.source = withPolicy(String(page.source), `${POLICY}; script-src 'self'; style-src 'self'`)
       this.emitFile({ type: 'asset', fileName: 'SOURCES.sha256', source: `${hashOfSources(process.cwd())}\n` })
     },
   }
 }
 
-function inline(html: string, bundle: Rolldown.OutputBundle): string {
-  const scripts: string[] = []
-  const styles: string[] = []
-  const bare = html
-    .replace(/\s*<script [^>]*src="\.\/([^"]+)"[^>]*><\/script>/g, (_, name: string) => {
-      scripts.push((bundle[name] as Rolldown.OutputChunk).code.trim().replaceAll('</script', '<\\/script'))
-      return ''
-    })
-    .replace(/\s*<link rel="stylesheet"[^>]*href="\.\/([^"]+)"[^>]*>/g, (_, name: string) => {
-      styles.push(String((bundle[name] as Rolldown.OutputAsset).source).trim())
-      return ''
-    })
-    .replace(/\s*<link rel="icon"[^>]*>/, '')
-  if (scripts.length !== 1 || styles.length !== 1) throw new Error('One script and one style sheet were expected.')
-  const policy = `default-src 'none'; script-src ${hashOf(scripts[0]!)}; style-src ${hashOf(styles[0]!)}; img-src data:`
-  return withPolicy(bare, policy)
-    .replace('</head>', () => `<style>${styles[0]}</style>\n</head>`)
-    .replace(
-      '</body>',
-      () =>
-        `${['run', 'phrases'].map((id) => `<script type="application/json" id="${id}"></script>\n`).join('')}<script type="module">${scripts[0]}</script>\n</body>`,
-    )
+/** `<tempo-run>` as one script with its styles in it, and `standalone.html`: that script, and a place for a run. */
+export function elementBuild(): Plugin {
+  return {
+    name: 'element',
+    apply: 'build',
+    enforce: 'post',
+    generateBundle(_, bundle) {
+      const script = Object.values(bundle).find((file) => file.type === 'chunk')!
+      const styles = Object.values(bundle).find((file) => file.type === 'asset' && file.fileName.endsWith('.css'))!
+      delete bundle[styles.fileName]
+      const source = String((styles as Rolldown.OutputAsset).source).trim()
+      const parts = script.code.trim().split(STYLES)
+      if (parts.length !== 2) throw new Error('One place for the styles was expected.')
+      script.code = `${parts.join(JSON.stringify(source).replaceAll('</', '<\\/'))}\n`
+      this.emitFile({ type: 'asset', fileName: 'standalone.html', source: standalone(script.code) })
+    },
+  }
+}
+
+/** As attributes.svelte.ts has it, in whatever quotes. */
+const STYLES = /["'`]@styles["'`]/
+
+const BARE = 'body{margin:0}'
+
+function standalone(code: string): string {
+  const script = code.replaceAll('</script', '<\\/script')
+  const policy = `default-src 'none'; script-src ${hashOf(script)}; style-src ${hashOf(BARE)}; img-src data:`
+  return withPolicy(readFileSync('build/standalone.html', 'utf8'), policy)
+    .replace('</head>', () => `  <style>${BARE}</style>\n  </head>`)
+    .replace('</body>', () => `<script>${script}</script>\n  </body>`)
 }
 
 function withPolicy(html: string, policy: string): string {

@@ -1,0 +1,44 @@
+/** The answers that a model holds to a question, as `ask` finds them. */
+
+export interface AnswerText {
+  text: string
+  logprob: number
+}
+
+export interface Answer {
+  text: string
+  /** bounds of its probability */
+  lower: number
+  upper: number
+  /** without bias, from samples; null where none were drawn */
+  estimate: number | null
+  texts: AnswerText[]
+}
+
+export interface Answers {
+  question: string
+  /** the most probable first */
+  answers: Answer[]
+  /** the probability of all texts that were not looked at */
+  not_looked_at: number
+  /** could those not change which answer is the most probable? */
+  decided: boolean
+}
+
+/** Enough checking that no view can fail on what passes. */
+export function isAnswers(value: Record<string, unknown>): boolean {
+  const { question, answers, not_looked_at } = value
+  return (
+    typeof question === 'string' &&
+    typeof not_looked_at === 'number' &&
+    Array.isArray(answers) &&
+    answers.every(isAnswer)
+  )
+}
+
+function isAnswer(value: unknown): boolean {
+  const { text, lower, upper, texts } = (value ?? {}) as Record<string, unknown>
+  if (typeof text !== 'string' || typeof lower !== 'number' || typeof upper !== 'number') return false
+  const isText = (one: Partial<AnswerText> | null) => typeof one?.text === 'string' && typeof one.logprob === 'number'
+  return Array.isArray(texts) && texts.every(isText)
+}
