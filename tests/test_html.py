@@ -9,9 +9,14 @@ import json
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 
+import pytest
+
+from tempo_mlx.cli.main import main
 from tempo_mlx.report.html import built, to_embed, to_html
 from tempo_mlx.report.phrases import Alternative, Phrase
+from tempo_mlx.report.run import Run
 
 
 class Page(HTMLParser):
@@ -78,3 +83,17 @@ def test_nothing_is_fetched_and_only_what_was_built_may_run() -> None:
             continue
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert re.search(rf"{tag}-src 'sha256-{re.escape(digest)}'", policy), f"{tag} would not run"
+
+
+def test_the_command_line_saves_what_a_page_embeds_and_prints_what_goes_into_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = next((Path(__file__).parent / "fixtures" / "runs-0.1.0").glob("*.json"))
+    run = Run.load(file)
+    assert main(["show", str(file), "--embed", str(tmp_path / "blog")]) == 0
+    element = f'<tempo-run src="{file.stem}.phrases.json"></tempo-run>'
+    assert capsys.readouterr().out == f'<script src="tempo-run.js" defer></script>\n{element}\n'
+    assert (tmp_path / "blog" / "tempo-run.js").read_text() == built("tempo-run.js")
+    embedded = json.loads((tmp_path / "blog" / f"{file.stem}.phrases.json").read_text())
+    assert Run.from_json(json.dumps(embedded["run"])) == run
+    assert "".join(phrase["text"] for phrase in embedded["phrases"]) == run.final_text
