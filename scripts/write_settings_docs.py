@@ -14,7 +14,7 @@ from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import ACCEPTED, PRESETS, REFUSED, Shortcuts, resolve, upgrade
 from tempo_mlx.server.schemas import settings_table
-from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.settings import ServedModels, ServerConfig
 from tempo_mlx.settings import Setting, by_audience, settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +54,11 @@ def settings_docs() -> str:
     parts += [_table(group, settings) for group, settings in groups.items()]
     parts.append(_presets())
     parts.append(_original())
-    parts.append("## `tempo-mlx serve`\n\nBesides the model's settings (the first table).\n")
+    parts.append(
+        "## `tempo-mlx serve`\n\nBesides the model's settings (the first table), which hold for every model.\n"
+    )
     server: dict[str, list[Setting]] = {}
-    for setting in by_audience(settings_of(ServerConfig).values()):
+    for setting in by_audience([*settings_of(ServedModels).values(), *settings_of(ServerConfig).values()]):
         server.setdefault(setting.row.group, []).append(setting)
     parts += [_table(group, settings) for group, settings in server.items()]
     return "\n".join(parts)

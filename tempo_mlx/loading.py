@@ -71,12 +71,13 @@ def load_model(
     *,
     alone: bool = False,
     slots: int | None = None,
+    beside: int = 0,
 ) -> LoadedModel:
     """Open (fetch, where needed) and build the model `config` names.
 
     Where `mlx.launch` started this process, the model is spread over its ranks; on ranks other than 0 this does not
     return, but follows rank 0 and ends with it. alone: the whole model, whatever started this process. slots: of the
-    cache, as many as there must be memory for.
+    cache, as many as there must be memory for. beside: bytes that models in other processes of ours hold.
 
     Raises ModelError, DownloadError, BackendError (the backend or device is not here, or a rank), MemoryLimitError,
     ConfigError (a setting that the backend does not have).
@@ -96,6 +97,7 @@ def load_model(
     checkpoint = open_checkpoint(config.model, progress=progress, adapter=config.adapter)
     if (limit := limit_of(config)) is not None:
         sharing, precision = 1 if leader is None else leader.size, precision_of(config, checkpoint)
+        limit = limit.beside(beside)
         require_memory(checkpoint, limit, precision, slots=slots, kv_bits=config.kv_bits, ranks=sharing)
     model: Model
     if leader is not None:
@@ -107,9 +109,8 @@ def load_model(
         try:
             from tempo_mlx.model.torch_backend import TorchTransformer
         except ModuleNotFoundError as error:
-            raise BackendError(
-                "The torch backend needs PyTorch; install tempo-mlx with its extra: [torch]."
-            ) from error
+            sentence = "The torch backend needs PyTorch; install tempo-mlx with its extra: [torch]."
+            raise BackendError(sentence) from error
         model = TorchTransformer(checkpoint, config.device, config.dtype)
     else:
         from tempo_mlx.model.mlx_backend import build, wire

@@ -71,7 +71,7 @@ from tempo_mlx.server.serve import serve
 from tempo_mlx.server.settings import Pace, ServerConfig
 model, settings, pace = json.loads(sys.argv[1])
 announce = lambda url: print(f"Serving on {url}", file=sys.stderr, flush=True)
-serve(LoadConfig(model=model), ServerConfig(port=0, **settings), {}, announce, Pace(**pace))
+serve([LoadConfig(model=model)], ServerConfig(port=0, **settings), {}, announce, Pace(**pace))
 """
 
 

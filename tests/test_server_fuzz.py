@@ -42,7 +42,7 @@ def server() -> Iterator[Served]:
         yield served
 
 
-SCHEMA = schemathesis.openapi.from_dict(create_app(LoadConfig(), ServerConfig()).openapi())
+SCHEMA = schemathesis.openapi.from_dict(create_app([LoadConfig()], ServerConfig()).openapi())
 PROMPTED = ("/generate", "/generate/stream", "/sessions")
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 

@@ -30,7 +30,7 @@ class Client:
     """Requests to an application whose worker was never started: what gets through is answered 503, loading."""
 
     def __init__(self, **config: Any) -> None:
-        self.app = create_app(LoadConfig(), ServerConfig(**config))
+        self.app = create_app([LoadConfig()], ServerConfig(**config))
 
     def __call__(self, method: str, path: str, base: str = OWN, **rest: Any) -> httpx.Response:
         async def ask() -> httpx.Response:

@@ -12,18 +12,18 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts
-from tempo_mlx.server.settings import ServerConfig
+from tempo_mlx.server.settings import ServedModels, ServerConfig
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
 
-@with_settings(LoadConfig, ServerConfig)
+@with_settings(LoadConfig, ServedModels, ServerConfig)
 def serve(flags: dict[str, Any], config: ConfigFile = None) -> None:
-    """Serve a model over HTTP: our API, OpenAI's, and the web page.
+    """Serve models over HTTP: our API, OpenAI's, and the web page.
 
     Settings of a run in the environment (TEMPO_THRESHOLD=0.2) become the defaults of every request.
     """
-    tables = (LoadConfig, ServerConfig, GenerateConfig, Shortcuts)
+    tables = (LoadConfig, ServedModels, ServerConfig, GenerateConfig, Shortcuts)
     given = load_settings(config, os.environ, flags, configs=tables, elsewhere=lambda: (OutputConfig,))
     try:
         from tempo_mlx.server.serve import serve as run
@@ -34,7 +34,8 @@ def serve(flags: dict[str, Any], config: ConfigFile = None) -> None:
 
     names = {*settings_of(GenerateConfig), *settings_of(Shortcuts)}
     ambient = {name: value for name, value in {**given.file, **given.environment}.items() if name in names}
-    run(given.make(LoadConfig), given.make(ServerConfig), ambient, announce=_announce)
+    loads = [given.with_flags(model=name).make(LoadConfig) for name in given.make(ServedModels).model]
+    run(loads, given.make(ServerConfig), ambient, announce=_announce)
 
 
 def _announce(url: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from tempo_mlx._version import __version__
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server import anthropic, docs_page, ollama, openai, responses, routes, session_routes
 from tempo_mlx.server.context import Context
-from tempo_mlx.server.engine import Engine
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
+from tempo_mlx.server.models import Models
 from tempo_mlx.server.security import Guard
 from tempo_mlx.server.settings import Pace, ServerConfig
 from tempo_mlx.server.streaming import Gone
@@ -36,17 +36,20 @@ CODES = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_ty
 
 
 def create_app(
-    load: LoadConfig, config: ServerConfig, ambient: Mapping[str, Any] | None = None, pace: Pace | None = None
+    loads: Sequence[LoadConfig],
+    config: ServerConfig,
+    ambient: Mapping[str, Any] | None = None,
+    pace: Pace | None = None,
 ) -> FastAPI:
-    """The server as an ASGI application; its worker lives as long as its lifespan."""
+    """The server as an ASGI application; its workers live no longer than its lifespan. Raises ConfigError."""
     metrics = Metrics()
-    context = Context(load, config, ambient or {}, metrics, Engine(load, config, metrics, pace or Pace()))
+    context = Context(config, ambient or {}, metrics, Models(loads, config, metrics, pace or Pace()))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await context.engine.start()
+        await context.models.start()
         yield
-        await context.engine.stop()
+        await context.models.stop()
 
     app = FastAPI(
         title="tempo-mlx",

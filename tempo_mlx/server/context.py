@@ -12,13 +12,12 @@ from typing import Any
 from starlette.requests import Request
 
 from tempo_mlx.config import GenerateConfig
-from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.engine import Engine, Ticket
-from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
+from tempo_mlx.server.models import Models
 from tempo_mlx.server.protocol import Kind
 from tempo_mlx.server.schemas import ErrorBody, configuration
-from tempo_mlx.server.settings import ServerConfig, model_name
+from tempo_mlx.server.settings import ServerConfig
 
 log = logging.getLogger("tempo_mlx.server")
 
@@ -56,18 +55,12 @@ def answers(description: str, content: dict[str, Any], status: int = 200) -> dic
 
 @dataclass
 class Context:
-    load: LoadConfig
     config: ServerConfig
     ambient: Mapping[str, Any]  # generation settings from the environment: defaults of every request
     metrics: Metrics
-    engine: Engine
+    models: Models
     started: float = field(default_factory=time.time)
     ignored: set[str] = field(default_factory=set)  # fields of requests, as far as they were logged
-
-    @property
-    def model_name(self) -> str:
-        """The model name that requests use."""
-        return model_name(self.load, self.config)
 
     def note_ignored(self, fields: Iterable[str]) -> None:
         """Log each field once that requests bring and nothing here reads."""
@@ -76,21 +69,14 @@ class Context:
                 self.ignored.add(name)
                 log.info("request field ignored", extra={"field": name})
 
-    def check_model(self, name: str | None) -> None:
-        """Only the model given at start is served, whether a request names it or not."""
-        if name not in (None, self.model_name):
-            raise ApiError(
-                404, "model_not_found", f"This server serves the model {self.model_name} only.", "model"
-            )
-
     def configuration(self, given: Mapping[str, Any]) -> GenerateConfig:
         return configuration(given, self.ambient, self.config.max_tokens_limit, self.config.max_rows_limit)
 
-    def submit(self, request: Request, kind: Kind, payload: dict[str, Any]) -> Ticket:
+    def submit(self, request: Request, engine: Engine, kind: Kind, payload: dict[str, Any]) -> Ticket:
         if self.config.log_prompts and (payload.get("prompt") or payload.get("messages")):
             text = json.dumps(payload.get("prompt") or payload.get("messages"))
             log.info("prompt", extra={"request_id": request_id(request), "prompt": text})
-        return self.engine.submit(kind, payload, id=request_id(request), owner=owner(request))
+        return engine.submit(kind, payload, id=request_id(request), owner=owner(request))
 
 
 def context(request: Request) -> Context:

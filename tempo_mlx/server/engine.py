@@ -1,28 +1,20 @@
-"""The server's side of the worker: start it, queue requests, hand out its events, replace it when it dies.
-
-Everything runs on the event loop, except two threads that only read from and write to the pipe.
-"""
+"""The server's side of one model: start its worker, queue requests, hand out events, replace it when it dies."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import multiprocessing
-import queue
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
+from tempo_mlx.server.process import WorkerProcess
 from tempo_mlx.server.protocol import (
     Beat,
     Cancel,
@@ -34,11 +26,9 @@ from tempo_mlx.server.protocol import (
     Probe,
     Problem,
     Ready,
-    Stop,
     Submit,
 )
-from tempo_mlx.server.settings import Pace, ServerConfig
-from tempo_mlx.server.worker import main as worker_main
+from tempo_mlx.server.settings import Pace, ServerConfig, model_name
 
 log = logging.getLogger("tempo_mlx.server")
 
@@ -48,7 +38,7 @@ LONGEST_PAUSE = 30.0
 REMEMBERED_SESSIONS = 1000
 UNREAD_EVENTS = 10_000  # a client with this many unread events has stopped reading
 
-State = Literal["loading", "ready", "dead", "failed", "stopping"]
+State = Literal["loading", "ready", "unloaded", "dead", "failed", "stopping"]
 
 
 @dataclass
@@ -68,50 +58,96 @@ class Ticket:
 
 
 class Engine:
-    """Owns the worker process. `submit` a request, iterate over `events(ticket)`, `cancel` it."""
+    """Owns a model's worker process. `submit` a request, iterate over `events(ticket)`, `cancel` it."""
 
     def __init__(self, load: LoadConfig, config: ServerConfig, metrics: Metrics, pace: Pace) -> None:
         self.load, self.config, self.metrics, self.pace = load, config, metrics, pace
+        self.name = model_name(load, config)
         self.state: State = "loading"
         self.ready: Ready | None = None
         self.failure: Failed | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.beside: Callable[[], int | None] = lambda: (
+            0
+        )  # bytes that other models take; None: one is being loaded
+        self.make_room: Callable[[], asyncio.Task[None] | None] = lambda: (
+            None
+        )  # done when another is unloaded
+        self.on_demand = False  # loaded for requests, which wait until it is
+        self.keep_alive = config.keep_alive  # seconds after `used`, when the model is unloaded; None: never
+        self.used = time.monotonic()
         self.restarts = 0
         self.beat: Beat | None = None
         self.beat_at = time.monotonic()
-        self.generation = 0  # counts workers, so that a dead one's messages are ignored
         self.sessions: OrderedDict[str, None] = OrderedDict()  # made by this worker, the most recent ones
         self.lost_sessions: OrderedDict[str, None] = OrderedDict()  # made by workers that died
         self._waiting: deque[Ticket] = deque()
         self._running: dict[str, Ticket] = {}
-        self._process: BaseProcess | None = None
-        self._outbox: queue.SimpleQueue[FromServer | None] = queue.SimpleQueue()
+        self._process: WorkerProcess | None = None
+        self._beside = 0  # as it was told
+        self._ending: asyncio.Task[None] | None = None  # of the process before
         self._started = 0.0
         self._probing: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- life of the worker
 
-    async def start(self) -> None:
+    async def start(self, load: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
-        self._spawn()
+        if load:
+            self._spawn(0)
+        else:
+            self.state = "unloaded"
         self._keep(self._watch())
 
     async def stop(self) -> None:
-        """Ask the worker to end, then kill it."""
         self.state = "stopping"
         for task in self._tasks:
             task.cancel()
-        self._outbox.put(Stop())
-        self._outbox.put(None)
-        process = self._process
-        if process is not None:
-            await asyncio.to_thread(process.join, 2.0)
-            if process.is_alive():
-                process.kill()
-                await asyncio.to_thread(process.join, 5.0)
+        if self._process is not None:
+            await self._process.end()
         for ticket in [*self._running.values(), *self._waiting]:
             self._finish(ticket, shutting_down())
+
+    def wake(self) -> None:
+        """Load the model again where it was unloaded."""
+        if self.state == "unloaded":
+            self.state, self.failure, self.on_demand = "loading", None, True
+            self._keep(self._respawn(0.0))
+
+    async def awake(self) -> Ready:
+        """What the model is, once it is loaded. Raises ApiError."""
+        self.wake()
+        while self.state == "loading" and self.on_demand:
+            await asyncio.sleep(0.02)
+        if self.state != "ready" or self.ready is None:
+            raise self._unavailable()
+        return self.ready
+
+    def unload(self) -> asyncio.Task[None]:
+        """Free the memory of an idle model: its worker ends, and with it its sessions."""
+        log.info("model unloaded", extra={"model": self.name})
+        assert self._process is not None
+        self._ending = self._keep(self._process.end())
+        self._process, self.state, self.beat = None, "unloaded", None
+        self._lose_sessions()
+        return self._ending
+
+    @property
+    def idle(self) -> bool:
+        """Whether the model can be unloaded; with ranks it could not be loaded again."""
+        return self.state == "ready" and not self._running and not self._waiting and ranks.rank() is None
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of its process; None while that is being settled."""
+        if self._process is None:
+            return 0
+        return self.beat.memory_bytes if self.beat else None
+
+    @property
+    def kept_sessions(self) -> int:
+        return self.beat.sessions if self.beat else 0
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests and let those in flight finish; after `seconds`, cancel them (their text is kept)."""
@@ -127,56 +163,29 @@ class Engine:
         while self._running and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
-    def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self.generation += 1
-        self.state, self.beat, self._started = "loading", None, time.monotonic()
+    def _spawn(self, beside: int) -> None:
+        self._beside, self.state, self.beat, self._started = beside, "loading", None, time.monotonic()
         self.beat_at = self._started
-        self._process = context.Process(
-            target=worker_main, args=(theirs, self.load, self.config), name="tempo-mlx worker", daemon=True
-        )
-        self._process.start()
-        theirs.close()  # so that the pipe closes when the worker dies
-        self._outbox = queue.SimpleQueue()
-        threading.Thread(target=_write, args=(ours, self._outbox), name="to worker", daemon=True).start()
-        threading.Thread(
-            target=self._read, args=(ours, self.generation), name="from worker", daemon=True
-        ).start()
-        log.info("worker started", extra={"worker_pid": self._process.pid, "restarts": self.restarts})
+        self._process = WorkerProcess(self.load, self.config, beside, self._receive, self._died)
+        log.info("worker started", extra={"worker_pid": self.pid, "restarts": self.restarts})
 
-    def _read(self, connection: Connection, generation: int) -> None:
-        """Thread: pass the worker's messages to the event loop."""
-        with contextlib.suppress(RuntimeError):  # the loop has closed
-            try:
-                while True:
-                    message = connection.recv()
-                    self._loop.call_soon_threadsafe(self._receive, message, generation)
-            except (EOFError, OSError):
-                self._loop.call_soon_threadsafe(self._died, generation)
-
-    def _receive(self, message: FromWorker, generation: int) -> None:
-        if generation != self.generation:
+    def _receive(self, message: FromWorker, process: WorkerProcess) -> None:
+        if process is not self._process:
             return
         self.beat_at = time.monotonic()
         if isinstance(message, Beat):
             self.beat = message
-            self.metrics.beat(message)
             if self._probing is not None and not self._probing.done() and message.last_forward_age < 1.0:
                 self._probing.set_result(None)
         elif isinstance(message, Ready):
-            self.ready = message
+            self.ready, self.used = message, time.monotonic()
             if self.state == "loading":
                 self.state = "ready"
             log.info("model loaded", extra={"model": message.model.get("id"),
                                             "seconds": round(time.monotonic() - self._started, 2)})  # fmt: skip
             self._dispatch()
         elif isinstance(message, Failed):
-            self.failure, self.state = message, "failed"
-            log.error(message.message)
-            for ticket in [*self._running.values(), *self._waiting]:
-                self._finish(ticket, ApiError(503, "model_failed", message.message))
-            self.on_failure()
+            self._failed(message)
         elif message.id in self._running:
             ticket = self._running[message.id]
             if isinstance(message, Problem):
@@ -190,27 +199,42 @@ class Engine:
             elif ticket.events.qsize() > UNREAD_EVENTS:
                 self.cancel(ticket)
 
-    def _died(self, generation: int) -> None:
+    def _failed(self, failure: Failed) -> None:
+        """The model cannot be had. Where others can make room for it, it is loaded again; where requests had it loaded,
+        the next may try again; else that is the end.
+        """
+        self._process = None
+        freed = self.make_room() if failure.memory else None
+        meanwhile = (
+            failure.memory and (self.beside() or 0) < 0.9 * self._beside
+        )  # another was unloaded by itself
+        if freed is not None or meanwhile:
+            self._keep(self._respawn(0.0, freed))
+            return
+        self.failure, self.state = failure, "failed"
+        log.error(failure.message)
+        for ticket in [*self._running.values(), *self._waiting]:
+            self._finish(ticket, self._no_model(failure))
+        if self.on_demand:
+            self.state = "unloaded"
+        else:
+            self.on_failure()
+
+    def _died(self, process: WorkerProcess) -> None:
         """The worker is gone: fail its requests, and start another."""
-        if generation != self.generation or self.state in ("failed", "stopping"):
+        if process is not self._process or self.state == "stopping":
             return
         if ranks.rank() is not None:
-            self._receive(Failed("The process of rank 0 that runs the model died, and with it the other ranks; "
-                                 "start all ranks again.", 1), generation)  # fmt: skip
+            self._failed(Failed("The process of rank 0 that runs the model died, and with it the other ranks; "
+                                "start all ranks again.", 1))  # fmt: skip
             return
-        assert self._process is not None
-        self._process.join(1.0)
-        self.state, self.ready = "dead", None
-        self._outbox.put(None)
-        log.error("worker died", extra={"exit_code": self._process.exitcode, "in_flight": len(self._running)})
+        self._process, self.state, self.ready, self.on_demand = None, "dead", None, False
+        log.error("worker died", extra={"exit_code": process.bury(), "in_flight": len(self._running)})
         self.metrics.worker_restarts.inc()
         self.restarts += 1
         if self._probing is not None and not self._probing.done():
             self._probing.set_result(None)
-        self.lost_sessions.update(self.sessions)
-        self.sessions.clear()
-        while len(self.lost_sessions) > REMEMBERED_SESSIONS:
-            self.lost_sessions.popitem(last=False)
+        self._lose_sessions()
         for ticket in list(self._running.values()):
             self._finish(
                 ticket,
@@ -221,9 +245,22 @@ class Engine:
         quick = self.restarts if lived < STABLE_SECONDS else 0
         self._keep(self._respawn(min(LONGEST_PAUSE, 0.5 * 2.0 ** min(quick, 10)) if quick > 1 else 0.0))
 
-    async def _respawn(self, pause: float) -> None:
+    def _lose_sessions(self) -> None:
+        self.lost_sessions.update(self.sessions)
+        self.sessions.clear()
+        while len(self.lost_sessions) > REMEMBERED_SESSIONS:
+            self.lost_sessions.popitem(last=False)
+
+    async def _respawn(self, pause: float, freed: asyncio.Task[None] | None = None) -> None:
+        """freed: done when there is room."""
         await asyncio.sleep(pause)
-        self._spawn()
+        for ending in (self._ending, freed):
+            if ending is not None:
+                await ending
+        while (beside := self.beside()) is None:
+            await asyncio.sleep(0.05)
+        if self.state != "stopping":
+            self._spawn(beside)
 
     async def _watch(self) -> None:
         """Enforce deadlines, and kill a worker that hangs."""
@@ -242,28 +279,34 @@ class Engine:
                 assert self._process is not None
                 self._process.kill()
                 self.beat_at = now
-            self._gauge()
+            told = self.beat_at > self.used  # whether what was done last left a session
+            unused = self.keep_alive is not None and now - self.used > self.keep_alive
+            if unused and told and self.idle and not self.kept_sessions:
+                self.unload()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # -- requests
 
     def submit(self, kind: Kind, payload: dict[str, Any], *, id: str, owner: str | None = None) -> Ticket:
         """Queue a request. Raises ApiError when it cannot be taken: loading, dead, queue full, id in use."""
-        if self.state != "ready":
+        self.wake()
+        if self.state != "ready" and not (self.state == "loading" and self.on_demand):
             raise self._unavailable()
         if id in self._running or any(t.id == id for t in self._waiting):
             raise ApiError(
                 409, "conflict", f"A request with the id {id} is already in flight; choose another id."
             )
-        if len(self._running) >= self.config.concurrency and len(self._waiting) >= self.config.queue_size:
+        if self.running + self.waiting >= self.config.concurrency + self.config.queue_size:
             self.metrics.refused.inc()
             raise ApiError(503, "queue_full", "Too many requests are waiting; try again in a few seconds.",
                            headers={"Retry-After": "5"})  # fmt: skip
         ticket = Ticket(id, kind, payload, owner, time.monotonic() + self.config.request_timeout)
+        self.keep_alive = self.config.keep_alive
         self._waiting.append(ticket)
         self._dispatch()
         return ticket
@@ -286,7 +329,7 @@ class Engine:
             )
         elif ticket.state == "running" and ticket.cancelled is None:
             ticket.cancelled = reason
-            self._outbox.put(Cancel(ticket.id, reason))
+            self._send(Cancel(ticket.id, reason))
 
     async def events(
         self, ticket: Ticket, pause: Callable[[], float | None] = lambda: None
@@ -325,8 +368,7 @@ class Engine:
             ticket.state = "running"
             self._running[ticket.id] = ticket
             self.metrics.queue_seconds.observe(time.monotonic() - ticket.created)
-            self._outbox.put(Submit(ticket.id, ticket.kind, ticket.payload))
-        self._gauge()
+            self._send(Submit(ticket.id, ticket.kind, ticket.payload))
 
     def _finish(self, ticket: Ticket, error: ApiError | None = None) -> None:
         if ticket.state == "done":
@@ -335,7 +377,7 @@ class Engine:
             del self._running[ticket.id]
         else:
             self._waiting.remove(ticket)
-        ticket.state = "done"
+        ticket.state, self.used = "done", time.monotonic()
         ticket.outcome = error.code if error else ticket.cancelled or "ok"
         self.metrics.requests.labels(ticket.kind, ticket.outcome).inc()
         self.metrics.request_seconds.labels(ticket.kind).observe(time.monotonic() - ticket.created)
@@ -343,32 +385,40 @@ class Engine:
             ticket.events.put_nowait(error)
         self._dispatch()
 
-    def _gauge(self) -> None:
-        self.metrics.running.set(len(self._running))
-        self.metrics.waiting.set(len(self._waiting))
+    def _send(self, message: FromServer) -> None:
+        if self._process is not None:
+            self._process.send(message)
 
     def _unavailable(self) -> ApiError:
         if self.state == "stopping":
             return shutting_down()
-        if self.state == "failed":
-            assert self.failure is not None
-            return ApiError(503, "model_failed", self.failure.message)
+        if self.failure is not None:
+            return self._no_model(self.failure)
         return ApiError(503, "loading", "The model is being loaded; try again in a few seconds.",
                         headers={"Retry-After": "3"})  # fmt: skip
+
+    def _no_model(self, failure: Failed) -> ApiError:
+        message = failure.message.replace(self.load.model, self.name)  # paths are not for clients
+        if not failure.memory:
+            return ApiError(503, "model_failed", message)
+        if self.beside() != 0:
+            message += " The models loaded beside it are in use: try again when they are not."
+        return ApiError(503, "memory", message)
 
     # -- health
 
     async def probe(self, patience: float = 5.0) -> str:
         """`ok`, `loading`, `dead`, `stalled` or `shutting_down`. An idle worker must prove that it still computes."""
         if self.state != "ready":
-            return {"stopping": "shutting_down", "failed": "dead"}.get(self.state, self.state)
+            shown = {"stopping": "shutting_down", "failed": "dead", "unloaded": "ok"}
+            return shown.get(self.state, self.state)
         if time.monotonic() - self.beat_at > max(5.0, 0.5 * self.pace.worker_timeout):
             return "stalled"
         idle = not self._running and self.beat is not None
         if idle and self.beat is not None and self.beat.last_forward_age > self.pace.probe_after:
             if self._probing is None or self._probing.done():
                 self._probing = self._loop.create_future()
-                self._outbox.put(Probe())
+                self._send(Probe())
             try:
                 await asyncio.wait_for(asyncio.shield(self._probing), patience)
             except asyncio.TimeoutError:
@@ -384,10 +434,3 @@ class Engine:
 
 def shutting_down() -> ApiError:
     return ApiError(503, "shutting_down", "The server is shutting down; try again later.")
-
-
-def _write(connection: Connection, outbox: queue.SimpleQueue[FromServer | None]) -> None:
-    """Thread: send the outbox, so that a full pipe never blocks the event loop."""
-    with contextlib.suppress(OSError):  # the worker is dead: the reader reports it
-        while (message := outbox.get()) is not None:
-            connection.send(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tempo_mlx.server.protocol import Beat
@@ -56,10 +58,13 @@ class Metrics:
         else:
             self.step_seconds.observe(stats["step_seconds"])
 
-    def beat(self, beat: Beat) -> None:
-        self.memory.set(beat.memory_bytes)
-        self.sessions.set(beat.sessions)
-        self.cache_slots.set(beat.cache_slots)
+    def measure(self, running: int, waiting: int, beats: Sequence[Beat]) -> None:
+        """What there is now, of all models together."""
+        self.running.set(running)
+        self.waiting.set(waiting)
+        self.memory.set(sum(beat.memory_bytes for beat in beats))
+        self.sessions.set(sum(beat.sessions for beat in beats))
+        self.cache_slots.set(sum(beat.cache_slots for beat in beats))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

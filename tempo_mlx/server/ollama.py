@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Annotated, Any, Union
 
 from fastapi import APIRouter
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
 from tempo_mlx.server.context import ERRORS, JSON, Context, answers, context
-from tempo_mlx.server.engine import Ticket
+from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.openai_bodies import ChatBody, CompletionBody, Sent, Text, refused
 from tempo_mlx.server.protocol import Event
@@ -31,6 +33,20 @@ OPTIONS = (
 )  # fmt: skip
 LINES: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "object"}}}
 ANSWER = answers("One object, or without stream: false a line for every piece of text.", {**JSON, **LINES})
+
+
+def seconds_of(value: Any) -> Any:
+    """Ollama's durations, such as 300, "300", "5m" or "1h30m", in seconds; negative ones are without end."""
+    if not isinstance(value, str):
+        return math.inf if isinstance(value, int | float) and value < 0 else value
+    sign, parts = value.startswith("-"), re.findall(r"(\d*\.?\d+)(ms|[hms]?)", value)
+    if not parts or "".join(number + unit for number, unit in parts) != value.lstrip("-"):
+        raise ValueError("is no duration; write seconds, or a text such as 5m")
+    units = {"h": 3600, "m": 60, "s": 1, "": 1, "ms": 0.001}
+    return math.inf if sign else sum(float(number) * units[unit] for number, unit in parts)
+
+
+Seconds = Annotated[float, BeforeValidator(seconds_of)]
 
 
 class Call(Sent):
@@ -76,6 +92,10 @@ class Common(Sent):
     stream: bool = Field(True, description="Send a line for every piece of text.")
     options: Options | None = Field(None, description="Settings of the run, under Ollama's names.")
     format: Union[str, dict[str, Any]] = Field("", description="json, or a JSON schema.")  # noqa: UP007
+    keep_alive: Seconds | None = Field(
+        None,
+        description="How long the model stays loaded after this: seconds, or a text such as 5m; -1: always.",
+    )
     think: Union[bool, str] = Field(False, description="Reason first, where the model can.")  # noqa: UP007
 
     def shared(self) -> dict[str, Any]:
@@ -129,16 +149,16 @@ async def chat(body: OllamaChat, request: Request) -> Response:
     words = {**body.shared(), **body.thoughts(), "tools": body.tools}
     words["messages"] = [message.in_openais_words() for message in body.messages]
     found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
-    return await answer(Lines(found, ticket, chat=True), body.stream)
+    return await answer(Lines(found, ticket, chat=True), body)
 
 
 @router.post("/generate", responses=ANSWER, summary="Answer or continue a prompt")
 async def generate(body: OllamaGenerate, request: Request) -> Response:
-    if not body.prompt:  # what Ollama's clients send to have a model loaded
-        return JSONResponse({**head(context(request)), "response": "", "done": True, "done_reason": "load"})
+    engine = context(request).models.named(plain_name(body.model))
+    if not body.prompt:  # what Ollama's clients send to have a model loaded, or unloaded
+        return JSONResponse({**head(engine), "response": "", **await loaded(engine, body.keep_alive)})
     words = {**body.shared(), **({} if body.raw or body.suffix else body.thoughts())}
-    ready = context(request).engine.ready
-    if body.raw or body.suffix or (ready is not None and not ready.has_chat_template):
+    if body.raw or body.suffix or not (await engine.awake()).has_chat_template:
         completion = as_body(CompletionBody, {**words, "prompt": body.prompt}, body.unknown(), request)
         found = asked(request, completion, completion.max_tokens, None)
         ticket = found.ticket({"prompt": body.prompt, "suffix": body.suffix})
@@ -146,21 +166,47 @@ async def generate(body: OllamaGenerate, request: Request) -> Response:
         system = [{"role": "system", "content": body.system}] if body.system else []
         words["messages"] = [*system, {"role": "user", "content": body.prompt}]
         found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
-    return await answer(Lines(found, ticket, chat=False), body.stream)
+    return await answer(Lines(found, ticket, chat=False), body)
 
 
-@router.get("/tags", summary="The model served")
+async def loaded(engine: Engine, keep_alive: float | None) -> dict[str, Any]:
+    """The end of a request without a prompt: with a keep_alive of 0 the model is unloaded, else loaded."""
+    if keep_alive == 0:
+        if engine.idle:
+            engine.unload()
+        return {"done": True, "done_reason": "unload"}
+    await engine.awake()
+    if keep_alive is not None:
+        engine.keep_alive = keep_alive
+    return {"done": True, "done_reason": "load"}
+
+
+@router.get("/tags", summary="The models served")
 async def tags(request: Request) -> dict[str, Any]:
-    return {"models": [card(context(request))]}
+    c = context(request)
+    return {"models": [card(c, engine) for engine in c.models.engines.values()]}
+
+
+@router.get("/ps", summary="The models that are loaded")
+async def ps(request: Request) -> dict[str, Any]:
+    c = context(request)
+    every = [(engine, engine.beat) for engine in c.models.engines.values() if engine.state == "ready"]
+    return {"models": [{**card(c, each), "size": beat.memory_bytes if beat else 0} for each, beat in every]}
 
 
 @router.post("/show", summary="What the model is")
 async def show(body: Named, request: Request) -> dict[str, Any]:
     c = context(request)
-    c.check_model(plain_name(body.model))
-    ready = c.engine.ready
+    engine = c.models.named(plain_name(body.model))
+    ready = engine.ready  # clients ask this of every model, so that it must not load them
     length = {"general.architecture": "tempo", "tempo.context_length": ready.context_length} if ready else {}
-    return {**card(c), "capabilities": ["completion"], "model_info": length, "parameters": "", "template": ""}
+    return {
+        **card(c, engine),
+        "capabilities": ["completion"],
+        "model_info": length,
+        "parameters": "",
+        "template": "",
+    }
 
 
 @router.get("/version", summary="The version of tempo-mlx")
@@ -168,16 +214,16 @@ async def version() -> dict[str, str]:
     return {"version": __version__}
 
 
-def card(c: Context) -> dict[str, Any]:
-    info = c.engine.ready.model if c.engine.ready else {}
+def card(c: Context, engine: Engine) -> dict[str, Any]:
+    info = engine.ready.model if engine.ready else {}
     details = {
         "format": "",
         "family": str(info.get("family", "")),
         "quantization_level": str(info.get("quantization", "")),
     }
     return {
-        "name": c.model_name,
-        "model": c.model_name,
+        "name": engine.name,
+        "model": engine.name,
         "modified_at": stamp(c.started),
         "size": 0,
         "digest": str(info.get("sha256") or info.get("revision") or ""),
@@ -189,12 +235,14 @@ def stamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def head(c: Context) -> dict[str, Any]:
-    return {"model": c.model_name, "created_at": stamp(time.time())}
+def head(engine: Engine) -> dict[str, Any]:
+    return {"model": engine.name, "created_at": stamp(time.time())}
 
 
-async def answer(lines: Lines, streams: bool) -> Response:
-    if streams:
+async def answer(lines: Lines, body: Common) -> Response:
+    if body.keep_alive is not None:
+        lines.engine.keep_alive = body.keep_alive
+    if body.stream:
         return lines
     event = await last(lines.engine, lines.ticket, lines.asked.request)
     (choice,) = json.loads(event.data)["choices"]
@@ -233,12 +281,12 @@ class Lines(EventStream):
         """Text, reasoning and calls in Ollama's places."""
         thinking = {"thinking": said["reasoning"]} if said["reasoning"] else {}
         if not self.chat:
-            return {**head(context(self.asked.request)), "response": said["text"], **thinking}
+            return {**head(self.engine), "response": said["text"], **thinking}
         message = {"role": "assistant", "content": said["text"], **thinking}
         if calls := said.get("calls"):
             functions = [{"name": call["name"], "arguments": arguments_of(call)} for call in calls]
             message["tool_calls"] = [{"function": function} for function in functions]
-        return {**head(context(self.asked.request)), "message": message}
+        return {**head(self.engine), "message": message}
 
     def ending(self, data: dict[str, Any]) -> dict[str, Any]:
         reason = data["choices"][0]["finish_reason"]

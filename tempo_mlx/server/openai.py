@@ -177,19 +177,32 @@ def total(usage: dict[str, int]) -> dict[str, int]:
     return {**usage, "total_tokens": usage["prompt_tokens"] + usage["completion_tokens"]}
 
 
-@router.get("/models", summary="The model served")
+@router.get("/models", summary="The models served")
 async def models(request: Request) -> dict[str, Any]:
-    return {"object": "list", "data": [model_card(context(request))]}
+    c = context(request)
+    return {"object": "list", "data": [model_card(c, engine) for engine in c.models.engines.values()]}
 
 
-@router.get("/models/{id:path}", summary="The model served")
+@router.get("/models/{id:path}", summary="A model served")
 async def model(id: Annotated[str, Path(max_length=500)], request: Request) -> dict[str, Any]:
-    context(request).check_model(id)
-    return model_card(context(request))
+    c = context(request)
+    return model_card(c, c.models.named(id))
 
 
-def model_card(c: Context) -> dict[str, Any]:
-    return {"id": c.model_name, "object": "model", "created": int(c.started), "owned_by": "tempo-mlx"}
+def model_card(c: Context, engine: Engine) -> dict[str, Any]:
+    """`tempo`: whether it is loaded, what is known of it since it was, and the memory of its process."""
+    ready, beat = engine.ready, engine.beat
+    known = {
+        "default": engine is c.models.default,
+        "state": engine.state,
+        "family": ready.model.get("family") if ready else None,
+        "context_length": ready.context_length if ready else None,
+        "chat": ready.has_chat_template if ready else None,
+        "memory_bytes": beat.memory_bytes if beat else None,
+        "sessions": engine.kept_sessions,
+    }
+    card = {"id": engine.name, "object": "model", "created": int(c.started), "owned_by": "tempo-mlx"}
+    return {**card, "tempo": known}
 
 
 ANSWER = answers("The completion; server-sent events with stream.", {**JSON, **EVENTS})

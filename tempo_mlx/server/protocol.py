@@ -53,6 +53,7 @@ class Failed:
 
     message: str
     exit_code: int
+    memory: bool = False  # there is too little
 
 
 @dataclass(frozen=True)

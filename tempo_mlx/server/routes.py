@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,10 +16,12 @@ from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.server.schemas import AskBody, GenerateBody, as_chat, explicit_settings, settings_table
+from tempo_mlx.server.schemas import MODEL, AskBody, GenerateBody, as_chat, explicit_settings, settings_table
 from tempo_mlx.server.streaming import EventStream, last
 
 router = APIRouter(responses=ERRORS)
+
+ModelName = Annotated[str | None, Query(max_length=500, description=MODEL)]
 
 
 def generate_payload(request: Request, body: Any) -> dict[str, Any]:
@@ -39,8 +41,9 @@ def generate_payload(request: Request, body: Any) -> dict[str, Any]:
 )
 async def generate(body: GenerateBody, request: Request) -> Response:
     c = context(request)
-    ticket = c.submit(request, "generate", generate_payload(request, body))
-    return Response((await last(c.engine, ticket, request)).data, media_type="application/json")
+    engine = c.models.named(body.model)
+    ticket = c.submit(request, engine, "generate", generate_payload(request, body))
+    return Response((await last(engine, ticket, request)).data, media_type="application/json")
 
 
 @router.post(
@@ -51,7 +54,8 @@ async def generate(body: GenerateBody, request: Request) -> Response:
 )
 async def generate_stream(body: GenerateBody, request: Request) -> Response:
     c = context(request)
-    return EventStream(c.engine, c.submit(request, "generate", generate_payload(request, body)))
+    engine = c.models.named(body.model)
+    return EventStream(engine, c.submit(request, engine, "generate", generate_payload(request, body)))
 
 
 @router.post(
@@ -62,13 +66,14 @@ async def generate_stream(body: GenerateBody, request: Request) -> Response:
 )
 async def ask(body: AskBody, request: Request) -> Response:
     c = context(request)
+    engine = c.models.named(body.model)
+    template = (await engine.awake()).has_chat_template
     given = explicit_settings(body)
     if body.messages is not None:
         as_chat(given, "messages")
     choices = given.pop("choices", None)
     try:
         way_of(body.by, body.answer_regex)
-        template = bool(c.engine.ready and c.engine.ready.has_chat_template)
         settings = {**chat_of(template), **given} if choices else asked(template, given)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error)) from error
@@ -80,30 +85,31 @@ async def ask(body: AskBody, request: Request) -> Response:
     messages = None if body.messages is None else [m.model_dump() for m in body.messages]
     payload = {"prompt": body.prompt, "messages": messages, "config": config, "choices": choices}
     payload |= {"by": body.by, "answer_regex": body.answer_regex}
-    ticket = c.submit(request, "ask", payload)
-    return Response((await last(c.engine, ticket, request)).data, media_type="application/json")
+    ticket = c.submit(request, engine, "ask", payload)
+    return Response((await last(engine, ticket, request)).data, media_type="application/json")
 
 
 @router.delete("/requests/{id}", tags=["generate"], summary="Cancel a request; it ends with what it has")
 async def cancel(id: Annotated[str, Path(max_length=64)], request: Request) -> dict[str, Any]:
-    engine = context(request).engine
-    ticket = engine.find(id, owner(request))
-    if ticket is None:
+    found = context(request).models.find(id, owner(request))
+    if found is None:
         raise ApiError(404, "request_not_found", "There is no such request in flight.", "id")
+    engine, ticket = found
     engine.cancel(ticket)
     return {"id": id, "cancelled": True}
 
 
 @router.get("/settings", tags=["server"], summary="Every setting of a run: default, range, explanation")
-async def settings(request: Request) -> dict[str, Any]:
+async def settings(request: Request, model: ModelName = None) -> dict[str, Any]:
     c = context(request)
-    ready, config = c.engine.ready, c.config
+    engine = c.models.named(model)
+    ready, config = engine.ready, c.config
     try:
         defaults = as_dict(c.configuration({}))
     except ApiError:
         defaults = as_dict(GenerateConfig())
     return {
-        "model": c.model_name,
+        "model": engine.name,
         "context_length": ready.context_length if ready else None,
         "chat": ready.has_chat_template if ready else None,
         "defaults": defaults,
@@ -130,18 +136,19 @@ async def settings(request: Request) -> dict[str, Any]:
 )
 async def health(request: Request) -> JSONResponse:
     c = context(request)
-    engine = c.engine
+    engine = c.models.default
     status = await engine.probe()
     beat = engine.beat
     return JSONResponse(
         {
             "status": status,
-            "model": c.model_name,
+            "model": engine.name,
+            "models": {each.name: each.state for each in c.models.engines.values()},
             "version": __version__,
             "uptime_seconds": round(time.time() - c.started, 1),
-            "running": engine.running,
-            "waiting": engine.waiting,
-            "sessions": beat.sessions if beat else 0,
+            "running": c.models.running,
+            "waiting": c.models.waiting,
+            "sessions": sum(beat.sessions for beat in c.models.beats),
             "worker": {
                 "pid": engine.pid,
                 "restarts": engine.restarts,
@@ -156,4 +163,6 @@ async def health(request: Request) -> JSONResponse:
 @router.get("/metrics", tags=["server"], summary="Prometheus metrics", response_class=Response,
             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
 async def metrics(request: Request) -> Response:
-    return Response(context(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    c = context(request)
+    c.metrics.measure(c.models.running, c.models.waiting, c.models.beats)
+    return Response(c.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -15,6 +15,7 @@ from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.settings import Setting, by_audience, settings_of
 
+MODEL = "As GET /v1/models names it; the first of those served, unless given."
 PROMPT = "The text to continue; with chat on, the user's message."
 MESSAGES = "A conversation, instead of a prompt; implies chat."
 WIDE = (
@@ -78,7 +79,11 @@ Settings: type[Body] = create_model("Settings", __base__=Body, **_FIELDS)
 Settings.__doc__ = "Any setting of a run; what is left out has its default."
 
 
-class Prompted(Body):
+class ForModel(Body):
+    model: str | None = Field(None, max_length=500, description=MODEL)
+
+
+class Prompted(ForModel):
     prompt: str | None = Field(None, max_length=LONGEST_TEXT, description=PROMPT)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000, description=MESSAGES)
 
@@ -106,7 +111,7 @@ class Asked(Prompted):
 AskBody: Any = create_model("AskBody", __base__=(Asked, Settings))
 
 
-class Created(Body):
+class Created(ForModel):
     prompt: str | None = Field(None, max_length=LONGEST_TEXT, description=PROMPT)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000, description=MESSAGES)
     run: dict[str, Any] | None = Field(
@@ -119,7 +124,7 @@ class Created(Body):
         given = [value for value in (self.prompt, self.messages, self.run) if value is not None]
         if len(given) != 1:
             raise ValueError("give one of prompt, messages and run")
-        if self.run is not None and self.model_fields_set - {"run", "steps", "prompt", "messages"}:
+        if self.run is not None and self.model_fields_set - {"run", "steps", "prompt", "messages", "model"}:
             raise ValueError("a run brings its own settings; leave the others out")
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import uvicorn
@@ -25,10 +25,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.context.engine.on_failure = self._give_up
+        self.context.models.default.on_failure = self._give_up
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        drain = asyncio.ensure_future(self.context.engine.drain(self.context.config.shutdown_timeout))
+        drain = asyncio.ensure_future(self.context.models.drain(self.context.config.shutdown_timeout))
         await super().shutdown(sockets)
         await drain
 
@@ -38,19 +38,20 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    load: LoadConfig,
+    loads: Sequence[LoadConfig],
     config: ServerConfig,
     ambient: Mapping[str, Any],
     announce: Callable[[str], None] = lambda url: None,
     pace: Pace | None = None,
 ) -> None:
-    """Serve until interrupted. `announce` is called with the address once it is bound.
+    """Serve these models until interrupted. `announce` is called with the address once it is bound.
 
-    Raises OutputError when the address cannot be bound, ModelError when the model cannot be loaded.
+    Raises OutputError when the address cannot be bound, ModelError when the first model cannot be loaded, ConfigError
+    when the models cannot be served together.
     """
     configure(config.log_level, config.log_format)
     pace = pace or Pace()
-    app = create_app(load, config, ambient, pace)
+    app = create_app(loads, config, ambient, pace)
     context: Context = app.state.context
     listening = bind(config.host, config.port)
     server = Server(
@@ -74,8 +75,9 @@ def serve(
     announce(f"http://{shown}:{port}")
     with listening:
         server.run([listening])
-    if context.engine.failure is not None:
-        raise Failure(context.engine.failure.message, context.engine.failure.exit_code)
+    first = context.models.default
+    if first.failure is not None and not first.on_demand:
+        raise Failure(first.failure.message, first.failure.exit_code)
 
 
 class Failure(ModelError):

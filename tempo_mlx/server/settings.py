@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.load_config import DEFAULT_MODEL, LoadConfig
 from tempo_mlx.settings import Checked, row
 
 if TYPE_CHECKING:
@@ -46,8 +46,19 @@ class Pace:
 
 # fmt: off
 @dataclass(frozen=True)
+class ServedModels(Checked):
+    """The models of a server; each is a LoadConfig with the other settings as given."""
+
+    model: tuple[str, ...] = _network(
+        (DEFAULT_MODEL,), "Model, as for generate; several times for several. The first is loaded at once, others when "
+        "a request names them.",
+        environment=("MODEL_PATH",), aliases=("-m",), default_text=DEFAULT_MODEL,
+    )
+
+
+@dataclass(frozen=True)
 class ServerConfig(Checked):
-    """Settings of the server itself; what model it serves is a LoadConfig."""
+    """Settings of the server itself; what models it serves are LoadConfigs."""
 
     host: str = _network("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface.")
     port: int = _network(
@@ -85,6 +96,10 @@ class ServerConfig(Checked):
     max_connections: int = _room(
         1024, "Connections open at once, as far as the limit on open files allows; the longest idle one goes first.",
         minimum=1, maximum=100_000,
+    )
+    keep_alive: float | None = _limit(
+        None, "Seconds after which an unused model is unloaded, unless it keeps sessions; a request loads it again.",
+        minimum=0, maximum=1e7, default_text="as long as there is memory",
     )
     max_sessions: int = _room(8, "Sessions kept; the least recently used goes first.", minimum=0, maximum=1024)
     session_ttl: float = _room(3600, "Seconds after which an unused session goes.", above=0, maximum=1e7)

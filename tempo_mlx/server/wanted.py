@@ -95,18 +95,15 @@ class Asked:
     """A request that was understood."""
 
     request: Request
+    engine: Engine
     config: GenerateConfig
     n: int
     logprobs: int | None
     phrases: bool
 
     @property
-    def engine(self) -> Engine:
-        return context(self.request).engine
-
-    @property
     def model(self) -> str:
-        return context(self.request).model_name
+        return self.engine.name
 
     @property
     def id(self) -> str:
@@ -115,7 +112,8 @@ class Asked:
     def ticket(self, prompt: Mapping[str, Any]) -> Ticket:
         """prompt: what is to be continued, and what else is wanted of it (completions.py)."""
         told = {"config": self.config, "n": self.n, "logprobs": self.logprobs, "phrases": self.phrases}
-        return context(self.request).submit(self.request, "completion", {**NOTHING_MORE, **prompt, **told})
+        payload = {**NOTHING_MORE, **prompt, **told}
+        return context(self.request).submit(self.request, self.engine, "completion", payload)
 
 
 # What a request asks for unless it says otherwise (completions.py).
@@ -132,14 +130,14 @@ NOTHING_MORE: Mapping[str, Any] = {
 def asked(request: Request, body: Common, max_tokens: int, logprobs: int | None) -> Asked:
     """Raises ApiError for what cannot be done."""
     c = context(request)
-    c.check_model(body.model)
+    engine = c.models.named(body.model)
     given = settings_of(body, c, max_tokens)
     if isinstance(body, ChatBody):
         as_chat(given, "tempo")
     config = c.configuration(given)
     if logprobs is not None and not DECODERS[config.decoder].log_probs:
         raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
-    return Asked(request, config, body.n, logprobs, phrases=body.tempo is not None)
+    return Asked(request, engine, config, body.n, logprobs, phrases=body.tempo is not None)
 
 
 def asked_chat(request: Request, body: ChatBody) -> tuple[Asked, dict[str, Any]]:

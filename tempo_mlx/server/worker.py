@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempo_mlx.errors import RankLostError, TempoError
+from tempo_mlx.errors import MemoryLimitError, RankLostError, TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.errors import ApiError, translate
 from tempo_mlx.server.events import Output
@@ -46,8 +46,11 @@ IDLE_SECONDS = 0.5  # longest wait for a message, and so the longest pause betwe
 BEAT_SECONDS = 0.25
 
 
-def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None:
-    """Entry of the spawned process: load the model, then serve until told to stop or the server is gone."""
+def main(connection: Connection, load: LoadConfig, config: ServerConfig, beside: int) -> None:
+    """Entry of the spawned process: load the model, then serve until told to stop or the server is gone.
+
+    beside: bytes that other workers hold.
+    """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all processes of the terminal; the server decides
@@ -56,9 +59,9 @@ def main(connection: Connection, load: LoadConfig, config: ServerConfig) -> None
     from tempo_mlx.server.jobs import Jobs
 
     try:
-        loaded = load_model(load)
+        loaded = load_model(load, beside=beside)
     except TempoError as error:
-        connection.send(Failed(str(error), error.exit_code))
+        connection.send(Failed(str(error), error.exit_code, isinstance(error, MemoryLimitError)))
         return
     loaded.model.info["id"] = model_name(load, config)  # it may have been a path, which clients must not see
     jobs = Jobs(loaded, config)

@@ -77,13 +77,21 @@ def _loaded(tensor: Tensor, number: int, packed: bool) -> int:
 @dataclass(frozen=True)
 class Limit:
     """Bytes that a model may take, and who says so, after "more than the 12.3 GB". packs: whether quantised weights
-    would stay packed there. asked: by --max-memory-gb.
+    would stay packed there. asked: by --max-memory-gb. free: what others hold is left out already.
     """
 
     nbytes: float
     words: str
     packs: bool = False
     asked: bool = False
+    free: bool = False
+
+    def beside(self, held: int) -> Limit:
+        """What is left for one model where others of ours hold so many bytes."""
+        if self.free or held == 0:
+            return self
+        words = f"{self.words}, less what the models already loaded take"
+        return replace(self, nbytes=self.nbytes - held, words=words)
 
 
 def require_memory(
@@ -143,11 +151,11 @@ def device_limit(device: Device, info: Mapping[str, Any]) -> Limit | None:
     """info: MLX's, of the device. On Metal what is recommended; on CUDA, and on the CPU, what is free."""
     if device == "cpu":
         free = free_memory()
-        return None if free is None else Limit(free, "of memory that are free")
+        return None if free is None else Limit(free, "of memory that are free", free=True)
     if (size := info.get("max_recommended_working_set_size")) is not None:
         return Limit(float(size), "that macOS recommends the GPU to use", packs=True)
     free = info.get("free_memory")
-    return None if free is None else Limit(float(free), "that are free on the GPU", packs=True)
+    return None if free is None else Limit(float(free), "that are free on the GPU", packs=True, free=True)
 
 
 def free_memory(
