@@ -129,7 +129,7 @@ def test_the_limits_of_devices(tmp_path: Path) -> None:
     )
     assert metal == Limit(12e9, "that macOS recommends the GPU to use", packs=True)
     cuda = device_limit("gpu", {"free_memory": 5_000_000_000, "total_memory": 80_000_000_000})
-    assert cuda == Limit(5e9, "that are free on the GPU", packs=True)
+    assert cuda == Limit(5e9, "that are free on the GPU", packs=True, free=True)
     assert device_limit("gpu", {}) is None
     meminfo, group = tmp_path / "meminfo", tmp_path / "memory.max"
     meminfo.write_text("MemTotal: 9999 kB\nMemFree: 1 kB\nMemAvailable:   2000 kB\n")
