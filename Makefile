@@ -51,6 +51,8 @@ docs: $(VENV)/.run
 	$(BIN)/python scripts/write_keywords.py
 	$(BIN)/python scripts/write_models_docs.py
 	$(BIN)/python scripts/write_run_docs.py
+	$(BIN)/python scripts/write_cli_docs.py
+	$(BIN)/python scripts/write_api_docs.py
 
 acceptance: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.acceptance $(ARGS)

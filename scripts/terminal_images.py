@@ -1,18 +1,22 @@
-"""Draw what a person sees: docs/images/terminal-phrases.png and terminal-ask.png.
+"""Draw what a person sees: docs/images/terminal-phrases.png, terminal-ask.png, and a recording of both, terminal.gif.
 
-`python scripts/terminal_images.py [NAME ...]`. Each command runs on a terminal of its own (pty), drawn by pyte and
-pillow. Needs the dev extra, pillow, and DejaVu Sans Mono (matplotlib brings it).
+`python scripts/terminal_images.py [NAME ...]`, in the directory where the .gguf file of the question is (it is not of
+this repository). Commands run on a terminal (pty), drawn by pyte and pillow. Needs the dev extra, pillow, and DejaVu
+Sans Mono (matplotlib brings it).
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import struct
 import subprocess
 import sys
 import termios
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -21,11 +25,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+TEXT = ["generate", "Deep in the forest, a mysterious creature"]
+QUESTION = ["ask", "What is the capital of France? Answer with one word.", "-n", "12"]
+QUESTION += ["-m", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"]
 PICTURES = {
-    "terminal-phrases": ["generate", "Deep in the forest, a mysterious creature"],
-    "terminal-ask": ["ask", "What is the capital of France? Answer with one word.", "-n", "12"],
+    "terminal-phrases.png": [TEXT],
+    "terminal-ask.png": [QUESTION],
+    "terminal.gif": [[*TEXT, "-n", "60"], QUESTION],
 }
-COLUMNS, SIZE = 100, 28
+COLUMNS, SIZE, SMALL = 100, 28, 15  # SMALL: of the recording
+LONGEST, LAST = 400, 6000  # milliseconds that a frame of the recording is shown at most, and the last one is
 INK, PAPER, DIM = "#1f2328", "#ffffff", "#8b949e"
 COLOURS = {"cyan": "#0a7f8c", "green": "#1a7f37", "brown": "#9a6700", "magenta": "#8250df", "red": "#cf222e"}
 
@@ -38,11 +47,24 @@ class Dimming(pyte.Screen):
         super().select_graphic_rendition(*changed)
 
 
-def record(command: list[str]) -> pyte.Screen:
-    """The screen after the command, tall enough for all of it."""
+Frame = tuple[float, list[dict[int, pyte.screens.Char]]]  # when, and its lines
+
+
+def record(commands: list[list[str]]) -> list[Frame]:
+    """The screen whenever it changed; it is tall enough for all that is printed."""
     screen = Dimming(COLUMNS, 60)
     stream = pyte.ByteStream(screen)
-    stream.feed(f"$ tempo-mlx {' '.join(w if ' ' not in w else repr(w) for w in command)}\r\n".encode())
+    frames: list[Frame] = []
+    for command in commands:
+        stream.feed(f"$ tempo-mlx {' '.join(w if ' ' not in w else repr(w) for w in command)}\r\n".encode())
+        for data in output(command):
+            stream.feed(data)
+            frames.append((time.monotonic(), [dict(screen.buffer[y]) for y in range(screen.cursor.y + 1)]))
+    return frames
+
+
+def output(command: list[str]) -> Iterator[bytes]:
+    """What the command prints on a terminal, as it comes."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     environ = {**os.environ, "TERM": "xterm-256color"}
@@ -52,33 +74,44 @@ def record(command: list[str]) -> pyte.Screen:
     os.close(slave)
     while True:
         try:
-            data = os.read(master, 65536)
+            yield os.read(master, 65536)
         except OSError:
             break
-        stream.feed(data)
     process.wait()
-    return screen
 
 
-def draw(screen: pyte.Screen, path: Path) -> None:
-    """The lines that hold anything."""
-    height = max(index for index, line in enumerate(screen.display) if line.strip()) + 1
-    regular = ImageFont.truetype(FONTS / "DejaVuSansMono.ttf", SIZE)
-    bold = ImageFont.truetype(FONTS / "DejaVuSansMono-Bold.ttf", SIZE)
-    wide, high = regular.getlength("m"), int(SIZE * 1.35)
-    image = Image.new("RGB", (int(wide * COLUMNS) + 2 * SIZE, high * height + 2 * SIZE), PAPER)
+def drawn(lines: list[dict[int, pyte.screens.Char]], size: int, height: int) -> Image.Image:
+    regular = ImageFont.truetype(FONTS / "DejaVuSansMono.ttf", size)
+    bold = ImageFont.truetype(FONTS / "DejaVuSansMono-Bold.ttf", size)
+    wide, high = regular.getlength("m"), int(size * 1.35)
+    image = Image.new("RGB", (int(wide * COLUMNS) + 2 * size, high * height + 2 * size), PAPER)
     pen = ImageDraw.Draw(image)
-    for y in range(height):
-        for x in range(COLUMNS):
-            cell = screen.buffer[y][x]
+    for y, line in enumerate(lines):
+        for x, cell in line.items():
             if not cell.data.strip():
                 continue
             ink = COLOURS.get(cell.fg, INK)
             if cell.italics:
                 ink = DIM if cell.fg == "default" else faded(ink)
-            place = (SIZE + x * wide, SIZE + y * high)
-            pen.text(place, cell.data, fill=ink, font=bold if cell.bold else regular)
-    image.quantize(64).save(path, optimize=True)
+            pen.text(
+                (size + x * wide, size + y * high), cell.data, fill=ink, font=bold if cell.bold else regular
+            )
+    return image
+
+
+def save(frames: list[Frame], path: Path) -> None:
+    """The last screen, or all of them."""
+    height = max(len([line for line in lines if line]) for _, lines in frames)
+    if path.suffix == ".png":
+        drawn(frames[-1][1], SIZE, height).quantize(64).save(path, optimize=True)
+        return
+    moments = [moment for moment, _ in frames]
+    shown = [min(LONGEST, round(1000 * (b - a))) for a, b in itertools.pairwise(moments)]
+    palette = drawn(frames[-1][1], SMALL, height).quantize(32)
+    pictures = [drawn(lines, SMALL, height).quantize(palette=palette, dither=0) for _, lines in frames]
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=[*shown, LAST], loop=0, optimize=True
+    )
 
 
 def faded(ink: str) -> str:
@@ -88,4 +121,4 @@ def faded(ink: str) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:
-        draw(record(PICTURES[name]), ROOT / "docs" / "images" / f"{name}.png")
+        save(record(PICTURES[name]), ROOT / "docs" / "images" / name)

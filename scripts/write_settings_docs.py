@@ -41,6 +41,16 @@ files hold the other setting.
 A boolean `x` is switched by `--x` and `--no-x`. Lists are written `--exit-layers 3,7,11`; `--stop` may be given
 several times. `TEMPO_BLAS` is no setting: it chooses the library that MLX computes with on Linux CPUs
 (`openblas`, `netlib`, or a path), and counts only in the process's own environment.
+
+```toml
+# settings.toml
+threshold = 0.05
+max_tokens = 200
+pruning_signal = "posterior"
+```
+
+`--preset original` is the original's recipe (attend all, combine last, attention pruning); the original's flags keep
+working, or say what to use instead.
 """
 
 

@@ -1,6 +1,7 @@
 """Every command line of the README and the docs does what it is there for: it runs, on a tiny model where any will do.
 
-Those that talk to a server are in test_server_docs.py; those over several machines in test_scale.py.
+Those that talk to a server are in test_server_docs.py; those over several machines in test_scale.py; the tutorial's in
+test_tutorial.py.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import pytest
 import typer
 
 from tempo_mlx.cli.main import app, main
+from tempo_mlx.weights.registry import KNOWN, PACKAGED
 from tests.twins import twin
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "tutorial.md"})]
 LINES = sorted({
     line
     for page in PAGES
@@ -58,7 +60,13 @@ def test_a_command_of_the_docs_runs(
         typed = (tmp_path / words.pop(words.index("<") + 1)).read_bytes()
         words.remove("<")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
-    words = [str(twin("llama")) if words[0] == "run" and word == words[1] else word for word in words]
+    named = (
+        {words[1]}
+        if words[0] == "run"
+        else {words[i + 1] for i, word in enumerate(words) if word == "--model"}
+    )
+    assert named <= {*KNOWN, *PACKAGED}, named
+    words = [str(twin("llama")) if word in named else word for word in words]
     capsys.readouterr()
     assert main(words) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.strip()

@@ -91,6 +91,17 @@ def test_a_changed_digit_is_noticed(page: str) -> None:
         assert check(page, changed), f"{found.group()} changed in {page}, and nobody noticed"
 
 
+# Compared below with what writes them, generated from the code, or (scale) without results that were kept.
+OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "api", "cli",
+             "models", "run-file", "settings", "scale"}  # fmt: skip
+
+
+def test_no_other_page_has_figures() -> None:
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.stem not in OTHERWISE}
+    for page in sorted(pages - set(CLAIMS)):
+        assert not [figure for figure in FIGURE.findall(prose(page)) if figure not in SETTINGS], page
+
+
 def kept(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / name).read_text("utf-8").splitlines()]
 
