@@ -9,6 +9,7 @@ from typing import Any
 
 from tempo_mlx.api import Prompt, Stream, encode_prompt, is_messages, stream
 from tempo_mlx.config import GenerateConfig, unused
+from tempo_mlx.decode.enumeration import Enumeration
 from tempo_mlx.decode.prefill import Interrupt, never
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.score import score_sequences
@@ -47,6 +48,12 @@ class Asking(Iterator[Answers]):
                 self.seen = now
                 return self.answers()
         raise StopIteration
+
+    @property
+    def first_ended(self) -> bool:
+        """Whether the text that takes the most probable token each time is whole: the first of the run's paths."""
+        decoder = self.decoding.decoder
+        return isinstance(decoder, Enumeration) and bool(decoder.agenda.settled)
 
     def answers(self) -> Answers:
         return answers_of(self.question, self.decoding.run(), self.by)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import tempo_mlx
 from tempo_mlx.asking import begin, score_choices
+from tempo_mlx.cli.ask import show_open_ended
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.answers import Answer, Answers, answers_of, first_match, last_number, same_text
@@ -108,7 +109,14 @@ def test_choices_have_their_exact_probability() -> None:
 
 
 def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
-    asking = begin(small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False)
+    settings: dict[str, Any] = {
+        "leaves": 12,
+        "threshold": 0.05,
+        "max_tokens": LENGTH,
+        "min_steps": 2,
+        "chat": False,
+    }
+    asking = begin(small(8), PROMPT, coverage=None, **settings)
     counts, unseen, lengths = [], [], []
     for answers in asking:
         lengths.append(len(asking.decoding.readings()[0].token_ids))
@@ -116,10 +124,7 @@ def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
         unseen.append(answers.unseen)
     assert counts == sorted(counts) and counts[-1] == 12 and unseen == sorted(unseen, reverse=True)
     assert lengths[:2] == [1, 2], "the first is shown while it grows"
-    whole = tempo_mlx.ask(
-        small(8), PROMPT, leaves=12, threshold=0.05, max_tokens=LENGTH, coverage=None, chat=False
-    )
-    assert whole == asking.answers()
+    assert tempo_mlx.ask(small(8), PROMPT, coverage=None, **settings) == asking.answers()
 
 
 def test_an_own_function_says_what_an_answer_is() -> None:
@@ -174,6 +179,38 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(
         assert main([*base, *other, "--json-output-file", str(tmp_path / "run.json")]) == 0
         capsys.readouterr()
         assert tempo_mlx.Run.load(tmp_path / "run.json").decoder == decoder
+
+
+def test_an_open_ended_question_gets_what_the_model_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where each text is one of very many, a list of them answers nothing; asked for, it is given all the same."""
+    file = tmp_path / "run.json"
+    base = [
+        "ask",
+        "Hello",
+        "-m",
+        str(twin("llama")),
+        "-n",
+        "5",
+        "--rows",
+        "1",
+        "--json-output-file",
+        str(file),
+    ]
+    said = tempo_mlx.generate(
+        tempo_mlx.load(twin("llama")), "Hello", decoder="plain", temperature=0.0, chat=True, max_tokens=5
+    )
+    assert main(base) == 0
+    out, err = capsys.readouterr()
+    run = tempo_mlx.Run.load(file)
+    assert out == said.final_text.strip() + "\n" and run.tree is not None and 0.0 < run.tree["found"] < 0.01
+    assert "stopped early" in err and len(run.paths) < 16
+    assert main([*base, "--leaves", "20"]) == 0
+    assert len(tempo_mlx.Run.load(file).paths) >= 20
+    shown = io.StringIO()
+    show_open_ended(run, Console(file=shown, force_terminal=True, width=200), quiet=False)
+    assert "--leaves" in shown.getvalue() and f"{math.exp(run.paths[0].logprob):.1g}" in shown.getvalue()
 
 
 def test_the_server_answers() -> None:

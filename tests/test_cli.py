@@ -279,7 +279,7 @@ def test_ctrl_c_in_decoding_keeps_what_was_generated(
     assert (run.finish_reason, len(run.steps)) == ("cancelled", 3)
     out, err = capsys.readouterr()
     assert out == run.final_text + "\n"
-    assert "stopped by cancelled" in err
+    assert "stopped early" in err
 
 
 def test_ctrl_c_in_prefill(

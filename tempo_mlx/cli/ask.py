@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
+BY_TEXT = {"answer_regex": None, "by": "text"}
 
 
 def _option(flag: str, help: str, metavar: str | None = None) -> Any:
@@ -117,15 +119,14 @@ def asks_for_answers(given: Given) -> bool:
     output = given.make(OutputConfig)
     if output.view is not None or output.show_token_ids or format_of(output) in ("jsonl", "html"):
         return False
-    resolved = generation_of(given)
-    if resolved.decoder != GenerateConfig.decoder:
-        return resolved.decoder == "enumerate"
     names = settings_of(GenerateConfig)
     values = {
         name: value for source in (given.file, given.flags) for name, value in source.items() if name in names
     }
     asked = {"decoder": "enumerate", **values}
-    return not any(unused(name, asked) for name in values if values[name] != names[name].default)
+    if not any(unused(name, asked) for name in values if values[name] != names[name].default):
+        return asked["decoder"] == "enumerate"
+    return generation_of(given).decoder == "enumerate"
 
 
 Chooser = Callable[["Run"], int | None]  # the text that is chosen, by its place; None: none is good enough
@@ -166,11 +167,14 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Ch
     settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
     with Interrupts() as interrupts:
         asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, **by)
-        follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
+        brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
+        follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet, brief)
         answers: Answers = asking.answers()
     run = answers.run
     assert run is not None
-    if chooser is None or format_of(output) == "json":
+    if brief and answers.open_ended:
+        show_open_ended(run, out, output.quiet)
+    elif chooser is None or format_of(output) == "json":
         print_answers(answers, output, out)
     else:
         show_chosen(run, chooser, out)
@@ -179,6 +183,27 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Ch
             err.print(f"Saved {file}", soft_wrap=True)
     report(run, {"total_seconds": time.perf_counter() - started}, output, err)
     raise typer.Exit(interrupts.exit_code)
+
+
+def limited(given: Given) -> bool:
+    """Whether it was said how much to look at."""
+    sources = (given.flags, given.environment, given.file)
+    return any(
+        name in source for source in sources for name in ("leaves", "coverage", "max_passes", "timeout")
+    )
+
+
+def show_open_ended(run: Run, out: Console, quiet: bool) -> None:
+    """The text that the model would say, and why no others."""
+    from tempo_mlx.report.styles import MARK_STYLE
+
+    write_text(out, run.paths[0].text.strip() + "\n")
+    if out.is_terminal and not quiet:
+        out.print(
+            f"\nOne of very many texts (its probability is {math.exp(run.paths[0].logprob):.1g}), so others are not "
+            "listed. To see some: --leaves 8; to go by what they come to: --answer-number, --answer-regex, --choices.",
+            style=MARK_STYLE,
+        )
 
 
 def open_to(given: Given, defaults: Any) -> dict[str, object]:
@@ -212,10 +237,17 @@ def start(given: Given, output: OutputConfig) -> tuple[Any, Console, Console, fl
     return load_with_progress(given.make(LoadConfig), err, output.quiet), out, err, started
 
 
-def follow(asking: Asking, console: Console, quiet: bool) -> None:
-    """Ask to the end; a terminal shows the answers so far."""
+def follow(asking: Asking, console: Console, quiet: bool, brief: bool) -> None:
+    """Ask to the end; a terminal shows the answers so far. brief: of an open-ended question, to the first one's."""
+
+    def upcoming() -> Iterator[Answers]:
+        for answers in asking:
+            yield answers
+            if brief and asking.first_ended and answers.open_ended:
+                return
+
     if quiet or not console.is_terminal or console.is_dumb_terminal:
-        for _ in asking:
+        for _ in upcoming():
             pass
         return
     from rich.live import Live
@@ -223,11 +255,12 @@ def follow(asking: Asking, console: Console, quiet: bool) -> None:
     from tempo_mlx.report.bars import bars
 
     with waiting(console, "Reading the question ...") as ended:
-        first = next(asking, None)
+        coming = upcoming()
+        first = next(coming, None)
         ended()
     if first is not None:
         with Live(bars(first, console.width), console=console, auto_refresh=False, transient=True) as live:
-            for answers in asking:
+            for answers in coming:
                 live.update(bars(answers, console.width), refresh=True)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 By = Callable[[str], str | None]  # what a text answers; None: nothing
 NO_ANSWER = "(no answer)"
+OPEN_ENDED = 0.01  # of all texts: under this none of those found is an answer
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 EDGES = " \t\n\r\"'`*_.,;:!?()[]“”‘’…"  # what may stand around an answer and says nothing
 
@@ -73,6 +74,12 @@ class Answers(Sequence[Answer]):
         rival = self.answers[1].lower if len(self.answers) > 1 else 0.0
         return bool(self.answers) and self.answers[0].lower >= rival + self.unseen
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether the texts found are so few of all that the model may say that no list of them answers anything."""
+        found = (self.run.tree or {}).get("found") if self.run is not None else None
+        return found is not None and 0.0 < found < OPEN_ENDED
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with the texts of each answer."""
         paths = [] if self.run is None else self.run.paths
@@ -90,6 +97,7 @@ class Answers(Sequence[Answer]):
             ],
             "not_looked_at": self.unseen,
             "decided": self.decided,
+            "open_ended": self.open_ended,
             "run": None if self.run is None else self.run.to_dict(),
         }
 

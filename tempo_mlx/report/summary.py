@@ -27,7 +27,7 @@ def summary(run: Run, peak_bytes: int | None = None) -> str:
         parts.append(f"peak memory {peak_bytes / 1e9:.1f} GB")
     if run.early_exit is not None:
         parts.append(early_exit(run.early_exit, run.timing))
-    parts.append(f"stopped by {run.finish_reason}")
+    parts.append("stopped early" if run.finish_reason == "cancelled" else f"stopped by {run.finish_reason}")
     return " | ".join(parts)
 
 
