@@ -90,10 +90,15 @@ def test_the_generated_references_are_what_the_code_says(page: str) -> None:
     assert script["PAGE"].read_text("utf-8") == script[f"{page}_docs"](), "run: make docs"
 
 
-def test_versions_and_credits_agree() -> None:
+def test_versions_dates_and_addresses_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == __version__
-    assert citation["references"][0]["repository-code"] == "https://github.com/JoeLuker/tempo"
+    bibtex = dict(re.findall(r"^  (\w+) = \{(.*)\}", README, re.M))
+    assert citation["version"] == bibtex["version"] == __version__
+    assert f"\n## {__version__} - {citation['date-released']}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert bibtex["date"] == str(citation["date-released"])
+    urls = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+    assert citation["repository-code"] == bibtex["url"] == urls["Repository"]
+    assert citation["references"][0]["repository-code"] == urls["Original TEMPO"]
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         assert yaml.safe_load(workflow.read_text())["jobs"]
     assert yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
