@@ -27,8 +27,9 @@ export OMP_WAIT_POLICY
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
 
+# Two processes, each with whole files, since the tests of one share models and servers; -n 0: this process alone.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast -rfE $(ARGS)
