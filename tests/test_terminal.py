@@ -13,7 +13,8 @@ from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import terminal
 from tempo_mlx.report.listing import run_bits
 from tempo_mlx.report.styles import SHADES, drawn, printable, shade
-from tempo_mlx.report.summary import summary
+from tempo_mlx.report.checks import FINISH_REASONS
+from tempo_mlx.report.summary import ENDINGS, summary
 from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, Printer, make_branch_printer
 from tempo_mlx.report.text import Label, make_label
 from tempo_mlx.report.views import Look, ViewName
@@ -322,8 +323,9 @@ def test_texts_of_a_tree_are_not_streamed_into_a_pipe() -> None:
 def test_the_summary_names_what_happened() -> None:
     assert summary(sky_run()) == (
         "4 steps | 10.0 steps/s | 7 rows, 2.0 a step | 1 of 8 members removed | first token after 0.1 s | "
-        "stopped by length"
+        "reached its length"
     )
+    assert set(ENDINGS) == set(FINISH_REASONS)
 
 
 @pytest.mark.parametrize(

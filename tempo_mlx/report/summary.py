@@ -7,6 +7,11 @@ from typing import Any
 
 from tempo_mlx.report.run import Run
 
+ENDINGS = {
+    "stop": "came to its end", "length": "reached its length", "cancelled": "stopped early",
+    "timeout": "stopped: time is up", "memory": "stopped: the cache is full",
+}  # fmt: skip
+
 
 def summary(run: Run, peak_bytes: int | None = None) -> str:
     """How long, how fast, how wide, and why it stopped. peak_bytes: memory of the process at its highest."""
@@ -27,7 +32,7 @@ def summary(run: Run, peak_bytes: int | None = None) -> str:
         parts.append(f"peak memory {peak_bytes / 1e9:.1f} GB")
     if run.early_exit is not None:
         parts.append(early_exit(run.early_exit, run.timing))
-    parts.append("stopped early" if run.finish_reason == "cancelled" else f"stopped by {run.finish_reason}")
+    parts.append(ENDINGS[run.finish_reason])
     return " | ".join(parts)
 
 
