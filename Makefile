@@ -2,6 +2,7 @@
 #   make run PROMPT="..."     continue a prompt            make serve            HTTP server and web page
 #   make test                 the tests                    make check            tests, linters, types
 #   make test-fast            those without torch, servers and the real model, in a minute
+#   make test-clients         other people's clients against the server (they are installed for it, 700 MB)
 #   make test-gpu-policy      decoders and proofs as a GPU would be told to compute them
 #   make bench                speed measurements           make acceptance       the full counts, with a report
 #   make mutants              faults planted one by one, and which of them no test notices
@@ -22,7 +23,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-fast test-gpu-policy test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
+.PHONY: run test test-fast test-gpu-policy test-clients test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -76,6 +77,16 @@ web-dev: $(WEB)/node_modules/.installed
 # Decoders, proofs and scores with the dtypes, packed weights and operations of a GPU, computed on the CPU.
 test-gpu-policy: $(VENV)/.dev
 	$(BIN)/python -m pytest --gpu-policy -rfE $(GPU_POLICY) $(ARGS)
+
+# Clients that do not go into one environment, or are too large for everyone.
+test-clients: $(VENV)/.dev $(VENV)/clients/openai-2/.installed $(VENV)/clients/openai-3/.installed
+	$(BIN)/python -m pytest -rfEs tests/test_other_clients.py $(ARGS)
+
+$(VENV)/clients/%/.installed: tests/clients/%.txt
+	@echo "Installing clients of $< into $(@D) ..." >&2
+	@$(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
+	@touch $@
 
 test-web: $(WEB)/node_modules/.installed $(VENV)/.server
 	scripts/test-web.sh
