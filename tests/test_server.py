@@ -113,6 +113,16 @@ def test_generate_is_the_python_api(server: Served, model: Path) -> None:
     assert any(len(step["tokens"]) > 1 for step in theirs["steps"])
 
 
+def test_answers_are_streamed_as_they_are_found(server: Served) -> None:
+    body = {"prompt": "Hello there", "leaves": 6, "max_tokens": 4, "coverage": None, "threshold": 0.02}
+    found = stream(server, "/ask/stream", body)
+    assert found[-1][0] == "answers" and {name for name, _ in found[:-1]} == {"step", "found"}
+    assert found[-1][1]["answers"] == server.post("/ask", body).json()["answers"]
+    unseen = [data["not_looked_at"] for data in named(found, "found")]
+    assert len(unseen) > 1 and unseen == sorted(unseen, reverse=True) and unseen[-1] < unseen[0]
+    assert all(data["run"] is None for data in named(found, "found"))
+
+
 def test_a_stream_is_its_run_in_pieces(server: Served) -> None:
     body = {"prompt": "Hello there", "max_tokens": 20, "threshold": 0.03, "use_retroactive_pruning": True,
             "posterior_threshold": 0.3}  # fmt: skip

@@ -47,16 +47,21 @@ def ask(
     id: str,
     interrupted: Interrupt,
 ) -> Iterator[Output]:
-    """The outputs of /ask: a step a pass, then the answers."""
+    """The outputs of /ask: a step a pass, and the answers whenever there are more; at last with the run."""
     question = payload["prompt"] if payload["messages"] is None else payload["messages"][-1]["content"]
     if payload["choices"]:
         found = score_choices(loaded, prompt, payload["choices"], config, question)
     else:
         stream = Stream(Task(loaded, prompt, config), interrupted)
+        by, known = way_of(payload["by"], payload["answer_regex"]), 0
         for step in stream:
             stats = stats_of(step, *costs(stream, step))
             yield Output("step", {"step": step.step}, step=step.step, stats=stats)
-        found = answers_of(question, stream.run(), way_of(payload["by"], payload["answer_regex"]))
+            if (count := len(stream.readings())) > known:
+                known = count
+                so_far = answers_of(question, stream.run(), by).to_dict()
+                yield Output("found", {**so_far, "run": None})
+        found = answers_of(question, stream.run(), by)
     yield Output("answers", found.to_dict(), last=True)
 
 

@@ -15,6 +15,7 @@ from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
+from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.schemas import MODEL, AskBody, GenerateBody, as_chat, explicit_settings, settings_table
 from tempo_mlx.server.streaming import EventStream, last
@@ -58,13 +59,8 @@ async def generate_stream(body: GenerateBody, request: Request) -> Response:
     return EventStream(engine, c.submit(request, engine, "generate", generate_payload(request, body)))
 
 
-@router.post(
-    "/ask",
-    tags=["generate"],
-    responses=answers("The answers with bounds of their probabilities, their texts, and the run.", JSON),
-    summary="Ask: which answers the model holds, and how probable each is",
-)
-async def ask(body: AskBody, request: Request) -> Response:
+async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
+    """A question of a body, checked against the limits, on its way to the model that it names."""
     c = context(request)
     engine = c.models.named(body.model)
     template = (await engine.awake()).has_chat_template
@@ -85,8 +81,28 @@ async def ask(body: AskBody, request: Request) -> Response:
     messages = None if body.messages is None else [m.model_dump() for m in body.messages]
     payload = {"prompt": body.prompt, "messages": messages, "config": config, "choices": choices}
     payload |= {"by": body.by, "answer_regex": body.answer_regex}
-    ticket = c.submit(request, engine, "ask", payload)
+    return engine, c.submit(request, engine, "ask", payload)
+
+
+@router.post(
+    "/ask",
+    tags=["generate"],
+    responses=answers("The answers with bounds of their probabilities, their texts, and the run.", JSON),
+    summary="Ask: which answers the model holds, and how probable each is",
+)
+async def ask(body: AskBody, request: Request) -> Response:
+    engine, ticket = await asking(request, body)
     return Response((await last(engine, ticket, request)).data, media_type="application/json")
+
+
+@router.post(
+    "/ask/stream",
+    tags=["generate"],
+    responses=answers("Server-sent events.", EVENTS),
+    summary="Ask, and see the answers come: one event a step, and one whenever there are more",
+)
+async def ask_stream(body: AskBody, request: Request) -> Response:
+    return EventStream(*await asking(request, body))
 
 
 @router.delete("/requests/{id}", tags=["generate"], summary="Cancel a request; it ends with what it has")

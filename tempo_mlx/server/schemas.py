@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from tempo_mlx.asking import ASKED
 from tempo_mlx.config import USES, GenerateConfig
 from tempo_mlx.decode.constraint import check_grammar
 from tempo_mlx.errors import ConfigError
@@ -217,6 +218,7 @@ def settings_table() -> dict[str, Any]:
     return {
         "presets": {name: dict(values) for name, values in PRESETS.items()},
         "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
+        "ask": dict(ASKED),
         "decoders": list(USES),
         "groups": list(dict.fromkeys(setting.row.group for setting in shown)),
         "settings": [describe(setting) for setting in shown],

@@ -22,7 +22,7 @@ const decoder = {
   choices: ['tree'],
 }
 const SETTINGS = {
-  model: 'canned', context_length: 1024, chat: false, presets: {}, shortcuts: {}, decoders: ['tree'], session_decoders: [],
+  model: 'canned', context_length: 1024, chat: false, presets: {}, ask: { decoder: 'enumerate' }, shortcuts: {}, decoders: ['tree'], session_decoders: [],
   groups: ['lengths'], settings: [number('seed', 42), number('max_tokens', 100), decoder],
 } // prettier-ignore
 

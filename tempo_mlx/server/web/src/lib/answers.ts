@@ -23,6 +23,8 @@ export interface Answers {
   not_looked_at: number
   /** could those not change which answer is the most probable? */
   decided: boolean
+  /** are there so many texts that no list of them answers anything? */
+  open_ended?: boolean
 }
 
 /** Enough checking that no view can fail on what passes. */

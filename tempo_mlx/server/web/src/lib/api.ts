@@ -1,6 +1,7 @@
 /** The server's routes, and the events of a stream. */
 
 import { createParser } from 'eventsource-parser'
+import type { Answers } from './answers'
 import type { Phrase, Rejected, Removal, Run, Step, Token, Values } from './run'
 import type { SettingsTable } from './settings'
 
@@ -83,8 +84,16 @@ export type StreamEvent =
   | { event: 'step'; data: StreamStep }
   | { event: 'heartbeat'; data: { state: 'queued' | 'running' } }
   | { event: 'phrases'; data: { phrases: Phrase[] } }
+  | { event: 'found'; data: Asked }
+  | { event: 'answers'; data: Asked }
   | { event: 'run'; data: Run }
   | { event: 'session'; data: Session }
+
+/** what a stream ends with */
+const LAST = ['run', 'answers', 'session']
+
+/** run: none before the last, nor where given answers were weighed */
+export type Asked = Answers & { run: Run | null }
 
 const KEY = 'tempo-mlx.api-key'
 
@@ -155,7 +164,7 @@ async function errorOf(response: Response): Promise<ApiError> {
   }
 }
 
-/** Events of a stream, in order. Ends after `run` or `session`; an `error` event is thrown. */
+/** Events of a stream, in order. Ends after `run`, `answers` or `session`; an `error` event is thrown. */
 export async function* stream(
   path: string,
   body: object,
@@ -177,7 +186,7 @@ export async function* stream(
         const content = JSON.parse(data) as never
         if (event === 'error') throw streamError(content)
         yield { event, data: content } as StreamEvent
-        if (event === 'run' || event === 'session') return
+        if (LAST.includes(event)) return
       }
       if (done) throw new ApiError(0, 'cut_off', 'The stream broke off before the run was complete.')
     }

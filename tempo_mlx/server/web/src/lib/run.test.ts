@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { capital, large } from '../testing/runs'
 import { diffText, diffValues } from './diff'
 import { RunFileError } from './run'
-import { parseShown } from './shown'
+import { checkShown, parseShown } from './shown'
 
 describe('a run file', () => {
   it('is read', () => {
@@ -21,6 +21,28 @@ describe('a run file', () => {
   ])('is refused with a sentence: %s', (_, text) => {
     expect(() => parseShown(text)).toThrow(RunFileError)
     expect(() => parseShown(text)).toThrow(/\.$/)
+  })
+})
+
+describe('what can be shown', () => {
+  const answers = { question: 'Who?', answers: [{ text: 'I', lower: 0.5, upper: 0.6, texts: [] }], not_looked_at: 0.1 }
+
+  it('is a run, a run with its phrases, or answers with a run or without', () => {
+    const phrases = [{ text: ' Paris', share: null, alternatives: [], start: 0, end: 1 }]
+    expect(checkShown(capital())).toEqual({ run: capital(), phrases: [], answers: null })
+    expect(checkShown({ run: capital(), phrases })).toEqual({ run: capital(), phrases, answers: null })
+    expect(checkShown({ ...answers, run: null })).toMatchObject({ run: null, answers })
+    expect(checkShown({ ...answers, run: capital() }).run).toEqual(capital())
+  })
+
+  it.each([
+    ['nothing', null],
+    ['a damaged run', { run: { ...capital(), steps: null }, phrases: [] }],
+    ['damaged phrases', { run: capital(), phrases: [{ text: 1 }] }],
+    ['answers without bounds', { ...answers, answers: [{ text: 'I', texts: [] }] }],
+    ['answers of another kind', { answers: {} }],
+  ])('is refused with a sentence: %s', (_, value) => {
+    expect(() => checkShown(value)).toThrow(/\.$/)
   })
 })
 

@@ -107,7 +107,7 @@ describe('the form and resolve()', () => {
 
 describe('recipes', () => {
   it('are those the server can serve', () => {
-    const names = ['lineage', 'original', 'branches', 'plain', 'early-exit']
+    const names = ['lineage', 'original', 'branches', 'plain', 'early-exit', 'answers']
     expect(recipes(table).map((r) => r.name)).toEqual(names)
     const { branches: _, ...presets } = table.presets
     expect(recipes({ ...table, presets }).map((r) => r.name)).toEqual(names.filter((name) => name !== 'branches'))
@@ -123,6 +123,21 @@ describe('recipes', () => {
     expect(chosen).toEqual({ preset: 'original', max_tokens: '5' })
     expect(chooseRecipe(table, { early_exit: 'true', max_tokens: '5' }, recipes(table)[0]!)).toEqual({
       max_tokens: '5',
+    })
+  })
+
+  it('ask as the server does, and may be asked otherwise', () => {
+    const answers = recipes(table).at(-1)!
+    const asked = chooseRecipe(table, { max_tokens: '5', seed: '1' }, answers)
+    const { decoder, threshold, leaves } = table.ask
+    expect(fill(table, asked).values).toMatchObject({ decoder, threshold, leaves, seed: 1 })
+    expect([...changesIn(table, asked, fill(table, asked))]).toEqual(['seed'])
+    const fewer = { ...asked, leaves: '4', by: 'regex', answer_regex: '\\d+' }
+    expect(recipeOf(table, fewer)?.name).toBe('answers')
+    expect([...changesIn(table, fewer, fill(table, fewer))]).toEqual(['seed', 'leaves'])
+    expect(readLink(table, writeLink(table, 'x', fewer))).toEqual({ prompt: 'x', chosen: fewer, unknown: [] })
+    expect(chooseRecipe(table, { decoder: 'enumerate', leaves: '4', seed: '1' }, recipes(table)[0]!)).toEqual({
+      seed: '1',
     })
   })
 

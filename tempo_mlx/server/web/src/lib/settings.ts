@@ -32,6 +32,8 @@ export interface SettingsTable {
   /** does the model have a chat template; null while it is being loaded */
   chat: boolean | null
   presets: Record<string, Values>
+  /** what a question is asked with, unless it is given */
+  ask: Values
   /** further spellings, which run files of version 0.1.0 hold: what each sets when it is on, and off */
   shortcuts: Record<string, { setting: string; on: Value; off: Value; exactly: boolean }>
   decoders: string[]
@@ -95,6 +97,8 @@ export function writeSetting(setting: Setting, value: Value): string {
 
 /** Names that the settings table does not have, but the form and links do. */
 export const PRESET = 'preset'
+/** of a question: which texts are one answer */
+export const SAMENESS = ['by', 'answer_regex']
 
 /** A form filled in: the values in force, the errors, and what to send. */
 export interface Form {
@@ -188,9 +192,11 @@ export interface Recipe {
   label: string
   help: string
   chosen: Chosen
+  /** what it sets as well, to begin with */
+  brings: Chosen
 }
 
-const RECIPES: Recipe[] = [
+const RECIPES: Omit<Recipe, 'brings'>[] = [
   {
     name: 'lineage',
     label: 'Lineage',
@@ -223,9 +229,24 @@ const RECIPES: Recipe[] = [
   },
 ]
 
+/** Which answers the model holds: the decoder of `ask`, with what the server asks with. */
+function answers(table: SettingsTable): Recipe {
+  const { decoder, ...rest } = table.ask
+  const named = (name: string) => table.settings.find((s) => s.name === name)!
+  const brings = Object.entries(rest).map(([name, value]) => [name, writeSetting(named(name), value)])
+  return {
+    name: 'answers',
+    label: 'Answers',
+    help: 'Which answers the model holds to a question, and how probable each is.',
+    chosen: { decoder: String(decoder) },
+    brings: { ...Object.fromEntries(brings), ...(table.chat && { chat: 'true' }) },
+  }
+}
+
 /** The recipes that this server can serve. */
 export function recipes(table: SettingsTable): Recipe[] {
-  return RECIPES.filter(({ chosen }) =>
+  const all = [...RECIPES.map((recipe) => ({ ...recipe, brings: {} })), answers(table)]
+  return all.filter(({ chosen }) =>
     Object.keys(chosen).every((name) =>
       name === PRESET ? chosen.preset! in table.presets : table.settings.some((s) => s.name === name),
     ),
@@ -245,7 +266,8 @@ export function recipeOf(table: SettingsTable, chosen: Chosen): Recipe | undefin
 
 /** What is left of the choices when all changes are taken back: the recipe's, or the bare preset. */
 export function unchanged(table: SettingsTable, chosen: Chosen): Chosen {
-  return recipeOf(table, chosen)?.chosen ?? { [PRESET]: chosen[PRESET]! }
+  const recipe = recipeOf(table, chosen)
+  return recipe ? { ...recipe.brings, ...recipe.chosen } : { [PRESET]: chosen[PRESET]! }
 }
 
 /** Names of the choices that count and that the recipe did not make. */
@@ -257,10 +279,11 @@ export function changesIn(table: SettingsTable, chosen: Chosen, { explicit, erro
 
 /** Choose a recipe: what other recipes set goes, and so does what the new preset decides. */
 export function chooseRecipe(table: SettingsTable, chosen: Chosen, recipe: Recipe): Chosen {
-  const decided = new Set([...recipes(table).flatMap((r) => Object.keys(r.chosen)), 'decoder'])
+  const brought = Object.keys(recipeOf(table, chosen)?.brings ?? {})
+  const decided = new Set([...recipes(table).flatMap((r) => Object.keys(r.chosen)), ...brought, 'decoder'])
   for (const values of Object.values(table.presets)) Object.keys(values).forEach((name) => decided.add(name))
   const kept = Object.entries(chosen).filter(([name]) => !decided.has(name))
-  return { ...Object.fromEntries(kept), ...recipe.chosen }
+  return { ...Object.fromEntries(kept), ...recipe.brings, ...recipe.chosen }
 }
 
 /** The choices that ask for a run's settings again, whatever version wrote them. */
@@ -295,6 +318,7 @@ export function writeLink(table: SettingsTable, prompt: string, chosen: Chosen):
     const value = setting.name === 'seed' ? values.seed : explicit[setting.name]
     if (value !== undefined) query.set(setting.name, writeSetting(setting, value))
   }
+  for (const name of SAMENESS) if (chosen[name]) query.set(name, chosen[name])
   return `#${query}`
 }
 
@@ -306,7 +330,7 @@ export function readLink(table: SettingsTable, fragment: string): Link & { unkno
   for (const [name, text] of query) {
     if (name === 'prompt') continue
     const shortcut = table.shortcuts[name] // in links of version 0.1.0
-    if (name === PRESET || table.settings.some((s) => s.name === name)) chosen[name] = text
+    if (name === PRESET || SAMENESS.includes(name) || table.settings.some((s) => s.name === name)) chosen[name] = text
     else if (shortcut) chosen[shortcut.setting] ??= String((text === 'true' ? shortcut.on : shortcut.off) ?? '')
     else unknown.push(name)
   }

@@ -2,7 +2,7 @@
 
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
-import type { Alternative, Phrase, Run } from '../lib/run'
+import type { Alternative, Phrase, Run, Values } from '../lib/run'
 import { choicesOf, fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
 import { parseShown } from '../lib/shown'
 import * as shelf from '../lib/shelf'
@@ -59,6 +59,8 @@ export class App {
   readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))
   readonly errors: Record<string, string> = $derived({ ...this.refused, ...this.form?.errors })
   readonly busy: boolean = $derived(this.activity.kind !== 'idle')
+  /** is what the form asks for a question, with answers for a result? */
+  readonly asking: boolean = $derived(this.form?.values.decoder === this.table?.ask.decoder)
   /** what is going on, in a few words */
   readonly status: string = $derived.by(() => {
     const { activity, health } = this
@@ -116,8 +118,9 @@ export class App {
   /** Keep a run in this browser. One that cannot keep anything (a private window, a full disk) goes without. */
   private async keep(view: RunView): Promise<void> {
     const { id, name, run, phrases, answers } = view
-    if (view === this.example || view.lattice.length === 0) return
-    const title = { id, name, at: Date.now(), text: run.final_text.trim().slice(0, 120), steps: view.lattice.length }
+    if (view === this.example || (view.lattice.length === 0 && !answers)) return
+    const text = (answers?.answers[0]?.text ?? run.final_text).trim().slice(0, 120)
+    const title = { id, name, at: Date.now(), text, steps: view.lattice.length }
     await shelf.keep(title, { id, run: { ...run, steps: view.lattice.steps }, phrases, answers }).catch(() => undefined)
   }
 
@@ -243,6 +246,10 @@ export class App {
     await this.work(view, retry, async (id, signal) => {
       // A session has no end, so it reads no paths off (the finished run can still be opened as one), and it goes
       // through the whole model.
+      if (this.asking) {
+        await this.watchAnswers(view, api.stream('ask/stream', this.question(), id, signal))
+        return
+      }
       const plain = Number(form.values.paths ?? 0) > 0 || form.values.early_exit === true
       if (plain || !table.session_decoders.includes(String(form.values.decoder))) {
         await this.watch(view, api.stream('generate/stream', body, id, signal))
@@ -270,6 +277,28 @@ export class App {
       await api.cancelRequest(request.id)
     } catch {
       request.abort.abort() // it never got so far, or the server is gone: closing the connection cancels as well
+    }
+  }
+
+  /** Body of a question: what is in force, said outright, as the server asks with other defaults. */
+  private question(): Values {
+    const { form, table, chosen } = this
+    const given = ['chat', ...Object.keys(table!.ask)].filter((name) => form!.applies.has(name))
+    const values = Object.fromEntries(given.map((name) => [name, form!.values[name]!]))
+    const regex = chosen.by === 'regex'
+    const same: Values = regex ? { answer_regex: chosen.answer_regex || '.+' } : { by: chosen.by ?? 'text' }
+    const choices = Array.isArray(form!.values.choices) && form!.values.choices.length > 0
+    return { prompt: this.prompt, ...values, ...form!.explicit, ...(choices ? {} : same) }
+  }
+
+  private async watchAnswers(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
+    for await (const { event, data } of events) {
+      if (event === 'queued') this.activity = { kind: 'waiting', position: data.position }
+      else if (event === 'step') this.activity = { kind: 'running' }
+      else if (event === 'found' || event === 'answers') {
+        view.answer(data, event === 'answers')
+        this.show(view)
+      }
     }
   }
 

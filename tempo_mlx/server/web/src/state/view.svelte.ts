@@ -1,6 +1,6 @@
 /** One run on the page, live or finished, with what the views derive from it. */
 
-import { requestId, type Session, type StreamStart, type StreamStep } from '../lib/api'
+import { requestId, type Asked, type Session, type StreamStart, type StreamStep } from '../lib/api'
 import type { Answers } from '../lib/answers'
 import { Lattice, type Member } from '../lib/lattice'
 import type { Phrase, Run } from '../lib/run'
@@ -80,6 +80,13 @@ export class RunView {
   trace(which: number | null, ids: readonly number[]): void {
     this.traced = which
     this.tracedPath = which === null ? [] : this.lattice.locate(ids)
+  }
+
+  /** The answers so far, and at last the run that they are of. */
+  answer({ run, ...answers }: Asked, last: boolean): void {
+    this.answers = answers
+    this.live = !last
+    if (run) this.load(run, [])
   }
 
   /** What a stream says before its first step. */
