@@ -47,6 +47,12 @@ def complete(server: Served, **body: Any) -> list[dict[str, Any]]:
     return choices
 
 
+def streamed_by(server: Served, body: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = server.post("/v1/completions", {**body, "stream": True}).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return [choice for chunk in chunks for choice in chunk["choices"]]
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_log_likelihoods_as_lm_eval_asks_for_them(length: int, server: Served, loaded: LoadedModel) -> None:
     """Its request, and its reading of the answer: context and continuation are one prompt of token ids."""
@@ -93,9 +99,7 @@ def test_an_echo_is_the_prompt_and_then_what_follows_it(server: Served, loaded: 
 def test_an_echo_streams(server: Served) -> None:
     body = {"prompt": "Hello there", "max_tokens": 4, "echo": True, "logprobs": 1, "temperature": 0}
     (whole,) = complete(server, **body)
-    lines = server.post("/v1/completions", {**body, "stream": True}).text.splitlines()
-    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    pieces = [choice for chunk in chunks for choice in chunk["choices"]]
+    pieces = streamed_by(server, body)
     assert "".join(piece["text"] for piece in pieces) == whole["text"]
     told = [piece["logprobs"] for piece in pieces if piece["logprobs"]]
     for name in ("tokens", "text_offset"):
@@ -139,6 +143,19 @@ def test_superposed_answers_bring_their_phrases(server: Served, loaded: LoadedMo
     )
     (plain,) = complete(server, prompt="Hello there", max_tokens=4)
     assert "tempo" not in plain
+
+
+@pytest.mark.parametrize(
+    "more", [{"tempo": {"threshold": 0.04}}, {"n": 3}, {}], ids=["sets", "branches", "plain"]
+)
+def test_the_lattice_comes_where_it_is_asked_for(more: dict[str, Any], server: Served) -> None:
+    body = {"prompt": "Hello there", "max_tokens": 8, "temperature": 1, "seed": 1, "lattice": True, **more}
+    first, *others = complete(server, **body)
+    run = tempo_mlx.Run.from_json(json.dumps(first["tempo"]["run"]))
+    assert (run.texts[0].text if "n" in more else run.final_text) == first["text"]
+    assert not any("tempo" in other for other in others)
+    last = [choice for choice in streamed_by(server, body) if "run" in choice.get("tempo", {})]
+    assert [choice["tempo"]["run"]["steps"] for choice in last] == [first["tempo"]["run"]["steps"]]
 
 
 def test_a_model_that_fills_in_is_shown_both_ends(loaded: LoadedModel) -> None:

@@ -43,8 +43,8 @@ def complete(
     interrupted: Interrupt,
 ) -> Iterator[Output]:
     """payload: `logprobs`, None or how many alternatives to report for each token; `n`, how many choices; `echo`, with
-    the prompt before each; `score_only`, nothing but it; `phrases`, of a lattice; `tools` that may be called, by name,
-    and the `call` of one of those that there must be.
+    the prompt before each; `score_only`, nothing but it; `phrases`, of a lattice; `lattice`, the run file; `tools` that
+    may be called, by name, and the `call` of one of those that there must be.
     """
     tokenizer, count, tools = loaded.tokenizer, payload["logprobs"], payload["tools"]
     style = style_of(tokenizer.chat_templates.values())
@@ -90,10 +90,15 @@ def complete(
         one = choice(said, echo, run.finish_reason == "stop", len(run.steps), echoed + sent + tail)
         if payload["phrases"] and config.decoder != "plain":
             one["phrases"] = phrase_records(run.phrases)
+        if payload["lattice"]:
+            one["run"] = run.to_dict()
         yield ended(prompt, [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]})
         return
     choices = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed))
-    yield ended(prompt, choices or [choice(None, echo, False, 0, echoed)], None)
+    choices = choices or [choice(None, echo, False, 0, echoed)]
+    if payload["lattice"]:
+        choices[0]["run"] = run.to_dict()
+    yield ended(prompt, choices, None)
 
 
 def branches(

@@ -48,7 +48,7 @@ class Shape:
         """A whole choice of an answer that is not streamed."""
         logprobs = self.logprobs(choice["tokens"], 0) if scored else None
         base = {"index": index, "finish_reason": choice["finish_reason"], "logprobs": logprobs}
-        base |= {"tempo": {"phrases": choice["phrases"]}} if "phrases" in choice else {}
+        base |= beside(choice)
         if not self.chat:
             return {**base, "text": choice["text"]}
         message = {"role": "assistant", "content": choice["text"], "refusal": None}
@@ -89,6 +89,12 @@ class Shape:
             ],
             "text_offset": offsets,
         }
+
+
+def beside(choice: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAI's choices do not have."""
+    found = {name: choice[name] for name in ("phrases", "run") if name in choice}
+    return {"tempo": found} if found else {}
 
 
 def called(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,8 +154,7 @@ class Chunks(EventStream):
                     self.offset = 0
                 yield from self.pieces(index, data["rest"] or choice)
                 end = shape.piece(index, None if shape.chat else "", None, 0, finish=choice["finish_reason"])
-                end |= {"tempo": {"phrases": choice["phrases"]}} if "phrases" in choice else {}
-                yield self.chunk([end])
+                yield self.chunk([{**end, **beside(choice)}])
             if self.usage:
                 yield self.chunk([], usage=total(data["usage"]))
             yield b"data: [DONE]\n\n"

@@ -155,6 +155,9 @@ class Common(Sent):
         None,
         description="TEMPO settings; with any of them the decoder is superposed unless they name another.",
     )
+    lattice: bool = Field(
+        False, description="Give the run file, with every step, as tempo.run of the first choice."
+    )
 
     @field_validator("stop")
     @classmethod

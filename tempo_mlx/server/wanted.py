@@ -100,6 +100,7 @@ class Asked:
     n: int
     logprobs: int | None
     phrases: bool
+    lattice: bool
 
     @property
     def model(self) -> str:
@@ -111,7 +112,8 @@ class Asked:
 
     def ticket(self, prompt: Mapping[str, Any]) -> Ticket:
         """prompt: what is to be continued, and what else is wanted of it (completions.py)."""
-        told = {"config": self.config, "n": self.n, "logprobs": self.logprobs, "phrases": self.phrases}
+        names = ("config", "n", "logprobs", "phrases", "lattice")
+        told = {name: getattr(self, name) for name in names}
         payload = {**NOTHING_MORE, **prompt, **told}
         return context(self.request).submit(self.request, self.engine, "completion", payload)
 
@@ -120,6 +122,7 @@ class Asked:
 NOTHING_MORE: Mapping[str, Any] = {
     "suffix": "",
     "phrases": False,
+    "lattice": False,
     "echo": False,
     "score_only": False,
     "tools": {},
@@ -137,7 +140,9 @@ def asked(request: Request, body: Common, max_tokens: int, logprobs: int | None)
     config = c.configuration(given)
     if logprobs is not None and not DECODERS[config.decoder].log_probs:
         raise refused(f"logprobs are not available with decoder {config.decoder}.", "logprobs")
-    return Asked(request, engine, config, body.n, logprobs, phrases=body.tempo is not None)
+    return Asked(
+        request, engine, config, body.n, logprobs, phrases=body.tempo is not None, lattice=body.lattice
+    )
 
 
 def asked_chat(request: Request, body: ChatBody) -> tuple[Asked, dict[str, Any]]:
