@@ -5,6 +5,7 @@
 #   make test-clients         other people's clients against the server (they are installed for it, 700 MB)
 #   make test-gpu-policy      decoders and proofs as a GPU would be told to compute them
 #   make bench                speed measurements           make acceptance       the full counts, with a report
+#   make docs                 the pages that are generated        make site            all pages as a site
 #   make mutants              faults planted one by one, and which of them no test notices
 
 SHELL = /bin/sh
@@ -23,7 +24,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-fast test-gpu-policy test-clients test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs clean
+.PHONY: run test test-fast test-gpu-policy test-clients test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs site clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -55,6 +56,9 @@ docs: $(VENV)/.run
 	$(BIN)/python scripts/write_run_docs.py
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_api_docs.py
+
+site: $(VENV)/.site
+	$(BIN)/python scripts/site.py
 
 acceptance: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.acceptance $(ARGS)
@@ -110,10 +114,15 @@ $(VENV)/.server: pyproject.toml $(BIN)/python
 	@$(PIP) -e '.[server]'
 	@touch $@ $(VENV)/.run
 
+$(VENV)/.site: pyproject.toml $(BIN)/python
+	@echo "Installing tempo-mlx and what builds its site into $(VENV) ..." >&2
+	@$(PIP) -e '.[site]'
+	@touch $@ $(VENV)/.run
+
 $(VENV)/.dev: pyproject.toml $(BIN)/python
 	@echo "Installing tempo-mlx and what its tests need into $(VENV) (the first time takes some minutes) ..." >&2
 	@$(PIP) -e '.[dev]'
-	@touch $@ $(VENV)/.server $(VENV)/.run
+	@touch $@ $(VENV)/.server $(VENV)/.site $(VENV)/.run
 
 $(WEB)/node_modules/.installed: $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm was not found; install Node.js 20 or newer and try again." >&2; exit 1; }

@@ -88,7 +88,7 @@ def drawn(lines: list[dict[int, pyte.screens.Char]], size: int, height: int) -> 
     pen = ImageDraw.Draw(image)
     for y, line in enumerate(lines):
         for x, cell in line.items():
-            if not cell.data.strip():
+            if not cell.data.strip() or "\u2800" <= cell.data <= "\u28ff":  # braille spins; the font has none
                 continue
             ink = COLOURS.get(cell.fg, INK)
             if cell.italics:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,22 @@ def test_every_picture_is_shown() -> None:
     shown = {path.name for path in (DOCS / "images").iterdir() if path.name in text}
     twins = {name.replace(".svg", ".png") for name in shown}
     assert {path.name for path in (DOCS / "images").iterdir()} <= shown | twins
+
+
+def test_every_page_is_on_the_site() -> None:
+    named = set(re.findall(r'"([\w-]+\.md)"', (ROOT / "zensical.toml").read_text("utf-8")))
+    assert named == {path.name for path in DOCS.glob("*.md")}
+
+
+def test_the_site_builds_and_its_links_hold() -> None:
+    """With what it shows in it: nothing is fetched from elsewhere."""
+    pytest.importorskip("zensical")
+    command = [sys.executable, str(ROOT / "scripts" / "site.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_gallery_is_its_files() -> None:
+    gallery = runpy.run_path(str(ROOT / "scripts" / "write_gallery.py"))
+    assert gallery["PAGE"].read_text("utf-8") == gallery["page"](), "run: python scripts/write_gallery.py"
+    assert {path.stem for path in gallery["FOLDER"].iterdir()} == set(gallery["RUNS"])
