@@ -2,12 +2,14 @@
 
     python -m benchmarks.server_load load --model DIR        50 clients, a third of them leaving at random
     python -m benchmarks.server_load overhead --model DIR    steps of one client, against the Python API
+    python -m benchmarks.server_load together --model DIR    tokens a second of 8 clients, against one client
 
 `load` starts a server and checks: every surviving answer is the one an unloaded server gives with the same seed; no
 place stays taken; memory returns; /health answers within 200 ms (99th percentile) while decoding; a full queue says
 503; and, with --kill, that a worker killed in the middle is replaced within 10 s. `overhead` takes turns between a
-client of the server and the API in this process, prompt by prompt. Loopback only. Prints a table, then one line of
-JSON.
+client of the server and the API in this process, prompt by prompt. `together` takes turns between one client and
+several that ask at once, and checks that each is answered as it is alone. Loopback only. Prints a table, then one line
+of JSON.
 """
 
 from __future__ import annotations
@@ -244,13 +246,55 @@ def overhead(model: str, steps: int, rounds: int) -> dict[str, Any]:
     }
 
 
+async def answered(url: str, bodies: list[dict[str, Any]]) -> tuple[float, list[str]]:
+    """Seconds until all of them, asked at once, were answered; their texts."""
+    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        begun = time.perf_counter()
+        found = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
+        return time.perf_counter() - begun, [each.json()["choices"][0]["text"] for each in found]
+
+
+def together(model: str, clients: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Tokens a second of one client and of several, in turns: greedy texts of `steps` tokens, of different prompts."""
+    settings = {"max_tokens": steps, "temperature": 0, "tempo": {"min_steps": steps, "decoder": "plain"}}
+    bodies = [{"prompt": f"{PROMPTS[i % len(PROMPTS)]} {i}", **settings} for i in range(clients)]
+    seconds: dict[int, list[float]] = {1: [], clients: []}
+    cpu: dict[int, float] = dict.fromkeys(seconds, 0.0)
+    texts: dict[int, list[str]] = {}
+    with serving(model, *FLAGS[2:], "--concurrency", str(clients)) as served:
+        for index in range(rounds + 1):
+            one = index % clients
+            for count, asked in random.Random(index).sample(
+                [(1, bodies[one : one + 1]), (clients, bodies)], 2
+            ):
+                before = cpu_seconds(served)
+                took, texts[count] = asyncio.run(answered(served.url, asked))
+                if index:  # the first round warms up
+                    seconds[count].append(took)
+                    cpu[count] += cpu_seconds(served) - before
+            assert texts[1][0] == texts[clients][one], "a text is another among others than alone"
+    ratios = [clients * one / many for one, many in zip(*seconds.values(), strict=True)]
+    return {
+        "clients": clients,
+        "tokens_each": steps,
+        "rounds": rounds,
+        "one_tokens_per_second": steps / statistics.median(seconds[1]),
+        "all_tokens_per_second": clients * steps / statistics.median(seconds[clients]),
+        "ratio_median_of_rounds": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "cpu_ratio": clients * cpu[1] / cpu[clients] if cpu[1] else None,  # counts also where others are busy
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("load", "overhead"))
+    parser.add_argument("what", choices=("load", "overhead", "together"))
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--clients", type=int, help="50; of `together` 8")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--warm", type=float, default=10)
     parser.add_argument("--longest", type=int, default=60, help="steps of the longest requests")
@@ -259,7 +303,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args()
     if given.what == "load":
-        result = load(given.model, given.clients, given.seconds, given.longest, given.kill, given.warm)
+        result = load(given.model, given.clients or 50, given.seconds, given.longest, given.kill, given.warm)
+    elif given.what == "together":
+        result = together(given.model, given.clients or 8, given.steps, given.rounds)
     else:
         result = overhead(given.model, given.steps, given.rounds)
     for name, value in result.items():

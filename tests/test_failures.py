@@ -150,7 +150,7 @@ def test_the_server_goes_on(loaded: LoadedModel, then: Any, status: int) -> None
     def asked(kind: Any, **payload: Any) -> Any:
         worker.handle(Submit("it", kind, payload))
         while "it" in worker.jobs:
-            worker.turn(worker.jobs["it"])
+            worker.round()
         return wire.last
 
     config, mine = (

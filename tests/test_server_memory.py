@@ -80,13 +80,15 @@ def caches() -> int:
 
 
 def begin(worker: Worker, kind: Kind, **payload: Any) -> None:
+    """Until the request has made its first step, or is over."""
     worker.handle(Submit("it", kind, {**(NOTHING_MORE if kind == "completion" else {}), **payload}))
-    worker.turn(worker.jobs["it"])
+    while "it" in worker.jobs and not worker.jobs["it"].started:
+        worker.round()
 
 
 def finish(worker: Worker) -> Event | Problem:
     while "it" in worker.jobs:
-        worker.turn(worker.jobs["it"])
+        worker.round()
     last = cast(Any, worker.connection).sent[-1]
     assert isinstance(last, Event | Problem)
     return last
@@ -99,7 +101,6 @@ def test_of_a_finished_request_nothing_is_kept(worker: Worker, settings: dict[st
     logprobs = None if settings.get("early_exit") or settings.get("decoder") == "mcts" else 2
     config = resolve({"max_tokens": 4, "min_steps": 4, **settings})
     begin(worker, kind, prompt="Once upon a time", config=config, n=1, logprobs=logprobs)
-    worker.turn(worker.jobs["it"])
     assert caches() > before
     assert worker.work.cache_slots() > 0
     assert isinstance(last := finish(worker), Event), last
@@ -112,7 +113,6 @@ def test_nor_of_a_cancelled_one(worker: Worker) -> None:
     begin(
         worker, "generate", prompt="Once upon a time", config=resolve({"max_tokens": 100, "min_steps": 100})
     )
-    worker.turn(worker.jobs["it"])
     assert caches() > before
     worker.handle(Cancel("it", "cancelled"))
     assert isinstance(finish(worker), Event)
@@ -125,7 +125,6 @@ def test_nor_of_one_that_failed(
     caplog.set_level(logging.CRITICAL, "tempo_mlx.worker")  # or pytest keeps the traceback, and so the cache
     before = caches()
     begin(worker, "generate", prompt="Once upon a time", config=resolve({"max_tokens": 100}))
-    worker.turn(worker.jobs["it"])
     with monkeypatch.context() as patch:
         patch.setattr(Cache, "reserve", lambda self, positions: 1 / 0)
         assert isinstance(finish(worker), Problem)

@@ -6,6 +6,7 @@ Letters as in transformer.py: L new rows, S slots, H query heads, K key/value he
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,16 @@ from tempo_mlx.model.linear import Concatenated, Linear, Norm, RMSNorm
 from tempo_mlx.model.rotation import Rotation
 
 Kind = tuple[int | None, int | None, tuple[int, int, int]]  # window, chunk, and heads, of a layer's bias
+Biases = dict[Kind, CompactBias | mx.array | None]  # who sees whom, as `lattice_attention` takes it
+
+
+@dataclass(frozen=True)
+class Share:
+    """Those of a pass's rows, up to row `stop`, that are of one cache, where not all are of the same (together.py)."""
+
+    stop: int
+    cache: Cache
+    biases: Biases
 
 
 @dataclass(frozen=True)
@@ -27,10 +38,11 @@ class Rows:
 
     positions: Ints
     rotation: dict[tuple[int, int], Rotation]  # by kind of rope and head dim
-    biases: dict[Kind, CompactBias | mx.array | None]  # who sees whom, as `lattice_attention` takes it
+    biases: Biases
     mass: MassWanted
     ahead: bool  # the CPU computes a layer while the next one is being described
     growth: dict[object, mx.array] = field(default_factory=dict)  # by query scaling: (L, 1), of queries
+    shares: tuple[Share, ...] = ()  # none: all are of the cache that goes with them
 
 
 def kind_of(part: Shape) -> Kind:
@@ -63,27 +75,24 @@ class SoftmaxAttention:
 
     def __call__(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array, mx.array | None]:
         part = self.part
-        x = x if part.input_scale == 1.0 else x * part.input_scale
-        if self.usual:
-            q, k, v = self.project(x, rows)
-            keys, values = cache.append(self.index, k, v)  # (K, S, D)
-            gate = None
-        else:
-            q, gate, keys, values = self.unusual(x, rows, cache)
-        out, mass = lattice_attention(
-            q,
-            keys,
-            values,
-            rows.biases[self.kind],
-            scale=part.scale,
-            softcap=part.softcap,
-            mass=rows.mass,
-            sinks=self.sinks,
-        )
+        q, gate, k, v = self.projected(x, rows)
+        out, mass = attend(self, q, k, v, rows, cache, self.sinks)
         if gate is not None:
             out = out * mx.sigmoid(gate)
         y = self.output(out)
         return y if part.output_scale == 1.0 else y * part.output_scale, mass
+
+    def projected(
+        self, x: mx.array, rows: Rows
+    ) -> tuple[mx.array, mx.array | None, mx.array | None, mx.array | None]:
+        """x (L, E) -> queries (H, L, D), what gates the output (L, H D), keys and values (K, L, D), None where another
+        layer's are read.
+        """
+        x = x if self.part.input_scale == 1.0 else x * self.part.input_scale
+        if not self.usual:
+            return self.unusual(x, rows)
+        q, k, v = self.project(x, rows)
+        return q, None, k, v
 
     def project(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
         """x (L, E) -> queries (H, L, D), keys and values (K, L, D)."""
@@ -109,9 +118,9 @@ class SoftmaxAttention:
         return None if self.part.rope is None else rows.rotation[self.part.rope, self.part.head_dim]
 
     def unusual(
-        self, x: mx.array, rows: Rows, cache: Cache
-    ) -> tuple[mx.array, mx.array | None, mx.array, mx.array]:
-        """Where a layer is not as most are: queries (H, L, D), what gates the output (L, H D), keys and values."""
+        self, x: mx.array, rows: Rows
+    ) -> tuple[mx.array, mx.array | None, mx.array | None, mx.array | None]:
+        """`projected` where a layer is not as most are."""
         part = self.part
         wide, narrow = (n * part.head_dim for n in (part.num_attention_heads, part.num_key_value_heads))
         y = self.qkv(x)
@@ -127,12 +136,12 @@ class SoftmaxAttention:
         if part.query_scaling is not None:
             q = q * rows.growth[part.query_scaling].astype(q.dtype)
         if part.kv_from is not None:
-            return q, gate, *cache.of(part.kv_from)
+            return q, gate, None, None
         k, v = (y, y) if part.keys_are_values else mx.split(y, [narrow], axis=-1)
         v = self.clipped(v).reshape(len(x), -1, part.head_dim)
         v = v if self.value_norm is None else self.value_norm(v)
         k = self.heads(k if part.key_scale == 1.0 else k * part.key_scale, self.key_norm, rows)
-        return q, gate, *cache.append(self.index, k, v.transpose(1, 0, 2))
+        return q, gate, k, v.transpose(1, 0, 2)
 
     def heads(self, y: mx.array, norm: Norm | None, rows: Rows) -> mx.array:
         """Queries or keys (L, heads D) as (heads, L, D), normed and rotated as the layer does."""
@@ -155,17 +164,68 @@ class SoftmaxAttention:
 
     def remember(self, x: mx.array, rows: Rows, cache: Cache) -> None:
         """Only write what later rows would see of x (L, E): its keys and values."""
-        if self.usual:
-            _, k, v = self.project(x, rows)
+        _, _, k, v = self.projected(x, rows)
+        if k is not None:
             cache.append(self.index, k, v)
-        else:
-            self.unusual(x, rows, cache)
 
     def linears(self) -> list[Linear | Concatenated]:
         return [self.qkv, self.output]
 
     def arrays(self) -> list[mx.array]:
         return [*self.qkv.arrays(), *self.output.arrays(), *([] if self.sinks is None else [self.sinks])]
+
+
+class Attending(Protocol):
+    part: Shape
+    index: int
+    kind: Kind
+
+
+def attend(
+    layer: Attending,
+    q: mx.array,
+    k: mx.array | None,
+    v: mx.array | None,
+    rows: Rows,
+    cache: Cache,
+    sinks: mx.array | None = None,
+) -> tuple[mx.array, mx.array | None]:
+    """Write keys and values of the newest rows, and what their queries find in their cache: (L, H D), and the mass.
+
+    k: None where another layer's are read. v: None where keys begin with the values, or there are no keys.
+    """
+    if not rows.shares:
+        return attend_in(layer, q, k, v, cache, rows.biases, rows.mass, sinks)
+    cuts = [share.stop for share in rows.shares[:-1]]
+    own_k, own_v = (
+        [None] * len(rows.shares) if each is None else mx.split(each, cuts, axis=1) for each in (k, v)
+    )
+    parts = zip(rows.shares, mx.split(q, cuts, axis=1), own_k, own_v, strict=True)
+    outs = [attend_in(layer, q, k, v, own.cache, own.biases, False, sinks)[0] for own, q, k, v in parts]
+    return mx.concatenate(outs), None
+
+
+def attend_in(
+    layer: Attending,
+    q: mx.array,
+    k: mx.array | None,
+    v: mx.array | None,
+    cache: Cache,
+    biases: Biases,
+    mass: MassWanted,
+    sinks: mx.array | None,
+) -> tuple[mx.array, mx.array | None]:
+    """`attend` of rows that are all of one cache."""
+    part = layer.part
+    if k is not None:
+        keys, values = cache.append(layer.index, k, v)  # (K, S, D)
+    else:
+        assert part.kv_from is not None
+        keys, values = cache.of(part.kv_from)
+    if part.latent is not None:
+        values = keys[..., : part.latent.kv_lora_rank]
+    bias, scale, cap = biases[layer.kind], part.scale, part.softcap
+    return lattice_attention(q, keys, values, bias, scale=scale, softcap=cap, mass=mass, sinks=sinks)
 
 
 def growth(part: Shape, positions: Ints) -> mx.array:

@@ -137,6 +137,16 @@ class Cache:
         other._begin()
         return other
 
+    def take(self, other: Cache, stop: int) -> None:
+        """Append the slots that another holds up to `stop` and this one lacks; those before them are the same."""
+        start = len(self)
+        self.reserve(other.positions[start:stop])
+        for mine, theirs in zip(self._buffers(), other._buffers(), strict=True):
+            for part, given in zip(mine, theirs, strict=True):
+                part[:, start:stop] = given[:, start:stop]
+        self.commit()
+        self._begin()
+
     def stored(self) -> dict[str, Any]:
         """All that is kept, as numpy arrays (K, capacity, D) by name; bfloat16 as uint16."""
         kinds = {"keys": self._keys, "values": self._values}

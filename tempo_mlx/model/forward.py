@@ -51,6 +51,16 @@ class Best:
     attention_mass: Float32s | None = None
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What `Model.forward` is given where the logits of all rows are wanted, and no more (see together.py)."""
+
+    tokens: Sequence[int] | Ints
+    positions: Ints
+    bias: Float32s | None
+    cache: Any
+
+
 class Cache(Protocol):
     """Keys and values of the alive slots, in slot order. `positions` (len,) are logical, never inferred."""
 

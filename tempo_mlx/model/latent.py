@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from tempo_mlx.architecture.architecture import Attention as Shape
 from tempo_mlx.mlx import mx
-from tempo_mlx.model.attention import Rows, kind_of
+from tempo_mlx.model.attention import Rows, attend, kind_of
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.kernels import lattice_attention
 from tempo_mlx.model.linear import Concatenated, Linear, RMSNorm
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own is
@@ -40,7 +39,6 @@ class LatentAttention:
 
     def __call__(self, x: mx.array, rows: Rows, cache: Cache) -> tuple[mx.array, mx.array | None]:
         part, sizes = self.part, self.sizes
-        keys = self.append(x, rows, cache)  # (1, S, C + R)
         q = x
         for step in self.query:
             q = step(q)
@@ -51,23 +49,19 @@ class LatentAttention:
         q = mx.concatenate([inside, turning.transpose(1, 0, 2)], axis=-1)
         if part.query_scaling is not None:
             q = q * rows.growth[part.query_scaling].astype(q.dtype)
-        values = keys[..., : sizes.kv_lora_rank]
-        out, mass = lattice_attention(
-            q, keys, values, rows.biases[self.kind], scale=part.scale, softcap=part.softcap, mass=rows.mass
-        )
+        out, mass = attend(self, q, self.kept(x, rows), None, rows, cache)
         out = out.reshape(len(x), part.num_attention_heads, -1).transpose(1, 0, 2) @ self.out_of
         return self.output(out.transpose(1, 0, 2).reshape(len(x), -1)), mass
 
-    def append(self, x: mx.array, rows: Rows, cache: Cache) -> mx.array:
-        """Write the latent of x (L, E) and what is rotated, and return those of all slots."""
+    def kept(self, x: mx.array, rows: Rows) -> mx.array:
+        """(1, L, C + R): the latent of x (L, E), and what is rotated."""
         sizes = self.sizes
         small, turning = mx.split(self.latent(x), [sizes.kv_lora_rank], axis=-1)
         turning = rows.rotation[self.part.rope or 0, sizes.qk_rope_head_dim](turning[:, None])[:, 0]
-        both = mx.concatenate([self.latent_norm(small), turning], axis=-1)
-        return cache.append(self.index, both[None], None)[0]
+        return mx.concatenate([self.latent_norm(small), turning], axis=-1)[None]
 
     def remember(self, x: mx.array, rows: Rows, cache: Cache) -> None:
-        self.append(x, rows, cache)
+        cache.append(self.index, self.kept(x, rows), None)
 
     def linears(self) -> list[Linear | Concatenated]:
         return [*(step for step in self.query if isinstance(step, Linear)), self.latent, self.output]

@@ -17,7 +17,7 @@ from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.mlx import mx
 from tempo_mlx.model import device
-from tempo_mlx.model.attention import Rows, SoftmaxAttention, growth, kind_of
+from tempo_mlx.model.attention import Biases, Rows, Share, SoftmaxAttention, growth, kind_of
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.experts import Mixture
 from tempo_mlx.model.failures import told_failures
@@ -238,17 +238,22 @@ class Transformer:
         """Logits and attention mass of `forward`, and what it writes into the cache, as MLX is to compute them."""
         positions = np.asarray(positions, np.int64)
         cache.reserve(positions, parents)
-        rows = self.rows(positions, bias, cache, attention)
+        x, masses = self.through(tokens, self.rows(positions, bias, cache, attention), cache)
+        cache.commit()
+        out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
+        shares = [m for m in masses if m is not None]
+        return out, mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
+
+    def through(
+        self, tokens: Sequence[int] | Ints | mx.array, rows: Rows, cache: Cache
+    ) -> tuple[mx.array, list[mx.array | None]]:
+        """Tokens (L,) -> what the last layer gives (L, E), and the masses of each."""
         ids = as_ids(tokens)
         x = self.embedded(ids)
         own = None if self.own is None else self.own(ids, x)
         x = x if self.streams is None else self.streams.split(x)
         x, masses = self.run_layers(x, rows, cache, own=own)
-        x = x if self.streams is None else self.streams.join(x)
-        cache.commit()
-        out = None if logits == "none" else self.logits(x if logits == "all" else x[-1:])
-        shares = [m for m in masses if m is not None]
-        return out, mx.stack(shares) if shares else None  # (layers, S), or (layers, L, S) for "rows"
+        return x if self.streams is None else self.streams.join(x), masses
 
     def embedded(self, tokens: Sequence[int] | Ints | mx.array) -> mx.array:
         """(L, E): what the first layer is given."""
@@ -266,29 +271,47 @@ class Transformer:
     ) -> Rows:
         """Of the newest rows of `cache`, at these positions (L,), with this bias (L, S)."""
         turns = rotations(self.architecture.ropes, positions, cache.positions)
+        return self.rows_of(positions, turns, self.biases(positions, bias, cache, attention), attention)
+
+    def rows_of(
+        self,
+        positions: Ints,
+        turns: Sequence[tuple[Float32s, Float32s]],
+        biases: Biases,
+        attention: Attention = False,
+        shares: tuple[Share, ...] = (),
+    ) -> Rows:
+        """turns: of each rope, see `rotations`."""
         return Rows(
             positions=positions,
             rotation={
                 (rope, width): Rotation(*turns[rope], width, self.architecture.ropes[rope].interleaved)
                 for rope, width in self.turning
             },
-            biases={
-                (window, chunk, shape): layer_bias(
-                    bias,
-                    positions,
-                    cache.positions,
-                    window,
-                    shape,
-                    attention,
-                    chunk,
-                    use_kernel(shape, self.dtype),
-                )
-                for window, chunk, shape in self.kinds
-            },
+            biases=biases,
             mass=attention,
             ahead=not device.on_gpu() and len(positions) <= FEW,
             growth={scaling: growth(part, positions) for scaling, part in self.growing.items()},
+            shares=shares,
         )
+
+    def biases(
+        self, positions: Ints, bias: Float32s | None, cache: Cache, attention: Attention = False
+    ) -> Biases:
+        """Of each kind of layer, that of the newest rows of `cache`."""
+        return {
+            (window, chunk, shape): layer_bias(
+                bias,
+                positions,
+                cache.positions,
+                window,
+                shape,
+                attention,
+                chunk,
+                use_kernel(shape, self.dtype),
+            )
+            for window, chunk, shape in self.kinds
+        }
 
     def run_layers(
         self,

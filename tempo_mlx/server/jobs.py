@@ -14,6 +14,7 @@ from tempo_mlx.server.decoding import ask, generate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.prompts import read_prompt
 from tempo_mlx.server.protocol import Kind, Ready
+from tempo_mlx.server.seats import Seats
 from tempo_mlx.server.sessions import Sessions
 from tempo_mlx.server.settings import ServerConfig
 
@@ -24,6 +25,7 @@ class Jobs:
     def __init__(self, loaded: LoadedModel, config: ServerConfig) -> None:
         self.loaded, self.config = loaded, config
         self.sessions = Sessions(loaded, config)
+        self.seats = Seats(loaded)
         self._slots: dict[str, int] = {}  # cache slots of requests under way
 
     def ready(self) -> Ready:
@@ -59,8 +61,10 @@ class Jobs:
         prompt = read_prompt(self.loaded, payload, config, self.config.max_prompt_tokens)
         run = {"generate": generate, "ask": ask}.get(kind, complete)
         try:
-            for output in run(self.loaded, prompt, config, payload, id, interrupted):
+            loaded = self.seats.take(id, config)
+            for output in run(loaded, prompt, config, payload, id, interrupted):
                 self._slots[id] = int(output.stats.get("cache_slots", 0))
                 yield output
         finally:
             self._slots.pop(id, None)
+            self.seats.leave(id)

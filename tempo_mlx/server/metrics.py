@@ -37,6 +37,12 @@ class Metrics:
         self.steps = Counter("tempo_steps", "Logical decoding steps.", registry=r)
         self.rows = Counter("tempo_rows", "Rows (members of sets) chosen.", registry=r)
         self.width = Histogram("tempo_set_width", "Members of a set.", buckets=WIDTH_BUCKETS, registry=r)
+        self.together = Histogram(
+            "tempo_step_requests",
+            "Requests that shared the forward pass of a step.",
+            buckets=WIDTH_BUCKETS,
+            registry=r,
+        )
         self.step_seconds = Histogram(
             "tempo_step_seconds", "Time of a step.", buckets=STEP_BUCKETS, registry=r
         )
@@ -53,6 +59,7 @@ class Metrics:
         self.steps.inc()
         self.rows.inc(stats["width"])
         self.width.observe(stats["width"])
+        self.together.observe(stats["together"])
         if "prefill_seconds" in stats:
             self.prefill_seconds.observe(stats["prefill_seconds"])
         else:

@@ -70,7 +70,8 @@ class Beat:
 class Event:
     """Worker -> server: one event of a request. `last`: the request is over, and its place is free.
 
-    `stats`, of a step: width, rows, cache_slots, step_seconds; of the first step also prefill_seconds.
+    `stats`, of a step: width, rows, cache_slots, step_seconds, together (requests that shared its forward pass); of the
+    first step also prefill_seconds.
     """
 
     id: str

@@ -81,7 +81,7 @@ class ServerConfig(Checked):
         None, "Most requests per key or address, such as 60/minute or 5/second;1000/day.",
     )
 
-    concurrency: int = _limit(4, "Requests decoded at the same time, in turns.", minimum=1, maximum=64)
+    concurrency: int = _limit(8, "Requests decoded at the same time.", minimum=1, maximum=64)
     queue_size: int = _room(32, "Requests that may wait; more are refused with 503.", minimum=0, maximum=10_000)
     request_timeout: float = _limit(
         600, "Seconds a request may take; what was generated is kept.", above=0, maximum=1e6,

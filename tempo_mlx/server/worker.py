@@ -1,7 +1,8 @@
-"""The worker process: owns the model, and gives requests turns of one step each.
+"""The worker process: owns the model, and lets requests go on in turns.
 
-A request is an iterator of outputs; advancing it once is one turn. A long prompt is run in chunks: between two chunks
-the worker reads its messages, and gives turns to requests that are decoding and to shorter prompts.
+A request is an iterator of outputs on a call stack of its own (a greenlet), which it leaves when it has an output, when
+it asks for a forward pass that can be made together with others' (seats.py), and between two pieces of its prompt. In a
+round every request has a turn, prompts have a little time, and what was asked for is run as one pass.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempo_mlx.errors import MemoryLimitError, RankLostError, TempoError
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.model.forward import Ask, Forward
 from tempo_mlx.server.errors import ApiError, translate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure
@@ -36,6 +37,7 @@ from tempo_mlx.server.protocol import (
     Submit,
 )
 from tempo_mlx.server.settings import ServerConfig, model_name
+from tempo_mlx.server.stacks import Job, pause
 
 if TYPE_CHECKING:
     from tempo_mlx.server.jobs import Jobs
@@ -44,6 +46,7 @@ log = logging.getLogger("tempo_mlx.worker")
 
 IDLE_SECONDS = 0.5  # longest wait for a message, and so the longest pause between two beats
 BEAT_SECONDS = 0.25
+PROMPT_SECONDS = 0.1  # of a round, and a piece more: so long others wait for new ones
 
 
 def main(connection: Connection, load: LoadConfig, config: ServerConfig, beside: int) -> None:
@@ -75,18 +78,6 @@ def main(connection: Connection, load: LoadConfig, config: ServerConfig, beside:
         return  # the server is gone
 
 
-@dataclass
-class Job:
-    """A request the worker has begun."""
-
-    id: str
-    size: int  # of its prompt, for the order of prefills
-    outputs: Generator[Output | None, None, None] = field(init=False)
-    started: bool = False  # its prompt has been run
-    busy: bool = False  # being advanced further up the call stack
-    reason: str | None = None  # why it must end
-
-
 class Worker:
     def __init__(self, connection: Connection, jobs: Jobs) -> None:
         self.connection, self.work = connection, jobs
@@ -98,12 +89,32 @@ class Worker:
     def run(self) -> None:
         while not self.stopping:
             self.receive(0.0 if self.jobs else IDLE_SECONDS)
-            for job in list(self.jobs.values()):
-                self.turn(job)
-                self.receive(0.0)
+            self.round()
             self.work.check_ranks()
             self.work.sessions.expire()
             self.beat()
+
+    def round(self) -> None:
+        """A turn for each request, time for prompts, and one pass of what is asked for."""
+        for job in list(self.jobs.values()):
+            if job.asked is None and not job.gave_way:
+                self.turn(job)
+                self.receive(0.0)
+        self.run_prompts()
+        asks = [(job, job.asked) for job in self.jobs.values() if job.asked is not None]
+        answers = self.work.seats.answer([asked for _, asked in asks])
+        for (job, _), (answer, job.together) in zip(asks, answers, strict=True):
+            self.turn(job, answer)
+            self.receive(0.0)
+
+    def run_prompts(self) -> None:
+        """Piece by piece, the shortest first; what has been cancelled before them all."""
+        end = time.monotonic() + PROMPT_SECONDS
+        while waiting := [job for job in self.jobs.values() if job.gave_way]:
+            self.turn(min(waiting, key=lambda job: (job.reason is None, job.size)))
+            self.receive(0.0)
+            if time.monotonic() > end:
+                return
 
     def receive(self, patience: float) -> None:
         """Handle all pending messages; wait for the first for at most `patience` seconds."""
@@ -114,8 +125,8 @@ class Worker:
     def handle(self, message: FromServer) -> None:
         if isinstance(message, Submit):
             job = Job(message.id, prompt_size(message.payload))
-            job.outputs = self.work.start(
-                message.kind, message.payload, message.id, lambda: self.interrupted(job)
+            job.begin(
+                self.work.start(message.kind, message.payload, message.id, lambda: self.interrupted(job))
             )
             self.jobs[message.id] = job
         elif isinstance(message, Cancel):
@@ -129,28 +140,21 @@ class Worker:
         elif isinstance(message, Stop):
             self.stopping = True
 
-    def turn(self, job: Job) -> None:
-        """Advance a request by one output."""
-        if job.busy or job.id not in self.jobs:
-            return
-        job.busy = True
-        message: Event | Problem | None
+    def turn(self, job: Job, answer: Forward | None = None) -> None:
+        """Let a request go on until it leaves its stack. answer: to what it asked for."""
+        message: Event | Problem | None = None
         try:
-            output = next(job.outputs)
-            if output is None:  # a turn without output
-                message = None
-            else:
-                message = Event(
-                    job.id, output.name, encode(output.data), output.last, output.step, output.stats
-                )
-                job.started = job.started or output.step is not None
+            reply = job.stack.switch(answer)
+            job.asked = reply if isinstance(reply, Ask) else None
+            job.gave_way = reply is None
+            if isinstance(reply, Output):
+                message = event(job, reply)
         except (TempoError, ApiError) as error:
             message = problem(job.id, error)
         except Exception:  # must not end the other requests; the traceback is logged
             log.exception("request failed", extra={"request_id": job.id})
             sentence = "The request failed inside the server; see its log."
             message = Problem(job.id, 500, "internal_error", sentence)
-        job.busy = False
         self.last_forward = time.monotonic()
         if message is None:
             return
@@ -160,14 +164,10 @@ class Worker:
             job.outputs.close()  # breaks a reference cycle through `interrupted` that holds the cache
 
     def interrupted(self, job: Job) -> str | None:
-        """Called by a decoder between two chunks of a prompt and between two steps."""
+        """Called by a decoder, on its request's stack, between two chunks of a prompt and between two steps."""
         self.last_forward = time.monotonic()
         if not job.started:
-            self.receive(0.0)
-            for other in list(self.jobs.values()):
-                if not other.busy and (other.started or other.size < job.size):
-                    self.turn(other)
-            self.beat()
+            pause()
         return "cancelled" if self.stopping else job.reason
 
     def beat(self, now: bool = False) -> None:
@@ -191,6 +191,12 @@ def prompt_size(payload: Mapping[str, Any]) -> int:
     """Characters (or tokens) of a request's prompt; shorter prompts may overtake longer ones."""
     texts = [message["content"] for message in payload.get("messages") or ()]
     return len(payload.get("prompt") or "") + sum(map(len, texts))
+
+
+def event(job: Job, output: Output) -> Event:
+    job.started = job.started or output.step is not None
+    stats = {**output.stats, "together": job.together} if output.stats else {}
+    return Event(job.id, output.name, encode(output.data), output.last, output.step, stats)
 
 
 def encode(data: object) -> str:

@@ -1,0 +1,152 @@
+"""The model as requests share it: each has a seat, and decodes as if the model were its own.
+
+A request runs on a call stack of its own (a greenlet). Where its decoder calls `forward`, the stack is put aside with
+what it asks for, until the worker has made one pass of what all of them ask for; so decoders know nothing of it. Such a
+pass is for decoders whose rows see one text each: with one request or many, their numbers are the same within rounding.
+Superposed sets are chosen by thresholds, which may tell such numbers apart, and so take turns.
+
+A prompt is run by itself. What another request has run of the same beginning is copied, and the rest comes in pieces,
+between which others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+import numpy as np
+
+from tempo_mlx.arrays import Float32s, Ints
+from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import ComputeError
+from tempo_mlx.loading import LoadedModel
+from tempo_mlx.model.cache import Cache
+from tempo_mlx.model.forward import Ask, Attention, Forward, Logits
+from tempo_mlx.model.together import together
+from tempo_mlx.model.transformer import Transformer
+from tempo_mlx.server.stacks import pause
+
+log = logging.getLogger("tempo_mlx.worker")
+
+PIECE = 64  # tokens of a prompt that are run before others go on; fewer take longer in all
+LEAST_SHARED = 32  # tokens of a common beginning that are worth copying
+MOST_ROWS = 128  # of a pass: more take as much longer as they are more
+
+
+class Seat:
+    """A `Model` as one request has it. joins: whether its passes may be made together with others'."""
+
+    def __init__(self, model: Transformer, seats: Seats, joins: bool) -> None:
+        self.model, self.seats, self.joins = model, seats, joins
+        self.architecture, self.info = model.architecture, model.info
+        self.prompt: list[int] = []  # as far as it has been run, into the first slots of `cache`
+        self.cache: Cache | None = None
+
+    def new_cache(self) -> Cache:
+        return self.model.new_cache()
+
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
+        return self.model.embeddings(tokens)
+
+    def forward(
+        self,
+        tokens: Sequence[int] | Ints,
+        positions: Sequence[int] | Ints,
+        bias: Float32s | None,
+        cache: Cache,
+        *,
+        parents: Float32s | None = None,
+        logits: Logits = "all",
+        attention: Attention = False,
+    ) -> Forward:
+        if bias is None and logits != "all" and not attention:
+            return self.run_prompt(np.asarray(tokens), np.asarray(positions), cache, logits)
+        if self.joins and logits == "all" and not attention and len(tokens) <= MOST_ROWS:
+            answer = pause(Ask(tokens, np.asarray(positions, np.int64), bias, cache))
+            if answer is not None:
+                return answer
+        return self.model.forward(
+            tokens, positions, bias, cache, parents=parents, logits=logits, attention=attention
+        )
+
+    def run_prompt(self, tokens: Ints, positions: Ints, cache: Cache, logits: Logits) -> Forward:
+        if positions[0] == 0:
+            self.prompt, self.cache = [], cache
+        done = 0
+        while True:
+            if cache is self.cache and len(self.prompt) == positions[done]:
+                count = self.copy_known(tokens[done:], cache)
+                self.prompt += tokens[done : done + count].tolist()
+                done += count
+            stop = len(tokens) if len(self.seats.taken) == 1 else min(done + PIECE, len(tokens))
+            part = slice(done, stop)
+            last: Logits = logits if stop == len(tokens) else "none"
+            out = self.model.forward(tokens[part], positions[part], None, cache, logits=last)
+            if cache is self.cache and len(self.prompt) == positions[done]:
+                self.prompt += tokens[part].tolist()
+            if stop == len(tokens):
+                return out
+            done = stop
+            pause()
+
+    def copy_known(self, tokens: Ints, cache: Cache) -> int:
+        """Take over what another seat has run of these tokens, all but the last at most; how many."""
+        start, longest, source = len(self.prompt), 0, None
+        for other in self.seats.taken.values():
+            if other is self or other.cache is None or other.prompt[:start] != self.prompt:
+                continue
+            pairs = zip(other.prompt[start:], tokens[:-1].tolist(), strict=False)
+            equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            equal = min(equal, len(other.cache) - start)
+            if equal > longest:
+                longest, source = equal, other.cache
+        if source is None or longest < LEAST_SHARED:
+            return 0
+        cache.take(source, start + longest)
+        return longest
+
+
+class Seats:
+    """The seats at one model. `taken`: by request."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.taken: dict[str, Seat] = {}
+
+    def take(self, id: str, config: GenerateConfig) -> LoadedModel:
+        """The model for a request; the loaded one itself where passes are more than rows over slots, or another's."""
+        model = self.loaded.model
+        if not isinstance(model, Transformer) or model.architecture.recurrent or config.early_exit:
+            return self.loaded
+        self.taken[id] = seat = Seat(model, self, joins=config.decoder != "superposed")
+        return replace(self.loaded, model=seat)
+
+    def leave(self, id: str) -> None:
+        self.taken.pop(id, None)
+
+    def answer(self, asks: Sequence[Ask]) -> list[tuple[Forward | None, int]]:
+        """To each what it asks for, and how many shared the pass; None where it is to be run by who asks."""
+        found: list[tuple[Forward | None, int]] = []
+        for group in groups(asks):
+            answers: Sequence[Forward | None] = [None] * len(group)
+            if len(group) > 1 and isinstance(self.loaded.model, Transformer):
+                try:
+                    answers = together(self.loaded.model, group)
+                except ComputeError as error:  # whose fault it is shows when each runs its own
+                    log.warning("a pass of %d requests failed: %s", len(group), error)
+            found += [(answer, 1 if answer is None else len(group)) for answer in answers]
+        return found
+
+
+def groups(asks: Sequence[Ask]) -> list[list[Ask]]:
+    """In their order, as few as can be of at most MOST_ROWS rows."""
+    found: list[list[Ask]] = []
+    room = 0
+    for ask in asks:
+        if (room := room - len(ask.tokens)) < 0:
+            found.append([])
+            room = MOST_ROWS - len(ask.tokens)
+        found[-1].append(ask)
+    return found
