@@ -20,6 +20,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ComputeError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.cache import Cache
@@ -95,7 +96,7 @@ class Seat:
         """Take over what another seat has run of these tokens, all but the last at most; how many."""
         start, longest, source = len(self.prompt), 0, None
         for other in self.seats.taken.values():
-            if other is self or other.cache is None or other.prompt[:start] != self.prompt:
+            if other is None or other is self or other.cache is None or other.prompt[:start] != self.prompt:
                 continue
             pairs = zip(other.prompt[start:], tokens[:-1].tolist(), strict=False)
             equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -109,19 +110,25 @@ class Seat:
 
 
 class Seats:
-    """The seats at one model. `taken`: by request."""
+    """The seats at one model. `taken`: by request; None where one has the model itself."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.taken: dict[str, Seat] = {}
+        self.taken: dict[str, Seat | None] = {}
 
     def take(self, id: str, config: GenerateConfig) -> LoadedModel:
-        """The model for a request; the loaded one itself where passes are more than rows over slots, or another's."""
-        model = self.loaded.model
+        """The model for a request."""
+        seat = self.seat(config)
+        self.taken[id] = seat
+        return self.loaded if seat is None else replace(self.loaded, model=seat)
+
+    def seat(self, config: GenerateConfig) -> Seat | None:
+        """None where passes are more than rows over slots, and where the device is kept busy better without."""
+        model, joins = self.loaded.model, config.decoder != "superposed"
         if not isinstance(model, Transformer) or model.architecture.recurrent or config.early_exit:
-            return self.loaded
-        self.taken[id] = seat = Seat(model, self, joins=config.decoder != "superposed")
-        return replace(self.loaded, model=seat)
+            return None
+        ahead = self.loaded.chooser is not None and DECODERS[config.decoder].lattice  # see decode/ahead.py
+        return None if ahead and not (joins and self.taken) else Seat(model, self, joins)
 
     def leave(self, id: str) -> None:
         self.taken.pop(id, None)
