@@ -58,8 +58,9 @@ class Ahead:
         alone = tempo.rules.width == 1 and tempo.history is None
         if alone and self.queued and goes_on(tempo, length, 1):
             choice = choice_of(tempo, np.ones(1), length)
-            position = [len(tempo.cache)]
-            self.queued.append(self.chooser.begin(self.queued[-1], position, None, tempo.cache, choice))
+            slot = len(tempo.cache)
+            sees_all = np.zeros((1, slot + 1), np.float32)  # and not None: the same kernels as for all other sets
+            self.queued.append(self.chooser.begin(self.queued[-1], [slot], sees_all, tempo.cache, choice))
 
     def start(self, tempo: Tempo) -> None:
         """Have the newest set run while what was chosen is written down."""
