@@ -15,13 +15,14 @@ from tempo_mlx.decode.control import Observer
 from tempo_mlx.decode.decoder import Decoder, DecoderSpec, Reading, Setup
 from tempo_mlx.decode.forced import RunsForced
 from tempo_mlx.decode.functions import Functions, described
+from tempo_mlx.decode.padding import Padded, PaddedChooser, paying
 from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.settled import removal_window
-from tempo_mlx.decode.width import with_measured_width
+from tempo_mlx.decode.width import kept_costs, with_measured_width
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.loading import LoadedModel
-from tempo_mlx.model.forward import Model
+from tempo_mlx.model.forward import Chooser, Model
 from tempo_mlx.report.build import build_run
 from tempo_mlx.report.reader import Reader
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule
@@ -71,7 +72,8 @@ class Task:
 
     def measured(self) -> Task:
         """With a number for a width that is to be measured."""
-        return replace(self, config=with_measured_width(self.config, self.loaded.model))
+        pads = self.loaded.chooser is not None
+        return replace(self, config=with_measured_width(self.config, self.loaded.model, pads=pads))
 
     def start(self, model: Model, interrupted: Interrupt, cache: Any | None = None) -> Decoder:
         """Begin. model: what runs the rows, the loaded one or one around it. Raises PromptError, Interrupted."""
@@ -83,6 +85,7 @@ class Task:
         if constraint is not None and self.spec.lattice and model is self.loaded.model:
             context = min(model.architecture.max_position_embeddings, len(ids) + config.max_tokens)
             model = RunsForced(model, constraint, len(ids), context)
+        model, chooser = self.on_device(model)
         return self.spec.start(
             Setup(
                 model,
@@ -97,9 +100,19 @@ class Task:
                 constraint,
                 self.observer,
                 self.answers.said,
-                self.loaded.chooser if model is self.loaded.model else None,
+                chooser,
             )
         )
+
+    def on_device(self, model: Model) -> tuple[Model, Chooser | None]:
+        """The loaded model as one that chooses on its device, and pads rows where the costs kept of it say that this
+        pays; any other as it is.
+        """
+        chooser = self.loaded.chooser if model is self.loaded.model else None
+        if chooser is None or model.architecture.recurrent:  # a state cannot be taken back
+            return model, chooser
+        rows = paying(kept_costs(model))
+        return (Padded(model, rows), PaddedChooser(chooser, rows)) if rows else (model, chooser)
 
     def watch(self) -> StopWatch:
         """What says that a lattice has come to a stop string; texts of a tree end on their own."""

@@ -59,7 +59,9 @@ class Ahead:
         if alone and self.queued and goes_on(tempo, length, 1):
             choice = choice_of(tempo, np.ones(1), length)
             slot = len(tempo.cache)
-            sees_all = np.zeros((1, slot + 1), np.float32)  # and not None: the same kernels as for all other sets
+            sees_all = np.zeros(
+                (1, slot + 1), np.float32
+            )  # and not None: the same kernels as for all other sets
             self.queued.append(self.chooser.begin(self.queued[-1], [slot], sees_all, tempo.cache, choice))
 
     def start(self, tempo: Tempo) -> None:

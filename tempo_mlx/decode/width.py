@@ -17,6 +17,7 @@ import numpy as np
 
 from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.decode.padding import with_padding
 from tempo_mlx.kept import keep, kept
 from tempo_mlx.model.forward import Model
 from tempo_mlx.settings import settings_of
@@ -30,12 +31,13 @@ ROUNDS = 9
 log = logging.getLogger(__name__)
 
 
-def with_measured_width(config: GenerateConfig, model: Model) -> GenerateConfig:
-    """`config` with a number for `max_parallel_tokens auto`, where its decoder uses it."""
+def with_measured_width(config: GenerateConfig, model: Model, *, pads: bool = False) -> GenerateConfig:
+    """`config` with a number for `max_parallel_tokens auto`, where its decoder uses it. pads: see padding.py."""
     decoders = settings_of(GenerateConfig)["max_parallel_tokens"].row.decoders or ()
     if config.max_parallel_tokens != "auto" or config.decoder not in decoders:
         return config
-    return replace(config, max_parallel_tokens=affordable(row_costs(model)))
+    costs = row_costs(model)
+    return replace(config, max_parallel_tokens=affordable(with_padding(costs) if pads else costs))
 
 
 def affordable(costs: Mapping[int, float]) -> int:
@@ -49,20 +51,19 @@ def affordable(costs: Mapping[int, float]) -> int:
 
 def row_costs(model: Model, *, again: bool = False) -> dict[int, float]:
     """Seconds of a pass of k rows, by k; measured (`again`, or where no measurement is kept) and kept."""
-    key = _key(model)
-    if not again and (costs := _kept(key)):
+    if not again and (costs := kept_costs(model)):
         return costs
     if not again:
         log.warning("Measuring once what rows cost on this device; it takes some seconds.")
     costs = measure(model)
-    keep(KEPT, key, costs)
+    keep(KEPT, _key(model), costs)
     return costs
 
 
-def _kept(key: str) -> dict[int, float]:
+def kept_costs(model: Model) -> dict[int, float]:
     """What is kept of a measurement of every width; nothing where that is not what was written."""
     try:
-        costs = {int(rows): float(cost) for rows, cost in kept(KEPT).get(key, {}).items()}
+        costs = {int(rows): float(cost) for rows, cost in kept(KEPT).get(_key(model), {}).items()}
     except (TypeError, ValueError, AttributeError):
         return {}
     return costs if sorted(costs) == list(ROWS) else {}

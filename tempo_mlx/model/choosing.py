@@ -82,7 +82,8 @@ def chosen(logits: mx.array, choice: Choice) -> tuple[mx.array, mx.array, mx.arr
     normal = mx.logsumexp(scaled, axis=-1)
     joint = scaled
     if len(logits) > 1:
-        shares = mx.array(np.log(choice.weights).astype(np.float32)) - normal
+        with np.errstate(divide="ignore"):  # a row of no weight
+            shares = mx.array(np.log(choice.weights).astype(np.float32)) - normal
         joint = scaled + shares[:, None]
     if choice.excluded:  # and the best of the others does not underflow, however improbable it is
         joint = mx.array(joint)
