@@ -12,6 +12,7 @@ import pytest
 
 from tempo_mlx import generate, load
 from tempo_mlx.api import Stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.decode import width
 from tempo_mlx.decode.padding import Padded, paying, with_padding
 from tempo_mlx.model import device
@@ -59,7 +60,7 @@ def test_more_rows_are_run_only_where_they_cost_clearly_less() -> None:
     assert paying({1: 9.0, 2: 1.0, 3: 1.0}) == {}  # a row alone stays so
     assert paying({1: 1.0, 2: 1.0, 3: 0.91}) == {}  # nor for what measurements differ by
     assert with_padding(TILED)[5] == 2.2
-    assert width.affordable(TILED) == 4 and width.affordable(with_padding(TILED)) == 8
+    assert width.affordable(TILED) == 4 and width.affordable(TILED, pads=True) == 8
 
 
 DECODINGS: dict[str, dict[str, Any]] = {
@@ -145,3 +146,11 @@ def test_auto_counts_on_it(llama: Any, ran: list[int], monkeypatch: pytest.Monke
     assert (
         generate(llama, PROMPT, max_tokens=1, max_parallel_tokens="auto").config["max_parallel_tokens"] == 4
     )
+
+
+def test_doctor_says_so(
+    ran: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(width, "measure", lambda _: dict(TILED))
+    main(["doctor", "--model", str(twins.twin("llama"))])
+    assert "4 as 6, 5 as 6" in capsys.readouterr().out

@@ -171,19 +171,22 @@ def _models() -> Facts:
 
 def _rows(model: str, loaded: LoadedModel | None) -> Facts:
     """What a pass of k rows costs beside one row: measured now, and kept for `--max-parallel-tokens auto`."""
+    from tempo_mlx.decode.padding import paying
     from tempo_mlx.decode.width import affordable, row_costs
 
     if loaded is None:
         return {model: "not measured, as it has not been fetched yet"}
     costs = row_costs(loaded.model, again=True)
     ratios = ", ".join(f"{rows} rows {cost / costs[1]:.2f}" for rows, cost in costs.items() if rows > 1)
-    info = loaded.model.info
+    info, pads = loaded.model.info, loaded.chooser is not None
+    padded = {"run as more rows": ", ".join(f"{rows} as {more}" for rows, more in paying(costs).items())}
     return {
         "computed in": " ".join(
             str(info[each]) for each in ("dtype", "quantization", "device") if info[each]
         ),
         model: f"1 row {1000 * costs[1]:.1f} ms; times that: {ratios}",
-        "--max-parallel-tokens auto": str(affordable(costs)),
+        **(padded if pads and paying(costs) else {}),
+        "--max-parallel-tokens auto": str(affordable(costs, pads=pads)),
     }
 
 

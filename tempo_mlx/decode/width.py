@@ -36,12 +36,12 @@ def with_measured_width(config: GenerateConfig, model: Model, *, pads: bool = Fa
     decoders = settings_of(GenerateConfig)["max_parallel_tokens"].row.decoders or ()
     if config.max_parallel_tokens != "auto" or config.decoder not in decoders:
         return config
-    costs = row_costs(model)
-    return replace(config, max_parallel_tokens=affordable(with_padding(costs) if pads else costs))
+    return replace(config, max_parallel_tokens=affordable(row_costs(model), pads=pads))
 
 
-def affordable(costs: Mapping[int, float]) -> int:
+def affordable(costs: Mapping[int, float], *, pads: bool = False) -> int:
     """The most rows that cost at most AFFORDABLE times one row; between measured numbers the cost is a line."""
+    costs = with_padding(costs) if pads else costs
     rows = np.arange(1, max(costs) + 1)
     known = sorted(costs)
     between = np.interp(rows, known, [costs[k] for k in known])
