@@ -19,7 +19,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.ggufs import add_byte_level_tokenizer, permute, write
-from tests.twins import GGUF_TWINS, SIZES, VOCABULARY, reference, twin
+from tests.twin_table import GGUF_TWINS, SIZES, VOCABULARY
+from tests.twins import reference, twin
 
 # twin -> llama.cpp's architecture
 CONVERTED = {

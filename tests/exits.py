@@ -13,7 +13,7 @@ import tempo_mlx
 from tempo_mlx.exits import calibration, early_exit
 from tempo_mlx.exits.ahead import Lookup
 from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
-from tests import twins
+from tests import twin_table, twins
 
 ALWAYS = -1.0  # a margin that every choice has
 
@@ -28,7 +28,7 @@ def loaded_with_exits(
     margins: Mapping[int, float],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-    shortlist: range = range(twins.VOCABULARY),
+    shortlist: range = range(twin_table.VOCABULARY),
     **load: Any,
 ) -> Any:
     """A twin with exits, by layer the margin at which a pass leaves; its calibration lies in `folder`. The last exit

@@ -12,7 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tests.twins import SPECIAL, VOCABULARY, reference, twin
+from tests.twin_table import VOCABULARY
+from tests.twins import SPECIAL, reference, twin
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 

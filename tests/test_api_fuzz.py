@@ -28,7 +28,8 @@ from tempo_mlx.resolution import resolve
 from tempo_mlx.sessions.conversation import Conversation
 from tempo_mlx.settings import settings_of
 from tests.test_run_fuzz import ODD
-from tests.twins import VOCABULARY, twin
+from tests.twin_table import VOCABULARY
+from tests.twins import twin
 
 OBJECTS: tuple[Any, ...] = (
     *ODD, b"bytes", bytearray(b"x"), float("nan"), float("inf"), 1 + 2j, object(), len, Path("x"), range(3), {1, 2},

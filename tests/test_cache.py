@@ -15,7 +15,7 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.cache import STEP, Cache, group_size
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import KV_TOLERANCES, verify
-from tests import twins
+from tests import twin_table, twins
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -114,7 +114,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with a head dim of 32, and distributions wide enough for sets."""
     torch.manual_seed(5)
     config = transformers.LlamaConfig(
-        vocab_size=twins.VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        vocab_size=twin_table.VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)

@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 
 import tempo_mlx
 from tempo_mlx.report.verify import verify
-from tests.twins import WIDE_TWINS, twin
+from tests.twin_table import WIDE_TWINS
+from tests.twins import twin
 
 TOKENS = np.random.default_rng(2).integers(10, 250, 24)
 

@@ -18,7 +18,8 @@ from tempo_mlx.errors import ModelError  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
 from tempo_mlx.weights import open_checkpoint  # noqa: E402
-from tests.twins import TWINS, reference, twin  # noqa: E402
+from tests.twin_table import TWINS  # noqa: E402
+from tests.twins import reference, twin  # noqa: E402
 
 BASE = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,

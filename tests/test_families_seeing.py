@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from tempo_mlx.load_config import LoadConfig  # noqa: E402
 from tempo_mlx.loading import load_model  # noqa: E402
-from tests.twins import VOCABULARY, write_tokenizer  # noqa: E402
+from tests.twin_table import VOCABULARY  # noqa: E402
+from tests.twins import write_tokenizer  # noqa: E402
 
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,

@@ -27,7 +27,8 @@ from tempo_mlx.report.verify import verify
 from tempo_mlx.sessions.editable import EditableRun
 from tempo_mlx.sessions.imports import read_run
 from tempo_mlx.task import Task
-from tests.twins import VOCABULARY, twin
+from tests.twin_table import VOCABULARY
+from tests.twins import twin
 
 RUNS: tuple[dict[str, Any], ...] = (
     {"threshold": 0.02, "pruning_signal": "posterior", "posterior_threshold": 0.3, "paths": 2},

@@ -20,7 +20,7 @@ from tempo_mlx.model import reader
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.model.settle import arrays_in
 from tempo_mlx.weights import open_checkpoint
-from tests import twins
+from tests import twin_table, twins
 from tests.exits import loaded_with_exits
 
 ENDED = object()
@@ -102,7 +102,7 @@ def test_passes_that_leave_early_may_too(
     assert any(step.exit_layer is not None for step in run.steps)
 
 
-@pytest.mark.parametrize("family", twins.TWINS)
+@pytest.mark.parametrize("family", twin_table.TWINS)
 def test_a_model_of_every_family_is_loaded_in_one_thread_and_used_in_others(family: str) -> None:
     checkpoint = open_checkpoint(str(twins.twin(family)))
     model = in_new_thread(lambda: build(checkpoint, "cpu", "float32"))

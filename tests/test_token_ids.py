@@ -21,7 +21,8 @@ from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tempo_mlx.resolution import resolve
 from tempo_mlx.sessions.imports import read_run
-from tests.twins import VOCABULARY, twin
+from tests.twin_table import VOCABULARY
+from tests.twins import twin
 
 
 @cache

@@ -30,13 +30,13 @@ from tempo_mlx.report.verify.claims import read_claims  # noqa: E402
 from tempo_mlx.report.verify.dense import dense_run  # noqa: E402
 from tempo_mlx.resolution import resolve  # noqa: E402
 from tempo_mlx.weights import Checkpoint, open_checkpoint  # noqa: E402
-from tests import twins  # noqa: E402
+from tests import twin_table, twins  # noqa: E402
 from tests.replay import dense_bias, differences  # noqa: E402
 from tests.runs import ByteTokenizer  # noqa: E402
 
 TOLERANCE = 1e-4
 VOCABULARY = 48
-TOKENIZER = ByteTokenizer([f" t{index}".encode() for index in range(twins.VOCABULARY)])
+TOKENIZER = ByteTokenizer([f" t{index}".encode() for index in range(twin_table.VOCABULARY)])
 PROMPT = (3, 14, 15, 9, 2, 6)
 
 

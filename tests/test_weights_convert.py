@@ -20,7 +20,8 @@ from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import Dtype, convert
 from tempo_mlx.weights.tensor import Layout, float32_to_bfloat16
 from tests.ggufs import gguf_twin
-from tests.twins import TWINS, reference, twin
+from tests.twin_table import TWINS
+from tests.twins import reference, twin
 
 PROMPT = [5, 17, 42, 99, 3, 250, 118]
 
