@@ -38,6 +38,7 @@ from tempo_mlx.weights.checkpoint import open_checkpoint
 MODEL = "smollm2-135m"
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "acceptance.md"
 KEPT = Path(__file__).resolve().parent / "results" / "acceptance.json"
+PICTURE = REPORT.parent / "images" / "acceptance.svg"
 NEAR_TIE = 1e-3  # of a logit: two tokens this close may swap
 
 
@@ -288,21 +289,65 @@ CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
+NEWCOMERS = (
+    "Are the numbers right? What the program computes was computed a second time by other means: by the torch "
+    "reference, by Hugging Face transformers, by mlx-lm, or from the file of a whole run alone; this page has the "
+    "largest difference that was found, and what is allowed. In the picture each dot is a check, and the red line is "
+    "what is allowed; all of it is of one small model in float32 on a Linux CPU."
+)
+LANES = ("logits, probabilities, attention", "(by MLX)", "(by torch)", "(by transformers)")
+
+
+def picture(rows: list[Row]) -> str:
+    """The checks that have a difference, by what they compare, on a logarithmic scale of shares of what is allowed."""
+    replays = [row for row in rows if row.check.startswith("replay")]
+    lanes = [[row for row in rows if row.check.startswith("parity") and row.worst]]
+    lanes += [[row for row in replays if lane in row.check] for lane in LANES[1:]]
+    names = (LANES[0], *(f"a run from its file, {lane[1:-1]}" for lane in LANES[1:]))
+    left, wide, high = 270, 540, 40
+    style = 'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="14"'
+    height = high * (len(lanes) + 1) + 20
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 60} {height}" {style}>',
+             f'<rect width="{left + wide + 60}" height="{height}" fill="#fff"/>']  # fmt: skip
+    for power in (-3, -2, -1, 0):
+        x, ink = left + wide * (power + 3) / 3, "#b13a1e" if power == 0 else "#d0d7de"
+        parts.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="10" y2="{height - 40}" stroke="{ink}"/>')
+        share = "what is allowed" if power == 0 else f"{10**power:g} of it"
+        parts.append(
+            f'<text x="{x:.0f}" y="{height - 20}" text-anchor="middle" fill="#6e7781">{share}</text>'
+        )
+    for lane, (name, checks) in enumerate(zip(names, lanes, strict=True)):
+        y = high * (lane + 0.75)
+        parts.append(f'<text x="{left - 12}" y="{y + 5:.0f}" text-anchor="end" fill="#1f2328">{name}</text>')
+        for row in checks:
+            x = left + wide * (math.log10(row.worst / row.bound) + 3) / 3
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.0f}" r="5" fill="#0a7f8c" fill-opacity="0.5"/>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def rows_of(kept: dict[str, Any]) -> list[Row]:
+    return [Row(**row) for name in CHECKS if name in kept for row in kept[name]["rows"]]
+
+
 def report(kept: dict[str, Any]) -> str:
     """The page. kept: by check, in the order of CHECKS."""
     checks = [(name, kept[name]) for name in CHECKS if name in kept]
-    rows = [(name, Row(**row)) for name, check in checks for row in check["rows"]]
+    rows = rows_of(kept)
     dates = "; ".join(f"{name} on {check['date']}" for name, check in checks)
     lines = [
         "# Acceptance report",
         "",
-        f"Written by `make acceptance`: {dates}. {sum(row.ok for _, row in rows)} of {len(rows)} hold.",
+        NEWCOMERS,
+        "",
+        "![How far each check is from what is allowed](images/acceptance.svg)",
+        "",
+        f"Written by `make acceptance`: {dates}. {sum(row.ok for row in rows)} of {len(rows)} hold.",
         "",
         "| check | over | worst | bound | holds | note |",
         "|---|---|---|---|---|---|",
         *(
             f"| {r.check} | {r.counted} | {r.worst:.3g} | {r.bound:.3g} | {'yes' if r.ok else '**no**'} | {r.note} |"
-            for _, r in rows
+            for r in rows
         ),
         "",
         "```json",
@@ -341,6 +386,7 @@ def main() -> int:
             KEPT.parent.mkdir(exist_ok=True)
             KEPT.write_text(json.dumps(kept, indent=1) + "\n")
             REPORT.write_text(report(kept))
+            PICTURE.write_text(picture(rows_of(kept)))
     return 0 if good else 1
 
 

@@ -115,10 +115,11 @@ def test_the_early_exit_figures_are_their_results() -> None:
 
 def test_the_acceptance_report_is_its_results() -> None:
     pytest.importorskip("torch")
-    from benchmarks.acceptance import report
+    from benchmarks.acceptance import picture, report, rows_of
 
-    found = report(json.loads((RESULTS / "acceptance.json").read_text("utf-8")))
-    assert (ROOT / "docs" / "acceptance.md").read_text("utf-8") == found
+    kept = json.loads((RESULTS / "acceptance.json").read_text("utf-8"))
+    assert (ROOT / "docs" / "acceptance.md").read_text("utf-8") == report(kept)
+    assert (ROOT / "docs" / "images" / "acceptance.svg").read_text("utf-8") == picture(rows_of(kept))
 
 
 def test_the_pruning_ablation_is_its_results() -> None:

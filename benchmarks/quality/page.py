@@ -35,6 +35,13 @@ from benchmarks.quality.summary import (
 )
 
 DIVERSE = "diverse-beam-1"
+NEWCOMERS = (
+    "How good are the texts, and how different from each other? *Perplexity* says how much a text surprises the model "
+    "itself (1: not at all), *distinct-2* how many of the pairs of tokens in five texts are not repeats. In the "
+    "picture the best place is up and to the left: branches (green) and diverse beam search (red) are close together "
+    "there, while beam search says nearly the same five times, and free sampling (yellow) is different because it is "
+    "odd."
+)
 
 
 def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
@@ -47,19 +54,17 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
     fives = {
         name: entry for name, entry in tests.items() if entry.texts == TEXTS and "distinct_2" in entry.numbers
     }
-    parts: list[str] = [
-        "# Quality",
+    parts: list[str] = ["# Quality", NEWCOMERS]
+    if fives:
+        plots.front(fives, images / "quality-front.svg", "Five texts a prompt, test prompts, 95% intervals")
+        parts.append("![Diversity against perplexity](images/quality-front.svg)")
+    parts += [
         "Written by `python -m benchmarks.quality`; not edited. Figures in brackets are 95% intervals.",
         *conditions(folder, tests),
         *answers(tests, fives),
         *claims(tests),
         *beside(tests),
         *verdict(fives),
-    ]
-    if fives:
-        plots.front(fives, images / "quality-front.svg", "Five texts a prompt, test prompts, 95% intervals")
-        parts.append("![Diversity against perplexity](images/quality-front.svg)")
-    parts += [
         *five_texts(fives),
         *against(fives),
         *budgets(tests, bool(prices), source),

@@ -9,6 +9,12 @@ from typing import Any
 
 from tempo_mlx.bench.results import COLUMNS, Result, cells, floor_line, markdown_table
 
+NEWCOMERS = (
+    "How long does a step take, and what do several tokens at once cost? Where most of the time goes into reading the "
+    "model's weights, once for each pass, several rows take little longer than one. In the pictures each line is a "
+    "program, lower is faster, and the dotted line is the least that this machine could need."
+)
+
 
 def page(
     path: Path,
@@ -25,6 +31,8 @@ def page(
     command = "tempo-mlx bench --quick" if quick else "tempo-mlx bench"
     parts = [
         "# Speed",
+        NEWCOMERS,
+        *([picture(path, plots["rows"], "The time of a pass by its rows")] if "rows" in plots else []),
         f"Written by `{command}`; not edited. Times are lower quartiles of interleaved runs in one process (load, "
         "memory and startup: one process a run), after warm-up; spread is the distance between the quartiles over the "
         f"median. Load average, this work's own two threads included: {loads}.",
@@ -52,7 +60,10 @@ def page(
             markdown_table(COLUMNS, [cells(row) for row in result.rows]),
         ]
         parts += [line for line in (floor_line(result), *result.notes) if line]
-        if result.suite in plots:
-            target = os.path.relpath(plots[result.suite], path.resolve().parent)
-            parts.append(f"![{result.suite}]({Path(target).as_posix()})")
+        if result.suite in plots and result.suite != "rows":
+            parts.append(picture(path, plots[result.suite], result.suite))
     return "\n\n".join(parts) + "\n"
+
+
+def picture(path: Path, plot: Path, words: str) -> str:
+    return f"![{words}]({Path(os.path.relpath(plot, path.resolve().parent)).as_posix()})"
