@@ -218,13 +218,28 @@ def blocks() -> list[str]:
 
 
 def test_the_decoder_of_the_docs_runs(tmp_path: Path) -> None:
-    (tmp_path / "hesitant.py").write_text(blocks()[1])
+    (tmp_path / "hesitant.py").write_text(blocks()[2])
     command = [sys.executable, "hesitant.py", str(twin("llama"))]
     shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     lines = shown.splitlines()
     assert lines[-1] == "exact"
     assert re.search(r"'hesitant', sha256='[0-9a-f]{64}'", lines[-2])
     assert len(lines) == 4 + 2
+
+
+def test_the_pruning_rule_of_the_docs_prunes(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lagging.py", str(twin("llama"))])
+    exec(compile(blocks()[1], "extend.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert "went" in lines[2] and lines[-1] == "exact"
+
+
+def test_the_family_of_the_docs_is_the_one_in_the_code() -> None:
+    page = (DOCS / "extend.md").read_text("utf-8").split("## A family")[1]
+    (row,) = re.findall(r"(?:^    .*\n)+", page, re.M)
+    assert row in (DOCS.parent / "tempo_mlx" / "architecture" / "dense.py").read_text("utf-8")
 
 
 def test_the_selection_rule_of_the_docs_selects(model: LoadedModel) -> None:
