@@ -82,7 +82,11 @@ def _save_embedded(run: Run, folder: Path, name: str, out: Console, err: Console
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "tempo-run.js", built("tempo-run.js"))
     write_atomic(folder / name, to_embed(run.to_json(), run.phrases))
-    err.print(f"Saved {folder / 'tempo-run.js'} and {folder / name}; for a page beside them:", style="dim")
+    err.print(
+        f"Saved {folder / 'tempo-run.js'} and {folder / name}; for a page beside them:",
+        style="dim",
+        soft_wrap=True,
+    )
     element = f'<tempo-run src="{name}"></tempo-run>'
     out.print(
         f'<script src="tempo-run.js" defer></script>\n{element}',

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { assertAccessible, assertFits, closePage, launch, openPage } from './browser.mjs'
-import { capital } from './runs.mjs'
+import { capital, large } from './runs.mjs'
 import { startServer } from './server.mjs'
 
 let browser
@@ -58,8 +58,11 @@ test('a long run begins folded to where its readings part, and the whole lattice
   assert.equal(await folded.locator('.stack').count(), forks)
   const box = await folded.boundingBox()
   assert.ok(box.height < 900, `${box.height} px`)
-  await folded.locator('.stack button').nth(1).click()
+  await folded.locator('.stack').nth(1).click()
+  const card = page.getByRole('dialog', { name: 'What it says here' })
+  await card.getByRole('button', { name: 'Look into it' }).nth(1).click()
   await page.getByRole('complementary').getByText('Where it comes from').waitFor()
+  await folded.locator('.row.selected').waitFor()
   await assertAccessible(page, 'folded')
   await page.keyboard.press('l')
   await page.getByRole('application').waitFor()
@@ -67,6 +70,65 @@ test('a long run begins folded to where its readings part, and the whole lattice
     await page.getByRole('button', { name: 'Zoom out' }).click()
   }
   await folded.waitFor() // it never becomes too small to be read
+  await closePage(page)
+})
+
+/** A run of 300 steps with 60 forks, each with three alternatives. */
+function long() {
+  const run = large(300, 4)
+  const word = (step, rank) => run.steps[step].tokens[Math.min(rank, run.steps[step].tokens.length - 1)]
+  const phrases = Array.from({ length: 60 }, (_, fork) => {
+    const at = 5 * fork
+    const other = (rank) => ({ text: word(at, rank).text, share: 0.2, slots: [word(at, rank).slot], follows: '' })
+    const sure = [1, 2, 3, 4].map((further) => word(at + further, 0).text).join('')
+    return [
+      { text: word(at, 0).text, share: 0.4, alternatives: [1, 2, 3].map(other), start: at, end: at + 1 },
+      { text: sure, share: null, alternatives: [], start: at + 1, end: at + 5 },
+    ]
+  })
+  return { run, phrases: phrases.flat() }
+}
+
+test('300 steps with 60 forks are seen at once when folded; charts that would be flat are a sentence', async () => {
+  for (const viewport of [
+    { width: 1440, height: 900 },
+    { width: 2560, height: 1440 },
+  ]) {
+    const page = await openPage(browser, server.url, { viewport })
+    await page.locator('.fork').first().waitFor()
+    await open(page, long())
+    await page.getByText('300 steps', { exact: true }).waitFor()
+    const folded = page.getByRole('region', { name: 'Lattice, folded' })
+    assert.equal(await folded.locator('.stack').count(), 60)
+    const { height } = await folded.boundingBox()
+    assert.ok(height <= viewport.height, `${height} px`)
+    const [content, seen] = await folded.locator('.flow').evaluate((box) => [box.scrollHeight, box.clientHeight])
+    assert.ok(content <= seen, `${content} px of lattice in ${seen} px`)
+    const inspect = page.getByRole('region', { name: 'Inspect' })
+    await inspect.getByText('Threshold 0.1 at every step.').waitFor()
+    assert.equal(await inspect.getByRole('figure').count(), 3)
+    await inspect.locator('.unsure button').first().click()
+    await page.getByRole('complementary').waitFor()
+    if (viewport.width > 2000) {
+      const [words, right] = [await text(page).boundingBox(), await folded.boundingBox()]
+      assert.ok(right.x > words.x + words.width && right.x + right.width > 2000, 'beside the text, to the edge')
+      assert.ok((await inspect.boundingBox()).y < viewport.height, 'charts are in view')
+    }
+    await assertAccessible(page, `300 steps at ${viewport.width} px`)
+    await closePage(page)
+  }
+})
+
+test('what has no phrases is never made too small to be read either', async () => {
+  const page = await openPage(browser, server.url, { expected: [/4\d\d/] })
+  await page.locator('.fork').first().waitFor()
+  await open(page, { ...large(300, 4), decoder: 'tree' })
+  const lattice = page.getByRole('region', { name: 'Lattice', exact: true })
+  await lattice.getByRole('button', { name: 'Show all' }).click()
+  for (let out = 0; out < 12; out++) await lattice.getByRole('button', { name: 'Zoom out' }).click()
+  // Half of life size: the window on the map is at least as wide as half the columns that would fit at full size.
+  const share = await lattice.locator('.map span').evaluate((box) => parseFloat(box.style.width))
+  assert.ok(share < 25, `${share} % of 300 steps in sight`)
   await closePage(page)
 })
 

@@ -4,7 +4,7 @@ import { mass, type Lattice, type Member } from '../lib/lattice'
 import { endsText, isShown, type Step } from '../lib/run'
 import { label } from '../lib/text'
 import type { Palette } from './colours'
-import { CELL_HEIGHT, GAP, HEADER, type Layout } from './layout'
+import { CELL_HEIGHT, HEADER, type Layout } from './layout'
 
 export type ColourBy = 'probability' | 'posterior' | 'attention'
 
@@ -52,44 +52,19 @@ export interface Scene {
   found: ReadonlySet<number> | null
 }
 
-/** Below these zooms, detail that could not be seen is left out. */
-const TEXT_ZOOM = 0.5
-const EDGE_ZOOM = 0.22
 const FAINTEST_EDGE = 0.04
 
 export function paint(painter: Painter, scene: Scene, zoom: number, first: number, end: number): void {
-  if (zoom < EDGE_ZOOM) {
-    for (let step = first; step < end; step++) paintColumn(painter, scene, step)
-    return
-  }
-  paintEdges(painter, scene, zoom, first, end)
+  paintEdges(painter, scene, first, end)
   paintBestEdges(painter, scene, zoom, first, end)
   for (let step = first; step < end; step++) {
-    paintHeader(painter, scene, zoom, step)
+    paintHeader(painter, scene, step)
     for (const member of scene.lattice.membersOf(step)) paintCell(painter, scene, zoom, member)
   }
 }
 
-/** From far away: colours only, and a mark where the best path runs. */
-function paintColumn(painter: Painter, scene: Scene, step: number): void {
-  const { lattice, layout, palette, best, selected, found, lineage } = scene
-  const x = layout.x[step]!
-  const width = layout.width[step]! + GAP - 8
-  for (const member of lattice.membersOf(step)) {
-    const y = layout.top(member.rank)
-    const away = found !== null && !found.has(member.index)
-    const opacity = away ? 0.25 : lineage ? 0.25 + 0.75 * Math.sqrt(lineage.get(member.index) ?? 0) : 1
-    const shown = isShown(member.token)
-    const fill = shown ? palette.ramp(0.12 + 0.88 * coloured(scene, member)) : palette.line
-    painter.rect(x, y, width, shown ? CELL_HEIGHT : 3, { fill, opacity: shown ? opacity : 0.4 * opacity })
-    if (best[step] === member.index) painter.rect(x, y + CELL_HEIGHT - 4, width, 4, { fill: palette.accent, opacity })
-    if (member.index === selected) painter.rect(x, y - 4, width, 4, { fill: palette.ink })
-  }
-}
-
-function paintEdges(painter: Painter, scene: Scene, zoom: number, first: number, end: number): void {
+function paintEdges(painter: Painter, scene: Scene, first: number, end: number): void {
   const { lattice, layout, palette, lineage } = scene
-  const faintest = zoom < TEXT_ZOOM ? 0.15 : FAINTEST_EDGE
   const from = lattice.first[Math.max(1, first)] ?? 0
   for (let index = from; index < (lattice.first[end] ?? 0); index++) {
     const child = lattice.members[index]!
@@ -97,7 +72,7 @@ function paintEdges(painter: Painter, scene: Scene, zoom: number, first: number,
     for (const { member, forward, posterior } of child.parents) {
       const flow = lineage && edgeFlow(lineage, child, member, posterior)
       if (flow === 0 && forward < 0.1) continue
-      if (flow === null && forward < faintest) continue
+      if (flow === null && forward < FAINTEST_EDGE) continue
       const strength = flow ? Math.max(flow, 0.1) : forward
       const parent = lattice.members[member]!
       painter.curve(
@@ -139,18 +114,16 @@ function paintBestEdges(painter: Painter, scene: Scene, zoom: number, first: num
 }
 
 /** The step's number, and its probability mass: a piece for each member, the rest open. */
-function paintHeader(painter: Painter, scene: Scene, zoom: number, step: number): void {
+function paintHeader(painter: Painter, scene: Scene, step: number): void {
   const { lattice, layout, palette } = scene
   const x = layout.x[step]!
   const width = layout.width[step]!
   const top = HEADER - 13
   const whole = mass(lattice.steps[step]!)
-  if (zoom >= TEXT_ZOOM) {
-    painter.text(String(step), x, top - 6, { fill: palette.muted, size: 10 })
-    const residual = lattice.steps[step]!.residual_probability
-    const rest = residual >= 0.005 ? `${percent(residual / whole)} rest` : ''
-    painter.text(rest, x + width, top - 6, { fill: palette.muted, size: 10, align: 'right' })
-  }
+  painter.text(String(step), x, top - 6, { fill: palette.muted, size: 10 })
+  const residual = lattice.steps[step]!.residual_probability
+  const rest = residual >= 0.005 ? `${percent(residual / whole)} rest` : ''
+  painter.text(rest, x + width, top - 6, { fill: palette.muted, size: 10, align: 'right' })
   painter.rect(x, top, width, 5, { fill: palette.ground, stroke: palette.line, width: 0.75, radius: 1.5 })
   let at = x
   for (const member of lattice.membersOf(step)) {
@@ -185,25 +158,23 @@ function paintCell(painter: Painter, scene: Scene, zoom: number, member: Member)
     radius: 5,
     opacity,
   })
-  if (zoom >= TEXT_ZOOM) {
-    const ink = shown ? palette.inkOn(value) : palette.muted
-    const middle = y + CELL_HEIGHT / 2 + 4
-    const end = endsText(token)
-    painter.text(label(member), x + 9, middle, {
-      fill: ink,
-      size: 12.5,
-      bold: onBest,
-      italic: end,
-      opacity,
-      fit: width - 44,
-    })
-    painter.text(percent(token.probability), x + width - 7, middle, {
-      fill: ink,
-      size: 10,
-      align: 'right',
-      opacity,
-    })
-  }
+  const ink = shown ? palette.inkOn(value) : palette.muted
+  const middle = y + CELL_HEIGHT / 2 + 4
+  const end = endsText(token)
+  painter.text(label(member), x + 9, middle, {
+    fill: ink,
+    size: 12.5,
+    bold: onBest,
+    italic: end,
+    opacity,
+    fit: width - 44,
+  })
+  painter.text(percent(token.probability), x + width - 7, middle, {
+    fill: ink,
+    size: 10,
+    align: 'right',
+    opacity,
+  })
   if (!shown) {
     painter.line(x + 6, y + CELL_HEIGHT / 2, x + width - 32, y + CELL_HEIGHT / 2, { stroke: palette.muted, opacity })
   }

@@ -25,7 +25,7 @@ export async function pngOf(scene: Scene): Promise<Blob> {
   context.fillStyle = scene.palette.ground
   context.fillRect(0, 0, canvas.width, canvas.height)
   context.scale(zoom, zoom)
-  paint(new CanvasPainter(context), scene, Math.max(zoom, 0.5), 0, scene.lattice.length)
+  paint(new CanvasPainter(context), scene, zoom, 0, scene.lattice.length)
   return new Promise((resolve, reject) =>
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('The picture is too large.'))), 'image/png'),
   )

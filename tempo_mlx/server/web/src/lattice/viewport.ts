@@ -1,7 +1,4 @@
-/**
- * Zoom and pan: screen x = world x * k + x, screen y = world y * vertical(k) + y. Far out only the columns go on
- * shrinking, so that a long run becomes a band of colours and not a line.
- */
+/** Zoom and pan: screen = world * k + offset, never so small that nothing can be read: then there is the folded lattice. */
 
 export interface Viewport {
   k: number
@@ -15,18 +12,11 @@ export interface Size {
 }
 
 export const MAX_ZOOM = 3
-const LEAST_VERTICAL = 0.5
+export const LEAST_ZOOM = 0.5
 
-export function vertical(k: number): number {
-  return Math.max(k, LEAST_VERTICAL)
-}
-
-/** The zoom at which everything fits, never larger than life. */
+/** The zoom at which everything fits, as far as it can be read, and never larger than life. */
 export function fitZoom(content: Size, view: Size): number {
-  const k = Math.min(1, view.width / content.width)
-  return content.height * vertical(k) > view.height
-    ? Math.min(k, Math.max(LEAST_VERTICAL, view.height / content.height))
-    : k
+  return Math.max(LEAST_ZOOM, Math.min(1, view.width / content.width, view.height / content.height))
 }
 
 export function fit(content: Size, view: Size): Viewport {
@@ -38,15 +28,15 @@ export function fit(content: Size, view: Size): Viewport {
 export function clamp(viewport: Viewport, content: Size, view: Size): Viewport {
   const k = Math.min(MAX_ZOOM, Math.max(fitZoom(content, view), viewport.k))
   const x = Math.max(Math.min(0, view.width - content.width * k), Math.min(0, viewport.x))
-  const y = Math.max(Math.min(0, view.height - content.height * vertical(k)), Math.min(0, viewport.y))
+  const y = Math.max(Math.min(0, view.height - content.height * k), Math.min(0, viewport.y))
   return { k, x, y }
 }
 
 /** Zoom by `factor`; what is at the point (x, y) of the screen stays there. */
 export function zoomAt(viewport: Viewport, factor: number, x: number, y: number, smallest: number): Viewport {
   const k = Math.min(MAX_ZOOM, Math.max(smallest, viewport.k * factor))
-  const tall = vertical(k) / vertical(viewport.k)
-  return { k, x: x - (x - viewport.x) * (k / viewport.k), y: y - (y - viewport.y) * tall }
+  const ratio = k / viewport.k
+  return { k, x: x - (x - viewport.x) * ratio, y: y - (y - viewport.y) * ratio }
 }
 
 /** Move just so far that the world interval is in sight. */
