@@ -338,7 +338,7 @@ test('early exit, by its preset: streams, tells how deep it went and what agreed
   await page.getByRole('tab', { name: 'Members' }).click()
   await page.getByRole('region', { name: 'Members' }).evaluate((box) => {
     box.scrollTop = 100 // the event comes when the table has gone
-    document.getElementById('tab-details').click()
+    document.querySelector('[role=tab][id$=details]').click()
   })
   await page.setViewportSize({ width: 380, height: 760 })
   await page.emulateMedia({ colorScheme: 'dark' })
