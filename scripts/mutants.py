@@ -28,6 +28,7 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ("decode/control.py", "row[~kept] = -np.inf\n", "row[~kept] = -np.inf\n                continue\n", "control"),
     ("decode/leaves.py", "weight = place.log_prob + float(place.log_probs[index])",
      "weight = float(place.log_probs[index])", "enumeration"),
+    ("decode/leaves.py", "(place.log_prob - start.log_prob) / self.window", "place.log_prob / self.window", "enumeration"),
     ("decode/leaves.py", "here * place.gone", "place.gone", "enumeration"),
     ("decode/leaves.py", "self.found += math.exp(best.tip.log_prob)", "self.found += math.exp(best.tip.log_prob) / 2",
      "enumeration"),

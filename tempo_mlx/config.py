@@ -305,15 +305,16 @@ class GenerateConfig(Checked):
         8, "Distinct texts with their exact probabilities: so many. Selects --decoder enumerate.", "leaves", "everyday",
         minimum=1, maximum=1_000_000, implies=("decoder",), default_text="off (8 under --decoder enumerate)",
     )
-    coverage: float | None = _search(
-        None, "Stop once the texts found have this probability.", "leaves", above=0, maximum=1,
-    )
+    coverage: float | None = _search(None, "Stop once texts found have this probability.", "leaves", above=0, maximum=1)
     rows: int = _search(
-        8, "Texts followed at once; changes how soon they are found, and nothing else.", "leaves", minimum=1,
-        maximum=256,
+        8, "Texts followed at once: changes how soon they are found, nothing else.", "leaves", minimum=1, maximum=256,
     )
-    max_passes: int | None = _search(
-        None, "Stop after so many forward passes.", "leaves", minimum=1, maximum=1_000_000,
+    max_passes: int | None = _search(None, "Stop after so many passes.", "leaves", minimum=1, maximum=1_000_000)
+    warmup: int = _search(
+        0, "End texts less sure in a stretch than the first so many are; 0: none.", "leaves", minimum=0, maximum=999,
+    )
+    confidence_window: int = _search(
+        32, "Length of such a stretch, in tokens.", "leaves", minimum=1, maximum=1_000_000, needs={"warmup": ()},
     )
     paths: int = _search(
         0, "Also read so many coherent paths off the lattice, with exact log-probabilities.", "sets", "everyday",

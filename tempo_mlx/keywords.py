@@ -188,11 +188,15 @@ class GenerateSettings(TypedDict, total=False):
     leaves: int
     """Distinct texts with their exact probabilities: so many. Selects --decoder enumerate."""
     coverage: float | None
-    """Stop once the texts found have this probability."""
+    """Stop once texts found have this probability."""
     rows: int
-    """Texts followed at once; changes how soon they are found, and nothing else."""
+    """Texts followed at once: changes how soon they are found, nothing else."""
     max_passes: int | None
-    """Stop after so many forward passes."""
+    """Stop after so many passes."""
+    warmup: int
+    """End texts less sure in a stretch than the first so many are; 0: none."""
+    confidence_window: int
+    """Length of such a stretch, in tokens."""
     paths: int
     """Also read so many coherent paths off the lattice, with exact log-probabilities."""
     path_distance: float

@@ -46,6 +46,7 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"leaves": 4, "selection": "top-p", "top_p": 0.7}, {"leaves": 4, "selection": "top-k", "top_k": 3},
         {"leaves": 9, "coverage": 0.02, "threshold": 0.01}, {"leaves": 9, "max_passes": 7, "threshold": 0.02},
         {"leaves": 4, "branch_entropy": 2.0, "threshold": 0.02}, {"leaves": 8, "merge_length": 1, "threshold": 0.01},
+        {"leaves": 8, "warmup": 2, "confidence_window": 2, "threshold": 0.02},
     ),
     "mcts": (
         {"min_steps": 6}, {"mcts_simulations": 12}, {"min_steps": 6, "threshold": 0.02}, {"min_steps": 8},

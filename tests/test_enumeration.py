@@ -107,7 +107,7 @@ def test_following_several_at_once_takes_fewer_passes_and_changes_nothing_else()
     for one, eight in zip(runs[::2], runs[1::2], strict=True):
         assert texts(one) == texts(eight)
         a, b = one.tree or {}, eight.tree or {}
-        for name in ("found", "open", "truncated", "merged"):
+        for name in ("found", "open", "truncated", "merged", "unsure"):
             assert a[name] == pytest.approx(b[name], abs=1e-6)
         assert b["passes"] <= a["passes"] / 2 and b["rows"] >= a["rows"]
         shape = [[(token.id, token.branch) for token in step.tokens] for step in one.steps]
@@ -214,6 +214,29 @@ def test_branching_only_where_the_next_token_is_uncertain() -> None:
     assert verify(gated, small(12)).ok
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_texts_less_sure_than_the_first_are_given_up(rows: int) -> None:
+    window, settings = 3, {"threshold": 0.04, "max_tokens": 10, "merge_length": 0, "rows": rows}
+    model, ids = loaded(often=True), prompt(1)
+
+    def least(text: Ids, end: int) -> float:
+        """The least mean of so many neighbours of a text's tokens up to `end`, by transformers."""
+        sums = [0.0, *accumulate(teacher("llama", ids, text))]
+        means = [(b - a) / window for a, b in zip(sums, sums[window : end + 1], strict=False)]
+        return min(means, default=math.inf)
+
+    free = generate(model, ids, leaves=30, **settings)
+    run = generate(model, ids, leaves=30, warmup=2, confidence_window=window, **settings)
+    assert texts(run)[:2] == texts(free)[:2] and texts(run) != texts(free)
+    floor = min(least(text, len(text)) for text in texts(run)[:2])
+    wanted = [text for text in texts(free) if text in texts(free)[:2] or least(text, len(text) - 1) >= floor]
+    assert texts(run)[: len(wanted)] == wanted
+    assert all(least(text, len(text) - 1) >= floor for text in texts(run))
+    masses = [(run.tree or {})[name] for name in ("found", "open", "truncated", "merged", "unsure")]
+    assert sum(masses) == pytest.approx(1.0, abs=1e-9) and masses[-1] > 0.0
+    assert verify(run, model).ok
+
+
 FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a leaf more probable": lambda run: run["paths"][2].update(logprob=run["paths"][2]["logprob"] + 0.05),
     "a leaf left out": lambda run: run["paths"].pop(1),
@@ -226,6 +249,8 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
         truncated=run["tree"]["truncated"] - 0.05, open=run["tree"]["open"] + 0.05
     ),
     "something merged": lambda run: run["tree"].update(merged=0.01, open=run["tree"]["open"] - 0.01),
+    "something unsure": lambda run: run["tree"].update(unsure=0.01, open=run["tree"]["open"] - 0.01),
+    "texts that were unsure": lambda run: run["config"].update(warmup=1, confidence_window=1),
     "no passes": lambda run: run["tree"].update(passes=0),
     "a mass that is none": lambda run: run["tree"].update(open=None),
     "one more thing in tree": lambda run: run["tree"].update(certain=True),

@@ -43,6 +43,8 @@ class Enumeration(Decoder):
             config.merge_length,
             self.ends,
             lambda place: setup.reads(place.token_ids()),
+            config.warmup,
+            config.confidence_window,
         )
         self.select = make_selector(config, self.model.architecture.vocab_size)
         self.rows: list[Place] = []  # in the cache, after the prompt

@@ -6,7 +6,9 @@ by falling weight, the first from the prompt. What leaves a path weighs less tha
 all paths there are, whenever each is followed: following several at once changes when a leaf is known, and never which.
 
 Every probability is at temperature 1. Of all texts, `found` have ended; the others begin with a token that is kept and
-not taken (`open`), with one that is not kept (`truncated`), or as a text does that came to repeat another (`merged`).
+not taken (`open`), with one that is not kept (`truncated`), as a text does that came to repeat another (`merged`), or
+as one of which the model was less sure over a stretch of tokens than it was of the first few (`unsure`;
+DeepConf, arXiv 2508.15260, with the tokens' own log-probabilities for their confidence).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import heapq
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -54,13 +57,13 @@ def line(place: Node | None) -> Iterator[Place]:
 
 @dataclass(eq=False)
 class Path:
-    """Its own places begin at the `begins`th token of its text and end at `tip`. ended: as a leaf, or since its last
-    tokens repeat another text's."""
+    """Its own places begin at the `begins`th token of its text and end at `tip`. ended: as a leaf, since its last
+    tokens repeat another text's, or since they are less sure than the first texts'."""
 
     key: Key
     begins: int
     tip: Place
-    ended: Literal["", "leaf", "merged"] = ""
+    ended: Literal["", "leaf", "merged", "unsure"] = ""
 
     def places(self) -> list[Place]:
         return [place for place in line(self.tip) if place.length >= self.begins][::-1]
@@ -74,14 +77,16 @@ class Masses:
     open: float
     truncated: float
     merged: float
+    unsure: float
 
 
 class Agenda:
     """Paths that wait, that are followed, and those that are settled: in order, with nothing before them to come.
 
     leaves: so many are wanted; coverage: so much probability; None: all there is. merge_length: a path ends where so
-    many of its own last tokens are in a row in a text before it; 0: never. ends: whether a place is the last of its
-    text; reads: what a text says, which leaves that are wanted say each once.
+    many of its own last tokens are in a row in a text before it; 0: never. warmup: so many leaves say how sure a path
+    must be over each `window` of tokens; 0: it need not. ends: whether a place is the last of its text; reads: what a
+    text says, which leaves that are wanted say each once.
     """
 
     def __init__(
@@ -91,9 +96,14 @@ class Agenda:
         merge_length: int,
         ends: Callable[[Place], bool],
         reads: Callable[[Place], Hashable],
+        warmup: int = 0,
+        window: int = 1,
     ) -> None:
         self.coverage, self.merge_length, self.ends, self.reads = coverage, merge_length, ends, reads
         self.said: set[Hashable] = set()
+        self.window, self.least = window, -math.inf  # confidence that a path needs
+        self.first: list[float] = []  # least confidences of the first leaves
+        self.warmup = warmup
         self.root = Place(-1, 0.0, 0, 0)
         self.followed = [Path((0.0, 0, -1, 0), 1, self.root)]
         self.waiting: list[
@@ -148,8 +158,8 @@ class Agenda:
         """Say whether a path has ended."""
         if self.ends(path.tip):
             path.ended = "leaf"
-        elif self.repeats(path.tip, path):
-            path.ended = "merged"
+        else:
+            path.ended = self.fault(path.tip, path)
 
     def next(self, rows: int) -> list[Path]:
         """At most `rows` paths to go on with: the heaviest of those that may become leaves that are wanted."""
@@ -183,6 +193,10 @@ class Agenda:
             self.settled.append(best)
             self.remember(best)
             if best.ended == "leaf":
+                if len(self.first) < self.warmup:
+                    self.first.append(min(map(self.confidence, line(best.tip))))
+                    if len(self.first) == self.warmup and min(self.first) < math.inf:
+                        self.least = min(self.first)
                 self.found += math.exp(best.tip.log_prob)
                 text = self.reads(best.tip)
                 self.room -= text not in self.said
@@ -206,20 +220,33 @@ class Agenda:
         own = {each.number for each in line(place)}
         return any(other.number not in own for other in others)
 
+    # -- texts of which the model is not sure
+
+    def confidence(self, place: Place) -> float:
+        """Mean log-probability of the last `window` tokens of a text; infinite for a shorter one."""
+        start = next(islice(line(place), self.window, None), None)
+        return math.inf if start is None else (place.log_prob - start.log_prob) / self.window
+
+    def fault(self, place: Place, path: Path) -> Literal["", "merged", "unsure"]:
+        """Why a path that has not ended its text goes no further than this place, if so."""
+        if self.repeats(place, path):
+            return "merged"
+        return "unsure" if self.least > -math.inf and self.confidence(place) < self.least else ""
+
     def cut(self, path: Path) -> None:
-        """End a path, all before it being settled, at its first place that repeats; nothing leaves it from there on.
+        """End a path, all before it being settled, at its first place with a fault; nothing leaves it from there on.
 
         What ends its text is no such place: how probable that text is, is known.
         """
-        if not self.merge_length:
+        if not self.merge_length and self.least == -math.inf:
             return
         places = path.places()
         going = places[:-1] if path.ended == "leaf" else places
-        first = next((at for at, place in enumerate(going) if self.repeats(place, path)), None)
+        first = next((at for at, place in enumerate(going) if self.fault(place, path)), None)
         if first is None:
             return
         void = {place.number for place in places[first:]}
-        path.tip, path.ended = places[first], "merged"
+        path.tip, path.ended = places[first], self.fault(places[first], path)
         self.followed = [each for each in self.followed if each is path or not _through(each.tip, void)]
         self.waiting = [item for item in self.waiting if not _through(item[1], void)]
         heapq.heapify(self.waiting)
@@ -257,9 +284,9 @@ def masses(paths: Iterable[Path]) -> Masses:
     taken = {
         (place.parent.number, place.token) for place in places.values() if isinstance(place.parent, Place)
     }
-    sums = {"found": 0.0, "open": 0.0, "truncated": 0.0, "merged": 0.0}
+    sums = {"found": 0.0, "open": 0.0, "truncated": 0.0, "merged": 0.0, "unsure": 0.0}
     for path in paths:
-        sums[{"leaf": "found", "merged": "merged", "": "open"}[path.ended]] += math.exp(path.tip.log_prob)
+        sums[{"leaf": "found", "": "open"}.get(path.ended, path.ended)] += math.exp(path.tip.log_prob)
     for place in places.values():
         if place.number in ends:
             continue

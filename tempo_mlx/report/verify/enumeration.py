@@ -8,10 +8,10 @@ be the heaviest that was left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from tempo_mlx.report.verify.choices import selection_of
 from tempo_mlx.report.verify.claims import Claims
 from tempo_mlx.report.verify.dense import DenseRun, Replayed
 
-MASSES = ("found", "open", "truncated", "merged")
+MASSES = ("found", "open", "truncated", "merged", "unsure")
 EFFORT = ("passes", "rows", "most_slots")
 
 
@@ -61,11 +61,11 @@ class Known:
 
 @dataclass(eq=False)
 class Followed:
-    """One path of the record: its own tokens. merged: nothing ends it but that it repeats another text."""
+    """One path of the record: its own tokens. cut: why it goes no further, where nothing ends its text."""
 
     nodes: list[Known]
     leaf: bool
-    merged: bool = False
+    cut: Literal["", "merged", "unsure"] = ""
 
     @property
     def tip(self) -> Known:
@@ -104,7 +104,7 @@ class EnumerationReplay:
             texts = [list(row.ids()) for row in rows]
             rows = self.follow(record, rows, self.claims.control(forward.logits, texts))
         paths = self.paths()
-        self.check_merges(paths)
+        self.check_cuts(paths)
         open_ = [
             (node.log_prob + log_prob)
             for node in self.nodes()
@@ -114,7 +114,7 @@ class EnumerationReplay:
         heaviest = max(open_, default=-math.inf)
         self.check_order(paths, heaviest)
         self.check_masses(paths)
-        leaves = [path for path in paths if path.leaf] or [path for path in paths if not path.merged]
+        leaves = [path for path in paths if path.leaf] or [path for path in paths if not path.cut]
         readings = [self.reading(number, path) for number, path in enumerate(leaves)]
         return readings, self.has_ended(paths, heaviest)
 
@@ -228,29 +228,54 @@ class EnumerationReplay:
                     "children", f"Branch {number} leaves its most probable text at token {node.length}."
                 )
 
-    def check_merges(self, paths: list[Followed]) -> None:
-        """A text ends where it repeats one before it, and else nowhere."""
+    def check_cuts(self, paths: list[Followed]) -> None:
+        """A text ends where it repeats one before it, or is less sure than the first ones, and else nowhere."""
         count = self.claims.config.merge_length
         endings: dict[tuple[int, ...], list[Known]] = {}
+        least, first = -math.inf, list[float]()
         for number, path in enumerate(paths):
-            first = None
             going = path.nodes[:-1] if path.leaf else path.nodes
-            for at, node in enumerate(going) if count else ():
-                others = endings.get(node.ids(count), ()) if at + 1 >= count else ()
-                own = set(map(id, node.line())) if others else set()
-                if any(id(other) not in own for other in others):
-                    first = at
-                    break
-            path.merged = (
-                not path.leaf and first == len(path.nodes) - 1
-            )  # and every text before it is settled
-            if self.whole and first is not None and not path.merged:
-                self.book.lie("merged", f"Branch {number} repeats the end of a text before it, and goes on.")
-            elif self.whole and not path.leaf and not path.merged:
+            faults = ((at, self.fault(node, at + 1, endings, least)) for at, node in enumerate(going))
+            at, fault = next(((at, fault) for at, fault in faults if fault), (None, ""))
+            last = len(path.nodes) - 1
+            if not path.leaf and (at == last or (at is None and self.doubtful(path.tip, least))):
+                path.cut = "merged" if fault == "merged" else "unsure"  # and every text before it is settled
+            if self.whole and at is not None and at < last:
+                self.book.lie(
+                    "merged", f"Branch {number} repeats a text before it or is unsure, and goes on."
+                )
+            elif self.whole and not path.leaf and not path.cut:
                 self.book.lie("ends", f"Branch {number} ends where nothing ends it.")
             for node in path.nodes if count else ():
                 if node.length >= count:
                     endings.setdefault(node.ids(count), []).append(node)
+            if path.leaf and len(first) < self.claims.config.warmup:
+                first.append(min(map(self.confidence, path.tip.line())))
+                if len(first) == self.claims.config.warmup and min(first) < math.inf:
+                    least = min(first)
+
+    def fault(
+        self, node: Known, own: int, endings: Mapping[tuple[int, ...], list[Known]], least: float
+    ) -> Literal["", "merged", "unsure"]:
+        """Why a path goes no further than a token, the `own`th of its own, if that is sure."""
+        count = self.claims.config.merge_length
+        others = endings.get(node.ids(count), ()) if count and own >= count else ()
+        mine = set(map(id, node.line())) if others else set()
+        if any(id(other) not in mine for other in others):
+            return "merged"
+        return "unsure" if self.confidence(node) < least - self.slack else ""
+
+    def doubtful(self, node: Known, least: float) -> bool:
+        """Whether the last bits decide that the model is unsure."""
+        return abs(self.confidence(node) - least) <= self.slack
+
+    def confidence(self, node: Known) -> float:
+        """Mean log-probability of the last tokens of a text; infinite for one that is too short."""
+        window = self.claims.config.confidence_window
+        line = [*islice(node.line(), window)]
+        if len(line) < window or line[-1].above is None:
+            return math.inf
+        return (node.log_prob - line[-1].above.log_prob) / window
 
     def check_order(self, paths: list[Followed], heaviest: float) -> None:
         """Each path is the heaviest that was left; none follows once enough was found."""
@@ -283,7 +308,7 @@ class EnumerationReplay:
         config = self.claims.config
         leaves = [path for path in paths if path.leaf]
         found = sum(math.exp(path.tip.log_prob) for path in leaves)
-        if len(leaves) + sum(path.merged for path in paths) < len(paths) or not paths:
+        if len(leaves) + sum(bool(path.cut) for path in paths) < len(paths) or not paths:
             return False
         slack = self.slack * self.longest
         beyond = heaviest - (paths[-1].weight(self.slack) if len(paths) > 1 else 0.0)
@@ -311,7 +336,9 @@ class EnumerationReplay:
             return
         recorded = {
             "found": sum(math.exp(log_prob_in_file(path.tip)) for path in paths if path.leaf),
-            "merged": sum(math.exp(log_prob_in_file(path.tip)) for path in paths if path.merged),
+        } | {
+            cut: sum(math.exp(log_prob_in_file(path.tip)) for path in paths if path.cut == cut)
+            for cut in ("merged", "unsure")
         }
         for name, mass in recorded.items():
             book.number(f"mass {name}", 0, None, said[name], mass, FROM_FILE * 1e3)
