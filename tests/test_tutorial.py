@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -43,3 +45,18 @@ def test_the_tutorial_runs_and_prints_what_it_says(
         elif "--steps" in code:
             assert "removed" in printed.out
     assert "Paris" in printed.out and (tmp_path / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_shows_what_it_says() -> None:
+    pytest.importorskip("pandas")
+    tour = runpy.run_path(str(ROOT / "scripts" / "write_tour.py"))
+    kept, made = json.loads(tour["NOTEBOOK"].read_text("utf-8")), tour["notebook"]()
+    assert [cell["source"] for cell in kept["cells"]] == [cell["source"] for cell in made["cells"]]
+    assert plain(kept) == plain(made) or sys.platform != "linux"
+
+
+def plain(notebook: dict[str, Any]) -> list[Any]:
+    """What its cells print, and what their values are; how pandas lays out a table is its own affair."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    return [output.get("text") or output["data"]["text/plain"] for output in outputs]
