@@ -21,6 +21,7 @@ from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.decode.step import Member
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPath, RunPrompt
+from tempo_mlx.report.run import Run
 from tempo_mlx.report.stops import Stops, TextStream, cut_at_stop
 from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
@@ -88,17 +89,20 @@ def complete(
         ids += [c.member.id for c in reading.tail if is_read(c.member)]
         said = reader.said(ids, (run.reasoning, run.final_text))
         one = choice(said, echo, run.finish_reason == "stop", len(run.steps), echoed + sent + tail)
-        if payload["phrases"] and config.decoder != "plain":
-            one["phrases"] = phrase_records(run.phrases)
-        if payload["lattice"]:
-            one["run"] = run.to_dict()
-        yield ended(prompt, [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]})
-        return
-    choices = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed))
-    choices = choices or [choice(None, echo, False, 0, echoed)]
-    if payload["lattice"]:
-        choices[0]["run"] = run.to_dict()
-    yield ended(prompt, choices, None)
+        choices, rest = [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]}
+    else:
+        choices, rest = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed)), None
+        choices = choices or [choice(None, echo, False, 0, echoed)]
+    choices[0] |= beside(stream.task, run, payload)
+    yield ended(prompt, choices, rest)
+
+
+def beside(task: Task, run: Run, payload: dict[str, Any]) -> dict[str, Any]:
+    """What is told with the first choice: the phrases of a lattice, and the run file, where they are asked for."""
+    found: dict[str, Any] = {"run": run.to_dict()} if payload["lattice"] else {}
+    if payload["phrases"] and task.spec.lattice and task.config.decoder != "plain":
+        found["phrases"] = phrase_records(run.phrases)
+    return found
 
 
 def branches(

@@ -13,12 +13,15 @@ from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
-from tempo_mlx.server.protocol import Beat
+from tempo_mlx.server.protocol import Beat, Ready
 from tempo_mlx.server.settings import Pace, ServerConfig
+from tempo_mlx.weights import open_checkpoint
 
 
 class Models:
-    """Raises ConfigError where the models cannot be told apart, or not be loaded beside each other."""
+    """Raises ConfigError where the models cannot be told apart, or not be loaded beside each other; and, as nobody
+    would see it before a request, ModelError or DownloadError for those that are not loaded at once.
+    """
 
     def __init__(
         self, loads: Sequence[LoadConfig], config: ServerConfig, metrics: Metrics, pace: Pace
@@ -38,6 +41,8 @@ class Models:
                 )
             engine.beside = partial(self._beside, engine)
             engine.make_room = partial(self._make_room, engine)
+        for engine in engines[1:]:
+            engine.ready = look_at(engine.load)
 
     @property
     def default(self) -> Engine:
@@ -112,3 +117,11 @@ class Models:
         if not idle:
             return None
         return min(idle, key=lambda other: (other.kept_sessions > 0, other.used)).unload()
+
+
+def look_at(load: LoadConfig) -> Ready:
+    """What the header of a model's weights says of it; they are fetched where they are not here."""
+    checkpoint = open_checkpoint(load.model, adapter=load.adapter)
+    a = checkpoint.architecture
+    known = {"family": a.family, "quantization": checkpoint.quantization}
+    return Ready(known, a.max_position_embeddings, None)

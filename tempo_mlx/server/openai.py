@@ -195,7 +195,7 @@ async def model(id: Annotated[str, Path(max_length=500)], request: Request) -> d
 
 
 def model_card(c: Context, engine: Engine) -> dict[str, Any]:
-    """`tempo`: whether it is loaded, what is known of it since it was, and the memory of its process."""
+    """`tempo`: whether it is loaded, what is known of it, and the memory of its process."""
     ready, beat = engine.ready, engine.beat
     known = {
         "default": engine is c.models.default,

@@ -40,11 +40,11 @@ class Stop:
 
 @dataclass(frozen=True)
 class Ready:
-    """Worker -> server: the model is loaded."""
+    """Worker -> server: the model is loaded. has_chat_template: None where nobody has looked yet."""
 
     model: dict[str, Any]  # the run file's "model"
     context_length: int
-    has_chat_template: bool
+    has_chat_template: bool | None
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
     """A question of a body, checked against the limits, on its way to the model that it names."""
     c = context(request)
     engine = c.models.named(body.model)
-    template = (await engine.awake()).has_chat_template
+    template = bool((await engine.awake()).has_chat_template)
     given = explicit_settings(body)
     if body.messages is not None:
         as_chat(given, "messages")
