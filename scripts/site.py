@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS, STAGED, SITE = ROOT / "docs", ROOT / "build" / "docs", ROOT / "build" / "site"
 VIEWER = ROOT / "tempo_mlx" / "server" / "web" / "dist" / "tempo-run.js"
 REPOSITORY = "https://github.com/tempo-mlx/tempo-mlx/blob/main/"
-STYLE = "tempo-run { display: block; margin: 1em 0 }\n.md-grid { max-width: 72rem }\n"
+STYLE = "tempo-run { display: block; margin: 1em 0 }\n.language-text code { white-space: pre-wrap }\n"
 FETCHED = {
     "script": "src",
     "img": "src",
@@ -37,7 +37,14 @@ def stage() -> None:
     (STAGED / "site.css").write_text(STYLE, "utf-8")
     for page in STAGED.glob("*.md"):
         text = page.read_text("utf-8")
+        text = re.sub(r"```mermaid\n(.*?)```\n", numbered, text, flags=re.S)
         page.write_text(re.sub(r"(!?)\[([^\]]*)\]\(\.\./([^)]+)\)", outside, text), "utf-8")
+
+
+def numbered(chart: re.Match[str]) -> str:
+    """The numbered boxes of a chart as a list: what draws it on GitHub would be fetched from elsewhere here."""
+    boxes = sorted(re.findall(r'\["(\d) (\w+): ([^"]+)"\]', chart[1]))
+    return "".join(f"{number}. *{name}*: {words.replace('<br/>', ': ')}\n" for number, name, words in boxes)
 
 
 def outside(link: re.Match[str]) -> str:
