@@ -24,7 +24,7 @@ export RUN_PROMPT
 OMP_WAIT_POLICY = PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: run test test-fast test-gpu-policy test-clients test-web check acceptance mutants bench serve web web-dev screenshots lint types format docs site clean
+.PHONY: run test test-fast test-gpu-policy test-clients test-web check acceptance mutants bench serve web web-dev screenshots recording lint types format docs site clean
 
 run: $(VENV)/.run
 	@$(BIN)/tempo-mlx generate $(ARGS) -- "$$RUN_PROMPT"
@@ -97,6 +97,9 @@ test-web: $(WEB)/node_modules/.installed $(VENV)/.server
 
 screenshots: $(WEB)/node_modules/.installed $(VENV)/.server
 	node scripts/screenshots.mjs
+
+recording: $(WEB)/node_modules/.installed $(VENV)/.dev
+	node scripts/recording.mjs
 
 clean:
 	rm -rf $(VENV) $(WEB)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -75,23 +75,27 @@ test('what has settled stays as it is while the text grows, and nothing moves', 
   await page.evaluate(() => {
     globalThis.seen = []
     globalThis.tops = new Set()
+    globalThis.drawn = false
     const look = () => {
       const box = document.querySelector('.text.body')
       const words = box.querySelector('.prose')?.textContent ?? ''
       const tail = box.querySelector('.tail')?.textContent ?? ''
       globalThis.seen.push(words.slice(0, words.length - tail.length))
+      globalThis.drawn ||= ['.cursor', '[role=application]'].every((part) => document.querySelector(part))
       globalThis.tops.add(Math.round(box.getBoundingClientRect().bottom))
     }
     new MutationObserver(look).observe(document.querySelector('.text.body'), { subtree: true, childList: true, characterData: true })
   }) // prettier-ignore
   await idle(page)
-  const { seen, tops } = await page.evaluate(() => ({
+  const { seen, tops, drawn } = await page.evaluate(() => ({
     seen: globalThis.seen.map((t) => t.trimEnd()),
     tops: [...globalThis.tops],
+    drawn: globalThis.drawn,
   }))
   const settled = seen.filter(Boolean)
   assert.ok(new Set(settled).size > 3, 'it settles as it grows')
   settled.slice(1).forEach((now, i) => assert.ok(now.startsWith(settled[i]), `${settled[i]} became ${now}`))
+  assert.ok(drawn, 'the lattice grows with the text')
   assert.equal(tops.length, 1, 'what is below the text has moved')
   await closePage(page)
 })
