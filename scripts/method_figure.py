@@ -112,8 +112,9 @@ def picture(run: tempo_mlx.Run) -> str:
     )
 
 
+def run(model: tempo_mlx.LoadedModel) -> tempo_mlx.Run:
+    return tempo_mlx.generate(model, PROMPT, max_tokens=STEPS, threshold=THRESHOLD)
+
+
 if __name__ == "__main__":
-    model = tempo_mlx.load("smollm2-135m", device="cpu")
-    PICTURE.write_text(
-        picture(tempo_mlx.generate(model, PROMPT, max_tokens=STEPS, threshold=THRESHOLD)), "utf-8"
-    )
+    PICTURE.write_text(picture(run(tempo_mlx.load("smollm2-135m", device="cpu"))), "utf-8")

@@ -49,3 +49,12 @@ def test_the_python_page_runs_and_prints_what_it_says(
         exec(compile(code, "docs/python.md", "exec"), names)
         printed = capsys.readouterr().out
         assert printed == said or sys.platform != "linux", code
+
+
+def test_every_block_of_code_has_a_test_that_runs_it() -> None:
+    """Here and in test_functions, test_server_docs, test_tutorial, test_commands_of_docs; api.md shows signatures."""
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    with_code = {language: {page.stem for page in pages if f"```{language}\n" in page.read_text("utf-8")}
+                 for language in ("python", "sh")}  # fmt: skip
+    assert with_code["python"] == {"README", "api", "extend", "pruning", "python", "server", "tutorial"}
+    assert with_code["sh"] == {"control", "server", "tutorial"}

@@ -45,6 +45,10 @@ def test_the_tutorial_runs_and_prints_what_it_says(
         elif "--steps" in code:
             assert "removed" in printed.out
     assert "Paris" in printed.out and (tmp_path / "run.json").exists()
+    figure = runpy.run_path(str(ROOT / "scripts" / "method_figure.py"))
+    assert figure["PICTURE"].read_text("utf-8") == figure["picture"](figure["run"](names["model"])) or (
+        sys.platform != "linux"
+    )
 
 
 @pytest.mark.slow
