@@ -117,8 +117,8 @@ def test_where_the_first_is_unloaded_it_is_loaded_again(server: Served) -> None:
     expected = text(server, None)
     unload(server, "llama")
     assert server.health()["status"] == "ok"
-    found = server.post("/api/generate", {"model": "llama"}).json()
-    assert found["done_reason"] == "load"
+    found = server.post("/api/chat", {"model": "llama", "messages": []}).json()
+    assert (found["done_reason"], found["message"]["content"]) == ("load", "")
     assert known(server)["llama"]["state"] == "ready"
     unload(server, "llama")
     assert text(server, None) == expected

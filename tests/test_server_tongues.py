@@ -144,6 +144,7 @@ def test_formats_and_tools_of_ollamas(ollama: Any) -> None:
 
 def test_what_ollamas_clients_ask_about_the_model(ollama: Any, server: Served) -> None:
     assert [model.model for model in ollama.list().models] == [MODEL]
+    assert [(model.model, model.size > 1e7) for model in ollama.ps().models] == [(MODEL, True)]
     assert "completion" in ollama.show(MODEL).capabilities
     assert server.get("/api/version").json()["version"]
     package = pytest.importorskip("ollama")

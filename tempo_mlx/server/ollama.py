@@ -119,8 +119,9 @@ class Common(Sent):
 
 
 class OllamaChat(Common):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] = Field(
-        description="The conversation."
+    messages: Annotated[list[Message], Field(max_length=10_000)] = Field(
+        [],
+        description="The conversation; without one the model is loaded, or with a keep_alive of 0 unloaded.",
     )
     tools: Annotated[list[dict[str, Any]], Field(max_length=1000)] = Field(
         [], description="Functions that the model may call."
@@ -128,7 +129,10 @@ class OllamaChat(Common):
 
 
 class OllamaGenerate(Common):
-    prompt: Text = Field("", description="What is to be answered; with raw, or suffix, continued.")
+    prompt: Text = Field(
+        "",
+        description="What is to be answered; with raw, or suffix, continued; without it, as chat without messages.",
+    )
     suffix: Text = Field("", description="What follows the text that is wanted.")
     system: Text = Field("", description="What goes before the prompt.")
     raw: bool = Field(False, description="Without the chat template.")
@@ -146,6 +150,10 @@ def plain_name(name: str | None) -> str | None:
 
 @router.post("/chat", responses=ANSWER, summary="Continue a conversation, as Ollama's clients ask for it")
 async def chat(body: OllamaChat, request: Request) -> Response:
+    if not body.messages:
+        engine = context(request).models.named(plain_name(body.model))
+        message = {"role": "assistant", "content": ""}
+        return JSONResponse({**head(engine), "message": message, **await loaded(engine, body.keep_alive)})
     words = {**body.shared(), **body.thoughts(), "tools": body.tools}
     words["messages"] = [message.in_openais_words() for message in body.messages]
     found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
@@ -155,7 +163,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
 @router.post("/generate", responses=ANSWER, summary="Answer or continue a prompt")
 async def generate(body: OllamaGenerate, request: Request) -> Response:
     engine = context(request).models.named(plain_name(body.model))
-    if not body.prompt:  # what Ollama's clients send to have a model loaded, or unloaded
+    if not body.prompt:
         return JSONResponse({**head(engine), "response": "", **await loaded(engine, body.keep_alive)})
     words = {**body.shared(), **({} if body.raw or body.suffix else body.thoughts())}
     if body.raw or body.suffix or not (await engine.awake()).has_chat_template:
@@ -170,15 +178,16 @@ async def generate(body: OllamaGenerate, request: Request) -> Response:
 
 
 async def loaded(engine: Engine, keep_alive: float | None) -> dict[str, Any]:
-    """The end of a request without a prompt: with a keep_alive of 0 the model is unloaded, else loaded."""
-    if keep_alive == 0:
-        if engine.idle:
-            engine.unload()
-        return {"done": True, "done_reason": "unload"}
-    await engine.awake()
+    """The end of a request without a prompt: with a keep_alive of 0 the model is unloaded (once it is idle), else
+    loaded.
+    """
+    if keep_alive != 0:
+        await engine.awake()
+    elif engine.idle:
+        engine.unload()
     if keep_alive is not None:
         engine.keep_alive = keep_alive
-    return {"done": True, "done_reason": "load"}
+    return {"done": True, "done_reason": "unload" if keep_alive == 0 else "load"}
 
 
 @router.get("/tags", summary="The models served")

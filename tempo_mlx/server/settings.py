@@ -49,9 +49,9 @@ class Pace:
 class ServedModels(Checked):
     """The models of a server; each is a LoadConfig with the other settings as given."""
 
-    model: tuple[str, ...] = _network(
-        (DEFAULT_MODEL,), "Model, as for generate; several times for several. The first is loaded at once, others when "
-        "a request names them.",
+    model: tuple[str, ...] = row(
+        (DEFAULT_MODEL,), "Input", "Model, as for generate; several times for several. The first is loaded at once, "
+        "others when a request names them.",
         environment=("MODEL_PATH",), aliases=("-m",), default_text=DEFAULT_MODEL,
     )
 
