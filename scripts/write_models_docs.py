@@ -45,8 +45,11 @@ mistral3, llama4, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, glm4v.
 - Early exit: whether rows may leave before the last layer (`--early-exit`). Where they may not, `--lossless` still runs
   guesses from the text ahead.
 - Ranks: what is divided where a model is spread over machines (`mlx.launch`). Layers with a state every rank has whole.
-- GGUF: llama.cpp's name of the family, where such files are read. A gpt-oss answers as transformers and OpenAI compute
-  it, and not quite as in llama.cpp, which rounds where the ramp of its YaRN begins and ends.
+- GGUF: llama.cpp's name of the family, where such files are read. Three answer as transformers computes them and not
+  as llama.cpp does: gpt-oss (it rounds where the ramp of the YaRN begins and ends), Phi-3.5-MoE (it norms by RMS, and
+  weighs experts by their softmax; the converter, for its part, writes another attention factor than the config's) and
+  Bamba (it pairs dimensions over whole heads, of which half rotate). llama.cpp does not know Helium: there is no GGUF
+  of it.
 - Sessions that go back run on all of them; with states, on MLX in one process.
 
 A setting that a model cannot do ends in a sentence that says so, and so does a config that asks for a part that is not

@@ -7,10 +7,9 @@ conversion/*.py, and test_llama_cpp.py has llama.cpp read the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+from tests.converted_metadata import metadata_of
 from tests.ggufs import add_byte_level_tokenizer, permute, write
 from tests.twin_table import GGUF_TWINS, SIZES, VOCABULARY
 from tests.twins import reference, twin
@@ -30,175 +30,12 @@ CONVERTED = {
     "gguf-mistral4": "mistral4", "gguf-qwen3_next": "qwen3next", "gguf-qwen3_5": "qwen35",
     "gguf-qwen3_5_moe": "qwen35moe", "gguf-granite4-h": "granitehybrid", "gguf-granite4-h-dense": "granitehybrid",
     "gguf-nemotron_h": "nemotron_h", "gguf-nemotron_h_moe": "nemotron_h_moe", "gguf-gemma3n": "gemma3n",
-    "gguf-gemma4-e": "gemma4", "gguf-gemma4-moe": "gemma4",
+    "gguf-gemma4-e": "gemma4", "gguf-gemma4-moe": "gemma4", "gguf-llama4": "llama4", "gguf-olmo3": "olmo2",
+    "gguf-phimoe": "phimoe", "gguf-phi": "phi2", "gguf-gpt_neox": "gptneox", "gguf-gpt_neox-serial": "gptneox",
+    "gguf-stablelm": "stablelm", "gguf-stablelm-parallel": "stablelm", "gguf-ernie4_5_moe": "ernie4_5-moe",
+    "gguf-apertus": "apertus", "gguf-falcon_h1": "falcon-h1", "gguf-bamba": "granitehybrid", "gguf-glm": "chatglm",
+    "gguf-glm-fused": "chatglm",
 }  # fmt: skip
-_ATTENTION = ("attention", "full_attention")
-_SIGMOID = ("gguf-deepseek_v3", "gguf-glm4_moe_lite")
-
-# Metadata
-
-
-def _metadata(name: str, architecture: str, config: Any) -> dict[str, Any]:
-    """As TextModel.set_gguf_parameters and its subclasses write it."""
-    names = {
-        "block_count": ("num_hidden_layers",), "context_length": ("max_position_embeddings",),
-        "embedding_length": ("hidden_size",), "feed_forward_length": ("intermediate_size",),
-        "attention.head_count": ("num_attention_heads",), "attention.head_count_kv": ("num_key_value_heads",),
-        "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "layer_norm_epsilon"),
-        "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
-        "expert_used_count": ("num_experts_per_tok", "top_k_experts"),
-        "attention.key_length": ("head_dim",), "attention.value_length": ("head_dim",),
-        "attention.sliding_window": ("sliding_window",), "embedding_scale": ("embedding_multiplier",),
-        "final_logit_softcapping": ("final_logit_softcapping",), "residual_scale": ("residual_multiplier",),
-        "attention.scale": ("attention_multiplier",), "logit_scale": ("logits_scaling",),
-        "expert_group_count": ("n_group",), "expert_group_used_count": ("topk_group",),
-    }  # fmt: skip
-    stated = {}
-    for key, keys in names.items():
-        if architecture == "nemotron_h" and key.startswith("expert"):
-            continue  # transformers' class has them all the same
-        found = next(
-            (getattr(config, each) for each in keys if getattr(config, each, None) is not None), None
-        )
-        if found is not None:
-            stated[key] = found
-    own = {
-        "deepseek2": _latent, "mistral4": _latent, "qwen3next": _delta, "qwen35": _delta, "qwen35moe": _delta,
-        "granitehybrid": _granite, "nemotron_h": _nemotron, "nemotron_h_moe": _nemotron, "gemma3n": _gemma3n,
-        "gemma4": _gemma4,
-    }.get(architecture, lambda config: {})  # fmt: skip
-    stated |= _rope(getattr(config, "rope_parameters", None) or {}) | own(config)
-    kinds = getattr(config, "layer_types", None)
-    if "attention.sliding_window" in stated and kinds is not None:
-        stated["attention.sliding_window_pattern"] = [each == "sliding_attention" for each in kinds]
-    if name in _SIGMOID:
-        stated["expert_gating_func"] = 2
-    if name == "gguf-ministral3":
-        stated["rope.scaling.yarn_log_multiplier"] = config.rope_parameters["mscale_all_dim"]
-    if name in ("gguf-ministral3", "gguf-mistral4"):
-        stated["attention.temperature_scale"] = config.rope_parameters["llama_4_scaling_beta"]
-    if name == "gguf-mistral4":
-        stated["attention.temperature_length"] = config.rope_parameters["original_max_position_embeddings"]
-    return stated
-
-
-def _rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    full = rope.get("full_attention", rope)
-    stated = {"rope.freq_base": float(full["rope_theta"])} if "rope_theta" in full else {}
-    if full.get("rope_type") == "yarn":
-        stated |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(full["factor"])}
-        stated["rope.scaling.original_context_length"] = full["original_max_position_embeddings"]
-        stated |= {
-            f"rope.scaling.yarn_{key}": float(full[key])
-            for key in ("beta_fast", "beta_slow")
-            if full.get(key)
-        }
-    if "sliding_attention" in rope:
-        stated["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
-    return stated
-
-
-def _latent(config: Any) -> dict[str, Any]:
-    rotated, rank = config.qk_rope_head_dim, config.kv_lora_rank
-    experts = getattr(config, "n_routed_experts", None)
-    scale = config.rope_parameters.get("mscale_all_dim")
-    return {
-        "attention.head_count_kv": 1, "attention.kv_lora_rank": rank, "attention.key_length": rank + rotated,
-        "attention.value_length": rank, "attention.key_length_mla": config.qk_nope_head_dim + rotated,
-        "attention.value_length_mla": config.v_head_dim, "rope.dimension_count": rotated,
-        "leading_dense_block_count": getattr(config, "first_k_dense_replace", None) or (
-            1 if hasattr(config, "mlp_layer_types") else config.num_hidden_layers if experts is None else 0),
-        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", config.intermediate_size),
-        "expert_shared_count": getattr(config, "n_shared_experts", 0),
-        **({"attention.q_lora_rank": config.q_lora_rank} if config.q_lora_rank else {}),
-        **({"expert_weights_scale": float(config.routed_scaling_factor)} if experts else {}),
-        **({"expert_weights_norm": True} if getattr(config, "norm_topk_prob", False) else {}),
-        **({"rope.scaling.yarn_log_multiplier": 0.1 * scale} if scale else {}),
-    }  # fmt: skip
-
-
-def _delta(config: Any) -> dict[str, Any]:
-    heads = config.linear_num_value_heads
-    stated = {
-        "ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": config.linear_key_head_dim,
-        "ssm.group_count": config.linear_num_key_heads, "ssm.time_step_rank": heads,
-        "ssm.inner_size": config.linear_value_head_dim * heads,
-        "full_attention_interval": config.layer_types.index("full_attention") + 1,
-        "rope.dimension_count": int(config.head_dim * 0.25), "rope.dimension_sections": [1, 1, 0, 0],
-    }  # fmt: skip
-    if hasattr(config, "moe_intermediate_size"):
-        stated["expert_feed_forward_length"] = config.moe_intermediate_size
-        stated["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
-    return stated
-
-
-def _granite(config: Any) -> dict[str, Any]:
-    groups = [config.num_key_value_heads if each in _ATTENTION else 0 for each in config.layer_types]
-    return {
-        "attention.head_count_kv": groups, "ssm.conv_kernel": config.mamba_d_conv,
-        "ssm.state_size": config.mamba_d_state, "ssm.group_count": config.mamba_n_groups,
-        "ssm.inner_size": config.mamba_expand * config.hidden_size, "ssm.time_step_rank": config.mamba_n_heads,
-        "expert_shared_feed_forward_length": config.shared_intermediate_size, "rope.scaling.finetuned": False,
-    }  # fmt: skip
-
-
-def _nemotron(config: Any) -> dict[str, Any]:
-    kinds = config.layers_block_type
-    stated: dict[str, Any] = {
-        "attention.head_count_kv": [config.num_key_value_heads if each in _ATTENTION else 0 for each in kinds],
-        "ssm.conv_kernel": config.conv_kernel, "ssm.state_size": config.ssm_state_size,
-        "ssm.group_count": config.n_groups, "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
-        "ssm.time_step_rank": config.mamba_num_heads, "attention.layer_norm_epsilon": config.layer_norm_epsilon,
-        "feed_forward_length": [config.intermediate_size if each == "mlp" else 0 for each in kinds],
-    }  # fmt: skip
-    if "moe" not in kinds:
-        return stated
-    width = config.moe_intermediate_size
-    return stated | {
-        "feed_forward_length": [width if each == "moe" else 0 for each in kinds],
-        "expert_feed_forward_length": width, "expert_weights_norm": config.norm_topk_prob,
-        "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
-        "expert_count": config.n_routed_experts, "expert_shared_count": config.n_shared_experts,
-        "expert_weights_scale": float(config.routed_scaling_factor),
-    }  # fmt: skip
-
-
-def _gemma3n(config: Any) -> dict[str, Any]:
-    return {
-        "altup.active_idx": config.altup_active_idx, "altup.num_inputs": config.altup_num_inputs,
-        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
-        "attention.shared_kv_layers": config.num_kv_shared_layers,
-        "activation_sparsity_scale": [
-            NormalDist().inv_cdf(each) if each else float("-inf") for each in config.activation_sparsity_pattern
-        ],
-        "feed_forward_length": [config.intermediate_size] * config.num_hidden_layers,
-    }  # fmt: skip
-
-
-def _gemma4(config: Any) -> dict[str, Any]:
-    count, shared = config.num_hidden_layers, config.num_kv_shared_layers
-    sliding = [each == "sliding_attention" for each in config.layer_types]
-    stated: dict[str, Any] = {
-        "attention.shared_kv_layers": shared,
-        "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
-        "attention.key_length": config.global_head_dim, "attention.value_length": config.global_head_dim,
-        "attention.key_length_swa": config.head_dim, "attention.value_length_swa": config.head_dim,
-        "rope.dimension_count": config.global_head_dim, "rope.dimension_count_swa": config.head_dim,
-    }  # fmt: skip
-    if config.moe_intermediate_size is not None:
-        stated["expert_feed_forward_length"] = config.moe_intermediate_size
-    if config.use_double_wide_mlp:
-        width = config.intermediate_size
-        stated["feed_forward_length"] = [
-            width if index < count - shared else 2 * width for index in range(count)
-        ]
-    if getattr(config, "num_global_key_value_heads", None) is not None:
-        few, many = config.num_global_key_value_heads, config.num_key_value_heads
-        stated["attention.head_count_kv"] = [many if each else few for each in sliding]
-    return stated
-
-
-# Tensors
 
 
 def _changed(
@@ -218,7 +55,14 @@ def _changed(
             weight = weight + 1
         if architecture != "qwen3next" and "linear_attn." in name:
             weight = _tiled(name, weight, config)
-    if architecture.startswith(("granite", "nemotron")):
+    if architecture == "falcon-h1":
+        weight = _multiplied(name, weight, config)
+    if architecture == "llama4" and re.search(r"experts\.(gate_up|down)_proj$", name):
+        weight = weight.swapaxes(1, 2)
+    if architecture == "gptneox" and "query_key_value" in name:
+        parts = weight.reshape(config.num_attention_heads, 3, -1, *weight.shape[1:])
+        weight = parts.swapaxes(0, 1).reshape(weight.shape)
+    if architecture.startswith(("granite", "nemotron", "falcon")):
         if name.endswith((".A_log", ".D")):
             weight = weight[:, None]
         if re.search(r"(mamba|mixer)\.norm\.weight$", name):
@@ -243,6 +87,24 @@ def _changed(
         yield f"{name}.weight", weight
     else:
         yield name, weight
+
+
+def _multiplied(name: str, weight: np.ndarray, config: Any) -> np.ndarray:
+    """Falcon-H1's multipliers, as FalconH1Model.modify_tensors takes them into the weights."""
+    gate, down = config.mlp_multipliers
+    inward = config.attention_in_multiplier
+    factors = {
+        "down_proj": down, "gate_proj": gate, "k_proj": config.key_multiplier * inward, "q_proj": inward,
+        "v_proj": inward, "o_proj": config.attention_out_multiplier, "out_proj": config.ssm_out_multiplier,
+        "in_proj": config.ssm_in_multiplier, "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }  # fmt: skip
+    weight = weight * np.float32(factors.get(name.split(".")[-2], 1.0))
+    if "in_proj" in name:
+        inner, states = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+        sizes = (inner, inner, states, states, config.mamba_n_heads)
+        weight = weight * np.repeat(np.array(config.ssm_multipliers, np.float32), sizes)[:, None]
+    return weight
 
 
 def _tiled(name: str, weight: np.ndarray, config: Any) -> np.ndarray:
@@ -272,17 +134,33 @@ def _unmixed(name: str, weight: np.ndarray, config: Any) -> Iterator[tuple[str, 
     yield name.replace("in_proj_qkvz", "in_proj_z"), z
 
 
-def _stacked(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a directory, with experts and Gemma 3n's projections as one."""
+def _add_activations(writer: gguf.GGUFWriter, path: Path, count: int) -> None:
+    """ApertusModel.modify_tensors: the parameters of each layer's xIELU become metadata."""
+    weights = load_file(path / "model.safetensors")
+    for key in ("alpha_p", "alpha_n", "beta", "eps"):
+        values = [weights[f"model.layers.{index}.mlp.act_fn.{key}"].item() for index in range(count)]
+        writer.add_array(f"xielu.{key}", values)
+
+
+def _stacked(path: Path, fused: bool = False) -> dict[str, np.ndarray]:
+    """The tensors of a directory, with experts and Gemma 3n's projections as one. fused: and, as in a ChatGLM's own
+    directories, queries, keys and values."""
     single = re.compile(r"(.*\.experts|model\.altup_\w+)\.(\d+)(\..*)")
     found: dict[str, Any] = {}
     for name, weight in load_file(path / "model.safetensors").items():
-        if match := single.fullmatch(name):
+        if fused and (part := re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj(\..*)", name)):
+            whole = f"{part[1].replace('model', 'encoder')}.self_attention.query_key_value{part[3]}"
+            found.setdefault(whole, {})["qkv".index(part[2])] = weight
+        elif match := single.fullmatch(name):
             found.setdefault(match[1] + match[3], {})[int(match[2])] = weight
         else:
             found[name] = weight
     return {
-        name: np.stack([each[index] for index in sorted(each)]) if isinstance(each, dict) else each
+        name: (np.concatenate if "query_key_value" in name else np.stack)(
+            [each[index] for index in sorted(each)]
+        )
+        if isinstance(each, dict)
+        else each
         for name, each in found.items()
     }
 
@@ -313,15 +191,26 @@ def converted_twin(name: str) -> Path:
     architecture = CONVERTED[name]
     path = twin(name) / f"{name}.gguf"
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value in _metadata(name, architecture, config).items():
+    for key, value in metadata_of(name, architecture, config).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                list: writer.add_array}[type(value)]  # fmt: skip
         add(f"{architecture}.{key}", value)
     add_byte_level_tokenizer(writer, twin(name), VOCABULARY)
     kind = {each: arch for arch, each in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    dense = architecture == "granitehybrid" and not config.num_local_experts
-    for hf_name, weight in _stacked(twin(name)).items():
+    dense = architecture == "granitehybrid" and not getattr(config, "num_local_experts", 0)
+    if architecture == "apertus":
+        _add_activations(writer, twin(name), config.num_hidden_layers)
+        plain = 1.0 / config.rope_parameters["rope_theta"] ** (np.arange(0, 16, 2) / 16)
+        scaled = reference(name).model.rotary_emb.original_inv_freq.numpy()
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    if architecture == "phimoe":
+        for kind in ("short", "long"):
+            factors = np.array(config.rope_parameters[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+    for hf_name, weight in _stacked(twin(name), fused=name.endswith("-fused")).items():
+        if ".act_fn." in hf_name:
+            continue
         if hf_name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         for changed, array in _changed(hf_name, weight, architecture, config):

@@ -66,12 +66,12 @@ def test_cuts(pre: str, tmp_path: Path) -> None:
     "name",
     ["gguf-glm4", "gguf-qwen3_moe", "gguf-glm4_moe", "gguf-lfm2_moe", "gguf-granitemoe", "gguf-qwen3_next",
      "gguf-qwen3_5_moe", "gguf-granite4-h", "gguf-nemotron_h_moe", "gguf-deepseek_v3", "gguf-ministral3",
-     "gguf-gemma4-e"],
+     "gguf-gemma4-e", "gguf-llama4", "gguf-falcon_h1", "gguf-gpt_neox"],
 )  # fmt: skip
 def test_architectures(name: str) -> None:
-    """The others of MODERN and CONVERTED agree as well, but gpt-oss (docs/models.md) and those that llama.cpp does not
-    load at these sizes (Gemma 3n, DeepSeek-V2-Lite) or gives no window (EXAONE 4). These are the kinds there are, and
-    a second each."""
+    """The others of MODERN and CONVERTED agree as well, but gpt-oss, Phi-3.5-MoE and Bamba (docs/models.md) and those
+    that llama.cpp does not load at these sizes (Gemma 3n, DeepSeek-V2-Lite) or gives no window (EXAONE 4). These are
+    the kinds there are, and a second each."""
     pytest.importorskip("torch")
     path = converted_twin(name) if name in CONVERTED else modern_twin(name)
     ids = list(range(60, 84))

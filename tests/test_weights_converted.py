@@ -42,9 +42,9 @@ def test_logits_are_those_of_transformers(name: str) -> None:
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize("name", [name for name in CONVERTED if name != "gguf-falcon_h1"])
 def test_weights_are_those_of_the_directory(name: str) -> None:
-    """What the logits of so few tokens might not show."""
+    """What the logits of so few tokens might not show. Falcon-H1's multipliers stay in the weights of its files."""
     ours, theirs = open_checkpoint(str(converted_twin(name))), open_checkpoint(str(twin(name)))
     assert sorted(ours.names()) == sorted(theirs.names())
     for tensor in ours.names():
@@ -120,7 +120,12 @@ def test_a_latent_in_one_tensor_as_files_of_2024_have_it(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("gguf-granite4-h", {"granitehybrid.rope.scaling.finetuned": True}, "Bamba"),
+        ("gguf-granite4-h", {"granitehybrid.rope.scaling.finetuned": True}, "granitehybrid.expert_count"),
+        ("gguf-llama4", {"llama4.attention.sliding_window": 0}, "sliding_window = 0"),
+        ("gguf-apertus", {"xielu.beta": [0.25] * 4}, "xielu.beta"),
+        ("gguf-apertus", {"xielu.alpha_p": [0.25] * 3}, "xielu.alpha_p"),
+        ("gguf-falcon_h1", {"output.weight": None}, "output.weight"),
+        ("gguf-bamba", {"granitehybrid.attention.scale": 0.5}, "attention scale"),
         ("gguf-deepseek_v3", {"deepseek2.attention.temperature_scale": 0.1}, "temperature_scale"),
         ("gguf-ministral3", {"mistral3.attention.temperature_length": 999}, "temperature_scale"),
         ("gguf-qwen3_5_moe", {"qwen35moe.expert_gating_func": 2}, "expert_gating_func 2"),
@@ -143,6 +148,27 @@ def test_what_is_not_built_is_refused_by_name(
     _copy(name, path, changes)
     with pytest.raises(ModelError, match=said):
         open_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "tensors", "key", "value"),
+    [
+        ("gguf-llama4", {"llama4.expert_count": 128}, {}, "use_qk_norm", False),
+        ("gguf-llama4", {"llama4.attention.sliding_window": 8192}, {}, "attention_chunk_size", 8192),
+        ("gguf-stablelm", {"stablelm.use_parallel_residual": True}, {}, "use_parallel_residual", False),
+        ("gguf-stablelm", {}, {"blk.0.attn_q_norm.weight": (4, 16)}, "qk_layernorm", True),
+        ("gguf-olmo3", {"olmo2.rope.freq_base_swa": 5e5}, {}, "rope_local_base_freq", 5e5),
+        ("gguf-olmo3", {"olmo2.attention.sliding_window": 0}, {}, "model_type", "olmo2"),
+        ("gguf-phi", {"phi2.rope.dimension_count": 16}, {}, "partial_rotary_factor", 1.0),
+    ],
+)
+def test_what_a_file_of_such_a_kind_says(
+    name: str, changes: dict[str, Any], tensors: dict[str, tuple[int, ...]], key: str, value: Any
+) -> None:
+    """Of models whose twins would be large, and as llama.cpp takes what files say of them."""
+    file = read_gguf(converted_twin(name))
+    shapes = {each: tensor.shape for each, tensor in file.tensors.items()} | tensors
+    assert config_from_gguf({**file.metadata, **changes}, shapes, {})[key] == value
 
 
 def test_a_file_may_name_its_recurrent_layers() -> None:
@@ -191,7 +217,7 @@ def test_no_number_of_a_header_does_more_than_refuse_the_file(name: str) -> None
             except ModelError as error:
                 refused += 1
                 assert "\n" not in str(error)
-    assert refused > 100
+    assert refused > 50
 
 
 def _copy(
@@ -203,7 +229,7 @@ def _copy(
     source = read_gguf(converted_twin(name))
     writer = gguf.GGUFWriter(path, CONVERTED[name])
     for key, value in {**source.metadata, **changes}.items():
-        if key.startswith(CONVERTED[name]) and value is not None:
+        if key.startswith((CONVERTED[name], "xielu.")) and value is not None:
             value = value.tolist() if isinstance(value, np.ndarray) else value
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array,
                    str: writer.add_string}[type(value)]  # fmt: skip

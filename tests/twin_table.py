@@ -22,6 +22,18 @@ _LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0], "partial_rotary_factor": 0.75,
 }  # fmt: skip
+_LONGROPE_WHOLE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 8.0, 8.0], "original_max_position_embeddings": 64,
+}  # fmt: skip
+_SPREAD = (
+    1.1547005383792515  # of 64 positions over 256; what the converter writes whatever a config's mscale says
+)
+_FALCON_SCALES = {
+    "key_multiplier": 0.5, "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5, "mlp_multipliers": [0.9, 1.1],
+    "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.8, "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.9, "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+}  # fmt: skip
 _MOE = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
 _DEEPSEEK = {
     "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
@@ -121,7 +133,11 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gpt_neox": ("GPTNeoX", {}),
     "gpt_neox-serial": ("GPTNeoX", {"use_parallel_residual": False}),
     "mixtral": ("Mixtral", {"num_local_experts": 4}),
-    "phimoe": ("Phimoe", {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True}),
+    "phimoe": (
+        "Phimoe",
+        {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True, "rope_parameters": {
+            **_LONGROPE_WHOLE, "original_max_position_embeddings": 256, "short_mscale": 1.2, "long_mscale": 1.2}},
+    ),
     "qwen2_moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 48, "decoder_sparse_step": 2}),
     "qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 24, "norm_topk_prob": True, "mlp_only_layers": [1]}),
     "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
@@ -199,10 +215,8 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "nemotron_h-moe": ("NemotronH", {**_NEMOTRON_MOE, "n_group": 2, "topk_group": 1}),
     "falcon_h1": (
         "FalconH1",
-        {**_MAMBA, "mamba_d_ssm": 128, "num_hidden_layers": 2, "mamba_rms_norm": True, "key_multiplier": 0.5,
-         "mamba_norm_before_gate": False, "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5,
-         "mlp_multipliers": [0.9, 1.1], "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.8,
-         "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7], "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.9},
+        {**_MAMBA, "mamba_d_ssm": 128, "num_hidden_layers": 2, "mamba_rms_norm": True,
+         "mamba_norm_before_gate": False, **_FALCON_SCALES},
     ),
     "bamba": ("Bamba", {**_MAMBA, "attn_layer_indices": [1], "num_hidden_layers": 3}),
     "mamba2": (
@@ -310,6 +324,42 @@ GGUF_TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
          "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32, "attention_k_eq_v": True,
          "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "gguf-llama4": (
+        "Llama4Text",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48,
+         "intermediate_size_mlp": 80, "interleave_moe_layer_step": 2},
+    ),
+    "gguf-olmo3": (
+        "Olmo3",
+        {"sliding_window": 10, "rope_parameters": {
+            "full_attention": _YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    ),
+    "gguf-phimoe": (
+        "Phimoe",
+        {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True, "rope_parameters": {
+            **_LONGROPE_WHOLE, "short_mscale": _SPREAD, "long_mscale": _SPREAD}},
+    ),
+    "gguf-phi": ("Phi", {"intermediate_size": 256, "num_key_value_heads": 4}),
+    "gguf-gpt_neox": ("GPTNeoX", {}),
+    "gguf-gpt_neox-serial": ("GPTNeoX", {"use_parallel_residual": False}),
+    "gguf-stablelm": ("StableLm", {"use_qkv_bias": True}),
+    "gguf-stablelm-parallel": ("StableLm", {"use_parallel_residual": True}),
+    "gguf-ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 2,
+         "moe_layer_start_index": 1, "intermediate_size": 128, "head_dim": 16},
+    ),
+    "gguf-apertus": ("Apertus", {"rope_parameters": _LLAMA3}),
+    "gguf-falcon_h1": (
+        "FalconH1",
+        {**_MAMBA, "head_dim": 16, "mamba_d_ssm": 128, "num_hidden_layers": 2, "mamba_rms_norm": True,
+         "mamba_norm_before_gate": False, **_FALCON_SCALES},
+    ),
+    "gguf-bamba": (
+        "Bamba", {**_MAMBA, "attn_layer_indices": [1], "num_hidden_layers": 3, "attn_rotary_emb": 8},
+    ),
+    "gguf-glm": ("Glm", {"head_dim": 16, "rms_norm_eps": 1e-5, "attention_bias": True}),
+    "gguf-glm-fused": ("Glm", {"head_dim": 16, "rms_norm_eps": 1e-5, "attention_bias": True}),
 }  # fmt: skip
 
 # Twins of each kind of layer whose cache can be quantised: its keys and values are of a multiple of 32 numbers.

@@ -36,6 +36,10 @@ _DELTA = {
     "full_attention_interval": "full_attention_interval",
 }  # fmt: skip
 _POST = {"post_attention_norm": "post_attention_layernorm"}
+_MAMBA = {
+    "ssm.conv_kernel": "mamba_d_conv", "ssm.state_size": "mamba_d_state", "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+}  # fmt: skip
 _NEMOTRON = {
     "ssm.conv_kernel": "conv_kernel", "ssm.state_size": "ssm_state_size", "ssm.group_count": "n_groups",
     "ssm.time_step_rank": "mamba_num_heads",
@@ -70,14 +74,22 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "qwen2": Row("qwen2"), "qwen3": Row("qwen3"), "gemma": Row("gemma", facts={"hidden_act": "gelu_pytorch_tanh"}),
         "gemma2": Row("gemma2", rule=rules.gemma2), "gemma3": Row("gemma3_text", rule=rules.gemma3),
         "phi3": Row("phi3", parts={"ffn_up": "mlp.gate_up_proj"}, rule=rules.phi3),
-        "smollm3": Row("smollm3", permuted=True), "olmo2": Row("olmo2"), "granite": Row("granite", permuted=True),
+        "smollm3": Row("smollm3", permuted=True), "olmo2": Row("olmo2"),
+        "olmo2/windows": Row("olmo3", rule=rules.olmo3), "granite": Row("granite", permuted=True),
         "seed_oss": Row("seed_oss", parts=_POST), "arcee": Row("arcee", permuted=True),
         "exaone4": Row("exaone4", rule=rules.exaone4),
         "glm4": Row(
             "glm4", parts={"ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm",
                            "ffn_norm": "post_attention_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
-        ), "ernie4_5": Row("ernie4_5"),
+        ), "chatglm": Row("glm", parts={"ffn_up": "mlp.gate_up_proj"}), "ernie4_5": Row("ernie4_5"),
+        "ernie4_5-moe": Row("ernie4_5_moe", {
+            "expert_count": "moe_num_experts", "expert_used_count": "moe_k",
+            "expert_feed_forward_length": "moe_intermediate_size", "expert_shared_count": "moe_num_shared_experts",
+            "leading_dense_block_count": "moe_layer_start_index", "interleave_moe_layer_step": "moe_layer_interval"},
+            unused=("expert_shared_feed_forward_length",)),
         "starcoder2": Row("starcoder2"), "hunyuan-dense": Row("hunyuan_v1_dense"), "nemotron": Row("nemotron"),
+        "apertus": Row("apertus"), "phi2": Row("phi"), "stablelm": Row("stablelm", rule=rules.stablelm),
+        "gptneox": Row("gpt_neox", {"use_parallel_residual": "use_parallel_residual"}),
         "olmo": Row("olmo", {"attention.clamp_kqv": "clip_qkv"}, permuted=True),
         "command-r": Row("cohere", {"logit_scale": "logit_scale"}),
         "cohere2": Row("cohere2", {"logit_scale": "logit_scale"}),
@@ -87,7 +99,11 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                         facts={"norm_topk_prob": True, "mlp_only_layers": []}),
         "olmoe": Row("olmoe", {**_MOE, "expert_count": "num_experts"}),
         "granitemoe": Row("granitemoe", _LOCAL, permuted=True),
+        "phimoe": Row("phimoe", _LOCAL, rule=rules.phi3),
         "llama/experts": Row("mixtral", _LOCAL, permuted=True),
+        "llama4": Row("llama4_text", {
+            **_LOCAL, "feed_forward_length": "intermediate_size_mlp", "expert_feed_forward_length": "intermediate_size",
+            "interleave_moe_layer_step": "interleave_moe_layer_step"}, rule=rules.llama4),
         "gpt-oss": Row(
             "gpt_oss", {**_LOCAL, "expert_feed_forward_length": "intermediate_size"},
             parts={**_POST, "attn_sinks": "self_attn.sinks"},
@@ -111,9 +127,10 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "qwen35moe": Row("qwen3_5_moe_text", {**_MOE, **_SHARED_WIDTH, **_DELTA, "expert_count": "num_experts"},
                          parts=_POST, rule=rules.delta_net, tiled=True),
         "granitehybrid": Row("granitemoehybrid", {
-            **_LOCAL, "ssm.conv_kernel": "mamba_d_conv", "ssm.state_size": "mamba_d_state",
-            "ssm.group_count": "mamba_n_groups", "ssm.time_step_rank": "mamba_n_heads",
-            "expert_shared_feed_forward_length": "shared_intermediate_size"}, rule=rules.granite_hybrid, permuted=True),
+            **_LOCAL, **_MAMBA, "expert_shared_feed_forward_length": "shared_intermediate_size"},
+            rule=rules.granite_hybrid, permuted=True),
+        "granitehybrid/rotating": Row("bamba", _MAMBA, rule=rules.bamba, permuted=True),
+        "falcon-h1": Row("falcon_h1", {**_MAMBA, "ssm.inner_size": "mamba_d_ssm"}, rule=rules.falcon_h1),
         "nemotron_h": Row("nemotron_h", _NEMOTRON, parts={"attn_norm": "norm"}, rule=rules.nemotron_h, permuted=True),
         "nemotron_h_moe": Row("nemotron_h", {
             **_ROUTER, **_NEMOTRON, "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size"},
@@ -226,6 +243,10 @@ def _variant(architecture: str, metadata: Mapping[str, Any]) -> str:
     sparse = not _is_nothing(metadata.get(f"{architecture}.expert_count"))
     if architecture == "llama":
         return "experts" if sparse else ""
+    if architecture == "olmo2":
+        return "" if _is_nothing(metadata.get("olmo2.attention.sliding_window")) else "windows"
+    if architecture == "granitehybrid":
+        return "" if _is_nothing(metadata.get("granitehybrid.rope.scaling.finetuned")) else "rotating"
     if architecture == "mistral3":
         return "" if _is_nothing(metadata.get("mistral3.attention.temperature_scale")) else "yarn"
     if architecture == "deepseek2":
@@ -261,8 +282,10 @@ def _add_family_facts(config: dict[str, Any], header: Header) -> None:
     family = FAMILIES[config["model_type"]]
     for key, part in _BIASES.items():
         if key in family.defaults and key not in family.ignored and config["model_type"] != "gpt_oss":
-            config[key] = header.holds(part)
-    if "use_qk_norm" in family.defaults:
+            config[key] = header.holds(part) or header.holds(part.replace("attn_q.", "attn_qkv."))
+    if "lm_head_bias" in family.defaults:
+        config["lm_head_bias"] = "output.bias" in header.shapes
+    if "use_qk_norm" in family.defaults and "use_qk_norm" not in config:
         config["use_qk_norm"] = header.holds("attn_q_norm.weight")
     stated = header.stated
     eps = stated.get("attention.layer_norm_rms_epsilon", stated.get("attention.layer_norm_epsilon"))
@@ -307,7 +330,7 @@ def _add_rope(config: dict[str, Any], header: Header) -> None:
     if "rope_parameters" in config:
         return
     rotated = header.number("rope.dimension_count", config["head_dim"])
-    if rotated != config["head_dim"]:
+    if rotated != config["head_dim"] or "partial_rotary_factor" in FAMILIES[config["model_type"]].defaults:
         config["partial_rotary_factor"] = rotated / config["head_dim"]
     kind = str(header.stated.get("rope.scaling.type", "none"))
     scaling: dict[str, Any] = {}
@@ -319,8 +342,9 @@ def _add_rope(config: dict[str, Any], header: Header) -> None:
     elif long := header.factors.get("rope_factors_long.weight"):
         short = header.factors.get("rope_factors_short.weight", long)
         scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-        if "rope.scaling.attn_factor" in header.stated:
-            scaling["attention_factor"] = header.number("rope.scaling.attn_factor")
+        for key, name in _LONG.items():
+            if key in header.stated:
+                scaling[name] = header.number(key)
     elif kind == "linear":
         scaling = {"rope_type": "linear", "factor": header.number("rope.scaling.factor")}
     elif kind == "yarn":
@@ -335,6 +359,10 @@ def _add_rope(config: dict[str, Any], header: Header) -> None:
         config["rope_scaling"] = scaling
 
 
+_LONG = {
+    "rope.scaling.attn_factor": "attention_factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+}
 _YARN = {
     "rope.scaling.original_context_length": "original_max_position_embeddings",
     "rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow",

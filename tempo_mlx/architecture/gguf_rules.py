@@ -182,8 +182,47 @@ def exaone4(header: Header) -> dict[str, Any]:
     window = header.number("attention.sliding_window", 0) or None
     if window is None:
         return {"sliding_window": None, "layer_types": [_FULL] * header.layers}
+    return {"sliding_window": window, **_stated_kinds(header)}
+
+
+def olmo3(header: Header) -> dict[str, Any]:
+    """YaRN is for the layers that do not slide."""
+    own = "rope.freq_base_swa" in header.stated
+    return {
+        **_stated_kinds(header),
+        **({"rope_local_base_freq": header.number("rope.freq_base_swa")} if own else {}),
+    }
+
+
+def _stated_kinds(header: Header) -> dict[str, Any]:
     told = "attention.sliding_window_pattern" in header.stated
-    return {"sliding_window": window, **({"layer_types": header.kinds()} if told else {})}
+    return {"layer_types": header.kinds()} if told else {}
+
+
+def llama4(header: Header) -> dict[str, Any]:
+    """llama.cpp has the chunk, the scale of queries without positions and which layers these are in its code, and the
+    norm of queries and keys in all but the model of 128 experts."""
+    window = header.number("attention.sliding_window", 8192)
+    if window != 8192:  # 0: a MobileLLM, all of whose layers rotate and see everything
+        raise ModelError(
+            f"The GGUF file sets llama4.attention.sliding_window = {window}, not the 8192 of Llama 4 Scout and "
+            "Maverick; take the model's safetensors, which tempo-mlx reads."
+        )
+    return {
+        "sliding_window": None,
+        "use_qk_norm": header.number("expert_count", 0) != 128, "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1,
+        "no_rope_layers": [int((index + 1) % 4 != 0) for index in range(header.layers)],
+    }  # fmt: skip
+
+
+def stablelm(header: Header) -> dict[str, Any]:
+    """As llama.cpp tells them: old files say of all that attention and MLP stand side by side."""
+    return {
+        "use_parallel_residual": not header.holds("ffn_norm.weight"),
+        "use_qkv_bias": header.holds("attn_q.bias"),
+        "qk_layernorm": header.holds("attn_q_norm.weight"),
+    }
 
 
 def latent(header: Header) -> dict[str, Any]:
@@ -225,17 +264,35 @@ def delta_net(header: Header) -> dict[str, Any]:
 
 
 def granite_hybrid(header: Header) -> dict[str, Any]:
+    return {**bamba(header), "num_local_experts": header.number("expert_count", 0)}
+
+
+def bamba(header: Header) -> dict[str, Any]:
     groups = header.each("attention.head_count_kv")
-    if header.number("rope.scaling.finetuned", False):
-        raise ModelError(
-            "The GGUF file is of a Bamba, whose attention rotates; take its safetensors, which tempo-mlx reads."
-        )
-    heads = header.number("ssm.time_step_rank")
     return {
         "layer_types": ["attention" if count else "mamba" for count in groups],
         "num_key_value_heads": max(groups, default=0),
-        "num_local_experts": header.number("expert_count", 0),
-        "mamba_d_head": header.number("ssm.inner_size") // max(heads, 1),
+        **_mamba(header),
+    }
+
+
+def falcon_h1(header: Header) -> dict[str, Any]:
+    """Its multipliers are in the weights; llama.cpp norms what the gate has multiplied."""
+    if "output.weight" not in header.shapes:
+        raise ModelError(
+            "The GGUF file has no output.weight, and its embeddings are multiplied by what the file does not say, so "
+            "they are no head; take the model's safetensors, which tempo-mlx reads."
+        )
+    return {
+        **_mamba(header),
+        "mamba_rms_norm": header.holds("ssm_norm.weight"),
+        "mamba_norm_before_gate": False,
+    }
+
+
+def _mamba(header: Header) -> dict[str, Any]:
+    return {
+        "mamba_d_head": header.number("ssm.inner_size") // max(header.number("ssm.time_step_rank"), 1),
         "mamba_conv_bias": header.holds("ssm_conv1d.bias"),
         "mamba_proj_bias": header.holds("ssm_in.bias"),
     }

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Architecture, DeltaNet, Layer, Mamba2
 from tempo_mlx.architecture.gguf import Row
+from tempo_mlx.errors import ModelError
 
 # llama.cpp's names (gguf-py, tensor_mapping.py) of the parts of a layer. The norms around attention and MLP
 # depend on where the architecture puts them, and what is recurrent on its kind.
@@ -49,6 +51,7 @@ _NORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "pre": {"ffn_norm": "post_attention_layernorm"},
         "parallel": {},
+        "parallel2": {"ffn_norm": "post_attention_layernorm"},
         "post": {
             "post_attention_norm": "post_attention_layernorm",
             "post_ffw_norm": "post_feedforward_layernorm",
@@ -74,7 +77,7 @@ _WHOLE = {
     "self_attn.sinks.weight": "self_attn.sinks", "router.correction.bias": "router.correction",
     "layer_output_scale.weight": "layer_scalar", "altup_correct_scale.weight": "altup.correct_output_scale",
     "experts.down_proj.scale": "router.per_expert_scale", "linear_attn.dt.bias": "linear_attn.dt_bias",
-    "mamba.dt.bias": "mamba.dt_bias",
+    "mamba.dt.bias": "mamba.dt_bias", "post_attention_layernorm": "post_attention_layernorm.weight",
 }  # fmt: skip
 
 
@@ -95,6 +98,30 @@ def guesses_ahead(name: str, a: Architecture, block_count: int) -> bool:
     """Whether the tensor is of the layers behind the last that guess the token after the next."""
     match = _LAYER.fullmatch(name)
     return match is not None and len(a.layers) <= int(match[1]) < block_count
+
+
+def learned_activations(metadata: Mapping[str, Any], a: Architecture) -> dict[str, NDArray[np.float32]]:
+    """What Apertus' activation learned, which llama.cpp keeps in the metadata, a number for each layer.
+
+    Raises: ModelError for an activation of other constants, or without a number for each layer.
+    """
+    if all(layer.mlp is None or layer.mlp.hidden_act != "xielu" for layer in a.layers):
+        return {}
+    each = {key: np.asarray(metadata.get(f"xielu.{key}", ()), np.float32).reshape(-1) for key in _XIELU}
+    for key, constant in _XIELU.items():
+        if each[key].size != len(a.layers) or (constant and np.any(abs(each[key] - constant) > 1e-5)):
+            raise ModelError(
+                f"The GGUF file has xielu.{key} = {each[key].tolist()[:4]}; {constant or 'a number'} is needed for "
+                f"each of {len(a.layers)} layers."
+            )
+    return {
+        f"model.layers.{index}.mlp.act_fn.{key}": each[key][index : index + 1]
+        for index in range(len(a.layers))
+        for key in ("alpha_p", "alpha_n")
+    }
+
+
+_XIELU = {"alpha_p": None, "alpha_n": None, "beta": 0.5, "eps": -1e-6}
 
 
 def place_of(name: str, shape: tuple[int, ...], a: Architecture, row: Row) -> Place | None:
@@ -134,7 +161,9 @@ def _changed(before: str, own: str, shape: tuple[int, ...], layer: Layer, a: Arc
         return Place(name, rows=_halves(shape[0], heads))
     if own.startswith("linear_attn.") and isinstance(layer.recurrent, DeltaNet):
         return _delta_place(name, own, shape, layer.recurrent, row.tiled)
-    if own in ("mamba.A_log", "mamba.D", "mamba.norm.weight"):
+    if own.startswith("self_attn.qkv_proj.") and a.family == "gpt_neox" and layer.attention is not None:
+        return Place(name, rows=_by_head(shape[0], layer.attention.num_attention_heads))
+    if own in ("mamba.A_log", "mamba.D", "mamba.norm.weight", "router.correction"):
         return Place(name, shape=(int(np.prod(shape)),), logarithm=own == "mamba.A_log")
     if own in ("conv.conv.weight", "mamba.conv1d.weight"):
         return Place(name, shape=_one_channel(shape))
@@ -148,6 +177,13 @@ def _halves(rows: int, heads: int) -> NDArray[np.intp] | None:
     if rows % (2 * heads):
         return None
     return np.asarray(np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1))
+
+
+def _by_head(rows: int, heads: int) -> NDArray[np.intp] | None:
+    """All queries, keys and values in turn, as Hugging Face has them: those of each head together."""
+    if rows % (3 * heads):
+        return None
+    return np.asarray(np.arange(rows).reshape(3, heads, -1).swapaxes(0, 1).reshape(-1))
 
 
 def _one_channel(shape: tuple[int, ...]) -> tuple[int, ...]:

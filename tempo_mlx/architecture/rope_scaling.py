@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ def build_rope(
     if kind == "yarn":
         return _yarn(base, rotated, original, max_position_embeddings, parameters, get)
     if kind == "longrope":
-        return _longrope(base, rotated, original, max_position_embeddings, parameters, get)
+        rope = _longrope(base, rotated, original, max_position_embeddings, parameters, get)
+        return _own_scale(rope, get) if family == "phimoe" else rope
     return Rope(_floats(plain))
 
 
@@ -186,6 +188,12 @@ def _yarn(
     powers = _powers(base, rotated)
     scaled = np.float32(1) / (np.float32(factor) * powers)
     return Rope(_floats(scaled * (1 - keep) + np.float32(1) / powers * keep), attention)
+
+
+def _own_scale(rope: Rope, get: _Get) -> Rope:
+    """Phi-3.5-MoE states what cos and sin are multiplied by, on either side of the original context."""
+    short = get("short_mscale", rope.attention_factor)
+    return replace(rope, attention_factor=short, long_attention_factor=get("long_mscale", short))
 
 
 def _longrope(

@@ -9,7 +9,7 @@ import numpy as np
 
 from tempo_mlx.architecture import gguf, names
 from tempo_mlx.architecture.families import architecture_from_config
-from tempo_mlx.architecture.gguf_tensors import Place, guesses_ahead, place_of
+from tempo_mlx.architecture.gguf_tensors import Place, guesses_ahead, learned_activations, place_of
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_gguf
 from tempo_mlx.weights.contents import Contents
@@ -33,7 +33,8 @@ def read_gguf_model(path: Path) -> Contents:
     architecture = architecture_from_config(config)
     _, row = gguf.row_of(file.metadata)
     block_count = file.metadata.get(f"{file.metadata['general.architecture']}.block_count", 0)
-    tensors: dict[str, Tensor] = {}
+    learned = learned_activations(file.metadata, architecture)
+    tensors: dict[str, Tensor] = {name: DenseTensor(numbers) for name, numbers in learned.items()}
     for stored, tensor in file.tensors.items():
         if names.IGNORED.fullmatch(stored) or guesses_ahead(stored, architecture, block_count):
             continue
