@@ -1,7 +1,8 @@
 /** Takes the README's pictures of the web page: `make screenshots`. The real server, the real model. */
 
-import { mkdirSync } from 'node:fs'
-import { launch, openPage, closePage, ROOT } from '../tests/web/browser.mjs'
+import { mkdirSync, readFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import { launch, openPage, closePage, ROOT, WEB } from '../tests/web/browser.mjs'
 import { startServer } from '../tests/web/server.mjs'
 
 const FOLDER = process.argv[2] ?? `${ROOT}docs/images`
@@ -12,6 +13,13 @@ const STORY = {
   pruning_signal: 'posterior',
   seed: 42,
 }
+
+/** A page of somebody else's. */
+const BLOG = `<!doctype html><html lang="en"><meta charset="utf-8"><title>A story</title>
+<style>body { max-width: 760px; margin: 24px auto; font: 18px/1.6 Georgia, serif } tempo-run { margin: 20px 0 }</style>
+<script src="tempo-run.js" defer></script><h1>What it nearly said</h1>
+<p>A language model holds several texts at once. Press a marked word to see what else stood there.</p>
+<tempo-run src="story.json"></tempo-run>`
 
 const server = await startServer('--model-alias', 'smollm2-135m')
 const browser = await launch()
@@ -60,6 +68,30 @@ const branches = await open(
 )
 await generate(branches)
 await shoot(branches, 'web-branches')
+
+const asked = await open(
+  { prompt: 'What is the capital of Australia?', decoder: 'enumerate', chat: true, threshold: 0.001, leaves: 8, coverage: 0.95, max_tokens: 24 },
+  { viewport: { width: 1440, height: 760 } },
+) // prettier-ignore
+await asked.getByRole('button', { name: 'Ask', exact: true }).click()
+await asked.locator('button.primary:enabled', { hasText: 'Ask' }).waitFor()
+await asked.locator('.answers summary').first().click()
+await shoot(asked, 'web-answers')
+
+const blog = createServer((request, response) => {
+  const file = { '/tempo-run.js': 'dist/tempo-run.js', '/story.json': 'public/example.json' }[request.url]
+  response.end(file ? readFileSync(`${WEB}${file}`) : BLOG)
+})
+await new Promise((resolve) => blog.listen(0, '127.0.0.1', resolve))
+const embedded = await openPage(browser, `http://127.0.0.1:${blog.address().port}/`, {
+  viewport: { width: 900, height: 760 },
+  deviceScaleFactor: 1.25,
+})
+await embedded.locator('.fork').nth(9).click()
+await embedded.waitForTimeout(400)
+await embedded.screenshot({ path: `${FOLDER}/web-embed.png` })
+await closePage(embedded)
+blog.close()
 
 const phone = await openPage(browser, server.url, { viewport: { width: 380, height: 780 }, deviceScaleFactor: 2 })
 await phone.locator('.fork').first().waitFor()

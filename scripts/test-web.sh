@@ -1,6 +1,7 @@
 #!/bin/sh
 # The web page's tests: formatting, types, lint, state logic, the build, and the page in Chromium against the real server.
-# Needs Node.js and Chromium; on Debian it installs Chromium itself when it may. PYTHON: an environment with [server].
+# Needs Node.js and Chromium; on Debian it installs Chromium itself when it may. PYTHON: an environment with [server];
+# TEMPO_WEB_CODE_MODEL: weights of a model that writes code, for the one test that needs it.
 set -eu
 cd "$(dirname "$0")/.."
 
