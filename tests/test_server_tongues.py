@@ -94,6 +94,12 @@ def test_a_tool_of_anthropics(streams: bool, anthropic: Any) -> None:
     assert anthropic.messages.create(**body).usage.input_tokens > answer.usage.input_tokens
 
 
+def test_a_format_of_anthropics(anthropic: Any) -> None:
+    form = {"format": {"type": "json_schema", "schema": CITY}}
+    answer = anthropic.messages.create(**{**ASK, "max_tokens": 60}, messages=[USER], output_config=form)
+    assert json.loads(answer.content[0].text)["city"] in ("Oslo", "Bonn")
+
+
 def test_errors_reach_anthropics_client(anthropic: Any) -> None:
     package = pytest.importorskip("anthropic")
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
@@ -140,6 +146,29 @@ def test_formats_and_tools_of_ollamas(ollama: Any) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
     used = [ollama.chat(model=MODEL, messages=[USER], tools=tools, options=OPTIONS) for tools in ([tool], [])]
     assert used[0].prompt_eval_count > used[1].prompt_eval_count
+    call = {
+        "name": {"const": "weather"},
+        "arguments": CITY,
+    }  # it has no tool_choice; so the text is made a call
+    form = {"type": "object", "properties": call, "required": list(call), "additionalProperties": False}
+    answer = ollama.chat(model=MODEL, messages=[USER], tools=[tool], format=form, options=long)
+    (called,) = answer.message.tool_calls
+    assert (called.function.name, called.function.arguments["city"] in ("Oslo", "Bonn")) == ("weather", True)
+
+
+def test_log_probabilities_of_ollamas(ollama: Any, server: Served) -> None:
+    ask = {"model": MODEL, "options": OPTIONS, "logprobs": True, "top_logprobs": 3}
+    expected = said(server, [USER], logprobs=True, top_logprobs=3)["choices"][0]["logprobs"]["content"]
+    lines = ollama.chat(**ask, messages=[USER], stream=True)
+    streamed = [each for line in lines for each in line.logprobs or ()]
+    raw = ollama.generate(**ask, prompt="Hello", raw=True).logprobs
+    for told in (ollama.chat(**ask, messages=[USER]).logprobs, streamed):
+        assert [each.token for each in told] == [each["token"] for each in expected]
+        assert [each.logprob for each in told] == pytest.approx(
+            [each["logprob"] for each in expected], abs=1e-5
+        )
+        assert all(len(each.top_logprobs) == 3 for each in told)
+    assert len(raw) == 8
 
 
 def test_what_ollamas_clients_ask_about_the_model(ollama: Any, server: Served) -> None:

@@ -61,6 +61,15 @@ class Thinking(Sent):
     type: str = Field("enabled", max_length=100)
 
 
+class OutputFormat(Sent):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Sent):
+    format: OutputFormat | None = None
+
+
 class MessagesBody(Sent):
     model: str | None = Field(
         None, max_length=500, description="The model's name, as GET /v1/models gives it."
@@ -77,6 +86,9 @@ class MessagesBody(Sent):
     stream: bool = Field(False, description="Send server-sent events while the text grows.")
     tools: Annotated[list[Tool], Field(max_length=1000)] = Field([], description="For the chat template.")
     tool_choice: ToolChoice | None = Field(None, description="auto, any, none, or a tool by its name.")
+    output_config: OutputConfig | None = Field(
+        None, description="A format of type json_schema: the text is such JSON."
+    )
     thinking: Thinking | None = Field(None, description="enabled: reason first, where the model can.")
 
     def in_openais_words(self) -> dict[str, Any]:
@@ -84,6 +96,7 @@ class MessagesBody(Sent):
         system = [{"role": "system", "content": text_of(self.system)}] if self.system else []
         choice = self.tool_choice
         thinks = self.thinking is not None and self.thinking.type != "disabled"
+        form = None if self.output_config is None else self.output_config.format
         return {
             "model": self.model,
             "messages": [*system, *(message for turn in self.messages for message in messages_of(turn))],
@@ -92,6 +105,7 @@ class MessagesBody(Sent):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "json_schema": None if form is None else form.schema_,
             "tools": [
                 {
                     "type": "function",

@@ -19,6 +19,7 @@ from tempo_mlx._version import __version__
 from tempo_mlx.server.context import ERRORS, JSON, Context, answers, context
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.openai import chat_logprobs
 from tempo_mlx.server.openai_bodies import ChatBody, CompletionBody, Sent, Text, refused
 from tempo_mlx.server.protocol import Event
 from tempo_mlx.server.streaming import EventStream, last
@@ -92,6 +93,8 @@ class Common(Sent):
     stream: bool = Field(True, description="Send a line for every piece of text.")
     options: Options | None = Field(None, description="Settings of the run, under Ollama's names.")
     format: Union[str, dict[str, Any]] = Field("", description="json, or a JSON schema.")  # noqa: UP007
+    logprobs: bool = Field(False, description="Report the log-probability of each token.")
+    top_logprobs: int = Field(0, ge=0, le=20, description="And so many alternatives; needs logprobs.")
     keep_alive: Seconds | None = Field(
         None,
         description="How long the model stays loaded after this: seconds, or a text such as 5m; -1: always.",
@@ -112,10 +115,12 @@ class Common(Sent):
             raise refused("format is a text other than json; give json, or a JSON schema.", "format")
         return words
 
-    def thoughts(self) -> dict[str, Any]:
-        """Variables of the chat template."""
-        kwargs = {"chat_template_kwargs": {"enable_thinking": True}} if self.think else {}
-        return {**kwargs, "reasoning_effort": self.think} if isinstance(self.think, str) else kwargs
+    def of_chat(self) -> dict[str, Any]:
+        """What else a conversation asks for: variables of its template, log-probabilities."""
+        words: dict[str, Any] = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+        if self.think:
+            words["chat_template_kwargs"] = {"enable_thinking": True}
+        return {**words, "reasoning_effort": self.think} if isinstance(self.think, str) else words
 
 
 class OllamaChat(Common):
@@ -154,7 +159,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
         engine = context(request).models.named(plain_name(body.model))
         message = {"role": "assistant", "content": ""}
         return JSONResponse({**head(engine), "message": message, **await loaded(engine, body.keep_alive)})
-    words = {**body.shared(), **body.thoughts(), "tools": body.tools}
+    words = {**body.shared(), **body.of_chat(), "tools": body.tools}
     words["messages"] = [message.in_openais_words() for message in body.messages]
     found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
     return await answer(Lines(found, ticket, chat=True), body)
@@ -165,14 +170,16 @@ async def generate(body: OllamaGenerate, request: Request) -> Response:
     engine = context(request).models.named(plain_name(body.model))
     if not body.prompt:
         return JSONResponse({**head(engine), "response": "", **await loaded(engine, body.keep_alive)})
-    words = {**body.shared(), **({} if body.raw or body.suffix else body.thoughts())}
+    words = body.shared()
     if body.raw or body.suffix or not (await engine.awake()).has_chat_template:
         completion = as_body(CompletionBody, {**words, "prompt": body.prompt}, body.unknown(), request)
-        found = asked(request, completion, completion.max_tokens, None)
+        found = asked(
+            request, completion, completion.max_tokens, body.top_logprobs if body.logprobs else None
+        )
         ticket = found.ticket({"prompt": body.prompt, "suffix": body.suffix})
     else:
         system = [{"role": "system", "content": body.system}] if body.system else []
-        words["messages"] = [*system, {"role": "user", "content": body.prompt}]
+        words |= {**body.of_chat(), "messages": [*system, {"role": "user", "content": body.prompt}]}
         found, ticket = chat_ticket(request, as_body(ChatBody, words, body.unknown(), request))
     return await answer(Lines(found, ticket, chat=False), body)
 
@@ -278,24 +285,28 @@ class Lines(EventStream):
 
     def written(self, event: Event) -> Iterable[bytes]:
         data = json.loads(event.data)
-        if event.name == "delta" and (data["text"] or data["reasoning"]):
+        if event.name == "delta" and (data["text"] or data["reasoning"] or data["tokens"]):
             yield line({**self.piece(data), "done": False})
         elif event.name == "end":
             rest = data["rest"] or data["choices"][0]
-            if rest["text"] or rest["reasoning"] or rest["calls"]:
+            if rest["text"] or rest["reasoning"] or rest["calls"] or rest["tokens"]:
                 yield line({**self.piece(rest), "done": False})
-            yield line({**self.piece({"text": "", "reasoning": None}), **self.ending(data)})
+            yield line({**self.piece({"text": "", "reasoning": None, "tokens": []}), **self.ending(data)})
 
     def piece(self, said: dict[str, Any]) -> dict[str, Any]:
-        """Text, reasoning and calls in Ollama's places."""
+        """Text, reasoning, calls and log-probabilities in Ollama's places."""
         thinking = {"thinking": said["reasoning"]} if said["reasoning"] else {}
+        whole = {
+            **head(self.engine),
+            **({"logprobs": chat_logprobs(tokens)} if (tokens := said["tokens"]) else {}),
+        }
         if not self.chat:
-            return {**head(self.engine), "response": said["text"], **thinking}
+            return {**whole, "response": said["text"], **thinking}
         message = {"role": "assistant", "content": said["text"], **thinking}
         if calls := said.get("calls"):
             functions = [{"name": call["name"], "arguments": arguments_of(call)} for call in calls]
             message["tool_calls"] = [{"function": function} for function in functions]
-        return {**head(self.engine), "message": message}
+        return {**whole, "message": message}
 
     def ending(self, data: dict[str, Any]) -> dict[str, Any]:
         reason = data["choices"][0]["finish_reason"]

@@ -74,8 +74,7 @@ class Shape:
 
     def logprobs(self, tokens: list[Any], offset: int) -> dict[str, Any]:
         if self.chat:
-            return {"content": [{**_scored(t["bytes"], t["logprob"]), "top_logprobs": [_scored(*o) for o in t["top"]]}
-                                for t in tokens], "refusal": None}  # fmt: skip
+            return {"content": chat_logprobs(tokens), "refusal": None}
         offsets = []
         for token in tokens:
             before, own = token["said"]
@@ -95,6 +94,16 @@ def beside(choice: dict[str, Any]) -> dict[str, Any]:
     """What OpenAI's choices do not have."""
     found = {name: choice[name] for name in ("phrases", "run") if name in choice}
     return {"tempo": found} if found else {}
+
+
+def chat_logprobs(tokens: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            **_scored(token["bytes"], token["logprob"]),
+            "top_logprobs": [_scored(*other) for other in token["top"]],
+        }
+        for token in tokens
+    ]
 
 
 def called(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
