@@ -62,6 +62,26 @@ await fork.waitForTimeout(400)
 await fork.screenshot({ path: `${FOLDER}/web-fork.png` })
 await closePage(fork)
 
+const talk = await openPage(browser, `${server.url}/#conversation`, {
+  deviceScaleFactor: 1.25,
+  viewport: { width: 1440, height: 900 },
+})
+const answered = () => talk.locator('.talk form .primary', { hasText: 'Send' }).waitFor()
+await talk.getByLabel('max tokens', { exact: true }).fill('60')
+await talk.getByRole('button', { name: 'Tell me a short story about a fox.' }).click()
+await talk.locator('.fork').nth(3).waitFor()
+await answered()
+await talk.locator('.fork').nth(1).click()
+await talk.locator('.fork-card .main').nth(1).click()
+await talk.getByText('2/2', { exact: true }).waitFor()
+await answered()
+await talk.getByLabel('Message', { exact: true }).fill('What was its name?')
+await talk.keyboard.press('Enter')
+await talk.getByRole('article', { name: 'Answer' }).nth(1).waitFor()
+await answered()
+await talk.getByRole('button', { name: 'Lattice', exact: true }).last().click()
+await shoot(talk, 'web-conversation')
+
 const branches = await open(
   { ...STORY, pruning_signal: '', preset: 'branches', branches: 4 },
   { viewport: { width: 1440, height: 900 } },

@@ -14,6 +14,7 @@ from tempo_mlx.decode.constraint import check_grammar
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
+from tempo_mlx.sessions.conversation import ANSWER_TOKENS
 from tempo_mlx.settings import Setting, by_audience, settings_of
 
 MODEL = "As GET /v1/models names it; the first of those served, unless given."
@@ -220,6 +221,7 @@ def settings_table() -> dict[str, Any]:
         "shortcuts": {name: asdict(switch) for name, switch in SWITCHES.items()},
         "ask": dict(ASKED),
         "decoders": list(USES),
+        "answer_tokens": ANSWER_TOKENS,
         "groups": list(dict.fromkeys(setting.row.group for setting in shown)),
         "settings": [describe(setting) for setting in shown],
     }

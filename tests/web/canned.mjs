@@ -37,9 +37,11 @@ export async function serveCanned(run, pause) {
       return json(response, {
         status: 'ok',
         model: 'canned',
+        models: {},
         running: 0,
         waiting: 0,
       })
+    if (path === '/v1/models') return json(response, { data: [] })
     if (path === '/generate/stream') return stream(response, run, pause).then(ended)
     try {
       const body = readFileSync(`${WEB}dist${path}`)

@@ -23,9 +23,22 @@ export class ApiError extends Error {
 export interface Health {
   status: 'ok' | 'loading' | 'dead' | 'stalled' | 'shutting_down'
   model: string
+  /** the state of each */
+  models: Record<string, string>
   version: string
   running: number
   waiting: number
+}
+
+/** A model that the server has, as `GET /v1/models` lists it. What is not known before it is loaded is null. */
+export interface Model {
+  id: string
+  tempo: {
+    state: string
+    family: string | null
+    context_length: number | null
+    memory_bytes: number | null
+  }
 }
 
 export interface Session {
@@ -111,13 +124,27 @@ export function requestId(): string {
   return crypto.getRandomValues(new Uint32Array(4)).reduce((id, n) => id + n.toString(16).padStart(8, '0'), 'web-')
 }
 
-export const getSettings = (): Promise<SettingsTable> => call('GET', 'settings')
+export const getSettings = (model?: string): Promise<SettingsTable> =>
+  call('GET', model === undefined ? 'settings' : `settings?model=${encodeURIComponent(model)}`)
+export const getModels = (): Promise<{ data: Model[] }> => call('GET', 'v1/models')
 export const cancelRequest = (id: string): Promise<unknown> => call('DELETE', `requests/${id}`)
 export const createSession = (body: object, id: string, signal: AbortSignal): Promise<Session> =>
   call('POST', 'sessions', body, id, signal)
 export const getStep = (session: string, step: number): Promise<StepDetail> =>
   call('GET', `sessions/${session}/steps/${step}`)
-export const getSession = (session: string): Promise<Session> => call('GET', `sessions/${session}`)
+const getSession = (session: string): Promise<Session> => call('GET', `sessions/${session}`)
+/** As it is, if it is there. It is busy until the server sees that the page that used it is gone, or while one does. */
+export async function findSession(session: string): Promise<Session | 'busy' | null> {
+  for (let tries = 0; tries < 20; tries++) {
+    try {
+      return await getSession(session)
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 409) return null
+      await new Promise((resolve) => setTimeout(resolve, 250))
+    }
+  }
+  return 'busy'
+}
 export const deleteSession = (session: string): Promise<unknown> => call('DELETE', `sessions/${session}`)
 export const getExample = (): Promise<{ run: Run; phrases: Phrase[] }> => call('GET', 'example.json')
 export const readPhrases = (run: Run): Promise<{ phrases: Phrase[] }> => call('POST', 'phrases', { run })

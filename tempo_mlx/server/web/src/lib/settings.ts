@@ -31,6 +31,8 @@ export interface SettingsTable {
   context_length: number | null
   /** does the model have a chat template; null while it is being loaded */
   chat: boolean | null
+  /** length of a conversation's answers, unless another is chosen */
+  answer_tokens: number
   presets: Record<string, Values>
   /** what a question is asked with, unless it is given */
   ask: Values
@@ -284,6 +286,11 @@ export function chooseRecipe(table: SettingsTable, chosen: Chosen, recipe: Recip
   for (const values of Object.values(table.presets)) Object.keys(values).forEach((name) => decided.add(name))
   const kept = Object.entries(chosen).filter(([name]) => !decided.has(name))
   return { ...Object.fromEntries(kept), ...recipe.brings, ...recipe.chosen }
+}
+
+/** The choices as they are for the answers of a conversation, which are as long as they need to be. */
+export function forAnswers({ answer_tokens }: SettingsTable, { system: _, ...chosen }: Chosen): Chosen {
+  return { max_tokens: String(answer_tokens), ...chosen, chat: 'true' }
 }
 
 /** The choices that ask for a run's settings again, whatever version wrote them. */

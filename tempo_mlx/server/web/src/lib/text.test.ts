@@ -3,7 +3,7 @@ import { shorten } from '../lattice/canvas'
 import { capital, run, step, token } from '../testing/runs'
 import { Lattice } from './lattice'
 import type { Run } from './run'
-import { alternatives, label, printed, readable, segment, visible, visibleLines } from './text'
+import { briefly, alternatives, label, printed, readable, segment, visible, visibleLines } from './text'
 
 const segments = (r: Run) => {
   const lattice = Lattice.of(r)
@@ -55,4 +55,9 @@ describe('what cannot be seen', () => {
     expect(measured).toBeLessThan(20)
     expect(shorten('short', 10, width)).toBe('short')
   })
+})
+
+it('a name is the first words', () => {
+  expect(briefly('  What \n is it? ')).toBe('What is it?')
+  expect(briefly('x'.repeat(50))).toHaveLength(40)
 })

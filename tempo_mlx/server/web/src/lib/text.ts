@@ -124,3 +124,9 @@ export function label(member: Member): string {
   const text = visible(member.token.text)
   return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text || '▯'
 }
+
+/** The first words of a text. */
+export function briefly(text: string, longest = 40): string {
+  const words = text.trim().replace(/\s+/g, ' ')
+  return words.length > longest ? `${words.slice(0, longest - 1)}…` : words
+}

@@ -3,10 +3,20 @@
 import * as api from '../lib/api'
 import { ApiError, type Session, type StepDetail } from '../lib/api'
 import type { Alternative, Phrase, Run, Values } from '../lib/run'
-import { choicesOf, fill, readLink, writeLink, type Chosen, type Form, type SettingsTable } from '../lib/settings'
+import {
+  choicesOf,
+  fill,
+  forAnswers,
+  readLink,
+  writeLink,
+  type Chosen,
+  type Form,
+  type SettingsTable,
+} from '../lib/settings'
 import { parseShown } from '../lib/shown'
 import * as shelf from '../lib/shelf'
 import type { Title } from '../lib/shelf'
+import { Talks } from './talks.svelte'
 import { nameOf, RunView } from './view.svelte'
 
 export type Activity =
@@ -27,19 +37,25 @@ export const FIRST_PROMPT = 'The capital of France is'
 const KEPT_RUNS = 12
 /** what the tab shows, kept for as long as the tab is */
 const SHOWN = 'tempo-mlx.shown'
+const MODEL = 'tempo-mlx.model'
 interface Shown {
   id: string
   name: string
   session: string | null
 }
+/** the address of a conversation, or of a new one */
+const CONVERSATION = /^#conversation(?:=([\w-]+))?$/
+export type Place = 'text' | 'talk'
+type Job = (id: string, signal: AbortSignal) => Promise<void>
 /** steps that a text goes on for, at least, when another word is taken in it */
 const GO_ON = 20
 
 export class App {
   table: SettingsTable | null = $state.raw(null)
+  models: api.Model[] = $state.raw([])
   health: api.Health | 'unreachable' | null = $state.raw(null)
   prompt = $state(FIRST_PROMPT)
-  chosen: Chosen = $state.raw({})
+  private choices: Record<Place, Chosen> = $state.raw({ text: {}, talk: {} })
   /** what the server refused, by setting; forgotten when the setting changes */
   refused: Record<string, string> = $state.raw({})
   notice: string | null = $state(null)
@@ -51,12 +67,31 @@ export class App {
   example: RunView | null = $state.raw(null)
   /** the run shown beside the current one */
   other: RunView | null = $state.raw(null)
+  /** what the page is for at the moment: one text, or a conversation */
+  place: Place = $state('text')
+  readonly talks = new Talks(this)
   private request: { id: string; abort: AbortController } | null = null
   private link = ''
   /** the server did not answer when it was last asked how it is */
   private missed = false
 
-  readonly form: Form | null = $derived(this.table && fill(this.table, this.chosen))
+  /** what the reader chose, for texts and for conversations apart */
+  get chosen(): Chosen {
+    return this.choices[this.place]
+  }
+
+  set chosen(chosen: Chosen) {
+    this.choices = { ...this.choices, [this.place]: chosen }
+  }
+
+  /** what a request says of the model, where there are several */
+  get which(): { model?: string } {
+    return this.models.length > 1 && this.table ? { model: this.table.model } : {}
+  }
+
+  readonly form: Form | null = $derived(
+    this.table && fill(this.table, this.place === 'talk' ? forAnswers(this.table, this.chosen) : this.chosen),
+  )
   readonly errors: Record<string, string> = $derived({ ...this.refused, ...this.form?.errors })
   readonly busy: boolean = $derived(this.activity.kind !== 'idle')
   /** is what the form asks for a question, with answers for a result? */
@@ -70,31 +105,55 @@ export class App {
     const busy = health !== null && health !== 'unreachable' && health.waiting > 0
     return busy ? 'Waiting for other requests' : 'Reading the prompt'
   })
-  /** why the run can only be looked at, in a sentence; null where the server can open it as a session */
-  readonly fixed: string | null = $derived.by(() => {
-    const { table, view } = this
-    if (!table || !view) return null
+  /** why the run can only be looked at, in a sentence; null where the server can open it as a session, '' without one */
+  readonly fixed: string | null = $derived(this.view && this.whyFixed(this.view))
+  readonly interactive: boolean = $derived(!!this.view && this.fixed === null)
+
+  whyFixed(view: RunView): string | null {
+    const { table } = this
+    if (!table) return ''
     const needed = 'Branching, pinning and removing'
     const decoders = table.session_decoders
     if (decoders.length === 0) return `${needed} need sessions, which this server does not keep.`
     if (!decoders.includes(view.run.decoder)) return `${needed} need a run with decoder ${decoders.join(' or ')}.`
     if (view.run.config.early_exit === true) return `${needed} need every layer, so a run without early exit.`
     return null
-  })
-  readonly interactive: boolean = $derived(!!this.table && !!this.view && this.fixed === null)
+  }
 
-  // --- settings and links ---
+  // --- models, settings and links ---
+
+  async listModels(): Promise<void> {
+    this.models = (await api.getModels()).data
+  }
+
+  /** Ask this one from here on, if the server has it. It is loaded when it is asked. */
+  async chooseModel(id: string | null): Promise<void> {
+    if (id === this.table?.model || this.models.every((model) => model.id !== id)) return
+    this.table = await api.getSettings(id!)
+    sessionStorage.setItem(MODEL, id!)
+  }
 
   async start(): Promise<void> {
     try {
       this.table = await api.getSettings()
       this.problem = null
-      this.readAddress()
-      await this.restore()
-      if (location.hash.length < 2 && !this.view) await this.showExample()
+      await this.listModels()
+      await this.chooseModel(sessionStorage.getItem(MODEL))
+      await this.arrive()
     } catch (error) {
       this.fail(error, () => void this.start())
     }
+  }
+
+  /** Show what the address says, or else what this tab showed last, or else the example. */
+  async arrive(): Promise<void> {
+    await this.readAddress()
+    if (this.place === 'text') await this.beginWith(location.hash.length < 2)
+  }
+
+  private async beginWith(example: boolean): Promise<void> {
+    await this.restore()
+    if (example && !this.view && this.table) await this.showExample()
   }
 
   /** What this tab showed before it was loaded again: the session as it is on the server, or the run as it was kept. */
@@ -103,7 +162,8 @@ export class App {
     if (!id || !name || this.view || this.busy) return
     const view = new RunView(name)
     view.id = id
-    const state = session ? await found(session) : null
+    const found = session ? await api.findSession(session) : null
+    const state = found === 'busy' ? null : found
     const kept = state ? null : await shelf.take(id).catch(() => undefined)
     if (state) view.setSession(state)
     else if (kept) {
@@ -152,8 +212,12 @@ export class App {
   }
 
   /** Take prompt and settings from the address, unless it is what this page wrote there. */
-  readAddress(): void {
-    if (!this.table || location.hash === this.link || location.hash.length < 2) return
+  private async readAddress(): Promise<void> {
+    if (!this.table || location.hash === this.link) return
+    const talk = CONVERSATION.exec(location.hash)
+    this.place = talk ? 'talk' : 'text'
+    if (talk) return this.talks.show(talk[1] ?? null)
+    if (location.hash.length < 2) return
     const { prompt, chosen, unknown } = readLink(this.table, location.hash)
     this.prompt = prompt
     this.chosen = chosen
@@ -162,10 +226,33 @@ export class App {
       unknown.length > 0 ? `The link holds settings that this server does not know: ${unknown.join(', ')}.` : null
   }
 
-  writeAddress(): void {
+  /** `visit`: to where the way back leads from here. */
+  writeAddress(visit = false): void {
     if (!this.table) return
-    this.link = writeLink(this.table, this.prompt, this.chosen)
-    history.replaceState(null, '', this.link)
+    const { open } = this.talks
+    if (this.place === 'text') this.link = writeLink(this.table, this.prompt, this.chosen)
+    else this.link = open ? `#conversation=${open.id}` : '#conversation'
+    if (this.link === location.hash) return
+    if (visit) history.pushState(null, '', this.link)
+    else history.replaceState(null, '', this.link)
+  }
+
+  /** Go to the text, or to the conversation, as it was left. */
+  async goTo(place: Place): Promise<void> {
+    this.place = place
+    this.writeAddress(true)
+    if (place === 'talk') await this.talks.show(this.talks.open?.id ?? null)
+    else await this.beginWith(true)
+  }
+
+  /** An answer as a text by itself, to work on; in the conversation it stays as it is. */
+  async openAlone(view: RunView): Promise<void> {
+    const { run, phrases } = structuredClone(view.soFar())
+    const copy = RunView.of({ run, phrases, answers: null }, view.name)
+    copy.selected = view.selected
+    await this.goTo('text')
+    this.show(copy)
+    void this.keep(copy)
   }
 
   choose(name: string, text: string | undefined): void {
@@ -204,7 +291,7 @@ export class App {
     if (this.view === view) this.view = this.views.at(-1) ?? null
   }
 
-  private letGo(view: RunView): void {
+  letGo(view: RunView): void {
     if (view.session) void api.deleteSession(view.session.id).catch(() => undefined) // it would expire anyway
   }
 
@@ -240,26 +327,42 @@ export class App {
       return
     }
     this.writeAddress()
-    const body = { prompt: this.prompt, ...form.explicit }
+    const body = { prompt: this.prompt, ...form.explicit, ...this.which }
     const view = new RunView(nameOf({ prompt: { text: this.prompt } }))
     const retry = () => void this.generate()
-    await this.work(view, retry, async (id, signal) => {
-      // A session has no end, so it reads no paths off (the finished run can still be opened as one), and it goes
-      // through the whole model.
-      if (this.asking) {
-        await this.watchAnswers(view, api.stream('ask/stream', this.question(), id, signal))
-        return
-      }
-      const plain = Number(form.values.paths ?? 0) > 0 || form.values.early_exit === true
-      if (plain || !table.session_decoders.includes(String(form.values.decoder))) {
-        await this.watch(view, api.stream('generate/stream', body, id, signal))
-        return
-      }
-      view.setSession(await api.createSession({ ...body, steps: 0 }, id, signal))
-      this.show(view)
-      const steps = Number(form.values.max_tokens)
-      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
-    })
+    await this.work(view, retry, (id, signal) =>
+      this.asking
+        ? this.watchAnswers(view, api.stream('ask/stream', this.question(), id, signal))
+        : this.decode(view, body, form, id, signal, () => this.show(view)),
+    )
+  }
+
+  /** Run what `body` asks for, which the form's values are part of. `begun`: there is something to be seen. */
+  async decode(
+    view: RunView,
+    body: object,
+    { values }: Form,
+    id: string,
+    signal: AbortSignal,
+    begun: () => void,
+  ): Promise<void> {
+    // A session has no end, so it reads no paths off (the finished run can still be opened as one), and it goes
+    // through the whole model.
+    const plain = Number(values.paths ?? 0) > 0 || values.early_exit === true
+    if (plain || !this.table?.session_decoders.includes(String(values.decoder))) {
+      await this.watch(view, api.stream('generate/stream', body, id, signal), begun)
+      return
+    }
+    view.setSession(await api.createSession({ ...body, steps: 0 }, id, signal))
+    begun()
+    await this.extend(view, Number(values.max_tokens), id, signal)
+  }
+
+  /** Go on with a run by some steps. One that the server does not hold is replayed there first. */
+  async extend(view: RunView, steps: number, id: string, signal: AbortSignal): Promise<void> {
+    await this.ensureSession(view, id, signal)
+    if (view.session!.finished === 'stop' || steps < 1) return
+    await this.watch(view, api.stream(`sessions/${view.session!.id}/continue/stream`, { steps }, id, signal))
   }
 
   /** Generate what follows a text of a run, under the settings of the form. */
@@ -288,7 +391,7 @@ export class App {
     const regex = chosen.by === 'regex'
     const same: Values = regex ? { answer_regex: chosen.answer_regex || '.+' } : { by: chosen.by ?? 'text' }
     const choices = Array.isArray(form!.values.choices) && form!.values.choices.length > 0
-    return { prompt: this.prompt, ...values, ...form!.explicit, ...(choices ? {} : same) }
+    return { prompt: this.prompt, ...values, ...form!.explicit, ...(choices ? {} : same), ...this.which }
   }
 
   private async watchAnswers(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
@@ -302,13 +405,13 @@ export class App {
     }
   }
 
-  private async watch(view: RunView, events: AsyncGenerator<api.StreamEvent>): Promise<void> {
+  private async watch(view: RunView, events: AsyncGenerator<api.StreamEvent>, begun?: () => void): Promise<void> {
     let phrases: Phrase[] = []
     for await (const { event, data } of events) {
       if (event === 'queued') this.activity = { kind: 'waiting', position: data.position }
       else if (event === 'start') {
         view.describe(data)
-        this.show(view)
+        begun?.()
       } else if (event === 'step') {
         if (this.activity.kind !== 'running') this.activity = { kind: 'running' }
         view.add(data)
@@ -318,12 +421,26 @@ export class App {
     }
   }
 
-  /** One thing at a time: run `job` under a request id, and put whatever goes wrong where the reader sees it. */
-  private async work(
-    view: RunView | null,
-    retry: () => void,
-    job: (id: string, signal: AbortSignal) => Promise<void>,
-  ): Promise<void> {
+  private work(view: RunView | null, retry: () => void, job: Job): Promise<void> {
+    return this.attempt(
+      () => this.view,
+      retry,
+      job,
+      () => {
+        view?.end()
+        if (view && !this.views.includes(view)) this.letGo(view)
+        const changed = view ?? this.view
+        if (changed && this.views.includes(changed)) void this.keep(changed)
+        this.note()
+      },
+    )
+  }
+
+  /**
+   * One thing at a time: run `job` under a request id, and put whatever goes wrong where the reader sees it. `held`: the
+   * run whose session it needs; `done`: what there is to do however it ended.
+   */
+  async attempt(held: () => RunView | null, retry: () => void, job: Job, done: () => void): Promise<void> {
     const request = { id: api.requestId(), abort: new AbortController() }
     this.request = request
     this.problem = null
@@ -332,18 +449,15 @@ export class App {
     const look = setTimeout(() => void this.watchHealth(), 1000) // is it the queue that takes so long?
     try {
       await job(request.id, request.abort.signal).catch((error: unknown) => {
-        if (!isLost(error) || !this.view?.session) throw error
-        this.view.session = null // evicted, or the server was restarted: the job opens the run there again
+        const view = held()
+        if (!isLost(error) || !view?.session) throw error
+        view.session = null // evicted, or the server was restarted: the job opens the run there again
         return job(request.id, request.abort.signal)
       })
     } catch (error) {
       if (!request.abort.signal.aborted) this.fail(error, retry)
     } finally {
-      view?.end()
-      if (view && !this.views.includes(view)) this.letGo(view)
-      const changed = view ?? this.view
-      if (changed && this.views.includes(changed)) void this.keep(changed)
-      this.note()
+      done()
       clearTimeout(look)
       this.request = null
       this.activity = { kind: 'idle' }
@@ -393,31 +507,38 @@ export class App {
     const view = this.view
     if (!view || this.busy) return
     const retry = () => void this.continue(steps)
-    await this.work(view, retry, async (id, signal) => {
-      await this.ensureSession(view, id, signal)
-      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
-    })
+    await this.work(view, retry, (id, signal) => this.extend(view, steps, id, signal))
   }
 
   /** Say `other` in place of a phrase and go on from there; the text as it was stays beside the new one. */
   async take(phrase: Phrase, other: Alternative): Promise<void> {
     const old = this.view
     if (!old || this.busy) return
-    const [token_id, ...then] = other.slots.flatMap((slot) => old.lattice.memberAtSlot(slot ?? -1)?.token.id ?? [])
-    if (token_id === undefined) return
     const view = new RunView(old.name, { view: old, taken: other.text.trim() })
     this.activity = { kind: 'editing', what: `Taking “${other.text.trim()}”` }
     const retry = () => void this.take(phrase, other)
     await this.work(view, retry, async (id, signal) => {
-      await this.ensureSession(old, id, signal)
-      const session = old.session!
-      view.setSession(await api.editSession(session.id, 'branch', { step: phrase.start, token_id, then }))
-      old.session = null // it goes on with the new text; what it was is kept whole, and can be opened again
+      await this.part(old, view, phrase, other, id, signal)
       this.show(view)
-      const steps = Math.max(GO_ON, old.lattice.length - view.lattice.length)
-      if (view.session?.finished === 'stop') return
-      await this.watch(view, api.stream(sessionPath(view, 'continue/stream'), { steps }, id, signal))
+      await this.extend(view, Math.max(GO_ON, old.lattice.length - view.lattice.length), id, signal)
     })
+  }
+
+  /** Let `view` be `old` up to a phrase, and then what is said in its place. */
+  async part(
+    old: RunView,
+    view: RunView,
+    phrase: Phrase,
+    other: Alternative,
+    id: string,
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (view.lattice.length > 0) return // it was done before the session was lost
+    const [token_id, ...then] = other.slots.flatMap((slot) => old.lattice.memberAtSlot(slot ?? -1)?.token.id ?? [])
+    await this.ensureSession(old, id, signal)
+    const step = phrase.start
+    view.setSession(await api.editSession(old.session!.id, 'branch', { step, token_id, then }))
+    old.session = null // it goes on with the new text; what it was is kept whole, and can be opened again
   }
 
   /** A member's next tokens and the reason it was kept or pruned, from the server. */
@@ -469,10 +590,14 @@ export class App {
   async watchHealth(): Promise<void> {
     try {
       this.health = await api.getHealth()
-      if (this.table?.chat === null && this.health.status === 'ok') this.table = await api.getSettings()
+      const { table } = this
+      // What is known of a model once it is loaded was not when the page was.
+      if (table?.chat === null && this.health.models[table.model] === 'ready')
+        this.table = await api.getSettings(table.model)
       if (!this.table && this.problem?.code === 'unreachable') this.problem.retry?.()
-      else if (this.missed && this.problem?.code === 'unreachable') this.problem = null // what it says is over
+      else if (this.missed && ['unreachable', 'cut_off'].includes(this.problem?.code ?? '')) this.problem = null // it is over
       this.missed = false
+      void this.talks.takeUp()
     } catch {
       this.missed = true
       this.health = 'unreachable'
@@ -480,26 +605,9 @@ export class App {
   }
 }
 
-/** A session, if it is still there. It is busy until the server has noticed that the page that watched it is gone. */
-async function found(session: string): Promise<Session | null> {
-  for (let tries = 0; tries < 20; tries++) {
-    try {
-      return await api.getSession(session)
-    } catch (error) {
-      if (!(error instanceof ApiError) || error.status !== 409) return null
-      await new Promise((resolve) => setTimeout(resolve, 250))
-    }
-  }
-  return null
-}
-
 /** The server no longer holds the session: it was evicted, or the server was started again. */
 function isLost(error: unknown): boolean {
   return error instanceof ApiError && error.code.startsWith('session_')
-}
-
-function sessionPath(view: RunView, action: string): string {
-  return `sessions/${view.session!.id}/${action}`
 }
 
 export type { Session }

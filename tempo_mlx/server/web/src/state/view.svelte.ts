@@ -5,7 +5,7 @@ import type { Answers } from '../lib/answers'
 import { Lattice, type Member } from '../lib/lattice'
 import type { Phrase, Run } from '../lib/run'
 import type { Shown } from '../lib/shown'
-import { printed, printedBest, segment, type Segment } from '../lib/text'
+import { briefly, printed, printedBest, segment, type Segment } from '../lib/text'
 
 let count = 0
 
@@ -71,6 +71,13 @@ export class RunView {
   get member(): Member | null {
     return this.selected === null ? null : (this.lattice.members[this.selected] ?? null)
   }
+
+  /** The best reading. */
+  readonly text: string = $derived.by(() => {
+    if (!this.live && this.run.final_text) return this.run.final_text
+    if (this.phrases.length > 0 || this.tail) return this.phrases.map(({ text }) => text).join('') + this.tail
+    return this.segments.map(printedBest).join('')
+  })
 
   /** The path to draw. */
   get path(): number[] {
@@ -140,15 +147,26 @@ export class RunView {
     cancelAnimationFrame(this.frame)
     this.refresh()
     if (this.live) {
-      const { phrases, tail } = this.settled
-      const rest = { text: tail, share: null, alternatives: [], start: this.lattice.length, end: this.lattice.length }
-      this.settled = { phrases: tail ? [...phrases, rest] : phrases, tail: '' }
+      const { run, phrases } = this.soFar()
+      this.settled = { phrases, tail: '' }
       this.publish()
-      const text = this.segments.map(printed).join('')
-      const final_text = this.segments.map(printedBest).join('')
-      this.run = { ...this.run, finish_reason: 'cancelled', steps: this.lattice.steps, text, final_text }
+      this.run = run
     }
     this.live = false
+  }
+
+  /** What there is, as if it had been stopped here. */
+  soFar(): { run: Run; phrases: Phrase[] } {
+    const { length, steps } = this.lattice
+    if (!this.live) return { run: { ...this.run, steps }, phrases: this.phrases }
+    const { phrases, tail } = this.settled
+    const rest = { text: tail, share: null, alternatives: [], start: length, end: length }
+    const text = this.segments.map(printed).join('')
+    const final_text = this.segments.map(printedBest).join('')
+    return {
+      run: { ...this.run, finish_reason: 'cancelled', steps: [...steps], text, final_text },
+      phrases: tail ? [...phrases, rest] : phrases,
+    }
   }
 
   private find(member: Member): number | null {
@@ -200,8 +218,7 @@ export class RunView {
 
 /** The first words of the prompt. */
 export function nameOf(run: { prompt: { text: string } }): string {
-  const text = run.prompt.text.trim().replace(/\s+/g, ' ')
-  return text.length > 32 ? `${text.slice(0, 31)}…` : text || 'Run'
+  return briefly(run.prompt.text, 32) || 'Run'
 }
 
 function emptyRun(): Run {
