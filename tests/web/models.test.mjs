@@ -27,7 +27,7 @@ after(async () => {
 test('a model is chosen by its name, loaded when it is asked, and asked from then on', async () => {
   const page = await openPage(browser, `${server.url}/#conversation`, { viewport: { width: 380, height: 760 } })
   const menu = page.getByRole('menu')
-  const open = () => page.getByRole('button', { name: /^(smollm2-135m|other) ▾$/ }).click()
+  const open = () => page.getByRole('button', { name: /^(smollm2-135m|other.gguf) ▾$/ }).click()
   await open()
   await menu.getByText(/^llama · 0\.\d GB · \d+ tokens · loaded$/).waitFor()
   await assertAccessible(page, 'the models there are')
@@ -36,16 +36,16 @@ test('a model is chosen by its name, loaded when it is asked, and asked from the
   assert.match(await other.innerText(), /loaded when it is asked/)
   await page.keyboard.press('ArrowDown')
   await page.keyboard.press('Enter')
-  await page.getByRole('button', { name: 'other ▾' }).waitFor()
+  await page.getByRole('button', { name: 'other.gguf ▾' }).waitFor()
 
   const ask = page.getByRole('button', { name: 'Tell me a short story about a fox.' })
   const [request] = await Promise.all([page.waitForRequest(/\/sessions$/), ask.click()])
-  assert.equal(request.postDataJSON().model, 'other')
+  assert.equal(request.postDataJSON().model, 'other.gguf')
   await page.locator('.fork').nth(1).waitFor()
   await page.getByRole('button', { name: 'Stop' }).click()
   await page.locator('.talk form .primary', { hasText: 'Send' }).waitFor()
   await page.reload()
-  await page.getByRole('button', { name: 'other ▾' }).waitFor()
+  await page.getByRole('button', { name: 'other.gguf ▾' }).waitFor()
   await open()
   await menu.getByText(/ GB · .* · loaded$/).nth(1).waitFor() // prettier-ignore
   await closePage(page)
