@@ -27,8 +27,7 @@ FILES = sorted((Path(__file__).parent / "fixtures").glob("runs-*/*.json"))
 
 @cache
 def smollm2() -> LoadedModel:
-    """In the numbers that made the files, whatever is chosen by rule."""
-    return load(device="cpu", dtype="float32", dequantize=True)
+    return load(device="cpu")
 
 
 def test_there_is_a_file_of_every_decoder() -> None:
