@@ -14,18 +14,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tempo_mlx.api import generate  # noqa: E402
+from tempo_mlx.api import generate, load  # noqa: E402
 from tempo_mlx.config import as_dict  # noqa: E402
 from tempo_mlx.decode.step import Edge, Member, Step  # noqa: E402
 from tempo_mlx.errors import ModelError, RunFileError  # noqa: E402
 from tempo_mlx.loading import LoadedModel  # noqa: E402
+from tempo_mlx.model import device  # noqa: E402
 from tempo_mlx.model.mlx_backend import build  # noqa: E402
 from tempo_mlx.model.torch_backend import TorchTransformer  # noqa: E402
 from tempo_mlx.report.build import build_run  # noqa: E402
 from tempo_mlx.report.records import RunPath, RunPrompt, RunRule  # noqa: E402
 from tempo_mlx.report.run import Run  # noqa: E402
 from tempo_mlx.report.verify import dense, verify  # noqa: E402
-from tempo_mlx.report.verify.book import SPREAD, Tolerance, holds_target, noise_of  # noqa: E402
+from tempo_mlx.report.verify.book import SPREAD, Tolerance, holds_target, noise_of, tolerance_for  # noqa: E402
 from tempo_mlx.report.verify.claims import read_claims  # noqa: E402
 from tempo_mlx.report.verify.dense import dense_run  # noqa: E402
 from tempo_mlx.resolution import resolve  # noqa: E402
@@ -463,6 +464,32 @@ def test_half_precision_is_given_what_its_roundings_can_do() -> None:
         logits[0] = np.log(np.exp(logits[1:]).sum())  # even odds
         distribution = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
         assert (tolerance.of(distribution, 0) > 1.5 * tolerance.base) == more
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_given_what_the_model_makes_of_its_roundings(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights make several times as much of them as trained ones. A run by other operations is within that, a
+    forged logit is not.
+    """
+    loaded = load(str(twins.twin("llama")), dtype=dtype)
+    prompt = np.random.default_rng(0).integers(3, 256, size=32).tolist()
+    settings = {"decoder": "plain", "temperature": 0.0, "max_tokens": 24}
+    run = generate(loaded, prompt, **settings)
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    tolerance = tolerance_for(loaded.model, run, resolve(settings))
+    by_layers = noise_of(dtype, loaded.model.architecture.num_hidden_layers, len(run.steps))
+    assert 1.3 * by_layers < tolerance.noise < 8 * by_layers
+    assert tolerance.base == pytest.approx(tolerance.noise * SPREAD / 4)
+    found = verify(run, loaded)
+    assert found.ok and found.max_difference > 1e-4
+    step = min(run.steps[1:], key=lambda step: abs(step.tokens[0].probability - 0.5))
+    for times, honest in ((0.1, True), (40.0, False)):
+        bias = [f"{step.tokens[0].id}={times * tolerance.base}"]
+        forged = json.loads(generate(loaded, prompt, **settings, logit_bias=bias).to_json())
+        forged["config"]["logit_bias"] = []
+        assert verify(Run.from_json(json.dumps(forged)), loaded).ok == honest
 
 
 def test_a_file_that_says_half_precision_is_held_to_the_models_own(models: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ ROUNDING = {"float16": 2.0**-12, "bfloat16": 2.0**-9}
 # Each layer rounds the residual stream twice, each time another way in a pass of few rows and one of many: measured on
 # SmolLM2-135M in bfloat16, a logit is off by 1.1 times the root of that, times how far logits spread.
 MARGIN = 2.5
+MEASURED = 32  # rows
 SPREAD = 4.0  # of the logits over the vocabulary, where a step's own is not known
 # By the bits of a quantised KV cache. Where nothing is removed the replay repeats the run to 1e-6; a removed slot that
 # is masked instead of dropped can change the last bit of a sum, and with it a rounding: 0.01 and 0.16 were measured.
@@ -29,11 +31,28 @@ SHOWN = 20  # sentences of one kind that are kept
 LEAST_ODDS = math.log(np.finfo(np.float32).tiny)
 
 
-def noise_of(dtype: str, layers: int, numbers: int) -> float:
+def noise_of(dtype: str, layers: int, numbers: int, measured: float = 0.0) -> float:
     """How far a logit may be off in half precision, as a part of how far logits spread: the largest of so many numbers,
-    if they are off at random. 0 in float32."""
+    if they are off at random, by what layers round or by what was measured. 0 in float32."""
     largest = math.sqrt(2.0 * math.log(max(numbers, 8)))
-    return MARGIN * largest * ROUNDING.get(dtype, 0.0) * math.sqrt(2.0 * layers)
+    return largest * max(MARGIN * ROUNDING.get(dtype, 0.0) * math.sqrt(2.0 * layers), measured)
+
+
+def measured_noise(model: Model, ids: Sequence[int]) -> float:
+    """How far two passes that round otherwise differ, all rows at once and one by one: the deviation of a logit as a
+    part of how far logits spread, in the worst row. Mostly it is what layers round; but random weights make up to ten
+    times as much of a rounding, and it may choose between experts.
+    """
+    together = model.forward(ids, range(len(ids)), None, model.new_cache()).logits
+    cache, worst = model.new_cache(), 0.0
+    for position, token in enumerate(ids):
+        sees_all = np.zeros(
+            (1, position + 1), np.float32
+        )  # and not None, for which there may be another kernel
+        alone = model.forward([token], [position], sees_all, cache).logits
+        assert together is not None and alone is not None
+        worst = max(worst, float((alone[0] - together[position]).std() / together[position].std()))
+    return worst
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,14 @@ def _sigmoid(x: float) -> float:
 
 
 def tolerance_for(model: Model, run: Run, config: GenerateConfig) -> Tolerance:
-    """By what computes, how deep the model and how long the run is, and how cold it decodes; what a file says of its
-    numbers has no say."""
+    """By what computes, how deep the model and how long the run is, how much the model makes of a rounding in its text,
+    and how cold it decodes; what a file says of its numbers has no say."""
     numbers = sum(len(step.tokens) for step in run.steps)
-    noise = noise_of(str(model.info.get("dtype")), model.architecture.num_hidden_layers, numbers)
+    dtype, layers, measured = str(model.info.get("dtype")), model.architecture.num_hidden_layers, 0.0
+    if dtype in ROUNDING:
+        text = (step.tokens[0].id for step in run.steps)
+        measured = measured_noise(model, [*run.prompt.token_ids, *text][:MEASURED])
+    noise = noise_of(dtype, layers, numbers, measured)
     bits = model.info.get("kv_bits")
     rounded = 0.0 if bits is None else KV_TOLERANCES[8 if bits == 8 else 4]
     return Tolerance(max(EXACT, noise * SPREAD / 4.0, rounded), config.temperature, noise)
