@@ -324,7 +324,7 @@ def test_health_and_metrics_know_what_goes_on(server: Served) -> None:
     assert health["worker"]["heartbeat_age_seconds"] < patient(2)
     assert 1e6 < server.metric("tempo_worker_memory_bytes") < 1e11
     assert server.metric("tempo_prefill_seconds_count") >= 1
-    assert server.metric("tempo_set_width_count") == steps + 7
+    assert server.metric("tempo_set_width_count") == server.metric("tempo_step_requests_count") == steps + 7
 
 
 def test_prompts_are_not_logged(server: Served) -> None:

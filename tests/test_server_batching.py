@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 import tempo_mlx
 from tempo_mlx.errors import DeviceError
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.model import device
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.resolution import resolve
 from tempo_mlx.server import seats, worker
@@ -165,6 +166,26 @@ def test_requests_come_and_go_between_steps(loaded: LoadedModel, alone: dict[str
     assert max(shared(wire, "seeded")) > 1
     cancelled = answers(wire, "beams")[-1]
     assert cancelled["finish_reason"] == "cancelled" and 0 < len(cancelled["steps"]) < STEPS["max_tokens"]
+
+
+def test_on_a_gpu_the_first_has_its_passes_begun_ahead(
+    loaded: LoadedModel, alone: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    ids = ("greedy", "seeded", "branches")
+    wire = served(loaded, {id: REQUESTS[id] for id in ids})
+    assert all(same(answers(wire, id), alone[id]) for id in ids)
+    assert shared(wire, "greedy") == {1} and max(shared(wire, "seeded")) == 2
+
+
+@pytest.mark.parametrize("family", ["llama-dynamic", "phi4", "qwen3_next"])
+def test_models_whose_rows_depend_on_more_than_their_slots(family: str) -> None:
+    """Ropes that follow a text's length, and states."""
+    loaded = tempo_mlx.load(str(twin(family)), device="cpu")
+    asked = {end: Asked("generate", LONG * 2 + end, {"decoder": "plain"}) for end in ("one", "other")}
+    wire = served(loaded, asked)
+    for id, each in asked.items():
+        assert same(answers(wire, id), answers(served(loaded, {id: each}), id))
 
 
 @pytest.fixture(scope="module")

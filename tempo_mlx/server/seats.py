@@ -25,6 +25,7 @@ from tempo_mlx.errors import ComputeError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.forward import Ask, Attention, Forward, Logits
+from tempo_mlx.model.rope import follows_length
 from tempo_mlx.model.together import together
 from tempo_mlx.model.transformer import Transformer
 from tempo_mlx.server.stacks import pause
@@ -62,7 +63,7 @@ class Seat:
         logits: Logits = "all",
         attention: Attention = False,
     ) -> Forward:
-        if bias is None and logits != "all" and not attention:
+        if bias is None and logits != "all" and not attention and self.seats.divides:
             return self.run_prompt(np.asarray(tokens), np.asarray(positions), cache, logits)
         if self.joins and logits == "all" and not attention and len(tokens) <= MOST_ROWS:
             answer = pause(Ask(tokens, np.asarray(positions, np.int64), bias, cache))
@@ -75,19 +76,18 @@ class Seat:
     def run_prompt(self, tokens: Ints, positions: Ints, cache: Cache, logits: Logits) -> Forward:
         if positions[0] == 0:
             self.prompt, self.cache = [], cache
+        known = cache is self.cache and len(self.prompt) == positions[0]  # all that the cache holds
         done = 0
         while True:
-            if cache is self.cache and len(self.prompt) == positions[done]:
-                count = self.copy_known(tokens[done:], cache)
-                self.prompt += tokens[done : done + count].tolist()
-                done += count
+            done += self.copy_known(tokens[done:], cache) if known else 0
             stop = len(tokens) if len(self.seats.taken) == 1 else min(done + PIECE, len(tokens))
-            part = slice(done, stop)
-            last: Logits = logits if stop == len(tokens) else "none"
-            out = self.model.forward(tokens[part], positions[part], None, cache, logits=last)
-            if cache is self.cache and len(self.prompt) == positions[done]:
+            part, last = slice(done, stop), stop == len(tokens)
+            out = self.model.forward(
+                tokens[part], positions[part], None, cache, logits=logits if last else "none"
+            )
+            if known:
                 self.prompt += tokens[part].tolist()
-            if stop == len(tokens):
+            if last:
                 return out
             done = stop
             pause()
@@ -98,14 +98,14 @@ class Seat:
         for other in self.seats.taken.values():
             if other is None or other is self or other.cache is None or other.prompt[:start] != self.prompt:
                 continue
-            pairs = zip(other.prompt[start:], tokens[:-1].tolist(), strict=False)
+            pairs = zip(other.prompt[start : len(other.cache)], tokens[:-1].tolist(), strict=False)
             equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            equal = min(equal, len(other.cache) - start)
             if equal > longest:
                 longest, source = equal, other.cache
         if source is None or longest < LEAST_SHARED:
             return 0
         cache.take(source, start + longest)
+        self.prompt += tokens[:longest].tolist()
         return longest
 
 
@@ -115,6 +115,8 @@ class Seats:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.taken: dict[str, Seat | None] = {}
+        a = loaded.model.architecture  # a piece of a prompt must not depend on what comes after it
+        self.divides = not any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes)
 
     def take(self, id: str, config: GenerateConfig) -> LoadedModel:
         """The model for a request."""
