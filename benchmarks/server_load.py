@@ -278,13 +278,15 @@ def together(model: str, clients: int, steps: int, rounds: int) -> dict[str, Any
         "clients": clients,
         "tokens_each": steps,
         "rounds": rounds,
-        "one_tokens_per_second": steps / statistics.median(seconds[1]),
-        "all_tokens_per_second": clients * steps / statistics.median(seconds[clients]),
-        "ratio_median_of_rounds": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "cpu_ratio": clients * cpu[1] / cpu[clients] if cpu[1] else None,  # counts also where others are busy
+        "one_tokens_per_second": round(steps / statistics.median(seconds[1]), 1),
+        "all_tokens_per_second": round(clients * steps / statistics.median(seconds[clients]), 1),
+        "ratio_median_of_rounds": round(statistics.median(ratios), 2),
+        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "cpu_ratio": round(clients * cpu[1] / cpu[clients], 2)
+        if cpu[1]
+        else None,  # also where others are busy
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 
