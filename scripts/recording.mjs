@@ -23,7 +23,9 @@ const folder = mkdtempSync(`${tmpdir()}/tempo-recording-`)
 const frames = []
 const server = await startServer('--model-alias', 'smollm2-135m')
 const browser = await launch()
-const page = await openPage(browser, `${server.url}/#${new URLSearchParams(STORY)}`, { viewport: { width: 1160, height: 720 } })
+const page = await openPage(browser, `${server.url}/#${new URLSearchParams(STORY)}`, {
+  viewport: { width: 1160, height: 720 },
+})
 const idle = page.locator('button.primary:enabled', { hasText: 'Generate' })
 
 /** One frame, shown for so many milliseconds. */
@@ -35,7 +37,7 @@ async function frame(milliseconds) {
 
 /** Frames while the text grows. */
 async function watch() {
-  for (const end = Date.now() + 120_000; Date.now() < end; ) {
+  for (const end = Date.now() + 120_000; Date.now() < end;) {
     await page.waitForTimeout(550)
     await frame(170)
     if (await idle.isVisible()) return

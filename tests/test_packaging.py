@@ -115,7 +115,7 @@ def test_the_wheel_holds_the_page_and_not_its_sources(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     page = [name for name in names if name.startswith("tempo_mlx/server/web/")]
-    assert "tempo_mlx/server/web/dist/index.html" in page
+    assert {f"tempo_mlx/server/web/dist/{name}" for name in ("index.html", "tempo-run.js")} <= set(page)
     assert all("/web/dist/" in name for name in page)
     assert "tempo_mlx/py.typed" in names
     assert not [name for name in names if name.startswith("tests") or "__pycache__" in name]
