@@ -15,7 +15,7 @@ WEB = tempo_mlx/server/web
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS =
 GPU_POLICY = $(addprefix tests/test_, tempo.py tree.py beam.py mcts.py score.py verify.py session.py pruning_runs.py \
-	paths_runs.py api.py threads.py gguf_layouts.py weights_smollm2.py)
+	paths_runs.py api.py ahead.py padding.py gguf_layouts.py weights_smollm2.py)
 PROMPT = Deep in the forest, a mysterious creature
 # Taken as it stands, so that quotes, apostrophes and dollar signs arrive: the shell reads it from the environment.
 RUN_PROMPT := $(value PROMPT)
