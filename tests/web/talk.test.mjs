@@ -199,6 +199,7 @@ test('conversations are listed, named, searched by what was said, and deleted; e
   await page.getByLabel('Search your conversations').fill(text.slice(0, 16))
   await list.getByText(STORY.slice(0, 20)).waitFor({ state: 'detached' })
   await list.getByText('A pirate').click()
+  await page.getByRole('article', { name: 'You asked' }).getByText('Who are you?').waitFor()
   assert.equal(await said(page).innerText(), text)
   await page.evaluate(() => sessionStorage.clear()) // a tab of another day
   const address = page.url()
