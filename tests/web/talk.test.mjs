@@ -187,6 +187,7 @@ test('conversations are listed, named, searched by what was said, and deleted; e
   await idle(page)
   const text = await said(page).innerText()
   await button(page, 'New').click()
+  await page.getByText('Ask, and see').waitFor()
   await ask(page, STORY)
   await idle(page)
 
