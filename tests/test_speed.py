@@ -87,8 +87,9 @@ def test_auto_is_a_number_before_decoding_begins(
 
 
 # Processor time of a pass of so many rows over that of its matrix products alone: one thread, smallest of many runs,
-# so that other work on the machine does not count. Lower them when a step gets leaner.
-COMMITTED = {1: 1.22, 8: 1.28}
+# so that other work on the machine does not count. Lower them when a step gets leaner. The products of few rows take
+# less than half of OpenBLAS's time (few_rows.py), so that what lies between them counts for more at one row.
+COMMITTED = {1: 1.4, 8: 1.1}
 ALLOWED = 1.15
 
 

@@ -32,7 +32,7 @@ QUANTISED: Mapping[str, dict[str, Any]] = {
 }
 # twin -> what mlx-lm wants config.json to say, too
 EXPERTS: Mapping[str, dict[str, Any]] = {
-    "mixtral": {}, "phimoe": {}, "olmoe": {}, "lfm2_moe": {}, "deepseek_v3": {}, "glm4_moe_lite": {},
+    "mixtral": {}, "phimoe-plain": {}, "olmoe": {}, "lfm2_moe": {}, "deepseek_v3": {}, "glm4_moe_lite": {},
     "gguf-qwen2_moe": {}, "gguf-qwen3_moe": {"num_experts": 8}, "glm4_moe": {"rope_scaling": None},
     "qwen3_next": {"full_attention_interval": 2, "num_experts": 8},
 }  # fmt: skip

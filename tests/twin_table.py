@@ -138,6 +138,7 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True, "rope_parameters": {
             **_LONGROPE_WHOLE, "original_max_position_embeddings": 256, "short_mscale": 1.2, "long_mscale": 1.2}},
     ),
+    "phimoe-plain": ("Phimoe", {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True}),
     "qwen2_moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 48, "decoder_sparse_step": 2}),
     "qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 24, "norm_topk_prob": True, "mlp_only_layers": [1]}),
     "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
