@@ -14,4 +14,9 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optimizers  # noqa: E402
 
-__all__ = ["mx", "nn", "optimizers"]
+__all__ = ["begin", "mx", "nn", "optimizers"]
+
+
+def begin(*arrays: mx.array) -> None:
+    """Have what was described computed, without waiting for it."""
+    mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX's stubs leave it out

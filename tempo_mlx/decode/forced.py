@@ -12,26 +12,20 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.constraint import Constraint
-from tempo_mlx.model.forward import Attention, Forward, Logits, Model
+from tempo_mlx.model.forward import Around, Attention, Forward, Logits, Model
 
 
-class RunsForced:
+class RunsForced(Around):
     """A model around another; its rows come one by one, each the newest of the one text, after `constraint.ahead`."""
 
     def __init__(self, model: Model, constraint: Constraint, prompt_length: int, longest: int) -> None:
         """longest: of prompt and text together."""
-        self.model, self.constraint = model, constraint
+        super().__init__(model)
+        self.constraint = constraint
         self.prompt_length, self.longest = prompt_length, longest
-        self.architecture, self.info = model.architecture, model.info
         self.known: list[
             tuple[int, Float32s]
         ] = []  # tokens whose rows the cache holds already, and their logits (1, V)
-
-    def new_cache(self) -> Any:
-        return self.model.new_cache()
-
-    def embeddings(self, tokens: Sequence[int]) -> Float32s:
-        return self.model.embeddings(tokens)
 
     def forward(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.model.forward import Attention, Best, Choice, Chooser, Forward, Logits, Model, Pass
+from tempo_mlx.model.forward import Around, Attention, Best, Choice, Chooser, Forward, Logits, Model, Pass
 from tempo_mlx.model.visibility import causal_bias
 
 PAYS = 0.9  # times the cost without: less is what measurements differ by
@@ -63,18 +63,12 @@ def own_mass(mass: Float32s | None, own: int, rows: int, slots: int) -> Float32s
     return seen[:, :own] if mass.ndim == 3 else seen * np.float32(rows / own)  # it is a mean over rows
 
 
-class Padded:
+class Padded(Around):
     """A model around another, which runs more rows where fewer cost more. rows: see `paying`."""
 
     def __init__(self, model: Model, rows: Mapping[int, int]) -> None:
-        self.model, self.rows = model, rows
-        self.architecture, self.info = model.architecture, model.info
-
-    def new_cache(self) -> Any:
-        return self.model.new_cache()
-
-    def embeddings(self, tokens: Sequence[int]) -> Float32s:
-        return self.model.embeddings(tokens)
+        super().__init__(model)
+        self.rows = rows
 
     def forward(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.errors import ModelError
-from tempo_mlx.mlx import mx
+from tempo_mlx.mlx import begin, mx
 from tempo_mlx.model.states import States
 
 STEP = 256
@@ -181,7 +181,7 @@ class Cache:
 
     def _begin(self) -> None:
         """Have what was just described computed: another thread, which may be the next to use it, could not."""
-        mx.async_eval(self.arrays())  # type: ignore[no-untyped-call]
+        begin(*self.arrays())
 
     def _buffers(self) -> Iterator[list[mx.array]]:
         yield from self._keys.values()

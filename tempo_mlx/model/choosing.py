@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.mlx import mx
+from tempo_mlx.mlx import begin, mx
 from tempo_mlx.model import device
 from tempo_mlx.model.cache import Cache
 from tempo_mlx.model.failures import told_failures
@@ -70,7 +70,7 @@ class OnDevice:
         assert logits is not None
         queued = Queued(*chosen(logits, choice), mass)
         wanted = (queued.tokens, queued.log_probs, queued.normal, *(() if mass is None else (mass,)))
-        mx.async_eval(*wanted, *cache.arrays())  # type: ignore[no-untyped-call]
+        begin(*wanted, *cache.arrays())
         return queued
 
 

@@ -16,7 +16,7 @@ def told_failures() -> Iterator[None]:
     """Raises DeviceError in place of what a tensor library raises. As a decorator, around a whole function."""
     try:
         yield
-    except (NotImplementedError, RecursionError):
+    except (NotImplementedError, RecursionError):  # RuntimeErrors, too, but of a program's own faults
         raise
     except (MemoryError, RuntimeError) as error:
         said = str(error).strip().splitlines()[:1]

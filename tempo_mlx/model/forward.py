@@ -104,6 +104,20 @@ class Model(Protocol):
     def embeddings(self, tokens: Sequence[int]) -> Float32s: ...
 
 
+class Around:
+    """A model around another, whose caches and embeddings are its own; what it forwards is said by what derives."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.architecture, self.info = model.architecture, model.info
+
+    def new_cache(self) -> Any:
+        return self.model.new_cache()
+
+    def embeddings(self, tokens: Sequence[int]) -> Float32s:
+        return self.model.embeddings(tokens)
+
+
 class Pass(Protocol):
     """A forward pass under way."""
 

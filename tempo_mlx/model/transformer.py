@@ -15,7 +15,7 @@ import numpy as np
 
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Float32s, Ints
-from tempo_mlx.mlx import mx
+from tempo_mlx.mlx import begin, mx
 from tempo_mlx.model import device
 from tempo_mlx.model.attention import Biases, Rows, Share, SoftmaxAttention, growth, kind_of
 from tempo_mlx.model.cache import Cache
@@ -328,7 +328,7 @@ class Transformer:
             x, mass = block(x, rows, cache, own)
             masses.append(mass)
             if rows.ahead:
-                mx.async_eval(x)  # type: ignore[no-untyped-call]
+                begin(x)
         return x, masses
 
     def remember(self, x: mx.array, rows: Rows, cache: Cache, first: int) -> None:

@@ -24,7 +24,7 @@ from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ComputeError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.cache import Cache
-from tempo_mlx.model.forward import Ask, Attention, Forward, Logits
+from tempo_mlx.model.forward import Around, Ask, Attention, Forward, Logits
 from tempo_mlx.model.rope import follows_length
 from tempo_mlx.model.together import together
 from tempo_mlx.model.transformer import Transformer
@@ -37,20 +37,16 @@ LEAST_SHARED = 32  # tokens of a common beginning that are worth copying
 MOST_ROWS = 128  # of a pass: more take as much longer as they are more
 
 
-class Seat:
+class Seat(Around):
     """A `Model` as one request has it. joins: whether its passes may be made together with others'."""
 
+    model: Transformer
+
     def __init__(self, model: Transformer, seats: Seats, joins: bool) -> None:
-        self.model, self.seats, self.joins = model, seats, joins
-        self.architecture, self.info = model.architecture, model.info
+        super().__init__(model)
+        self.seats, self.joins = seats, joins
         self.prompt: list[int] = []  # as far as it has been run, into the first slots of `cache`
         self.cache: Cache | None = None
-
-    def new_cache(self) -> Cache:
-        return self.model.new_cache()
-
-    def embeddings(self, tokens: Sequence[int]) -> Float32s:
-        return self.model.embeddings(tokens)
 
     def forward(
         self,
