@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 import tempo_mlx
+from benchmarks.pruning_page import write_page
 from benchmarks.studies import bootstrap, prompts, shards, versions
-from tempo_mlx.bench.results import markdown_table
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
 from tempo_mlx.decode.pruning import (
     PruneContext,
@@ -111,7 +111,8 @@ def main() -> None:
         show(attend, summaries[attend])
         print(json.dumps({**about, "settings": name, **summaries[attend]}))
     if options.page:
-        write_page(options.page, summaries, options)
+        numbers = options.tokens, options.threshold, options.seeds
+        write_page(options.page, summaries, options.model, *numbers)
 
 
 # One prompt
@@ -374,97 +375,6 @@ def show(attend: str, summary: dict[str, Any]) -> None:
     for name, row in summary["online"].items():
         numbers = f"{row['removed']:6.2f}{row['width']:6.2f}"
         print(f"  {name:26}{numbers} {cell(row['random'])} {cell(row['best'])}")
-
-
-def write_page(path: Path, summaries: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    """The page, and its plots in images/ beside it."""
-    (path.parent / "images").mkdir(parents=True, exist_ok=True)
-    for attend, summary in summaries.items():
-        plot(summary, path.parent / "images" / f"pruning-{attend}.png")
-    path.write_text(page(summaries, options.model, options.tokens, options.threshold, options.seeds))
-
-
-def page(summaries: dict[str, dict[str, Any]], model: str, tokens: int, threshold: float, seeds: int) -> str:
-    """Tables of each rule of attention, in Markdown."""
-
-    def cell(values: Sequence[float]) -> str:
-        return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
-
-    lines = [
-        "# Pruning ablation",
-        f"Written by `python -m benchmarks.pruning_ablation`; not edited. Model {model}, {tokens} "
-        f"steps, threshold {threshold}, {seeds} seeds; in brackets: 95%, bootstrap over prompts. What "
-        "is measured is said at the top of that file; what follows from it is in [pruning.md](pruning.md).",
-    ]
-    for attend, summary in summaries.items():
-        ratio = summary["posterior_to_probability_at_0.6"]
-        lines += [
-            f"## `--attend {attend}`",
-            f"{summary['prompts']} prompts, mean width {summary['mean_width']}, {summary['pairs']} pairs of members. "
-            "Random paths with 60% removed, perplexity after posterior over that after probability: "
-            f"{cell(ratio)} (target: at most 0.5).",
-            "**Concordance with exact hindsight** (0.5 is chance)",
-            markdown_table(
-                ("signal", "of the next tokens", "of member and next tokens"),
-                [
-                    (name, *(cell(summary["concordance"][kind][name]) for kind in ("continuation", "both")))
-                    for name in SIGNALS
-                ],
-            ),
-        ]
-        for kind in ("random", "best"):
-            none = cell(summary["removed"]["none"]["0"][kind])
-            lines += [
-                f"**Perplexity of {kind} paths** under the full model, at an equal share removed (nothing: {none})",
-                markdown_table(
-                    ("signal", *(f"{share:.0%}" for share in SHARES)),
-                    [
-                        (name, *(cell(summary["removed"][name][str(share)][kind]) for share in SHARES))
-                        for name in REMOVING
-                    ],
-                ),
-            ]
-        lines += [
-            f"![Perplexity of random paths by share removed](images/pruning-{attend}.png)",
-            "**Online**: each rule removes members while decoding",
-            markdown_table(
-                ("rule", "removed", "width left", "random paths", "best path"),
-                [
-                    (
-                        name,
-                        f"{row['removed']:.0%}",
-                        f"{row['width']:.2f}",
-                        cell(row["random"]),
-                        cell(row["best"]),
-                    )
-                    for name, row in summary["online"].items()
-                ],
-            ),
-        ]
-    return "\n\n".join(lines) + "\n"
-
-
-def plot(summary: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    start = summary["removed"]["none"]["0"]["random"]
-    for name in ("posterior", "probability", "random", "attention"):
-        values = np.array([start, *(summary["removed"][name][str(share)]["random"] for share in SHARES)])
-        shares_ = (0.0, *SHARES)
-        (line,) = axes.plot(shares_, values[:, 0], marker="o", label=name)
-        axes.fill_between(shares_, values[:, 1], values[:, 2], alpha=0.15, color=line.get_color())
-    axes.set(
-        xlabel="share of the removable members removed",
-        ylabel="perplexity of random paths, full model",
-        yscale="log",
-    )
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_the_acceptance_report_is_its_results() -> None:
 
 
 def test_the_pruning_ablation_is_its_results() -> None:
-    from benchmarks.pruning_ablation import page
+    from benchmarks.pruning_page import page
 
     summaries = {}
     for line in kept("pruning_ablation.jsonl"):
