@@ -33,7 +33,7 @@ Ctrl-C, which keeps what was generated. What one types for Ollama works, too: `r
 def cli_docs() -> str:
     """The page."""
     command = typer.main.get_command(app)
-    context = typer.Context(command, info_name="tempo-mlx")  # type: ignore[arg-type]
+    context = typer.Context(command, info_name="tempo-mlx")
     text = get_docs_for_click(obj=command, ctx=context, name="tempo-mlx", title="the title")
     text = text[text.index("## `tempo-mlx generate`") :]
     # Lines that are indented are examples, or lists of them.

@@ -69,7 +69,7 @@ def load(model: str | os.PathLike[str] | None = None, **settings: Unpack[LoadSet
     given: dict[str, Any] = {**settings}
     if model is not None:
         given["model"] = os.fspath(model) if isinstance(model, os.PathLike) else model
-    return load_model(LoadConfig(**canonical(given, settings_of(LoadConfig))))  # type: ignore[arg-type]
+    return load_model(LoadConfig(**canonical(given, settings_of(LoadConfig))))
 
 
 def generate(

@@ -297,7 +297,7 @@ def spellings(settings: Mapping[str, Setting]) -> dict[str, tuple[str, bool]]:
     return names
 
 
-def canonical(given: Mapping[str, object], settings: Mapping[str, Setting]) -> dict[str, object]:
+def canonical(given: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """`given` under the names of the fields, checked. Raises ConfigError: an unknown or doubled key."""
     names, result = spellings(settings), {}
     for key, value in given.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ _SHOWN = ("format", "view", "show_above", "show_token_ids", "show_probabilities"
 
 @with_settings(OutputConfig, only=_SHOWN)
 def show(
-    flags: dict[str, object],
+    flags: dict[str, Any],
     file: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run file, as generate saves it.")],
     steps: Annotated[
         bool, typer.Option("--steps", help="List every set: who was kept, removed or rejected, and why.")
@@ -47,7 +47,7 @@ def show(
     """Show a run file: its text, or with --steps how it came about."""
     from tempo_mlx.report.run import Run
 
-    output = OutputConfig(**flags)  # type: ignore[arg-type]
+    output = OutputConfig(**flags)
     out, err = make_consoles(output.color)
     run = Run.load(file)
     if html is not None:

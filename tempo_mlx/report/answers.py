@@ -20,7 +20,7 @@ from tempo_mlx.report.notebook import escaped, percent
 from tempo_mlx.report.run import Run
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped,unused-ignore]
+    import pandas
 
 By = Callable[[str], str | None]  # what a text answers; None: nothing
 NO_ANSWER = "(no answer)"

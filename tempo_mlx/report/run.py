@@ -30,7 +30,7 @@ from tempo_mlx.settings import shown
 from tempo_mlx.strict import Object, Record, Text, Whole, as_object, copy_json, plain, read
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped,unused-ignore]
+    import pandas
 
 FORMAT = "tempo-mlx/run"
 VERSION = 1

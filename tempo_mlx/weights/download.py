@@ -301,7 +301,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
 def _bar_class(progress: Progress | None) -> type[Any]:
     """A progress bar for the hub library that draws nothing, and reports the bytes of the furthest bar."""
-    from tqdm.std import tqdm  # type: ignore[import-untyped]
+    from tqdm.std import tqdm
 
     furthest = 0
 
