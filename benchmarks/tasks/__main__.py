@@ -27,6 +27,7 @@ from benchmarks.tasks.running import run_arm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "benchmarks" / "results" / "tasks"
+TIMED = 10  # problems
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     run.add_argument("--problems", type=int, help="at most so many problems, for now")
     run.add_argument("--minutes", type=float, default=60.0, help="stop decoding after so long")
+    run.add_argument("--together", type=int, default=1, help="problems that are run at once; not timed")
+    run.add_argument("--timing", action="store_true", help="the problems that are timed, one by one")
     report = stages.add_parser("report")
     report.add_argument("--page", type=Path, default=ROOT / "docs" / "tasks.md")
     for each in (run, report):
@@ -60,17 +63,21 @@ def run_stage(options: argparse.Namespace) -> None:
     end = time.monotonic() + 60.0 * options.minutes
     task = read_task(options.task, options.data)
     loaded = tempo_mlx.load(options.model)
-    problems = task.split(options.tuning)[: options.problems]
-    kind = f"{task.name}-tuning" if options.tuning else task.name
+    if options.timing:
+        kind, problems, options.together = f"{task.name}-timing", task.problems[:TIMED], 1
+    elif options.tuning:
+        kind, problems = f"{task.name}-tuning", task.split(True)
+    else:
+        kind, problems = task.name, task.problems
+    problems = problems[: options.problems]
     for arm in arms_for(task.name, options.tuning):
         if options.arm and arm.name not in options.arm:
             continue
         path = options.out / model_name(options.model) / kind / f"{arm.name}.jsonl"
-        for record in run_arm(loaded, task, arm, problems, path):
+        for record in run_arm(loaded, task, arm, problems, path, options.together):
             right = "".join("+" if each else "-" for each in record["right"])
-            print(
-                f"{arm.name:18} {record['problem']:16} {right:10} {record['rows']:5} rows {record['seconds']:6.1f} s"
-            )
+            said = f"{arm.name:18} {record['problem']:16} {right:10} {record['rows']:5} rows"
+            print(said if record["seconds"] is None else f"{said} {record['seconds']:6.1f} s", flush=True)
             if time.monotonic() > end:
                 print("The time of this part is up; the same command goes on.")
                 return

@@ -35,8 +35,8 @@ HEAD = """# Tasks: do several texts help?
 
 Written by `python -m benchmarks.tasks report` out of [the recorded runs](../benchmarks/results/tasks); `python -m
 benchmarks.tasks --help` says how to run them. Every figure has its 95% interval by a bootstrap over problems;
-differences are paired. Rows and passes are a problem's mean, the prompt left out; seconds are wall-clock on a machine
-that did other things too, so compare rows and passes. pass@1 is the first text's, of samples the mean over all of them;
+differences are paired. Rows and passes are a problem's mean, the prompt left out; seconds are those of the first ten
+problems, one by one, arms measured in one go. pass@1 is the first text's, of samples the mean over all of them;
 pass@8 asks whether one of eight is right; maj@8 takes the answer most texts give, by mass each text counts by its
 probability; best mean is the text of the best mean log-probability a token; checked is the first text that passes the
 examples which the problem itself shows. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
@@ -48,7 +48,7 @@ def write_page(out: Path, page: Path) -> str:
     for folder in sorted(each for each in out.glob("*/*") if each.name in NAMES):
         found = read(folder)
         if found:
-            parts += section(folder, found, page)
+            parts += section(folder, found, read(folder.with_name(f"{folder.name}-timing")), page)
     page.write_text("\n".join(parts) + "\n", "utf-8")
     return f"Wrote {page}."
 
@@ -60,7 +60,7 @@ def read(folder: Path) -> Found:
     return {path.stem: {record["problem"]: record for record in read_records(path)} for path in files}
 
 
-def section(folder: Path, found: Found, page: Path) -> Iterator[str]:
+def section(folder: Path, found: Found, timed: Found, page: Path) -> Iterator[str]:
     task = folder.name
     yield f"\n## {folder.parent.name}\n\n{NAMES[task]}.\n"
     columns: dict[str, Score] = {"pass@1": pass_at(1), f"pass@{TEXTS}": pass_at(TEXTS)}
@@ -69,7 +69,7 @@ def section(folder: Path, found: Found, page: Path) -> Iterator[str]:
     columns["best mean"] = best_mean
     if task == "humaneval":
         columns["checked"] = verified
-    yield "\n".join(table(found, columns))
+    yield "\n".join(table(found, timed, columns))
     if {"nucleus", "greedy"} <= found.keys():
         yield "\n" + "\n".join(differences(found, columns))
     if task == "questions":
@@ -80,20 +80,22 @@ def section(folder: Path, found: Found, page: Path) -> Iterator[str]:
     yield f"\n![pass@k over rows](images/{picture})"
 
 
-def table(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
+def table(found: Found, timed: Found, columns: Mapping[str, Score]) -> Iterator[str]:
     yield f"| | problems | {' | '.join(columns)} | texts | rows | passes | seconds |"
     yield "|---" * (len(columns) + 6) + "|"
     for arm, records in found.items():
         figures = " | ".join(str(of(arm, records, score)) for score in columns.values())
-        costs = [
-            float(np.mean([len(set(record["texts"])) for record in records.values()])),
-            *(
-                float(np.mean([record[name] for record in records.values()]))
-                for name in ("rows", "passes", "seconds")
-            ),
-        ]
-        said = f"{costs[0]:.1f} | {costs[1]:.0f} | {costs[2]:.0f} | {costs[3]:.1f}"
-        yield f"| {label(arm)} | {len(records)} | {figures} | {said} |"
+        texts, rows, passes = (
+            float(np.mean(each))
+            for each in (
+                [len(set(record["texts"])) for record in records.values()],
+                [record["rows"] for record in records.values()],
+                [record["passes"] for record in records.values()],
+            )
+        )
+        seconds = [record["seconds"] for record in timed.get(arm, {}).values()]
+        said = f"{texts:.1f} | {rows:.0f} | {passes:.0f} | {f'{np.mean(seconds):.1f} ' if seconds else ''}"
+        yield f"| {label(arm)} | {len(records)} | {figures} | {said}|"
 
 
 def differences(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,39 @@ import tempo_mlx
 from benchmarks.quality.running import Counting, read_records
 from benchmarks.tasks.arms import Arm
 from benchmarks.tasks.problems import Problem, Task
+from benchmarks.tasks.side_by_side import side_by_side
 
 Record = dict[str, Any]
 
 
 def run_arm(
-    loaded: tempo_mlx.LoadedModel, task: Task, arm: Arm, problems: Sequence[Problem], path: Path
+    loaded: tempo_mlx.LoadedModel,
+    task: Task,
+    arm: Arm,
+    problems: Sequence[Problem],
+    path: Path,
+    together: int = 1,
 ) -> Iterator[Record]:
-    """Append a line to `path` for every problem that has none there, yielding it."""
+    """Append a line to `path` for every problem that has none there, yielding it; so many problems are run at once."""
     done = {record["problem"] for record in read_records(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for problem in problems:
-        if problem.id in done:
-            continue
-        record = measure(loaded, task, arm, problem)
+    missing = [problem for problem in problems if problem.id not in done]
+    if together == 1:
+        records = (measure(loaded, task, arm, problem, loaded.model) for problem in missing)
+    else:
+        works = [partial(measure, loaded, task, arm, problem) for problem in missing]
+        records = (
+            {**record, "seconds": None, "cpu": None} for record in side_by_side(loaded.model, works, together)
+        )
+    for record in records:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
         yield record
 
 
-def measure(loaded: tempo_mlx.LoadedModel, task: Task, arm: Arm, problem: Problem) -> Record:
-    model = Counting(loaded.model)
+def measure(loaded: tempo_mlx.LoadedModel, task: Task, arm: Arm, problem: Problem, among: Any) -> Record:
+    """One problem. among: the model, or that as it is among other problems."""
+    model = Counting(among)
     seed = zlib.crc32(problem.id.encode())  # other draws for every problem
     settings = {**task.settings, **arm.settings, "seed": seed}
     wall, cpu = time.perf_counter(), time.process_time()
