@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -280,6 +281,30 @@ def test_ctrl_c_in_decoding_keeps_what_was_generated(
     out, err = capsys.readouterr()
     assert out == run.final_text + "\n"
     assert "stopped early" in err
+
+
+def test_a_text_that_grows_waits_for_no_full_garbage_collection(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would go through all that the run is made of."""
+    add: Callable[[RunPrinter, Any], None] = RunPrinter.add
+    made, collected, before = [], [], gc.get_threshold()
+
+    def add_and_make(printer: RunPrinter, added: Any) -> None:
+        add(printer, added)
+        if added.step == 0:
+            gc.callbacks.append(note)
+        made.extend([] for _ in range(50_000))
+        if added.step == 5:
+            gc.callbacks.remove(note)
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        collected.append(about["generation"])
+
+    monkeypatch.setattr(RunPrinter, "add", add_and_make)
+    assert generate(model) == 0
+    assert {*collected} == {0, 1}
+    assert gc.get_threshold() == before
 
 
 def test_ctrl_c_in_prefill(

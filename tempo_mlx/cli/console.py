@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -88,6 +89,17 @@ def progress_bar(
     finally:
         if task is not None:
             bar.stop()
+
+
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Look for garbage among the newest objects alone: a search of all that a text is made of is a pause one sees."""
+    before = gc.get_threshold()
+    gc.set_threshold(before[0], 3, 1 << 30)  # the newest, four lots of them, and never all
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def notice_slow_blas(console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tempo_mlx.cli.console import write_text
+from tempo_mlx.cli.console import short_collections, write_text
 from tempo_mlx.errors import OutputError
 from tempo_mlx.output_config import OutputConfig
 
@@ -98,9 +98,10 @@ class RunPrinter:
     def follow(self) -> None:
         """Add every step of the decoding; the live display ends, whatever happens."""
         try:
-            for step in self.decoding:
-                log.debug("step %s", step)
-                self.add(step)
+            with short_collections():
+                for step in self.decoding:
+                    log.debug("step %s", step)
+                    self.add(step)
         finally:
             if self.live is not None:
                 self.live.finish()

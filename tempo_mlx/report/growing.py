@@ -102,18 +102,29 @@ class GrowingPhrases:
 
     def _close(self, cut: int) -> None:
         """The open sets up to a cut are a stretch, which waits to be read."""
-        path = self._best[:cut]
-        texts = self._along(path)
-        said, choice = iter(texts), []
-        for layer, alone, one in zip(self._layers, self._texts, self._best[: cut + 1], strict=True):
-            choice.append(next(i for i, member in enumerate(layer.members) if member is one.member))
-            if is_read(one.member) and layer is not self._layers[cut]:
-                alone[choice[-1]] = next(said)
-        stretch = Stretch.of(self._layers, self._start, False, self._texts)
-        self._unread.append(("".join(texts), phrases_of(stretch, choice, self._show_above)))
-        del self._open[:cut], self._best[:cut]
-        self._layers, self._texts = self._layers[cut:], self._texts[cut:]
+        texts = self._along(self._best[:cut])
+        best, layers, said = self._best[: cut + 1], self._layers[: cut + 1], self._texts[: cut + 1]
+        self._unread.append(("".join(texts), self._phrases(best, texts, layers, said, self._start)))
+        del self._open[:cut], self._best[:cut], self._layers[:cut], self._texts[:cut]
         self._start += cut
+
+    def _phrases(
+        self,
+        best: Sequence[Chosen[Member]],
+        along: Sequence[str],
+        layers: Sequence[Layer[Member]],
+        said: Sequence[list[str]],
+        start: int,
+    ) -> Pieces[list[Phrase]]:
+        """The phrases of a stretch. along: the text of each token on the best path; said: of each member, alone."""
+        texts, choice = iter(along), []
+        for layer, alone, one in zip(layers, said, best, strict=True):
+            choice.append(next(i for i, member in enumerate(layer.members) if member is one.member))
+            if is_read(one.member) and layer is not layers[-1]:
+                alone[choice[-1]] = next(texts)
+            yield
+        stretch = Stretch.of(layers, start, False, said)
+        return (yield from phrases_of(stretch, choice, self._show_above))
 
     def _read(self, until: float) -> list[Phrase]:
         """The phrases of those stretches that have been read whole by then."""

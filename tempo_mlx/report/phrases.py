@@ -237,7 +237,7 @@ def begins_word(text: str) -> bool:
 def phrases_of(
     stretch: Stretch, choice: Sequence[int], show_above: float, seed: int = 0
 ) -> Pieces[list[Phrase]]:
-    """The phrases of one stretch, a reading at a time. choice: its best path."""
+    """The phrases of one stretch, little at a time. choice: its best path."""
     best = stretch.reading(choice)
     if not best.words or all(len(layer.members) == 1 for layer in stretch.layers):
         return [plain(best, 0, len(best.text))] if best.text else []
@@ -248,9 +248,8 @@ def phrases_of(
         yield
     forks: list[Phrase] = []
     for group in (yield from groups(best, aligned, weights, show_above)):
-        fork = fork_of(best, aligned, weights, group, show_above)
+        fork = yield from fork_of(best, aligned, weights, group, show_above)
         forks += [fork] if fork else []
-        yield
     return list(joined(best, forks))
 
 
@@ -367,6 +366,7 @@ def groups(
             start, end = min(start, found[-1][0]), max(end, found.pop()[1])
         found.append((start, end))
         before = who[k]
+        yield
     return found
 
 
@@ -377,7 +377,7 @@ def common(one: set[int], other: set[int], weights: Floats) -> float:
 
 def fork_of(
     best: Reading, aligned: Sequence[Aligned], weights: Floats, group: tuple[int, int], show_above: float
-) -> Phrase | None:
+) -> Pieces[Phrase | None]:
     """The alternatives to the best reading's words of a group; None where no single one is probable enough."""
     start, end = group
     own = content(best.words[start:end])
@@ -390,6 +390,7 @@ def fork_of(
         shares[said] += float(weights[index])
         if said not in likeliest or weights[index] > weights[likeliest[said]]:
             likeliest[said] = index
+        yield
     shown = sorted(
         (said for said, share in shares.items() if share >= show_above and said and said != own),
         key=lambda said: -shares[said],
