@@ -189,6 +189,14 @@ def test_softmax_and_silu_are_exact_and_hide_what_is_not_seen() -> None:
     )
 
 
+def test_half_precision_costs_no_more_than_its_rounding() -> None:
+    """The base of a power would be rounded too, and its fault raised to that power."""
+    x = mx.array([-30.0, -10.0, -5.0, 2.0]).astype(mx.bfloat16)
+    wanted = np.asarray([a / (1 + np.exp(-a)) for a in (-30.0, -10.0, -5.0, 2.0)])
+    np.testing.assert_allclose(as_float(gated_silu(x, mx.ones_like(x))), wanted, rtol=1e-2)
+
+
+
 MUTATIONS = {
     "first open slot": (ATTENTION, "slot >= first_open", "slot > first_open"),
     "table row": (ATTENTION, "table[row[i] *", "table[row[0] *"),

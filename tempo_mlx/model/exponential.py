@@ -14,9 +14,9 @@ from tempo_mlx.model import device
 E = 2.718281828459045
 
 
-def by_power() -> bool:
-    """Whether `power` beats `exp` here: on the CPU, except Apple's, where MLX vectorises."""
-    return platform.system() == "Linux" and not device.on_gpu()
+def by_power(x: mx.array) -> bool:
+    """Whether `power` beats `exp`: on the CPU, except Apple's, where MLX vectorises. In half precision E is not e."""
+    return platform.system() == "Linux" and x.dtype == mx.float32 and not device.on_gpu()
 
 
 def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.array, mx.array | None]:
@@ -25,11 +25,11 @@ def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.ar
     Each row has a finite number; -inf gets exactly 0. What the weights are multiplied with is mostly smaller than they
     are, so the division can wait for it. sinks (..., 1): one more score of each row, that counts in the sum alone.
     """
-    if sinks is None and not by_power():
+    if sinks is None and not by_power(scores):
         return mx.softmax(scores, axis=-1), None
     top = scores.max(axis=-1, keepdims=True)
     top = top if sinks is None else mx.maximum(top, sinks)
-    raised = (lambda x: mx.power(E, x)) if by_power() else mx.exp
+    raised = (lambda x: mx.power(E, x)) if by_power(scores) else mx.exp
     weights = raised(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
     return weights, total if sinks is None else total + raised(sinks - top)
@@ -37,7 +37,7 @@ def exponentials(scores: mx.array, sinks: mx.array | None = None) -> tuple[mx.ar
 
 def gated_silu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up."""
-    if by_power():
+    if by_power(gate):
         return (gate * up) / (1 + mx.power(1 / E, gate))
     return (_fused if device.on_gpu() else _gated)(gate, up)
 
