@@ -15,12 +15,10 @@ small vocabulary under each name of a pre-tokenizer.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ import numpy as np
 
 from benchmarks.studies import prompts
 from tempo_mlx import load
+from tempo_mlx.bench.llama import LlamaCpp, dequantised, llama_cpp
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import Tokenizer, open_checkpoint
 from tempo_mlx.weights.pre_tokenizers import SPLITS
@@ -41,44 +40,6 @@ NEAR_TIE_PACKED = 0.25  # scales in 16 bits, and Q6_K requantised
 # Their patterns tell capitals from small letters by \p{Lu}, which llama.cpp reads as any letter.
 _BY_CASE = ("tiny_aya", "cohere2moe", "youtu")
 _SOURCES = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class LlamaCpp:
-    """A llama.cpp server in this process."""
-
-    address: str
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.load(answer)
-
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        body = {"content": text, "add_special": add_special, "parse_special": True}
-        return list(self.post("/tokenize", body)["tokens"])
-
-    def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The most probable tokens that follow, up to one that ends the text."""
-        body = {"prompt": list(token_ids), "n_predict": count, "temperature": 0, "return_tokens": True}
-        return list(self.post("/completion", {**body, "cache_prompt": False})["tokens"])
-
-
-@contextlib.contextmanager
-def llama_cpp(path: Path, *, threads: int = 1) -> Iterator[LlamaCpp]:
-    """The server of xllamacpp's wheel, with a float32 cache, on the CPU."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_parallel, parameters.n_ctx, parameters.n_gpu_layers = 1, 1024, 0
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.warmup, parameters.verbosity = False, 0
-    server = xllamacpp.Server(parameters)
-    yield LlamaCpp(server.listening_address)
-    del server
 
 
 def strings(count: int, seed: int = 0) -> Iterator[str]:
@@ -128,32 +89,6 @@ def rivals(model: Any, prompt: Sequence[int], theirs: Sequence[int]) -> list[flo
     ]
 
 
-def dequantised(path: Path, directory: Path) -> Path:
-    """The same model with float32 weights, written by the gguf package."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    fields = [field for name, field in reader.fields.items() if not name.startswith("GGUF.")]
-    kind = reader.get_field("general.architecture")
-    assert kind is not None
-    writer = gguf.GGUFWriter(directory / "dense.gguf", kind.contents())
-    for field in fields:
-        if field.name not in ("general.architecture", "general.file_type"):
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    for tensor in reader.tensors:
-        writer.add_tensor_info(tensor.name, [int(size) for size in tensor.shape[::-1]], np.dtype(np.float32),
-                               int(tensor.n_elements) * 4)  # fmt: skip
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        dense = gguf.dequantize(tensor.data, tensor.tensor_type)
-        writer.write_tensor_data(np.ascontiguousarray(dense, np.float32))
-    writer.close()
-    return directory / "dense.gguf"
-
-
 @dataclass(frozen=True)
 class Answers:
     """Of llama.cpp: token ids of each string, and of each prompt with the tokens that follow it."""
@@ -163,7 +98,7 @@ class Answers:
 
 
 def asked(path: Path, texts: Sequence[str], starts: Sequence[str], count: int) -> Answers:
-    with llama_cpp(path) as theirs:
+    with llama_cpp(path, exact=True) as theirs:
         prompts = [theirs.tokenize(start, add_special=True) for start in starts]
         return Answers(
             [theirs.tokenize(text) for text in texts], [(ids, theirs.greedy(ids, count)) for ids in prompts]
@@ -260,7 +195,7 @@ def check_cuts(count: int) -> bool:
     with tempfile.TemporaryDirectory() as directory:
         for pre in (name for name in SPLITS if name not in _BY_CASE):
             path = vocabulary_file(Path(directory), pre)
-            with llama_cpp(path) as theirs:
+            with llama_cpp(path, exact=True) as theirs:
                 tokenizer = open_checkpoint(str(path)).tokenizer()
                 wrong = other_ids(tokenizer, theirs, texts)
             good &= not wrong

@@ -81,7 +81,11 @@ def compute_as_on_a_gpu(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`--fast` leaves out what is marked slow."""
+    """`--fast` leaves out what is marked slow; several processes leave out what is timed."""
+    if hasattr(config, "workerinput"):
+        alone = [item for item in items if item.get_closest_marker("alone")]
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
     if config.getoption("--fast"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)

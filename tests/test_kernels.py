@@ -196,7 +196,6 @@ def test_half_precision_costs_no_more_than_its_rounding() -> None:
     np.testing.assert_allclose(as_float(gated_silu(x, mx.ones_like(x))), wanted, rtol=1e-2)
 
 
-
 MUTATIONS = {
     "first open slot": (ATTENTION, "slot >= first_open", "slot > first_open"),
     "table row": (ATTENTION, "table[row[i] *", "table[row[0] *"),

@@ -12,18 +12,23 @@ pytest.importorskip("xllamacpp")
 from benchmarks.llama_cpp import (
     NEAR_TIE,
     NEAR_TIE_AS_IS,
-    LlamaCpp,
-    llama_cpp,
     other_ids,
     rivals,
     strings,
     vocabulary_file,
 )
 from tempo_mlx import load
+from tempo_mlx.bench import peers
+from tempo_mlx.bench.contenders import line_up
+from tempo_mlx.bench.llama import LlamaCpp, llama_cpp
+from tempo_mlx.bench.steps import Effort
+from tempo_mlx.errors import BackendError, ModelError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.registry import PACKAGED
 from tests.converted import CONVERTED, converted_twin
 from tests.ggufs import modern_twin
+from tests.twins import twin
 
 MODEL = "smollm2-135m"
 
@@ -80,3 +85,44 @@ def test_architectures(name: str) -> None:
     assert len(answer) > 3
     model = load(str(path), device="cpu").model
     assert all(gap < NEAR_TIE for gap in rivals(model, ids, answer))
+
+
+def test_timed_beside_it() -> None:
+    """Each suite has a row of every contender, after both were seen to do the same."""
+    pytest.importorskip("torch")
+    few = Effort(True, 1e10, 100.0)
+    with line_up(LoadConfig(model=str(modern_twin("gguf-glm4"))), ["tempo-mlx"], print) as field:
+        names = ["tempo-mlx", peers.LLAMA_CPP, peers.AS_STORED]
+        result = peers.texts(field, few)
+        assert [(row.case, row.contender) for row in result.rows] == [
+            (case, name) for case in ("1 text", "8 texts") for name in names
+        ]
+        assert all(row.value > 0 for row in result.rows) and not result.notes
+        result = peers.llama_cpp(field, few)
+        cases = ["1 row", "5 texts", "128 tokens", "start", "memory"]
+        assert {(row.case, row.contender) for row in result.rows} == {
+            (case, name) for case in cases for name in names
+        }
+        assert all(20 < row.value < 4000 for row in result.rows if row.unit == "MB")
+        for goal in result.goals:
+            case = goal.what.split(",")[0]
+            ours, theirs = (result.value(case, name) for name in names[:2])
+            assert ours is not None and theirs is not None and goal.value == pytest.approx(ours / theirs)
+        assert [goal.bound for goal in result.goals] == [1.3, 1.0, 1.0]
+
+
+def test_other_work_is_not_timed_beside_it() -> None:
+    with (
+        line_up(LoadConfig(model=str(modern_twin("gguf-qwen3_moe"))), ["tempo-mlx"], print) as field,
+        peers.Process(modern_twin("gguf-glm4"), 1) as other,
+        pytest.raises(ModelError, match=r"llama\.cpp goes on with token \d+, which is .* of a logit behind"),
+    ):
+        peers.check_equal(field, other)
+
+
+def test_it_is_left_out_with_a_reason() -> None:
+    with line_up(LoadConfig(model=str(twin("llama"))), ["tempo-mlx"], print) as field:
+        result = peers.llama_cpp(field, Effort(True, 1e10, 100.0))
+    assert result.rows == [] and result.notes == ["llama.cpp is left out: it reads .gguf files."]
+    with pytest.raises(BackendError, match=r"llama\.cpp does not start on .*config\.json"):
+        peers.Process(twin("llama") / "config.json", 1)

@@ -156,7 +156,7 @@ def branches(field: Field, effort: Effort) -> Result:
     owners = dict.fromkeys(cases, field.ours.name)
     if isinstance(peer := field.named("mlx-lm"), MlxLm):
         name = f"batch of {TEXTS} (mlx-lm)"
-        cases[name] = partial(stopwatch, partial(_mlx_lm_batch, peer, ids, length))
+        cases[name] = partial(stopwatch, partial(mlx_lm_batch, peer, ids, length, TEXTS))
         owners[name] = "mlx-lm"
     if isinstance(other := field.named("transformers"), Transformers):
         for kind, settings in (
@@ -164,7 +164,10 @@ def branches(field: Field, effort: Effort) -> Result:
             ("beams", {"num_beams": TEXTS, "do_sample": False}),
         ):
             name = f"{TEXTS} {kind} (transformers)"
-            cases[name] = partial(stopwatch, partial(_transformers_texts, other, ids, length, settings))
+            cases[name] = partial(
+                stopwatch,
+                partial(transformers_texts, other, ids, length, {"num_return_sequences": TEXTS, **settings}),
+            )
             owners[name] = "transformers"
     timings = interleaved(cases, effort.rounds(6), warm_up=False)
     for name, timing in timings.items():
@@ -183,18 +186,20 @@ def _as_loaded(field: Field, contender: Ours) -> LoadedModel:
     return LoadedModel(contender.model, field.loaded.tokenizer, LoadConfig())
 
 
-def _mlx_lm_batch(peer: MlxLm, ids: list[int], length: int) -> None:
+def mlx_lm_batch(peer: MlxLm, ids: list[int], length: int, texts: int) -> None:
+    """So many texts of that length, as a batch."""
     from mlx_lm import batch_generate
 
-    texts = SimpleNamespace(eos_token_ids=[], decode=lambda ids: "")
-    batch_generate(peer.model, texts, [ids] * TEXTS, max_tokens=length)
+    tokenizer = SimpleNamespace(eos_token_ids=[], decode=lambda ids: "")
+    batch_generate(peer.model, tokenizer, [ids] * texts, max_tokens=length)
 
 
-def _transformers_texts(peer: Transformers, ids: list[int], length: int, settings: dict[str, Any]) -> None:
+def transformers_texts(peer: Transformers, ids: list[int], length: int, settings: dict[str, Any]) -> None:
+    """Texts of that length."""
     import torch
 
     with torch.inference_mode():
         peer.model.generate(
             torch.tensor([ids], device=peer.model.device),
-            num_return_sequences=TEXTS, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **settings,
+            max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **settings,
         )  # fmt: skip

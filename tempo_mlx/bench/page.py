@@ -9,6 +9,7 @@ from typing import Any
 
 from tempo_mlx.bench.results import COLUMNS, Result, cells, floor_line, markdown_table
 
+FIRST = "texts"  # the suite whose picture comes first
 NEWCOMERS = (
     "How long does a step take, and what do several tokens at once cost? Where most of the time goes into reading the "
     "model's weights, once for each pass, several rows take little longer than one. In the pictures each line is a "
@@ -32,7 +33,7 @@ def page(
     parts = [
         "# Speed",
         NEWCOMERS,
-        *([picture(path, plots["rows"], "The time of a pass by its rows")] if "rows" in plots else []),
+        *([picture(path, plots[FIRST], "The time of several texts, by how many")] if FIRST in plots else []),
         f"Written by `{command}`; not edited. Times are lower quartiles of interleaved runs in one process (load, "
         "memory and startup: one process a run), after warm-up; spread is the distance between the quartiles over the "
         f"median. Load average, this work's own two threads included: {loads}.",
@@ -60,7 +61,7 @@ def page(
             markdown_table(COLUMNS, [cells(row) for row in result.rows]),
         ]
         parts += [line for line in (floor_line(result), *result.notes) if line]
-        if result.suite in plots and result.suite != "rows":
+        if result.suite in plots and result.suite != FIRST:
             parts.append(picture(path, plots[result.suite], result.suite))
     return "\n\n".join(parts) + "\n"
 

@@ -15,6 +15,8 @@ COLORS = {
     "tempo-mlx (torch)": "#7fb7a0",
     "mlx-lm": "#c1554d",
     "transformers": "#d9a441",
+    "llama.cpp": "#3c6fb0",
+    "llama.cpp, file as it is": "#3c6fb0",
 }
 SIZE = (6.4, 3.6)  # inches
 
@@ -69,7 +71,7 @@ def _curve(pattern: str, label: str) -> Callable[[Result, Any], None]:
                 kind = found.group(2) if len(found.groups()) > 1 and found.group(2) else ""
                 series.setdefault(row.contender + kind, []).append((int(found.group(1)), row.value))
         for name, points in series.items():
-            color = COLORS.get(name.split(",")[0], "#888888")
+            color = COLORS.get(name, COLORS.get(name.split(",")[0], "#888888"))
             dashes = "--" if "," in name else "-"
             axes.plot(*zip(*sorted(points), strict=True), dashes, marker=".", color=color, label=name)
         if result.floor is not None:
@@ -81,6 +83,7 @@ def _curve(pattern: str, label: str) -> Callable[[Result, Any], None]:
 
 
 PLOTS: dict[str, Callable[[Result, Any], None]] = {
+    "texts": _curve(r"(\d+) texts?", "texts of one prompt, at once"),
     "rows": _curve(r"(\d+) rows?(, products alone)?", "rows"),
     "context": _curve(r"(\d+) slots", "slots of context"),
     "prefill": _curve(r"(\d+) tokens", "tokens of prompt"),

@@ -60,9 +60,7 @@ def startup(field: Field, effort: Effort) -> Result:
         "A new process of each command line, until it has printed one greedy token and ended; tempo-mlx from the "
         "checkpoint as it is, mlx-lm from the converted directory on the same BLAS.",
     )
-    model = field.loaded.config.model
-    flags = ["--decoder", "plain", "--temperature", "0", "--max-tokens", "1", "--quiet"]
-    commands = {"tempo-mlx": ["-m", "tempo_mlx", "generate", PROMPT, "--model", model, *flags]}
+    commands = {"tempo-mlx": _one_token(field.loaded.config.model)}
     if field.named("mlx-lm") is not None:
         commands["mlx-lm"] = [
             *("-m", "mlx_lm", "generate", "--model", str(field.directory), "--prompt", PROMPT),
@@ -86,19 +84,32 @@ def run_original(checkout: Path, directory: Path, prompts: Sequence[str], length
     return float(done.splitlines()[-1])
 
 
+def _one_token(model: str) -> list[str]:
+    flags = ["--decoder", "plain", "--temperature", "0", "--max-tokens", "1", "--quiet"]
+    return ["-m", "tempo_mlx", "generate", PROMPT, "--model", model, *flags]
+
+
+def process_to_first_token(model: str) -> float:
+    """Seconds of our command line, from its start to its end after one greedy token."""
+    return stopwatch(partial(_run, _one_token(model)))
+
+
 def _in_turns(field: Field, task: str, quantity: str, rounds: int) -> dict[str, Timing]:
     cases: dict[str, Callable[[], float]] = {}
     for each in field.contenders:
         if each.name in TASKS:
-            model = field.loaded.config.model if each.name == "tempo-mlx" else str(field.directory)
-            command = ["-m", "tempo_mlx.bench.child", task, TASKS[each.name], model]
-            command.append(str(field.loaded.model.info["dtype"]))
-            cases[each.name] = partial(_told, command, quantity)
+            cases[each.name] = partial(lambda name: told(field, task, name)[quantity], each.name)
     return interleaved(cases, rounds, warm_up=False)
 
 
-def _told(command: Sequence[str], quantity: str) -> float:
-    return float(json.loads(_run(command).splitlines()[-1])[quantity])
+def told(field: Field, task: str, contender: str) -> dict[str, float]:
+    """What a process of child.py says."""
+    model = field.loaded.config.model if contender == "tempo-mlx" else str(field.directory)
+    command = ["-m", "tempo_mlx.bench.child", task, TASKS[contender], model]
+    said: dict[str, float] = json.loads(
+        _run([*command, str(field.loaded.model.info["dtype"])]).splitlines()[-1]
+    )
+    return said
 
 
 def _run(arguments: Sequence[str], with_blas: bool = False) -> str:

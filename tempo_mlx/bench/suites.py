@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tempo_mlx import blas
-from tempo_mlx.bench import generation, processes, steps
+from tempo_mlx.bench import generation, peers, processes, steps
 from tempo_mlx.bench.contenders import Field
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.results import Result
@@ -16,6 +16,7 @@ from tempo_mlx.errors import ConfigError
 
 Suite = Callable[[Field, Effort], Result]
 SUITES: dict[str, Suite] = {
+    "texts": peers.texts,
     "decode": steps.decode,
     "rows": steps.rows,
     "context": steps.context,
@@ -26,6 +27,7 @@ SUITES: dict[str, Suite] = {
     "load": processes.load,
     "memory": processes.memory,
     "startup": processes.startup,
+    "llama.cpp": peers.llama_cpp,
 }
 
 

@@ -22,8 +22,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="A suite, or several with commas: decode, rows, context, prefill, tempo, pruning, branches, load, "
-            "memory, startup. All without one."
+            help="A suite, or several with commas: texts, decode, rows, context, prefill, tempo, pruning, branches, "
+            "load, memory, startup, llama.cpp. All without one."
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and shorter texts.")] = False,
@@ -44,7 +44,7 @@ def bench(
         typer.Option(help="A checkout of the original TEMPO, to compare with.", metavar="DIRECTORY"),
     ] = None,
 ) -> None:
-    """Measure speed beside mlx-lm and transformers with the same weights, and write a page about it.
+    """Measure speed beside mlx-lm, transformers and llama.cpp with the same weights, and write a page about it.
 
     Tables and JSON lines go to stdout. Let nothing else run meanwhile. Suites measured before on this machine, with
     the same versions, stay on the page.
