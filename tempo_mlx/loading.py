@@ -109,7 +109,7 @@ def load_model(
         try:
             from tempo_mlx.model.torch_backend import TorchTransformer
         except ModuleNotFoundError as error:
-            sentence = "The torch backend needs PyTorch; install tempo-mlx with its extra: [torch]."
+            sentence = "The torch backend needs PyTorch; pip install 'tempo-mlx[torch]' brings it."
             raise BackendError(sentence) from error
         model = TorchTransformer(checkpoint, config.device, config.dtype)
     else:

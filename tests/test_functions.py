@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.decoder import DecoderSpec, Setup
 from tempo_mlx.decode.functions import described
 from tempo_mlx.decode.mcts import Rollout
-from tempo_mlx.decode.pruning import PruneContext
+from tempo_mlx.decode.pruning import PruneContext, Pruned
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.tempo import Tempo
+from tempo_mlx.decode.tree import Choice, Frontier, Tree
 from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
@@ -134,6 +136,45 @@ def test_a_pruning_function_is_named(model: LoadedModel) -> None:
     assert run.config["pruning_signal"] is None and run.config["threshold"] == 0.02
 
 
+class Fallen:
+    """A member goes whose posterior is under half of what it was a step before."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, float] = {}
+
+    def __call__(self, context: PruneContext) -> Iterator[Pruned]:
+        for view in context.sets:
+            slots = view.slots.tolist()
+            halves = [self.before.get(slot, 0.0) / 2 for slot in slots]
+            yield from view.under(view.posterior, halves, "fallen")
+            self.before.update(zip(slots, view.posterior.tolist(), strict=True))
+
+
+def test_a_pruning_rule_may_remember_and_hold_each_member_against_its_own_past(model: LoadedModel) -> None:
+    run = tempo_mlx.generate(model, PROMPT, prune=Fallen(), threshold=0.02, max_parallel_tokens=4, **LENGTH)
+    whys = [token.removed_why for step in run.steps for token in step.tokens if token.removed_why]
+    assert len({why.threshold for why in whys}) > 1
+    assert all(why.signal == "fallen" and why.score < why.threshold <= 0.5 for why in whys)
+    assert run.custom is not None and run.custom["prune"].name.endswith("Fallen")
+    assert verify(run, model).ok
+
+
+def test_a_text_that_a_rule_gives_no_child_is_dropped(model: LoadedModel) -> None:
+    class OneOfTwo:
+        width, threshold = 2, None
+
+        def __call__(self, frontier: Frontier) -> Choice:
+            row = max(range(len(frontier.nodes)), key=lambda row: frontier.nodes[row].log_prob)
+            tokens = np.argsort(-frontier.log_probs[row])[:2].tolist()
+            return Choice([frontier.child(row, token) for token in tokens])
+
+    own = replace(DECODERS["tree"], start=lambda setup: Tree(setup, OneOfTwo()))
+    run = tempo_mlx.generate(model, PROMPT, decoder=own, branches=2, **LENGTH)
+    dropped = [t.removed_why for step in run.steps[:-2] for t in step.tokens if t.removed_why]
+    assert len(dropped) == len(run.steps[:-2]) and {why.signal for why in dropped} == {"dropped"}
+    assert verify(run, model).ok
+
+
 def test_a_value_function_is_named(model: LoadedModel) -> None:
     run = tempo_mlx.generate(model, PROMPT, decoder="mcts", mcts_simulations=2, max_tokens=2, value=shortest)
     assert run.custom is not None and run.custom["value"].sha256 == described(shortest)[1]
@@ -243,8 +284,9 @@ def test_the_family_of_the_docs_is_the_one_in_the_code() -> None:
 
 
 def test_the_selection_rule_of_the_docs_selects(model: LoadedModel) -> None:
-    names: dict[str, Any] = {"model": model}
-    exec(compile(blocks()[0], "extend.md", "exec"), names)
+    names: dict[str, Any] = {}
+    source = blocks()[0].replace('"smollm2-135m"', repr(str(twin("llama"))))
+    exec(compile(source, "extend.md", "exec"), names)
     run: Run = names["run"]
     assert json.loads(run.to_json())["custom"]["select"]["name"] == "by_entropy"
     assert max(len(step.tokens) for step in run.steps) > 1

@@ -136,7 +136,9 @@ def test_status_counts_width_and_slots() -> None:
     steps[3].removed = (6,)
     for s in steps:
         status.add(s)
-    assert status.text().plain == "step 4 | 2.0 steps/s | set width 2 | 9 slots"  # 3 + 2 + 3 + 1 + 1 - 1
+    assert (
+        status.text().plain == "step 4 | 2.0 steps/s | 2 tokens at once | 9 in the cache"
+    )  # 3 + 2 + 3 + 1 + 1 - 1
 
 
 def test_a_removal_is_struck_through_in_place() -> None:
@@ -201,7 +203,7 @@ def test_a_pipe_shows_the_status_on_a_terminal_of_stderr() -> None:
         console(pipe, force_terminal=False), console(screen), WORDS, prompt="", prompt_length=3, window=0
     )
     printer.add(sky_steps()[0])
-    assert "set width 2" in screen.text()
+    assert "2 tokens at once" in screen.text()
     printer.finish()
     assert screen.text() == ""
 
@@ -322,10 +324,15 @@ def test_texts_of_a_tree_are_not_streamed_into_a_pipe() -> None:
 
 def test_the_summary_names_what_happened() -> None:
     assert summary(sky_run()) == (
-        "4 steps | 10.0 steps/s | 7 rows, 2.0 a step | 1 of 8 members removed | first token after 0.1 s | "
+        "4 steps | 10.0 steps/s | 8 tokens, 2.0 a step | 1 of them removed | first token after 0.1 s | "
         "reached its length"
     )
     assert set(ENDINGS) == set(FINISH_REASONS)
+
+
+def test_the_summary_of_texts_side_by_side_speaks_of_no_removal() -> None:
+    """There a token goes when no text under way has it any more: nobody asked for that."""
+    assert "removed" not in summary(sky_run(decoder="tree"))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def _devices() -> Facts:
     try:
         import torch
     except ModuleNotFoundError:
-        rows["torch"] = "not installed: the extra [torch] brings it"
+        rows["torch"] = "not installed: pip install 'tempo-mlx[torch]' brings it"
     else:
         rows["torch"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return rows

@@ -29,7 +29,7 @@ def serve(flags: dict[str, Any], config: ConfigFile = None) -> None:
         from tempo_mlx.server.serve import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"The server needs {error.name}; install tempo-mlx with its extra: [server]."
+            f"The server needs {error.name}; pip install 'tempo-mlx[server]' brings it."
         ) from error
 
     names = {*settings_of(GenerateConfig), *settings_of(Shortcuts)}

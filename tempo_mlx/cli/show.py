@@ -122,28 +122,21 @@ def _print_steps(run: Run, out: Console) -> None:
     from tempo_mlx.report.styles import isolated
     from tempo_mlx.report.text import visible_whitespace
 
-    table = Table(
-        "step",
-        "position",
-        "token",
-        "id",
-        "probability",
-        "posterior",
-        "attention",
-        "what became of it",
-        box=None,
-    )
+    tokens = [token for step in run.steps for token in step.tokens]
+    known = [name for name in ("posterior", "attention") if any(getattr(t, name) is not None for t in tokens)]
+    table = Table("step", "position", "token", "id", "probability", *known, "what became of it", box=None)
     for step in run.steps:
         for token in step.tokens:
             table.add_row(
                 str(step.step), str(step.position if token.position is None else token.position),
                 isolated(visible_whitespace(token.text)), str(token.id), f"{token.probability:.4f}",
-                _number(token.posterior), _number(token.attention), _fate(step, token),
+                *(_number(getattr(token, name)) for name in known), _fate(step, token),
             )  # fmt: skip
         for item in step.rejected:
             text, probability = isolated(visible_whitespace(item.text)), f"{item.probability:.4f}"
+            blank = [""] * len(known)
             table.add_row(
-                str(step.step), "", text, str(item.id), probability, "", "", f"rejected: {item.why}"
+                str(step.step), "", text, str(item.id), probability, *blank, f"rejected: {item.why}"
             )
     out.print(table)
 

@@ -102,7 +102,7 @@ def check_grammar(config: GenerateConfig) -> None:
     try:
         from llguidance import LLMatcher
     except ImportError:
-        raise ConfigError(f"{name} needs llguidance; install tempo-mlx with its extra: [schema].") from None
+        raise ConfigError(f"{name} needs llguidance; pip install 'tempo-mlx[schema]' brings it.") from None
     try:
         fault = LLMatcher.validate_grammar(grammar_of(config, name))
     except ValueError as error:  # a schema that is no JSON

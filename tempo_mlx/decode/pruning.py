@@ -62,12 +62,13 @@ class SetView:
     posterior: Floats
     attention: Float32s | None = None
 
-    def under(self, scores: ArrayLike, threshold: float, signal: str) -> list[Pruned]:
-        """The members whose score (k,) is under the threshold."""
+    def under(self, scores: ArrayLike, threshold: ArrayLike, signal: str) -> list[Pruned]:
+        """The members whose score (k,) is under the threshold: one, or each member's own (k,)."""
         values = np.asarray(scores, np.float64)
+        bounds = np.broadcast_to(np.asarray(threshold, np.float64), values.shape)
         return [
-            Pruned(int(self.slots[i]), Removal(signal, float(values[i]), float(threshold)))
-            for i in np.flatnonzero(values < threshold)
+            Pruned(int(self.slots[i]), Removal(signal, float(values[i]), float(bounds[i])))
+            for i in np.flatnonzero(values < bounds)
         ]
 
 

@@ -70,7 +70,8 @@ class Child:
 class Choice:
     """What a rule wants. The first child of a row continues its branch, others open new ones.
 
-    lost: why a row without a child ends here, by row. done: nothing further is wanted.
+    lost: why a row without a child ends here, by row; "dropped" where the rule does not say. done: nothing further is
+    wanted.
     """
 
     children: list[Child]
@@ -246,7 +247,10 @@ class Tree(Decoder):
         dead = lattice.slots[: len(lattice.slots) - count][unseen]
         for slot in dead[::-1].tolist():  # children before parents, which end for the same reason
             node = self.by_slot.pop(slot)
-            why = Removal("finished", node.log_prob, 0.0, unattended=True) if node.finished else lost[slot]
+            if node.finished:
+                why = Removal("finished", node.log_prob, 0.0, unattended=True)
+            else:
+                why = lost.get(slot) or Removal("dropped", node.log_prob, 0.0)
             member = member_of(node)
             member.removed_after, member.removed_why = index, why
             for edge in member.parents:

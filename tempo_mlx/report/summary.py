@@ -17,15 +17,14 @@ def summary(run: Run, peak_bytes: int | None = None) -> str:
     """How long, how fast, how wide, and why it stopped. peak_bytes: memory of the process at its highest."""
     steps = len(run.steps)
     members = sum(len(step.tokens) for step in run.steps)
-    rows = sum(token.slot is not None for step in run.steps for token in step.tokens)
     removed = sum(token.removed_after is not None for step in run.steps for token in step.tokens)
     parts = [f"{steps} step{'s' * (steps > 1)}" if steps else "nothing generated"]
     if steps > 1 and (rate := number(run.timing, "tokens_per_second")):
         parts.append(f"{rate:.1f} steps/s")
     if steps:
-        parts.append(f"{rows} rows, {members / steps:.1f} a step")
-    if removed:
-        parts.append(f"{removed} of {members} members removed")
+        parts.append(f"{members} tokens, {members / steps:.1f} a step")
+    if removed and run.is_lattice:  # on a tree a token goes with the texts that it was part of
+        parts.append(f"{removed} of them removed")
     if (seconds := number(run.timing, "prefill_seconds")) is not None:
         parts.append(f"first token after {seconds:.1f} s")
     if peak_bytes is not None:

@@ -40,7 +40,7 @@ def make_printer(
     """The printer that suits `out`: live where it is a terminal that can go back, plain otherwise.
 
     prompt: shown dim before the text on a live terminal; prompt_length: its slots.
-    status: also show a line of steps/s, set width and lattice size while decoding, where a terminal is there
+    status: also show a line of steps/s, width and what the cache holds while decoding, where a terminal is there
     that the text does not go to, or that is redrawn anyway.
     """
     line = StatusLine(prompt_length)
@@ -65,7 +65,7 @@ def is_live(out: Console) -> bool:
 
 
 class StatusLine:
-    """Steps/s, width and lattice size, from the steps seen."""
+    """Steps/s, how many tokens share the newest place, and how many the cache holds, from the steps seen."""
 
     def __init__(self, prompt_length: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -86,7 +86,8 @@ class StatusLine:
 
     def text(self) -> Text:
         rate = f"{self._rate:.1f} steps/s" if self._steps > 1 else "... steps/s"
-        line = f"step {self._steps} | {rate} | set width {self._width} | {self._slots} slots"
+        width = f"{self._width} token{'s' * (self._width != 1)} at once"
+        line = f"step {self._steps} | {rate} | {width} | {self._slots} in the cache"
         return Text(line, "dim", no_wrap=True, overflow="ellipsis")
 
 
