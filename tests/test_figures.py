@@ -92,7 +92,7 @@ def test_a_changed_digit_is_noticed(page: str) -> None:
 
 
 # Compared below with what writes them, generated from the code, or (scale) without results that were kept.
-OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "api", "cli",
+OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "tasks", "api", "cli",
              "models", "run-file", "settings", "scale"}  # fmt: skip
 
 
@@ -141,6 +141,16 @@ def test_the_attention_study_is_its_results() -> None:
     summary = {name: found for name, found in line.items() if isinstance(found, dict)}
     found = page(summary, line["id"], int(tokens), float(threshold), int(distance))
     assert (ROOT / "docs" / "attention.md").read_text("utf-8") == found
+
+
+def test_the_tasks_page_is_its_results(tmp_path: Path) -> None:
+    from benchmarks.tasks.page import write_page
+
+    pytest.importorskip("matplotlib")
+    write_page(RESULTS / "tasks", tmp_path / "tasks.md")
+    assert (ROOT / "docs" / "tasks.md").read_text("utf-8") == (tmp_path / "tasks.md").read_text("utf-8")
+    for picture in (tmp_path / "images").iterdir():
+        assert (ROOT / "docs" / "images" / picture.name).exists()
 
 
 @pytest.mark.slow

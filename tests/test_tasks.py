@@ -125,6 +125,13 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     assert nucleus.split(" | ")[2] == "0.500 [0.500, 0.500]" and nucleus.endswith(" 40 | 20 | |")
 
 
+def test_an_arm_that_is_not_finished_is_no_column_of_the_table() -> None:
+    every = {"one": RECORD, "two": RECORD}
+    found, missing = page.whole({"greedy": every, "nucleus": {"one": RECORD}})
+    assert list(found) == ["greedy"] and missing == "nucleus sampling, T 0.8, p 0.95 (1 of 2)"
+    assert page.whole({}) == ({}, "")
+
+
 def test_arms_for_tuning_are_not_reported() -> None:
     tried = {arm.name for arm in ARMS if arm.tried}
     assert tried and not tried & {arm.name for arm in arms_for("humaneval", tuning=False)}

@@ -46,9 +46,10 @@ examples which the problem itself shows. Every eighth problem of HumanEval (8th,
 def write_page(out: Path, page: Path) -> str:
     parts = [HEAD]
     for folder in sorted(each for each in out.glob("*/*") if each.name in NAMES):
-        found = read(folder)
+        found, missing = whole(read(folder))
         if found:
             parts += section(folder, found, read(folder.with_name(f"{folder.name}-timing")), page)
+            parts += [f"\nLeft out until they are measured on all problems: {missing}."] if missing else []
     page.write_text("\n".join(parts) + "\n", "utf-8")
     return f"Wrote {page}."
 
@@ -58,6 +59,15 @@ def read(folder: Path) -> Found:
     files = [path for path in folder.glob("*.jsonl") if path.stem in order]
     files.sort(key=lambda path: order.index(path.stem))
     return {path.stem: {record["problem"]: record for record in read_records(path)} for path in files}
+
+
+def whole(found: Found) -> tuple[Found, str]:
+    """The arms measured on all problems; and how far the others are, which ended their short problems first."""
+    most = max((len(records) for records in found.values()), default=0)
+    missing = [
+        f"{label(arm)} ({len(records)} of {most})" for arm, records in found.items() if len(records) < most
+    ]
+    return {arm: records for arm, records in found.items() if len(records) == most}, ", ".join(missing)
 
 
 def section(folder: Path, found: Found, timed: Found, page: Path) -> Iterator[str]:
