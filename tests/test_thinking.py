@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tempo_mlx.cli.main import main
 from tempo_mlx.decode.thinking import SYSTEM_LINE, Budget, Splitter, is_open, split
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.loading import LoadedModel
+from tempo_mlx.report.growing import GrowingAnswer
+from tempo_mlx.report.phrases import Alternative, Phrase
 from tempo_mlx.report.verify import verify
+from tempo_mlx.server.events import StepEvents
 from tempo_mlx.weights.reasoning import THINK, Reasoning, reasoning_of
 from tests.trees import loaded, teacher
 from tests.twins import twin
@@ -156,6 +160,35 @@ def test_reasoning_is_closed_by_its_budget_under_every_decoder(decoder: dict[str
         assert path.logprob == pytest.approx(
             sum(teacher("llama", run.prompt.token_ids, path.token_ids)), abs=3e-3
         )
+
+
+@pytest.mark.parametrize("decoder", [{"threshold": 0.03}, {"branches": 4, "threshold": 0.03}])
+def test_a_stream_tells_reasoning_from_the_answer_as_both_grow(decoder: dict[str, Any]) -> None:
+    settings = {"enable_thinking": True, "thinking_budget": 6, "max_tokens": 26, **decoder}
+    growing = stream(thinker(), "Why?", **settings)
+    events, reasoning, answer, thought = StepEvents(growing.task, texts=growing.readings), "", "", []
+    for step in growing:
+        told = events.event(step, 0).data
+        reasoning += told["reasoning"]
+        answer += "".join(phrase["text"] for phrase in told["phrases"])
+        thought.append(reasoning + told["reasoning_tail"])
+        assert OPEN not in thought[-1] and CLOSE not in thought[-1] + answer + told["tail"]
+    run = growing.run()
+    assert thought[4] and run.reasoning and run.reasoning.startswith(thought[4].strip())
+    assert (reasoning + told["reasoning_tail"], answer + told["tail"]) == (run.reasoning, run.final_text)
+
+
+def test_of_the_answer_forks_stay_and_of_the_reasoning_its_text() -> None:
+    fork = Phrase("Yes", 0.6, (Alternative("No", 0.4, (9,)),), 4, 5)
+    thoughts = replace(fork, text="Well", start=1)
+    growing = GrowingAnswer(Splitter(False))
+    assert growing.add([Phrase("<think>", None, (), 0, 1), thoughts]) == ("Well", [])
+    assert growing.rest(" we go</think> No") == (" we go", "No")
+    settled = [Phrase(" we</think>\nSo ", None, (), 2, 4), fork]
+    assert growing.add(settled) == (" we", [Phrase("So ", None, (), 2, 4), fork])
+    held = GrowingAnswer(Splitter(False))
+    assert held.add([Phrase(" ", None, (), 0, 1)]) == ("", [])
+    assert held.add([fork]) == ("", [Phrase(" ", None, (), 4, 5), fork])
 
 
 def test_texts_forced_alike_are_not_merged_for_it() -> None:

@@ -7,15 +7,17 @@ A long stretch takes a while to be read, so it is read in the course of the step
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tempo_mlx.decode.paths import Chosen, Layer, is_read, layer_after, layers_of, usable
 from tempo_mlx.decode.pieces import Pieces
 from tempo_mlx.decode.settled import SettledReading
 from tempo_mlx.decode.step import Member, Step
+from tempo_mlx.decode.thinking import Splitter
 from tempo_mlx.report.build import texted
 from tempo_mlx.report.phrases import (
     SHOW_ABOVE,
@@ -172,3 +174,26 @@ class GrowingPhrases:
                 break
         given, self._held = within(self._held, 0, end), within(self._held, end, len(text))
         return given
+
+
+class GrowingAnswer:
+    """Takes what has settled apart: the reasoning as text, the answer as phrases."""
+
+    def __init__(self, splitter: Splitter) -> None:
+        self._splitter = splitter
+
+    def add(self, settled: Iterable[Phrase]) -> tuple[str, list[Phrase]]:
+        """(reasoning, answer), as far as they are certain. A fork with a mark in it is plain text."""
+        reasoning, answer = "", list[Phrase]()
+        for phrase in settled:
+            thought, said = self._splitter.add(phrase.text)
+            reasoning += thought
+            whole = said.endswith(phrase.text)
+            before = said.removesuffix(phrase.text) if whole else said
+            answer += [Phrase(before, None, (), phrase.start, phrase.end)] if before else []
+            answer += [phrase] if whole else []
+        return reasoning, answer
+
+    def rest(self, tail: str) -> tuple[str, str]:
+        """The same of what follows and may still change."""
+        return copy.copy(self._splitter).add(tail)

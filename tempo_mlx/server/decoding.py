@@ -29,7 +29,7 @@ def generate(
     task = Task(loaded, prompt, config)
     stream = Stream(task, interrupted)
     yield start(id, loaded, prompt, config)
-    events = StepEvents(task)
+    events = StepEvents(task, texts=stream.readings)
     for step in stream:
         yield events.event(step, *costs(stream, step))
     run = stream.run()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tempo_mlx.decode.decoder import Reading
 from tempo_mlx.decode.settled import removal_window
 from tempo_mlx.decode.step import Member, Step
-from tempo_mlx.report.growing import GrowingPhrases
+from tempo_mlx.decode.thinking import Splitter
+from tempo_mlx.report.growing import GrowingAnswer, GrowingPhrases
 from tempo_mlx.report.phrases import Phrase
 from tempo_mlx.strict import plain
 from tempo_mlx.task import Task
@@ -40,11 +42,19 @@ class _Seen:
 class StepEvents:
     """Turns steps into `step` events; remembers earlier members, to report removals and new scores.
 
-    Of a lattice each event says which phrases have settled since the last, and what follows them as it is now.
+    Of a lattice each event says which phrases have settled since the last, and what follows them as it is now; where
+    reasoning is told from the answer, both of each. Texts that stand for themselves settle at the end.
     """
 
-    def __init__(self, task: Task, earlier: Iterable[Step] = ()) -> None:
+    def __init__(
+        self, task: Task, earlier: Iterable[Step] = (), texts: Callable[[], Sequence[Reading]] = list
+    ) -> None:
+        """texts: those of a decoding that is no lattice, best first."""
         self._tokenizer = task.loaded.tokenizer
+        self._reader, self._texts = task.answers, texts
+        self._answer = (
+            GrowingAnswer(Splitter(task.opened, self._tokenizer.reasoning)) if task.thinks else None
+        )
         window, stop = removal_window(task.config), task.config.stop
         self._phrases = GrowingPhrases(self._tokenizer, window, stop=stop) if task.spec.lattice else None
         self._seen: dict[int, _Seen] = {}
@@ -90,9 +100,22 @@ class StepEvents:
 
     def _read(self, step: Step) -> dict[str, Any]:
         if self._phrases is None:
-            return {}
+            texts = [] if self._answer is None else self._texts()
+            return told([], *self._reader.read(texts[0].token_ids)) if texts else {}
         settled, self._settled = [*self._settled, *self._phrases.add(step)], []
-        return {"phrases": phrase_records(settled), "tail": self._phrases.tail()}
+        tail = self._phrases.tail()
+        if self._answer is None:
+            return {"phrases": phrase_records(settled), "tail": tail}
+        reasoning, phrases = self._answer.add(settled)
+        return told(phrases, *self._answer.rest(tail), reasoning)
+
+
+def told(
+    phrases: Iterable[Phrase], reasoning_tail: str | None, tail: str, reasoning: str = ""
+) -> dict[str, Any]:
+    """What has settled of the answer and of the reasoning, and what follows each as it is now."""
+    answer = {"phrases": phrase_records(phrases), "tail": tail}
+    return {**answer, "reasoning": reasoning, "reasoning_tail": reasoning_tail or ""}
 
 
 def phrase_records(phrases: Iterable[Phrase]) -> list[dict[str, Any]]:

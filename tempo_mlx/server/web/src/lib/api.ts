@@ -87,6 +87,9 @@ export interface StreamStep extends Step {
   /** of a lattice: those that have settled since the last event, and what follows them as it is now */
   phrases?: Phrase[]
   tail?: string
+  /** where the model thinks: the same of its reasoning; phrases and tail are then the answer's */
+  reasoning?: string
+  reasoning_tail?: string
   scores: [slot: number, posterior: number | null, attention: number | null][]
   stats: { step_seconds: number; elapsed_seconds: number; tokens_per_second: number }
 }

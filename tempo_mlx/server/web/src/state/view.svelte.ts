@@ -28,6 +28,10 @@ export class RunView {
   answers: Answers | null = $state.raw(null)
   /** what follows the phrases while the run grows, and may still change */
   tail = $state('')
+  /** what the model thought before it answered, as far as it has come */
+  reasoning = $state('')
+  /** the server tells what the text is while the run grows */
+  private told = $state(false)
   /** the run that this one was before another word was taken, and which */
   readonly origin: { view: RunView; taken: string } | null
   /** one member a step */
@@ -40,7 +44,7 @@ export class RunView {
   private tracedPath: number[] = $state.raw([])
   /** wall-clock of each step, for those that were watched */
   seconds: (number | null)[] = []
-  private settled: { phrases: Phrase[]; tail: string } = { phrases: [], tail: '' }
+  private settled = nothing()
   private stale = new Set<number>()
   private frame = 0
   private written = 0
@@ -74,10 +78,14 @@ export class RunView {
 
   /** The best reading. */
   readonly text: string = $derived.by(() => {
-    if (!this.live && this.run.final_text) return this.run.final_text
-    if (this.phrases.length > 0 || this.tail) return this.phrases.map(({ text }) => text).join('') + this.tail
+    if (!this.live && (this.run.final_text || this.reasoning)) return this.run.final_text
+    if (this.phrased) return this.phrases.map(({ text }) => text).join('') + this.tail
     return this.segments.map(printedBest).join('')
   })
+
+  get phrased(): boolean {
+    return this.live ? this.told : this.phrases.length > 0
+  }
 
   /** The path to draw. */
   get path(): number[] {
@@ -102,9 +110,17 @@ export class RunView {
   }
 
   add(event: StreamStep): void {
-    const { removed, scores, stats, phrases, tail, ...step } = event
-    if (!this.live) this.settled = { phrases: [], tail: '' } // a stream tells all of them
-    if (phrases) this.settled = { phrases: [...this.settled.phrases, ...phrases], tail: tail ?? '' }
+    const { removed, scores, stats, phrases, tail, reasoning, reasoning_tail, ...step } = event
+    if (!this.live) this.settled = nothing() // a stream tells all of it
+    if (phrases) {
+      this.told = true
+      this.settled = {
+        phrases: [...this.settled.phrases, ...phrases],
+        tail: tail ?? '',
+        reasoning: this.settled.reasoning + (reasoning ?? ''),
+        reasoning_tail: reasoning_tail ?? '',
+      }
+    }
     this.live = true
     for (const { slot, removed_after, removed_why, posterior, attention } of removed) {
       this.touch(this.lattice.update(slot, { removed_after, removed_why, posterior, attention }))
@@ -122,7 +138,7 @@ export class RunView {
 
   /** The whole run, as the server knows it: replaces what was streamed. */
   load(run: Run, phrases: Phrase[]): void {
-    this.settled = { phrases, tail: '' }
+    this.settled = { ...nothing(), phrases, reasoning: run.reasoning ?? '' }
     const chosen = this.member
     cancelAnimationFrame(this.frame)
     this.lattice = Lattice.of(run)
@@ -148,7 +164,7 @@ export class RunView {
     this.refresh()
     if (this.live) {
       const { run, phrases } = this.soFar()
-      this.settled = { phrases, tail: '' }
+      this.settled = { ...nothing(), phrases, reasoning: run.reasoning ?? '' }
       this.publish()
       this.run = run
     }
@@ -159,13 +175,17 @@ export class RunView {
   soFar(): { run: Run; phrases: Phrase[] } {
     const { length, steps } = this.lattice
     if (!this.live) return { run: { ...this.run, steps }, phrases: this.phrases }
-    const { phrases, tail } = this.settled
+    const { tail, reasoning, reasoning_tail } = this.settled
     const rest = { text: tail, share: null, alternatives: [], start: length, end: length }
+    const phrases = tail ? [...this.settled.phrases, rest] : this.settled.phrases
     const text = this.segments.map(printed).join('')
-    const final_text = this.segments.map(printedBest).join('')
+    const final_text = this.told
+      ? phrases.map((phrase) => phrase.text).join('')
+      : this.segments.map(printedBest).join('')
+    const thought = reasoning + reasoning_tail || null
     return {
-      run: { ...this.run, finish_reason: 'cancelled', steps: [...steps], text, final_text },
-      phrases: tail ? [...phrases, rest] : phrases,
+      run: { ...this.run, finish_reason: 'cancelled', steps: [...steps], text, final_text, reasoning: thought },
+      phrases,
     }
   }
 
@@ -203,6 +223,7 @@ export class RunView {
   private publish(): void {
     this.phrases = this.settled.phrases
     this.tail = this.settled.tail
+    this.reasoning = this.settled.reasoning + this.settled.reasoning_tail
   }
 
   /** Of decoders that search, the first recorded path; else the most probable one. */
@@ -214,6 +235,11 @@ export class RunView {
     }
     return this.lattice.bestPath()
   }
+}
+
+/** Of the reasoning and the answer: what has settled, and what follows it. */
+function nothing(): { phrases: Phrase[]; tail: string; reasoning: string; reasoning_tail: string } {
+  return { phrases: [], tail: '', reasoning: '', reasoning_tail: '' }
 }
 
 /** The first words of the prompt. */
