@@ -46,6 +46,12 @@ test('a question is asked: bars open to their texts, and are there after a reloa
   await assertFits(page, 'answers at 380 px')
   await page.setViewportSize({ width: 1280, height: 900 })
 
+  await page.setViewportSize({ width: 2560, height: 1200 })
+  const [name, bar] = await Promise.all(['.name', '.mass'].map((part) => bars.first().locator(part).boundingBox()))
+  assert.ok(bar.x < name.x + 500, 'a bar stands beside its name')
+  await page.setViewportSize({ width: 1280, height: 900 })
+
+  assert.equal(await page.getByRole('radio', { name: 'Sets' }).count(), 0)
   await page.getByRole('radio', { name: /^Texts \(\d\)$/ }).click()
   const cards = text(page).locator('.card')
   const lengths = async () => (await cards.allInnerTexts()).map((card) => Number(/(\d+) tokens/.exec(card)[1]))
@@ -65,6 +71,20 @@ test('a question is asked: bars open to their texts, and are there after a reloa
 
   await page.reload()
   await text(page).locator('summary').first().getByText('Canberra').waitFor()
+  await closePage(page)
+})
+
+test('of an open-ended question the text is shown, and no bars', async () => {
+  const settings = { decoder: 'enumerate', chat: true, threshold: 0.05, leaves: 2, max_tokens: 24 }
+  const page = await openPage(browser, link({ prompt: 'Tell me a short story about a fox.', ...settings }))
+  await button(page, 'Ask').click()
+  await page.locator('button.primary:enabled', { hasText: 'Ask' }).waitFor()
+  await text(page).getByText('One of very many texts').waitFor()
+  assert.ok((await text(page).locator('.said').innerText()).length > 40)
+  assert.equal(await text(page).locator('.mass').count(), 0)
+  await text(page).getByText('1 more of them').click()
+  await text(page).locator('details li p').waitFor()
+  await assertAccessible(page, 'an open-ended question')
   await closePage(page)
 })
 

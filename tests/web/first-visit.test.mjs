@@ -50,6 +50,29 @@ test('a first visit begins with a finished run in view, on a phone and at 200 % 
   }
 })
 
+test('boxes are as high as what is in them; on a phone what is rarely needed is in a menu', async () => {
+  const page = await openPage(browser, server.url)
+  await page.locator('.fork').first().waitFor()
+  await open(page, capital())
+  await text(page).getByText('The capital of France is').waitFor()
+  const height = async (box) => (await box.boundingBox()).height
+  assert.ok((await height(text(page))) < 100, `${await height(text(page))} px for one line of text`)
+  const prompt = page.getByLabel('Prompt', { exact: true })
+  await prompt.fill('a line\n'.repeat(8))
+  assert.ok((await height(prompt)) > 180)
+  await prompt.fill('a line')
+  assert.ok((await height(prompt)) < 80)
+
+  await page.setViewportSize({ width: 380, height: 760 })
+  assert.ok((await height(page.locator('.top'))) < 50, 'the top bar is one line')
+  await page.getByRole('button', { name: 'More ▾' }).click()
+  await assertAccessible(page, 'the menu of a phone')
+  await assertFits(page, 'the menu of a phone')
+  await page.getByRole('menuitem', { name: 'Your runs' }).click()
+  await page.getByRole('dialog', { name: 'Your runs' }).waitFor()
+  await closePage(page)
+})
+
 test('a long run begins folded to where its readings part, and the whole lattice is one key away', async () => {
   const page = await openPage(browser, server.url)
   const folded = page.getByRole('region', { name: 'Lattice, folded' })

@@ -72,6 +72,7 @@ test('runs are listed, named, searched, opened again and deleted', async () => {
   await assertAccessible(page, 'the list of runs')
   await page.setViewportSize({ width: 380, height: 760 })
   await assertFits(page, 'the list of runs at 380 px')
+  await page.setViewportSize({ width: 1280, height: 900 })
   await names.nth(1).fill('A beginning')
   await names.nth(1).press('Tab')
   await list.getByLabel('Search your runs').fill('beginning')
