@@ -92,8 +92,8 @@ def test_a_changed_digit_is_noticed(page: str) -> None:
 
 
 # Compared below with what writes them, generated from the code, or (scale) without results that were kept.
-OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "tasks", "api", "cli",
-             "models", "run-file", "settings", "scale"}  # fmt: skip
+OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "tasks", "api",
+             "cli", "models", "run-file", "settings", "scale"}  # fmt: skip
 
 
 def test_no_other_page_has_figures() -> None:
