@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 from typer.cli import get_docs_for_click
 
+from tempo_mlx.cli.commands import ALSO, COMMANDS, HINTS
 from tempo_mlx.cli.main import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -30,6 +31,18 @@ Ctrl-C, which keeps what was generated. What one types for Ollama works, too: `r
 """
 
 
+def chat_docs() -> str:
+    """What can be said in a chat besides messages, as its /help says it."""
+    rows = [
+        f"| `/{f'{name} {HINTS[name]}' if name in HINTS else name}` | {command.__doc__} |"
+        for name, command in COMMANDS.items()
+    ]
+    also = ", ".join(f"`/{word}` for `/{name}`" for word, name in ALSO.items())
+    return "\n".join(
+        ("### In a chat", "", "| typed | what it does |", "|---|---|", *rows, "", f"Also {also}.", "", "")
+    )
+
+
 def cli_docs() -> str:
     """The page."""
     command = typer.main.get_command(app)
@@ -39,6 +52,7 @@ def cli_docs() -> str:
     # Lines that are indented are examples, or lists of them.
     text = re.sub(r"((?:^  +\S.*\n)+)", lambda lines: f"\n```text\n{lines[1]}```\n", text, flags=re.M)
     text = re.sub(r"\n{3,}", "\n\n", text).replace("```console", "```text")
+    text = text.replace("## `tempo-mlx score`", chat_docs() + "## `tempo-mlx score`", 1)
     return f"{INTRODUCTION}\n{text.strip()}\n"
 
 

@@ -66,8 +66,8 @@ def test_texts_are_wrapped_at_words_after_what_they_share(width: int) -> None:
 def test_numbers_are_shown_where_asked_and_one_text_stands_alone() -> None:
     assert shown([path(" a dog", -1.0)], 40) == [" a dog"]
     assert shown([path(" a", -1.0), path(" b", -9.0)], 60, probabilities=True) == [
-        "1. 100% (-1.00, -0.500 a token) a",
-        "2.  <1% (-9.00, -4.500 a token) b",
+        "1. 100% a (-1.00, -0.500 a token)",
+        "2.  <1% b (-9.00, -4.500 a token)",
     ]
 
 

@@ -9,12 +9,15 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
+
+NO_BREAK = "\u00a0"
 
 
 def make_consoles(color: bool = True) -> tuple[Console, Console]:
@@ -112,11 +115,44 @@ def notice_slow_blas(console: Console) -> None:
         console.print(note, soft_wrap=True)
 
 
+def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """A sentence, on a line of its own; on a terminal it breaks between words, so that a path can be copied whole.
+
+    indent: of its further lines.
+    """
+    if console.is_terminal:
+        how: dict[str, Any] = {
+            "replace_whitespace": False,
+            "break_long_words": False,
+            "break_on_hyphens": False,
+        }
+        lines = (
+            textwrap.fill(line, console.width, subsequent_indent=" " * indent, **how)
+            for line in text.split("\n")
+        )
+        text = "\n".join(lines).replace(NO_BREAK, " ")
+    console.print(text, style=style, soft_wrap=True)
+
+
+def say_figures(console: Console, line: str) -> None:
+    """A line of figures with bars between them, which is where it breaks on a narrow terminal."""
+    parts = [
+        part if len(part) > console.width - 2 else part.replace(" ", NO_BREAK) for part in line.split(" | ")
+    ]
+    text = f"{NO_BREAK}| ".join(parts) if console.is_terminal else line
+    say(console, text, "dim")
+
+
 def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") -> None:
-    """Names and values in two columns; long values run on, so that a path can be copied."""
+    """Names and values in two columns."""
     width = max(map(len, facts), default=0)
+    under = min(len(indent) + width + 2, console.width // 2)
     for name, value in facts.items():
-        console.print(f"{indent}{name:<{width}}  {value}", soft_wrap=True)
+        line = f"{indent}{name:<{width}}  {value}"
+        if " " in value:
+            say(console, line, indent=under)
+        else:
+            console.print(line, soft_wrap=True)
 
 
 def write_text(console: Console, text: str) -> None:

@@ -19,6 +19,7 @@ from tempo_mlx.cli.console import (
     make_consoles,
     notice_slow_blas,
     progress_bar,
+    say_figures,
     waiting,
 )
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
@@ -221,7 +222,7 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
     if run.reasoning and not streamed:
         err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
     if not output.quiet:
-        err.print(summary(run, peak_bytes()), style="dim")
+        say_figures(err, summary(run, peak_bytes()))
     if output.profile:
         for name, value in seconds.items():
             err.print(f"{name.removesuffix('_seconds'):>12} {value:10.3f} s")

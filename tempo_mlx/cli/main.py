@@ -21,7 +21,13 @@ from tempo_mlx.cli.batch import batch
 from tempo_mlx.cli.bench import bench
 from tempo_mlx.cli.calibrate import calibrate
 from tempo_mlx.cli.chat import chat
-from tempo_mlx.cli.console import discard_stdout, fill_closed_streams, tolerate_any_encoding
+from tempo_mlx.cli.console import (
+    discard_stdout,
+    fill_closed_streams,
+    make_consoles,
+    say,
+    tolerate_any_encoding,
+)
 from tempo_mlx.cli.convert import convert
 from tempo_mlx.cli.doctor import doctor
 from tempo_mlx.cli.generate import generate
@@ -131,5 +137,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201 (the command line's own voice)
+    from tempo_mlx.report.styles import printable
+
+    err = make_consoles()[1]
+    say(err, f"Error: {printable(sentence) if err.is_terminal else sentence}")
     return code

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar
+from tempo_mlx.cli.console import make_consoles, print_facts, progress_bar, say
 from tempo_mlx.cli.help import Group
 from tempo_mlx.load_config import DEFAULT_MODEL
 
@@ -44,23 +44,30 @@ def list_models() -> None:
 
     Sizes and memory are about right: what a fetch brings, and what the weights take once loaded on this device.
     """
-    from rich.table import Table
-
     from tempo_mlx.weights import manage
 
-    table = Table("model", "size", "memory", "here", "what it is", box=None, pad_edge=False, padding=(0, 1))
-    for column in (1, 2):
-        table.columns[column].justify, table.columns[column].no_wrap = "right", True
-    for column in (0, 4):
-        table.columns[column].overflow = "fold"
+    out = make_consoles()[0]
+    rows = [("model", "size", "memory", "here", "what it is")]
     for model in manage.list_models():
         memory = (
             "" if model.parameters is None else gigabytes(weights_in_memory(model.parameters, model.nbytes))
         )
-        table.add_row(
-            model.name, gigabytes(model.nbytes), memory, "yes" if model.present else "no", model.description
+        here = "yes" if model.present else "no"
+        rows.append((model.name, gigabytes(model.nbytes), memory, here, model.description))
+    wide = max(len(row[0]) for row in rows)
+    lines = [
+        f"{name:<{wide}}  {size:>7}  {memory:>8}  {here:<4}  {what}"
+        for name, size, memory, here, what in rows
+    ]
+    if not out.is_terminal or max(map(len, lines)) <= out.width:
+        for line in lines:
+            out.print(line, soft_wrap=True)
+        return
+    for name, size, memory, here, what in rows[1:]:
+        in_memory = f", {memory} in memory" if memory else ""
+        say(
+            out, f"{name}\n    {size}{in_memory}, {'here' if here == 'yes' else 'not here'}: {what}", indent=4
         )
-    make_consoles()[0].print(table)
 
 
 def weights_in_memory(parameters: float, stored: float) -> float:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.console import make_consoles, say, say_figures
 from tempo_mlx.cli.options import with_settings
 from tempo_mlx.cli.output import look_of, print_texts
 from tempo_mlx.errors import ConfigError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
+TABLE_WIDTH = 80  # of a terminal that all of a set's columns fit into
 _SHOWN = ("format", "view", "show_above", "show_token_ids", "show_probabilities", "color")
 
 
@@ -114,7 +115,7 @@ def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> N
     print_texts(run, output, look, out, prompt)
     if run.reasoning:
         err.print(isolated(run.reasoning), style="dim", soft_wrap=True)
-    err.print(summary(run), style="dim")
+    say_figures(err, summary(run))
 
 
 def _print_steps(run: Run, out: Console) -> None:
@@ -124,20 +125,32 @@ def _print_steps(run: Run, out: Console) -> None:
 
     tokens = [token for step in run.steps for token in step.tokens]
     known = [name for name in ("posterior", "attention") if any(getattr(t, name) is not None for t in tokens)]
-    table = Table("step", "position", "token", "id", "probability", *known, "what became of it", box=None)
+    rows: list[tuple[str, ...]] = []
     for step in run.steps:
         for token in step.tokens:
-            table.add_row(
-                str(step.step), str(step.position if token.position is None else token.position),
-                isolated(visible_whitespace(token.text)), str(token.id), f"{token.probability:.4f}",
-                *(_number(getattr(token, name)) for name in known), _fate(step, token),
-            )  # fmt: skip
+            position = str(step.position if token.position is None else token.position)
+            text, probability = isolated(visible_whitespace(token.text)), f"{token.probability:.4f}"
+            scores = (_number(getattr(token, name)) for name in known)
+            rows.append(
+                (str(step.step), position, text, str(token.id), probability, *scores, _fate(step, token))
+            )
         for item in step.rejected:
             text, probability = isolated(visible_whitespace(item.text)), f"{item.probability:.4f}"
-            blank = [""] * len(known)
-            table.add_row(
-                str(step.step), "", text, str(item.id), probability, *blank, f"rejected: {item.why}"
-            )
+            blank, why = [""] * len(known), f"rejected: {item.why}"
+            rows.append((str(step.step), "", text, str(item.id), probability, *blank, why))
+    if out.width < TABLE_WIDTH:
+        for index, position, text, number, probability, *scored, fate in rows:
+            figures = {"at": position, "id": number, **dict(zip(known, scored, strict=True))}
+            said = ", ".join(f"{name} {value}" for name, value in figures.items() if value)
+            say(out, f"{index}: {text}  {probability}, {said}: {fate}", indent=4)
+        return
+    table = Table("step", "position", "token", "id", "probability", *known, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.min_width = True, len(str(column.header))
+    table.columns[2].no_wrap, table.columns[2].overflow = False, "fold"
+    table.add_column("what became of it")
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
 
 
@@ -169,11 +182,13 @@ def _print_schedule(run: Run, out: Console) -> None:
     thresholds = [step.threshold or 0.0 for step in run.steps]
     widths = [len(step.tokens) for step in run.steps]
     widest = max(widths, default=1)
+    room = max(out.width - len("threshold "), 1) if out.is_terminal else max(len(widths), 1)
+    for start in range(0, len(widths), room):
+        out.print(f"threshold {_bars(thresholds[start : start + room])}", soft_wrap=True)
+        shares = [width / widest for width in widths[start : start + room]]
+        out.print(f"width     {_bars(shares)}", soft_wrap=True)
     if thresholds:
-        out.print(
-            f"threshold {_bars(thresholds)}  {thresholds[0]:.3f} to {thresholds[-1]:.3f}", soft_wrap=True
-        )
-    out.print(f"width     {_bars([width / widest for width in widths])}  at most {widest}", soft_wrap=True)
+        say(out, f"threshold {thresholds[0]:.3f} to {thresholds[-1]:.3f}, width at most {widest}")
 
 
 def _bars(shares: list[float]) -> str:

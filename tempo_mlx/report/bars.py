@@ -8,6 +8,8 @@ not looked at  8%
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,13 +19,16 @@ from tempo_mlx.report.styles import MARK_STYLE, isolated
 
 LINES = 10  # answers that have a line of their own
 LEAST = 0.005  # share of one that has
-CELLS = 20  # of a bar of 100%
+CELLS = 20  # of a bar of 100%; half as many on a narrow terminal
+NARROW = 60
+ROWS = 3  # of an answer
+CUT = "…"  # what is left out
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def bar(share: float) -> str:
-    """So many cells, to an eighth of one."""
-    eighths = round(8 * CELLS * share)
+def bar(share: float, cells: int = CELLS) -> str:
+    """So many of the cells, to an eighth of one."""
+    eighths = round(8 * cells * share)
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
@@ -32,25 +37,28 @@ def share(mass: float) -> str:
 
 
 def bars(answers: Answers, width: int) -> RenderableType:
-    """width: of the terminal; longer answers are cut, and the best is shown whole above."""
-    room = max(width - CELLS - 10, 12)
+    """width: of the terminal; long answers are cut after a few lines, and the best is shown whole above."""
+    cells = CELLS if width >= NARROW else CELLS // 2
+    room = max(width - cells - 10, 16)
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=room)
+    table.add_column(overflow="fold", max_width=room)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     own = [answer for answer in answers if answer.lower >= LEAST][:LINES] or list(answers)[:1]
     for answer in own:
-        table.add_row(isolated(one_line(answer.text)), share(answer.lower), Text(bar(answer.lower), "cyan"))
+        mass = answer.lower
+        table.add_row(wrapped(answer.text, room), share(mass), Text(bar(mass, cells), "cyan"))
     if rest := list(answers)[len(own) :]:
         others = f"{len(rest)} other answer{'s' * (len(rest) > 1)}"
         table.add_row(Text(others, MARK_STYLE), share(sum(answer.lower for answer in rest)), "")
-    table.add_row(
-        Text("not looked at", MARK_STYLE), share(answers.unseen), Text(bar(answers.unseen), MARK_STYLE)
-    )
+    unseen = Text(bar(answers.unseen, cells), MARK_STYLE)
+    table.add_row(Text("not looked at", MARK_STYLE), share(answers.unseen), unseen)
     best = answers.best
-    long = best is not None and (len(best.text) > room or "\n" in best.text.strip())
-    return Group(Text(isolated(best.text.strip()) + "\n"), table) if best is not None and long else table
+    cut = best is not None and ("\n" in best.text.strip() or wrapped(best.text, room).plain.endswith(CUT))
+    return Group(Text(isolated(best.text.strip()) + "\n"), table) if best is not None and cut else table
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split()) or "(nothing)"
+def wrapped(text: str, room: int) -> Text:
+    """As much of a text as fits into a few lines, each of which may run from right to left."""
+    lines = textwrap.wrap(" ".join(text.split()), room, max_lines=ROWS, placeholder=f" {CUT}")
+    return Text("\n".join(map(isolated, lines)) or "(nothing)")

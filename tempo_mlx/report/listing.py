@@ -64,9 +64,11 @@ def listing(texts: Sequence[ListedText], prompt: str = "", probabilities: bool =
     for number, (one, rest) in enumerate(zip(texts, rests, strict=True), 1):
         share = f"{one.share:.0%}" if one.share >= 0.005 else "<1%"
         number_of = Text(f"{number}. {share:>4}" if len(texts) > 1 else "", MARK_STYLE)
+        text = marked(rest, best)
         if probabilities:
-            number_of.append(f" ({one.log_prob:.2f}, {one.log_prob / max(one.tokens, 1):.3f} a token)")
-        table.add_row(number_of, marked(rest, best))
+            mean = one.log_prob / max(one.tokens, 1)
+            text.append(f" ({one.log_prob:.2f}, {mean:.3f} a token)", MARK_STYLE)
+        table.add_row(number_of, text)
     return Group(*([head] if head else []), table)
 
 
