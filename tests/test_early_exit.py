@@ -25,7 +25,7 @@ from tempo_mlx.exits.ahead import EXIT, LEARNING, LOOKUP, PAUSE, RELEARNING, Loo
 from tempo_mlx.exits.cache import MOST_DRAFTED, MOST_WAITING, Drafted, WaitingRows
 from tempo_mlx.exits.calibration import Calibration, Exit, key_of, place_of
 from tempo_mlx.exits.early_exit import Account, EarlyExit
-from tempo_mlx.exits.plan import ExitPlan, OpenExit, make_plan
+from tempo_mlx.exits.plan import ExitPlan, Found, OpenExit, make_plan
 from tempo_mlx.mlx import mx
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
@@ -383,6 +383,20 @@ def test_as_many_tokens_are_guessed_as_read_alike() -> None:
     text.add(range(19))
     assert text.guess() == [19, 30, 0, 1, 2, 3, 4]
     assert Lookup([5] * 4).guess() == [5]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "rows"),
+    [
+        ([0.9, 0.8, 0.1], 2),  # the second's guess is wrong, so that nobody asks for the third
+        ([0.9, 0.4, 0.9], 0),
+        ([0.4, 0.9, 0.9], 0),
+    ],
+)
+def test_an_exit_answers_for_the_rows_asked_for_or_for_none(confidence: list[float], rows: int) -> None:
+    logits = np.eye(9, dtype=np.float32)[[7, 5, 1]]
+    found = Found(logits, np.arange(9), np.array(confidence, np.float32))
+    assert early_exit.answered(found, [7, 4], 0.5) == rows
 
 
 def narrow(decoder: str) -> dict[str, Any]:

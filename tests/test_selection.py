@@ -37,6 +37,7 @@ def slow_select(probabilities, rule, value, max_width, excluded):
         ("min-p", 0.5, [1, 3, 2]),
         ("min-p", 1.0, [1, 3]),
         ("top-p", 0.5, [1, 3]),
+        ("top-p", 0.62, [1, 3, 2]),  # two hold 0.60
         ("top-p", 0.7, [1, 3, 2]),
         ("top-p", 0.0, [1]),
         ("top-k", 3, [1, 3, 2]),

@@ -127,8 +127,7 @@ class EarlyExit:
         for item in self.plan.open:
             if item.layer == self.layers - 1:
                 found = self.look(item, x)
-                asked = 1 + agreeing(found.choices, guessed)
-                if (found.confidence[:asked] >= item.least).all():
+                if asked := answered(found, guessed, item.least):
                     for each, choice in zip(rows, found.choices[:asked, None], strict=False):
                         each.left = (item, choice)
                     return self.spread(found)[:asked]
@@ -274,6 +273,12 @@ class EarlyExit:
 def joined(rows: Sequence[WaitingRows]) -> mx.array:
     """The states (L, E) of several passes' rows."""
     return mx.concatenate([each.x for each in rows]) if len(rows) > 1 else rows[0].x
+
+
+def answered(found: Found, guessed: Sequence[int], least: float) -> int:
+    """Of rows run ahead, how many an exit answers: all that are asked for, if it is sure of them, or none."""
+    asked = 1 + agreeing(found.choices, guessed)
+    return asked if (found.confidence[:asked] >= least).all() else 0
 
 
 def agreeing(choices: Ints, guessed: Sequence[int]) -> int:
