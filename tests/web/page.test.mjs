@@ -465,7 +465,9 @@ test('dark, small and large: everything fits and can be read', async () => {
       await assertFits(page, `${width} px, inspecting`)
       const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor)
       const was = await ground()
-      await page.getByRole('button', { name: /^(Light|Dark) colours$/ }).click()
+      const phone = width === 380
+      if (phone) await page.getByRole('button', { name: 'More ▾' }).click()
+      await page.getByRole(phone ? 'menuitem' : 'button', { name: /^(Light|Dark) colours$/ }).click()
       assert.notEqual(await ground(), was)
       await closePage(page)
     }

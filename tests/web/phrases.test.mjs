@@ -82,7 +82,7 @@ test('what has settled stays as it is while the text grows, and nothing moves', 
       const tail = box.querySelector('.tail')?.textContent ?? ''
       globalThis.seen.push(words.slice(0, words.length - tail.length))
       globalThis.drawn ||= ['.cursor', '[role=application]'].every((part) => document.querySelector(part))
-      globalThis.tops.add(Math.round(box.getBoundingClientRect().bottom))
+      if (box.classList.contains('live')) globalThis.tops.add(Math.round(box.getBoundingClientRect().bottom))
     }
     new MutationObserver(look).observe(document.querySelector('.text.body'), { subtree: true, childList: true, characterData: true })
   }) // prettier-ignore
