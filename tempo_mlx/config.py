@@ -114,9 +114,7 @@ class GenerateConfig(Checked):
         decoders=_using("thinking"), needs={"enable_thinking": ()},
     )
 
-    max_tokens: int = row(
-        100, "Lengths", "Steps to make: the length of a text in tokens.", minimum=1, maximum=1_000_000, aliases=("-n",)
-    )
+    max_tokens: int = row(100, "Lengths", "A text's length in tokens.", minimum=1, maximum=1_000_000, aliases=("-n",))
     min_steps: int = row(0, "Lengths", "Steps before the text may end.", "study", minimum=0, maximum=1_000_000)
     stop: tuple[str, ...] = row((), "Lengths", "Stop when this text appears; may be given several times.")
     seed: int = row(42, "Lengths", "Seed of everything random.", minimum=0, maximum=2**63 - 1)

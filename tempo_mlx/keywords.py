@@ -64,7 +64,7 @@ class GenerateSettings(TypedDict, total=False):
     thinking_budget: int | None
     """Close the reasoning after so many steps."""
     max_tokens: int
-    """Steps to make: the length of a text in tokens."""
+    """A text's length in tokens."""
     min_steps: int
     """Steps before the text may end."""
     stop: Sequence[str] | str
