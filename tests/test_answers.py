@@ -143,9 +143,10 @@ def answers(*masses: float) -> Answers:
 
 
 def test_bars() -> None:
-    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=True, color_system=None)
     console.print(bars(answers(0.71, 0.18, 0.04, 0.003, 0.001), 60))
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines == [
         "answer 0        71% ██████████████▎",
         "answer 1        18% ███▋",

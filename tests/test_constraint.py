@@ -149,7 +149,9 @@ def test_the_order_of_all_that_changes_a_distribution() -> None:
     assert seen[0][0] == [3, 7]
     np.testing.assert_array_equal(seen[0][1][0], wanted)
     wanted = wanted * np.float32(1.5)
-    allowed = make_constraint(config, model.tokenizer).allowed([[]])[0]  # type: ignore[union-attr]
+    constraint = make_constraint(config, model.tokenizer)
+    assert constraint is not None
+    allowed = constraint.allowed([[]])[0]
     assert 1 < allowed.sum() < 10 < size
     full = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
     assert found.masked == pytest.approx((1 - full[allowed].sum(),), abs=1e-6)

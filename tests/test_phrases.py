@@ -43,17 +43,13 @@ def lattice(*sets: dict[str, dict[str, float] | float]) -> list[Set]:
         for text, given in members.items():
             slot = next(slots)
             here[text] = slot
-            edges = (
-                ()
-                if not before
-                else tuple(
-                    Edge(before[parent], 0.0, probability)
-                    for parent, probability in given.items()  # type: ignore[union-attr]
-                )
-            )
-            words.append(
-                Word(slot, text, given if isinstance(given, float) else max(given.values()), slot, edges)
-            )
+            edges: tuple[Edge, ...] = ()
+            if isinstance(given, float):
+                best = given
+            else:
+                best = max(given.values())
+                edges = tuple(Edge(before[parent], 0.0, each) for parent, each in given.items())
+            words.append(Word(slot, text, best, slot, edges))
         before = here
         steps.append(Set(words))
     return steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -95,13 +96,13 @@ def test_auto_is_a_number_before_decoding_begins(
 COMMITTED = {
     "a step of one row, over its products": 1.4,
     "a step of eight rows, over its products": 1.1,
-    "the prompt, over its products": 1.2,
-    "a step of five branches, over one of a single text": 1.5,
+    "the prompt, over its products": 1.4,
+    "a step of five branches, over one of a single text": 1.3,
     "a step with all that is done for it, over its passes": 1.1,
 }
 ALLOWED = 1.5
 STEADY = 1.5  # a machine on which the same work takes that many times its least time tells nothing
-ROUNDS = 12  # at most: each may be the quiet one
+ROUNDS = 8  # at most: each may be the quiet one
 PROMPT, STEPS = 128, 12
 Case = Callable[[], float]
 
@@ -145,19 +146,15 @@ def cases() -> dict[str, tuple[Case, Case]]:
 
     timed = Timed(model)
 
-    def steps(model: Any = model, **settings: Any) -> None:
-        """So many after the prompt."""
-        loop = tempo_mlx.stream(
-            replace(loaded, model=model), ids, max_tokens=STEPS, min_steps=STEPS, **settings
-        )
-        for _ in loop:
-            pass
-
-    def of_steps(**settings: Any) -> float:
-        return processor_time(partial(steps, **settings)) - processor_time(prompt)
+    def steps(model: Any = model, **settings: Any) -> float:
+        """What comes after the prompt and the first step."""
+        length = {"max_tokens": STEPS, "min_steps": STEPS}
+        loop = iter(tempo_mlx.stream(replace(loaded, model=model), ids[:8], **length, **settings))
+        next(loop)
+        timed.seconds = 0.0
+        return processor_time(lambda: deque(loop, maxlen=0))
 
     def passes() -> float:
-        timed.seconds = 0.0
         steps(timed, threshold=0.05)
         return timed.seconds
 
@@ -165,8 +162,8 @@ def cases() -> dict[str, tuple[Case, Case]]:
         (partial(processor_time, partial(step, 1)), partial(processor_time, Products(model, 1))),
         (partial(processor_time, partial(step, 8)), partial(processor_time, Products(model, 8))),
         (partial(processor_time, prompt), partial(processor_time, Products(model, PROMPT))),
-        (partial(of_steps, decoder="tree", branches=5), partial(of_steps, decoder="plain", temperature=0.0)),
-        (partial(processor_time, partial(steps, threshold=0.05)), passes),
+        (partial(steps, branches=5), partial(steps, decoder="plain", temperature=0.0)),
+        (partial(steps, threshold=0.05), passes),
     )
     return dict(zip(COMMITTED, pairs, strict=True))
 

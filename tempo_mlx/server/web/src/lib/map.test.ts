@@ -1,17 +1,7 @@
 import { expect, it } from 'vitest'
+import { turn } from '../testing/turns'
 import { mapOf, neighbour, type Place } from './map'
-import type { Turn } from './talk'
 
-let clock = 0
-const turn = (id: string, parent: string | null): Turn => ({
-  id,
-  talk: 't',
-  parent,
-  role: id.startsWith('q') ? 'user' : 'assistant',
-  text: id,
-  at: clock++,
-  answer: null,
-})
 /** A first question asked in two ways; the first with two answers, of which the first was asked on from, twice. */
 const TREE = [
   turn('q1', null),

@@ -1,4 +1,5 @@
 import { expect, it } from 'vitest'
+import { turn } from '../testing/turns'
 import type { Phrase } from './run'
 import { after, messagesTo, nextReading, pathOf, showing, under, type Talk, type Turn } from './talk'
 
@@ -10,16 +11,6 @@ const talk = (shown: Talk['shown'] = {}): Talk => ({
   chosen: {},
   model: 'm',
   shown,
-})
-let clock = 0
-const turn = (id: string, parent: string | null, text = id): Turn => ({
-  id,
-  talk: 't',
-  parent,
-  role: id.startsWith('q') ? 'user' : 'assistant',
-  text,
-  at: clock++,
-  answer: null,
 })
 /** A question with two answers, of which the first was asked on from, twice. */
 const TREE = [
