@@ -151,3 +151,15 @@ def test_a_prompt_is_shown_before_its_text_and_a_template_is_not(model: str) -> 
         decode(loaded, PROMPT, resolve({"chat": chat, "max_tokens": 3}), OutputConfig(), out, err)
         assert (PROMPT in file.getvalue()) == (not chat)
         assert "<|" not in file.getvalue()
+
+
+@pytest.mark.parametrize("signal", ["posterior", "attention"])
+def test_steps_have_a_column_for_what_was_measured(
+    model: str, signal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruning = ("--use-retroactive-pruning", "--pruning-signal", signal)
+    assert generate(model, "--threshold", "0.02", *pruning, "--json-output-file", "run.json") == 0
+    capsys.readouterr()
+    assert main(["show", "run.json", "--steps"]) == 0
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert "posterior" in header and ("attention" in header) == (signal == "attention")
