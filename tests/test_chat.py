@@ -83,7 +83,7 @@ def test_settings_can_be_changed_and_shown(talk: Talk) -> None:
     out, err = talk(
         "/set max_tokens 2", "Hello", "/set max-tokens", "/set", "/set seed x", "/set treshold 1", "/set n 3"
     )
-    assert "max_tokens is 2." in err and "max_tokens is 2; Steps to make" in err and "temperature 0" in err
+    assert "max_tokens is 2." in err and "max_tokens is 2; A text's length" in err and "temperature 0" in err
     assert "seed is 'x'; choose" in err and "did you mean threshold?" in err and "n is not a setting" in err
     assert len(talk("Hello")[0]) > len(out)
 
