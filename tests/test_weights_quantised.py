@@ -144,6 +144,30 @@ def test_experts_of_a_layer_may_be_quantised_each_in_its_own_way(tmp_path: Path)
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
 
 
+@pytest.mark.parametrize("scales", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_scales_are_what_the_file_says_in_whatever_they_are_stored(scales: mx.Dtype, directory: Path) -> None:
+    """Bfloat16 as in most quantised checkpoints, of which numpy knows the bits alone."""
+    arrays = {
+        name: mx.array(each).astype(scales)
+        for name, each in load_file(directory / "model.safetensors").items()
+    }
+    for name in [name for name, each in arrays.items() if each.ndim == 2]:
+        stem = name.removesuffix("weight")
+        parts = mx.quantize(arrays[name], group_size=32, bits=8)
+        arrays |= dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
+    mx.save_safetensors(str(directory / "model.safetensors"), arrays)
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization"] = {"group_size": 32, "bits": 8}
+    (directory / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(str(directory))
+    models = [build(checkpoint, "cpu", "float32", packed=packed) for packed in (False, True)]
+    logits = [
+        np.array(each.forward([5, 80, 200], range(3), None, each.new_cache()).logits) for each in models
+    ]
+    assert models[1].info["quantization"]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.mode != "affine"], ids=str)
 def test_a_model_of_small_floats_runs_packed_and_dense(layout: Layout, directory: Path) -> None:
     quantised(directory, {}, layout, stated={"mode": layout.mode, "bits": layout.bits, "group_size": None})

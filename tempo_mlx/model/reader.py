@@ -39,7 +39,7 @@ from tempo_mlx.model.streams import LayerStreams, OwnEmbeddings, OwnInput, Strea
 from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
 from tempo_mlx.weights.adapter import Adapted
-from tempo_mlx.weights.tensor import Layout
+from tempo_mlx.weights.tensor import DenseTensor, Layout
 
 # Numbers dequantised at once: a whole vocabulary's in float32 would be a good part of a small model.
 PIECE = 1 << 22
@@ -97,8 +97,9 @@ class Reader:
 
     def packed_parts(self, tensor: Tensor) -> tuple[mx.array, mx.array, mx.array | None, Layout]:
         packed, scales, biases, layout = tensor.quantized()
-        scale = mx.array(scales) if biases is None else mx.array(scales).astype(self.dtype)
-        zero = None if biases is None else mx.array(biases).astype(self.dtype)
+        if biases is None:
+            return mx.array(packed), mx.array(scales), None, layout
+        scale, zero = (self.array(DenseTensor(each)) for each in (scales, biases))
         return mx.array(packed), scale, zero, layout
 
     def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
