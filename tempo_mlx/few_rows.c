@@ -20,6 +20,7 @@
 #define WIDTH 4
 #endif
 #define MOST_ROWS 16
+#define AHEAD 2048            /* numbers of W that are asked for before they are wanted */
 #define STRETCH (64 * 1024) /* numbers of W that a thread takes at once */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
@@ -63,7 +64,10 @@ static inline __attribute__((always_inline)) void block(const Product *p, int ro
     for (; k < whole; k += deep * WIDTH)
         EACH(u, deep) {
             vec w[4];
-            EACH(j, outs) w[j] = *(const vec *)(b + j * ldb + k + u * WIDTH);
+            EACH(j, outs) {
+                w[j] = *(const vec *)(b + j * ldb + k + u * WIDTH);
+                __builtin_prefetch(b + j * ldb + k + u * WIDTH + AHEAD);
+            }
             EACH(i, rows) {
                 vec x = *(const vec *)(a + i * lda + k + u * WIDTH);
                 EACH(j, outs) sums[i][j][u] += x * w[j];

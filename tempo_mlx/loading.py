@@ -13,6 +13,7 @@ from typing import Any
 from tempo_mlx.errors import BackendError, ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Chooser, Model
+from tempo_mlx.model.pages import give_back
 from tempo_mlx.prompt_cache import PromptCache, of_slots, read_prompt_cache
 from tempo_mlx.ranks import processes as ranks
 from tempo_mlx.ranks.processes import Leader
@@ -143,6 +144,7 @@ def device_of(config: LoadConfig) -> Device:
 
 def limit_of(config: LoadConfig) -> Limit | None:
     """How much memory the model may take: as much as was allowed, or else as there is; None where torch's GPU knows."""
+    give_back()
     if config.max_memory_gb is not None:
         packs = config.backend == "mlx" and device_of(config) == "gpu"
         return Limit(config.max_memory_gb * 1e9, "allowed by --max-memory-gb", packs, asked=True)

@@ -10,10 +10,12 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model import device as device_rules
 from tempo_mlx.model.cache import group_size
 from tempo_mlx.model.failures import told_failures
+from tempo_mlx.model.pages import large_pages
 from tempo_mlx.model.reader import Reader
 from tempo_mlx.model.settle import settle
 from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint
+from tempo_mlx.weights.memory import estimate_memory
 from tempo_mlx.weights.precision import Asked, choose
 
 BUFFER_CACHE_BYTES = (
@@ -70,18 +72,20 @@ def build(
     a = reader.architecture
     if kv_bits is not None:
         check_kv_bits(a)
-    embedding, head = reader.vocabulary()
-    settle(embedding, head)
-    blocks = []
-    for index in range(a.num_hidden_layers):
-        parts = reader.block(index)
-        settle(parts)
-        blocks.append(Block(a, index, parts))
-        if progress is not None:
-            progress(index + 1, a.num_hidden_layers)
+    name, blocks = str(float_type).removeprefix("mlx.core."), []
+    held = estimate_memory(checkpoint, dtype=name, packed=packed).weights if kind == mx.cpu else 0
+    with large_pages(held + held // 8):  # and what reading takes meanwhile
+        embedding, head = reader.vocabulary()
+        settle(embedding, head)
+        for index in range(a.num_hidden_layers):
+            parts = reader.block(index)
+            settle(parts)
+            blocks.append(Block(a, index, parts))
+            if progress is not None:
+                progress(index + 1, a.num_hidden_layers)
     info = {
         **checkpoint.identity,
-        "dtype": str(float_type).removeprefix("mlx.core."),
+        "dtype": name,
         "quantization": checkpoint.quantization if packed else None,
         "kv_bits": kv_bits,
         "backend": "mlx",
