@@ -67,7 +67,7 @@ def measure(loaded: tempo_mlx.LoadedModel, settings: dict[str, Any], steps: int)
         loading, again = timed_call(lambda: tempo_mlx.Run.load(path))
         size = path.stat().st_size
     assert again == run
-    shown, _ = timed_call(run.phrases) if run.decoder == "superposed" else (None, None)
+    shown, _ = timed_call(lambda: run.phrases) if run.decoder == "superposed" else (None, None)
     return {
         "steps": len(at) - 1,
         "members": sum(len(step.tokens) for step in run.steps),

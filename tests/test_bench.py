@@ -136,6 +136,9 @@ def test_the_page_says_which_goals_are_missed(tmp_path: Path) -> None:
 def test_suites_are_named_singly_or_with_commas() -> None:
     assert choose([]) == list(SUITES)
     assert choose(["prefill,decode", "rows"]) == ["decode", "rows", "prefill"]
+    assert choose([], also=["m"]) == [*SUITES, "models"] and choose(["models"], also=["m"]) == ["models"]
+    with pytest.raises(ConfigError, match="needs one: add --also MODEL"):
+        choose(["models"])
     with pytest.raises(ConfigError, match="speed is no suite; choose from texts, decode"):
         choose(["speed"])
     with (

@@ -22,6 +22,7 @@ from tempo_mlx.bench import peers
 from tempo_mlx.bench.contenders import line_up
 from tempo_mlx.bench.llama import LlamaCpp, llama_cpp
 from tempo_mlx.bench.steps import Effort
+from tempo_mlx.bench.suites import measure
 from tempo_mlx.errors import BackendError, ModelError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.weights import open_checkpoint
@@ -109,6 +110,22 @@ def test_timed_beside_it() -> None:
             ours, theirs = (result.value(case, name) for name in names[:2])
             assert ours is not None and theirs is not None and goal.value == pytest.approx(ours / theirs)
         assert [goal.bound for goal in result.goals] == [1.3, 1.0, 1.0]
+
+
+def test_further_models_are_timed_too() -> None:
+    with line_up(LoadConfig(model=str(twin("llama"))), ["tempo-mlx"], print) as field:
+        other = str(modern_twin("gguf-glm4"))
+        (result,) = measure(field, ["models"], quick=True, also=[other, str(twin("llama"))])
+    cases = list(dict.fromkeys(row.case for row in result.rows))
+    name = cases[0].split(":")[0]
+    rest = ["1 row", "5 texts", "128 tokens", "start", "memory"]
+    assert cases == [
+        f"{name}: a pass of one row",
+        *(f"{name}: {case}" for case in rest),
+        "llama: a pass of one row",
+    ]
+    assert [goal.what for goal in result.goals] == [f"{name}: {case}, times llama.cpp's" for case in rest[:3]]
+    assert result.notes == ["llama.cpp is left out: it reads .gguf files."]
 
 
 def test_other_work_is_not_timed_beside_it() -> None:

@@ -18,7 +18,7 @@ from tempo_mlx import blas
 from tempo_mlx._version import __version__
 from tempo_mlx.mlx import mx
 
-PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "numpy")
+PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "xllamacpp", "numpy")
 BUFFER = 1 << 29  # bytes; larger than any cache
 QUIET = 0.7  # load average above which timings on two cores mean little
 

@@ -1,5 +1,5 @@
-"""Suites beside llama.cpp, which reads .gguf files: texts, llama.cpp. It serves in a process of its own, and its own
-clock times steps and prompts, so that what HTTP takes is not counted; whole texts are timed from here.
+"""Suites beside llama.cpp, which reads .gguf files: texts, llama.cpp, models. It serves in a process of its own, and
+its own clock times steps and prompts, so that what HTTP takes is not counted; whole texts are timed from here.
 """
 
 from __future__ import annotations
@@ -7,19 +7,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_mlx.api import stream
-from tempo_mlx.bench.contenders import Field, MlxLm, Transformers
+from tempo_mlx.bench import contenders
+from tempo_mlx.bench.contenders import Field, MlxLm, Transformers, line_up
 from tempo_mlx.bench.generation import Decoding, mlx_lm_batch, transformers_texts
 from tempo_mlx.bench.llama import Process, dequantised
 from tempo_mlx.bench.processes import process_to_first_token, told
 from tempo_mlx.bench.results import Measurement, Result
-from tempo_mlx.bench.steps import PROMPT, Effort, tokens
+from tempo_mlx.bench.steps import PROMPT, Effort, one_row, tokens
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
 from tempo_mlx.errors import ModelError
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 
@@ -138,6 +141,26 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
     for case, bound in (("1 row", 1.3), (f"{FIVE} texts", 1.0), (f"{most} tokens", 1.0)):
         quartiles = {name: timing.quartile for name, timing in timings[case].items()}
         result.goal(f"{case}, times llama.cpp's", quartiles[ours] / quartiles[LLAMA_CPP], bound)
+    return result
+
+
+def models(names: Sequence[str], field: Field, effort: Effort) -> Result:
+    """The same of other models, each loaded when its turn comes. `field`: of the model that the other suites run."""
+    result = Result(
+        "models",
+        f"Other models. One row: a pass on top of {PROMPT} slots, beside mlx-lm. The rest as in llama.cpp.",
+    )
+    for name in names:
+        peers = [each.name for each in field.contenders if isinstance(each, MlxLm)]
+        load = LoadConfig(model=name, dtype=field.loaded.config.dtype)
+        with line_up(load, peers, result.notes.append) as other:
+            said = Path(str(other.loaded.model.info["id"])).name
+            contenders.check_equal(other, tokens(other, 24))
+            result.add(f"{said}: a pass of one row", one_row(other, tokens(other, PROMPT), effort.rounds(8)))
+            beside = llama_cpp(other, effort)
+        result.rows += [replace(row, case=f"{said}: {row.case}") for row in beside.rows]
+        result.goals += [replace(goal, what=f"{said}: {goal.what}") for goal in beside.goals]
+        result.notes += [note for note in beside.notes if note not in result.notes]
     return result
 
 

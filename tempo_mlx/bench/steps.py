@@ -18,8 +18,8 @@ from tempo_mlx.model.linear import Concatenated, QuantizedLinear
 from tempo_mlx.model.transformer import Transformer
 
 PROMPT = 128  # slots below the rows, unless stated otherwise
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-LENGTHS = (512, 2000, 8000)
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+LENGTHS = (512, 2000, 8000, 16000)
 PROMPTS = (128, 512, 2048)
 TRIED = (
     "Outside the products are hundreds of small operations, on one core, beside products on all. What made them fewer "

@@ -23,11 +23,14 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A suite, or several with commas: texts, decode, rows, context, prefill, tempo, pruning, branches, "
-            "load, memory, startup, llama.cpp. All without one."
+            "load, memory, startup, llama.cpp, models. All without one."
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and shorter texts.")] = False,
     model: Annotated[str, typer.Option(help="The model, as for generate.")] = DEFAULT_MODEL,
+    also: Annotated[
+        list[str] | None, typer.Option(help="A further model, for the suite models; as often as you like.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Number format, as for generate.")] = "auto",
     contender: Annotated[
         list[str] | None,
@@ -54,10 +57,10 @@ def bench(
     from tempo_mlx.bench.machine import environment, load_average
     from tempo_mlx.bench.results import read_results, to_json, write_results
     from tempo_mlx.bench.steps import tokens
-    from tempo_mlx.bench.suites import SUITES, choose, measure
+    from tempo_mlx.bench.suites import MODELS, SUITES, choose, measure
 
     out, err = make_consoles()
-    names = choose(suite or [])
+    names = choose(suite or [], also or [])
     note_other_work(err)
     config = LoadConfig(model=model, dtype=dtype)  # type: ignore[arg-type]  # checked there
     place, store = page or output / "speed.md", output / "speed.json"
@@ -68,13 +71,13 @@ def bench(
         facts = environment(dict(field.loaded.model.info))
         conditions = {**facts, "date": None, "quick": quick}
         results = read_results(store, conditions)
-        for result in measure(field, names, quick=quick, original=original):
+        for result in measure(field, names, quick=quick, original=original, also=also or []):
             result.load_average = load_average()
             show(out, result)
             for line in to_json(result, facts):
                 out.print(line, soft_wrap=True)
             results[result.suite] = result
-            results = {name: results[name] for name in SUITES if name in results}
+            results = {name: results[name] for name in (*SUITES, MODELS) if name in results}
             write_results(store, conditions, list(results.values()))  # at once, so that nothing is lost
     write(list(results.values()), facts, equal, quick, place, output, err)
     err.print(f"Saved {place}, {output / 'speed.jsonl'} and {store}", soft_wrap=True)
