@@ -15,6 +15,7 @@ from tempo_mlx.decode.paths import (
     layers_of,
     members_of,
     path_score,
+    readings_at_hand,
     sample_paths,
     token_ids,
 )
@@ -168,7 +169,7 @@ def test_an_underflowed_edge_does_not_cut_the_only_path() -> None:
 
 
 def test_nothing_read_from_nothing() -> None:
-    assert best_paths([]) == sample_paths([], 3, seed=0) == candidate_paths([], 3, seed=0) == []
+    assert best_paths([]) == sample_paths([], 3, seed=0) == candidate_paths([], 3, 0, 0.2) == []
 
 
 def slow_distance(first: list[int], second: list[int]) -> int:
@@ -208,7 +209,15 @@ def test_candidates_are_different_and_begin_with_the_best() -> None:
 
     steps = [FrozenStep(tuple(step.tokens)) for step in random_run(5, sets=9, eos=False, removals=False)]
     layers = layers_of(steps)
-    found = candidate_paths(steps, 3, seed=0)
+    found = readings_at_hand(steps, 3, seed=0)
     assert found[0] == token_ids(layers, best_paths(layers)[0])
-    assert len(found) == len({tuple(ids) for ids in found}) > 12
-    assert found != candidate_paths(steps, 3, seed=1)
+    assert len(found) == len({tuple(ids) for ids in found}) > 15
+    assert found != readings_at_hand(steps, 3, seed=1)
+    few = candidate_paths(steps, 3, 0, 0.4)
+    assert few[:6] == found[:6] and len(few) <= 15 and len(few) == len({tuple(ids) for ids in few})
+    apart = [ids for ids in few if ids == few[0] or ids not in found[:6]]
+    assert len(apart) > 2  # and those that come later are far from each other, and from the best
+    assert all(
+        edit_distance(one, other) >= 0.4 * max(len(one), len(other))
+        for one, other in itertools.combinations(apart, 2)
+    )

@@ -34,7 +34,7 @@ def test_paths_are_distinct_readings_of_the_lattice_best_first() -> None:
             assert token in {member.id for member in step.tokens}
         for other in run.paths[:number]:
             assert edit_distance(path.token_ids, other.token_ids) >= 0.25 * 16
-    candidates = candidate_paths(run.steps, 5, 42)
+    candidates = candidate_paths(run.steps, 5, 42, 0.25)
     best = max(candidates, key=lambda tokens: sum(teacher("llama", ids, tokens)) / len(tokens))
     assert run.paths[0].token_ids == tuple(best)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from tempo_mlx.api import generate, load  # noqa: E402
 from tempo_mlx.config import as_dict  # noqa: E402
+from tempo_mlx.decode.paths import readings_at_hand  # noqa: E402
 from tempo_mlx.decode.step import Edge, Member, Step  # noqa: E402
 from tempo_mlx.errors import ModelError, RunFileError  # noqa: E402
 from tempo_mlx.loading import LoadedModel  # noqa: E402
@@ -306,6 +308,23 @@ def test_every_search_is_reproduced_by_one_dense_pass(name: str) -> None:
         result = verify(Run.from_json(run.to_json()), LoadedModel(model, tokenizer))
         assert result.ok, result.findings
         assert max(differences(json.loads(run.to_json()), twins.reference("llama")).values()) < TOLERANCE
+
+
+def test_paths_that_version_0_1_0_chose_among_all_readings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(str(twins.twin("llama")), device="cpu")
+    settings: dict[str, Any] = {"paths": 3, "threshold": 0.01, "max_tokens": 24, "seed": 3}
+    now = generate(loaded, "the theory", **settings)
+
+    def every(steps: Any, count: int, seed: int, distance: float) -> list[list[int]]:
+        return readings_at_hand(steps, count, seed)
+
+    monkeypatch.setattr("tempo_mlx.decode.score.candidate_paths", every)
+    before = generate(loaded, "the theory", **settings)
+    monkeypatch.undo()
+    assert before.steps == now.steps and before.paths != now.paths
+    assert verify(before, loaded).ok and verify(now, loaded).ok
+    neither = [before.paths[0], *now.paths[1:-1]] if before.paths[0] != now.paths[0] else now.paths[:-1]
+    assert not verify(replace(now, paths=tuple(neither)), loaded).ok
 
 
 def removed(run: Run) -> int:

@@ -230,14 +230,20 @@ def token_ids(layers: Sequence[Layer[T]], path: Path) -> list[int]:
     ]
 
 
-def candidate_paths(steps: Sequence[TokenSet[T]], count: int, seed: int) -> list[list[int]]:
-    """Different readings worth an exact score, the best path first: k-best paths, then random ones.
-
-    `count`: how many paths are wanted in the end; there are up to 16 candidates for each.
-    """
+def readings_at_hand(steps: Sequence[TokenSet[T]], count: int, seed: int) -> list[list[int]]:
+    """Different readings, the best path first: k-best paths, then random ones, 16 for each of the `count` wanted."""
     layers = layers_of(steps)
     paths = best_paths(layers, 4 * count) + sample_paths(layers, 12 * count, seed)
-    return [list(ids) for ids in dict.fromkeys(tuple(token_ids(layers, path)) for path in paths)]
+    return [list(ids) for ids in dict.fromkeys(tuple(token_ids(layers, path)) for path in paths) if ids]
+
+
+def candidate_paths(steps: Sequence[TokenSet[T]], count: int, seed: int, distance: float) -> list[list[int]]:
+    """Those of the readings that are worth an exact score: the best two for each of the `count` wanted, and three that
+    are far enough from each other (`distance`, see choose_distinct), in the order they come.
+    """
+    found = readings_at_hand(steps, count, seed)
+    far = choose_distinct(found, range(0, -len(found), -1), 3 * count, distance)
+    return [found[i] for i in dict.fromkeys((*range(min(2 * count, len(found))), *far))]
 
 
 def choose_distinct(

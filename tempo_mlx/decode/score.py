@@ -18,7 +18,7 @@ from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.constraint import check_grammar, make_constraint
 from tempo_mlx.decode.control import Control
 from tempo_mlx.decode.decoder import Reading
-from tempo_mlx.decode.paths import candidate_paths, choose_distinct
+from tempo_mlx.decode.paths import candidate_paths, choose_distinct, readings_at_hand
 from tempo_mlx.decode.prefill import CHUNK, Interrupt, Interrupted, check_prompt, never, prefill
 from tempo_mlx.decode.step import Step
 from tempo_mlx.errors import PromptError
@@ -214,13 +214,17 @@ def read_paths(
     config: GenerateConfig,
     cache: Any,
     control: Control | None = None,
+    every: bool = False,
 ) -> list[Reading]:
     """For `--paths`: different readings of a lattice, each with its own exact log-probabilities, best first.
 
     Candidates come from the lattice's edges (decode/paths.py) and are scored anew, since the rows of a
-    lattice see mixtures; cache: the lattice's own.
+    lattice see mixtures; cache: the lattice's own. every: all readings at hand, as version 0.1.0 did.
     """
-    candidates = [ids for ids in candidate_paths(steps, config.paths, config.seed) if ids]
+    if every:
+        candidates = readings_at_hand(steps, config.paths, config.seed)
+    else:
+        candidates = candidate_paths(steps, config.paths, config.seed, config.path_distance)
     log_probs = score_sequences(model, prompt_ids, candidates, cache, control=control)
     means = [float(each.mean()) for each in log_probs]
     chosen = choose_distinct(candidates, means, config.paths, config.path_distance)

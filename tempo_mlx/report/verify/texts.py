@@ -82,13 +82,16 @@ def check_readings(claims: Claims, book: Book, readings: Sequence[Reading] | Non
     run = claims.run
     if run.is_lattice:
         readings = _searched(claims)
+        if readings and not _same(run, readings):
+            earlier = _searched(claims, every=True)
+            readings = earlier if _same(run, earlier) else readings
     _check_log_probs(claims, book)
     if readings is None:
         return
     book.did("paths")
-    recorded, computed = [p.token_ids for p in run.paths], [r.token_ids for r in readings]
-    if recorded == computed:
+    if _same(run, readings):
         return
+    recorded, computed = [p.token_ids for p in run.paths], [r.token_ids for r in readings]
     said = [p.logprob / max(len(p.token_ids), 1) for p in run.paths]
     found = [reading.log_prob / max(len(reading.token_ids), 1) for reading in readings]
     slack = A_TOKEN * book.tolerance.base
@@ -98,15 +101,19 @@ def check_readings(claims: Claims, book: Book, readings: Sequence[Reading] | Non
         book.same("the tokens of the paths, in their order", recorded, computed)
 
 
-def _searched(claims: Claims) -> list[Reading]:
-    """The paths of a lattice, as the settings ask for them."""
+def _same(run: Run, readings: Sequence[Reading]) -> bool:
+    return [path.token_ids for path in run.paths] == [reading.token_ids for reading in readings]
+
+
+def _searched(claims: Claims, every: bool = False) -> list[Reading]:
+    """The paths of a lattice, as the settings ask for them; `every`: as version 0.1.0 found them."""
     run, config, model = claims.run, claims.config, claims.loaded.model
     if not config.paths or not run.steps:
         return []
     cache, ids = model.new_cache(), run.prompt.token_ids
     if len(ids) > 1:
         model.forward(ids[:-1], range(len(ids) - 1), None, cache, logits="none")
-    return read_paths(model, ids, [Step.of(step) for step in run.steps], config, cache, claims.control)
+    return read_paths(model, ids, [Step.of(step) for step in run.steps], config, cache, claims.control, every)
 
 
 def _check_log_probs(claims: Claims, book: Book) -> None:
