@@ -35,11 +35,12 @@ HEAD = """# Tasks: do several texts help?
 
 Written by `python -m benchmarks.tasks report` out of [the recorded runs](../benchmarks/results/tasks); `python -m
 benchmarks.tasks --help` says how to run them. Every figure has its 95% interval by a bootstrap over problems (BCa);
-differences are paired. Each stands for itself: of twenty that are read together one is expected to miss. Rows and passes are a problem's mean, the prompt left out; seconds are those of the first ten
-problems, one by one, arms measured in one go. pass@1 is the first text's, of samples the mean over all of them;
-pass@8 asks whether one of eight is right; maj@8 takes the answer most texts give, by mass each text counts by its
-probability; best mean is the text of the best mean log-probability a token; checked is the first text that passes the
-examples which the problem itself shows. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
+differences are paired. Each stands for itself: of twenty that are read together one is expected to miss. Rows and
+passes are a problem's mean, the prompt left out; seconds are those of the first ten problems, one by one, arms
+measured in one go. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of eight
+is right; maj@8 takes the answer most texts give, by mass each text counts by its probability; best mean is the text
+of the best mean log-probability a token; checked is the first text that passes the examples which the problem itself
+shows. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
 """
 
 
