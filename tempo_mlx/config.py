@@ -294,8 +294,7 @@ class GenerateConfig(Checked):
         "worth branch_diversity).", "branches", minimum=0, maximum=256, default_text="as many as branches",
     )
     branch_entropy: float = _search(
-        0.0, "Branch only where the next token is so uncertain: least entropy, in nats.", "gate", minimum=0,
-        maximum=100,
+        0.0, "Least entropy of the next token, in nats, for a text to branch there.", "gate", minimum=0, maximum=100,
     )
     merge_length: int = _search(
         3, "Branches whose last so many tokens agree are merged; 0: never.", "merging", minimum=0, maximum=1_000_000,
@@ -305,6 +304,7 @@ class GenerateConfig(Checked):
         8, "Distinct texts with their exact probabilities: so many. Selects --decoder enumerate.", "leaves", "everyday",
         minimum=1, maximum=1_000_000, implies=("decoder",), default_text="off (8 under --decoder enumerate)",
     )
+    leaf_order: Literal["mass", "doubt"] = _search("mass", "Next: the likeliest text, or the closest calls.", "leaves")
     coverage: float | None = _search(None, "Stop once texts found have this probability.", "leaves", above=0, maximum=1)
     rows: int = _search(
         8, "Texts followed at once: changes how soon they are found, nothing else.", "leaves", minimum=1, maximum=256,

@@ -182,11 +182,13 @@ class GenerateSettings(TypedDict, total=False):
     """Follow so many branches, and give those that are probable and say what no other does (a pair of tokens is
     worth branch_diversity)."""
     branch_entropy: float
-    """Branch only where the next token is so uncertain: least entropy, in nats."""
+    """Least entropy of the next token, in nats, for a text to branch there."""
     merge_length: int
     """Branches whose last so many tokens agree are merged; 0: never."""
     leaves: int
     """Distinct texts with their exact probabilities: so many. Selects --decoder enumerate."""
+    leaf_order: Literal["mass", "doubt"]
+    """Next: the likeliest text, or the closest calls."""
     coverage: float | None
     """Stop once texts found have this probability."""
     rows: int

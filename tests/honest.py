@@ -47,6 +47,7 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"leaves": 9, "coverage": 0.02, "threshold": 0.01}, {"leaves": 9, "max_passes": 7, "threshold": 0.02},
         {"leaves": 4, "branch_entropy": 2.0, "threshold": 0.02}, {"leaves": 8, "merge_length": 1, "threshold": 0.01},
         {"leaves": 8, "warmup": 2, "confidence_window": 2, "threshold": 0.02},
+        {"leaves": 7, "leaf_order": "doubt", "threshold": 0.02, "merge_length": 2},
     ),
     "mcts": (
         {"min_steps": 6}, {"mcts_simulations": 12}, {"min_steps": 6, "threshold": 0.02}, {"min_steps": 8},

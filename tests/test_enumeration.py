@@ -31,8 +31,9 @@ def texts(run: Run) -> list[Ids]:
     return [path.token_ids for path in run.paths]
 
 
-def best_first(vocabulary: int, threshold: float) -> list[Ids]:
-    """The paper's order, with the probabilities of transformers: of all deviations the most probable, then greedily."""
+def best_first(vocabulary: int, threshold: float, order: str = "mass") -> list[Ids]:
+    """The paper's order, with the probabilities of transformers: of all deviations the most probable, then greedily.
+    By doubt: of all deviations that of which P(token) / P(best), multiplied along its text, is greatest."""
     known = after(vocabulary)
     heap: list[tuple[float, Ids]] = []
     leaves: list[Ids] = []
@@ -43,7 +44,10 @@ def best_first(vocabulary: int, threshold: float) -> list[Ids]:
             best = max(range(vocabulary), key=lambda token, of=log_probs: of[token])
             for token, value in enumerate(log_probs):
                 if token != best and math.exp(value) >= threshold:
-                    heapq.heappush(heap, (-log_prob(vocabulary, (*text, token)), (*text, token)))
+                    new = (*text, token)
+                    lost = sum(max(known[new[:at]]) - known[new[:at]][new[at]] for at in range(len(new)))
+                    weight = log_prob(vocabulary, new) if order == "mass" else -lost
+                    heapq.heappush(heap, (-weight, new))
             text = (*text, best)
         leaves.append(text)
         if not heap:
@@ -81,13 +85,17 @@ def test_found_open_and_truncated_are_all_there_is(vocabulary: int, threshold: f
 
 @pytest.mark.parametrize("vocabulary", [8, 12])
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_the_order_is_that_of_a_best_first_search(vocabulary: int, rows: int) -> None:
-    expected = best_first(vocabulary, 0.03)
-    whole = enumerate_(vocabulary, threshold=0.03, leaves=100_000, rows=rows)
+@pytest.mark.parametrize("order", ["mass", "doubt"])
+def test_the_order_is_that_of_a_best_first_search(vocabulary: int, rows: int, order: str) -> None:
+    expected = best_first(vocabulary, 0.03, order)
+    assert expected[:9] != best_first(vocabulary, 0.03, "doubt" if order == "mass" else "mass")[:9]
+    settings: dict[str, Any] = {"threshold": 0.03, "rows": rows, "leaf_order": order}
+    whole = enumerate_(vocabulary, leaves=100_000, **settings)
     assert sorted(texts(whole)) == sorted(expected)
     assert texts(whole)[:200] == expected[:200]  # of thousands some weigh the same but for the last bits
-    some = enumerate_(vocabulary, threshold=0.03, leaves=9, rows=rows)
+    some = enumerate_(vocabulary, leaves=9, **settings)
     assert texts(some) == expected[:9]
+    assert verify(some, small(vocabulary)).ok
 
 
 def test_following_several_at_once_takes_fewer_passes_and_changes_nothing_else() -> None:
@@ -273,6 +281,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
         for token in step["tokens"]
     ],
     "an end that goes on": lambda run: run["config"].update(max_tokens=6),
+    "another order": lambda run: run["config"].update(leaf_order="doubt"),
     "texts that were merged": lambda run: run["config"].update(merge_length=1),
 }  # fmt: skip
 

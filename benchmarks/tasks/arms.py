@@ -72,6 +72,7 @@ ARMS = (
     Arm("enumerate-gate", "enumeration, entropy 0.5", leaves(branch_entropy=0.5), tried=True),
     Arm("enumerate-10", "enumeration, threshold 0.1", leaves(threshold=0.1), tried=True),
     Arm("enumerate", "enumeration, 8 rows", leaves(rows=8)),
+    Arm("enumerate-doubt", "enumeration, closest calls first", leaves(leaf_order="doubt")),
     Arm("enumerate-sure", "enumeration, unsure texts given up", leaves(rows=8, warmup=2)),
     Arm("enumerate-1", "enumeration, 1 row", leaves(rows=1), ("humaneval",)),
     Arm(

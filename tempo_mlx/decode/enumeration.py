@@ -45,6 +45,7 @@ class Enumeration(Decoder):
             lambda place: setup.reads(place.token_ids()),
             config.warmup,
             config.confidence_window,
+            config.leaf_order == "doubt",
         )
         self.select = make_selector(config, self.model.architecture.vocab_size)
         self.rows: list[Place] = []  # in the cache, after the prompt

@@ -1,9 +1,12 @@
 """The order in which the texts of a model are enumerated (arXiv 2604.20500). No model: what follows a text is told.
 
 A *path* leaves the tree known so far with one token and follows the most probable one from there on, until its text
-ends: a *leaf*. It weighs what prefix and token are worth, the probability of all texts that begin so; paths are taken
-by falling weight, the first from the prompt. What leaves a path weighs less than the path does, so this order is one of
-all paths there are, whenever each is followed: following several at once changes when a leaf is known, and never which.
+ends: a *leaf*. It weighs what prefix and token are worth, the probability of all texts that begin so (order `mass`); or
+what its text gave up by not taking the best token each time, the product of P(token) / P(best) (order `doubt`, as
+limited discrepancy search counts: Harvey and Ginsberg 1995), which opens close calls late in a text as soon as early
+ones. Paths are taken by falling weight, the first from the prompt. What leaves a path weighs no more than the path
+does, so this order is one of all paths there are, whenever each is followed: following several at once changes when a
+leaf is known, and never which.
 
 Every probability is at temperature 1. Of all texts, `found` have ended; the others begin with a token that is kept and
 not taken (`open`), with one that is not kept (`truncated`), as a text does that came to repeat another (`merged`), or
@@ -36,11 +39,13 @@ class Place(Node):
     """A token of a text, or the prompt. Once known, `kept` (n,) are the tokens that may follow, the best first, with
     the log-probabilities (n,) that they have here; `gone`: the probability that another does.
 
-    probability: of its token, there. row: its place among the rows in the cache. number: of the places so far.
+    probability: of its token, there. doubt: log of what its text weighs by that order. row: its place among the rows in
+    the cache. number: of the places so far.
     """
 
     number: int = -1
     probability: float = 1.0
+    doubt: float = 0.0
     row: int | None = None
     kept: Ints = field(default_factory=lambda: NOTHING)
     log_probs: Floats = field(default_factory=lambda: np.empty(0))
@@ -85,8 +90,8 @@ class Agenda:
 
     leaves: so many are wanted; coverage: so much probability; None: all there is. merge_length: a path ends where so
     many of its own last tokens are in a row in a text before it; 0: never. warmup: so many leaves say how sure a path
-    must be over each `window` of tokens; 0: it need not. ends: whether a place is the last of its text; reads: what a
-    text says, which leaves that are wanted say each once.
+    must be over each `window` of tokens; 0: it need not. by_doubt: paths weigh so, not by mass. ends: whether a place
+    is the last of its text; reads: what a text says, which leaves that are wanted say each once.
     """
 
     def __init__(
@@ -98,12 +103,13 @@ class Agenda:
         reads: Callable[[Place], Hashable],
         warmup: int = 0,
         window: int = 1,
+        by_doubt: bool = False,
     ) -> None:
         self.coverage, self.merge_length, self.ends, self.reads = coverage, merge_length, ends, reads
         self.said: set[Hashable] = set()
         self.window, self.least = window, -math.inf  # confidence that a path needs
         self.first: list[float] = []  # least confidences of the first leaves
-        self.warmup = warmup
+        self.warmup, self.by_doubt = warmup, by_doubt
         self.root = Place(-1, 0.0, 0, 0)
         self.followed = [Path((0.0, 0, -1, 0), 1, self.root)]
         self.waiting: list[
@@ -136,13 +142,15 @@ class Agenda:
         log_prob = float(place.log_probs[index])
         child = Place(int(place.kept[index]), place.log_prob + log_prob, place.length + 1, 0, place)
         child.number, child.probability = self.count, math.exp(log_prob)
+        child.doubt = place.doubt + log_prob - float(place.log_probs[0])
         self.count += 1
         self.fresh.append(child)
         return child
 
     def wait(self, place: Place, index: int) -> None:
         if index < len(place.kept):
-            weight = place.log_prob + float(place.log_probs[index])
+            before = place.doubt - float(place.log_probs[0]) if self.by_doubt else place.log_prob
+            weight = before + float(place.log_probs[index])
             key = (-weight, place.length, int(place.kept[index]), place.number)
             heapq.heappush(self.waiting, (key, place, index))
 

@@ -41,6 +41,7 @@ class Known:
     above: Known | None
     log_prob: float  # of the text
     length: int
+    doubt: float = 0.0  # what the text is weighed by under the order of that name
     best: float = 0.0  # log-probability of the most probable token here
     sure: dict[int, float] = field(default_factory=dict)
     unsure: float = 0.0
@@ -71,12 +72,12 @@ class Followed:
     def tip(self) -> Known:
         return self.nodes[-1]
 
-    def weight(self, slack: float) -> float:
+    def start(self, slack: float) -> Known:
         """Where it begins: in a file of an unfinished run, its tokens may begin on a path that is not recorded."""
         for node in reversed(self.nodes):
             if node.above is not None and node.log_prob - node.above.log_prob < node.above.best - slack:
-                return node.log_prob
-        return self.nodes[0].log_prob
+                return node
+        return self.nodes[0]
 
 
 class EnumerationReplay:
@@ -90,7 +91,7 @@ class EnumerationReplay:
         self.longest = min(config.max_tokens, context)
         self.root = Known(None, None, 0.0, 0)
         self.slack = 4.0 * book.tolerance.base  # of a log-probability, by the token
-        self.whole = claims.run.finish_reason == "stop"
+        self.whole, self.by_doubt = claims.run.finish_reason == "stop", config.leaf_order == "doubt"
 
     def run(self) -> tuple[list[Reading], bool]:
         """The leaves, and whether the enumeration had come to its end."""
@@ -106,7 +107,7 @@ class EnumerationReplay:
         paths = self.paths()
         self.check_cuts(paths)
         open_ = [
-            (node.log_prob + log_prob)
+            (node.doubt - node.best if self.by_doubt else node.log_prob) + log_prob
             for node in self.nodes()
             for token, log_prob in node.sure.items()
             if token not in node.children
@@ -139,7 +140,8 @@ class EnumerationReplay:
             log_prob = above.log_prob + log_of(mass)
             for name in ("removed_after", "removed_why", "posterior", "attention"):
                 book.same(f"the {name} of {token.text!r} in step {record.step}", getattr(token, name), None)
-            node = Known(token, above, log_prob, above.length + 1)
+            doubt = above.doubt + log_of(mass) - above.best
+            node = Known(token, above, log_prob, above.length + 1, doubt)
             if token.id in above.children or token.id not in above.allowed:
                 book.lie(
                     "selection", f"Step {record.step} has {token.text!r} where it is not kept, or twice."
@@ -277,19 +279,23 @@ class EnumerationReplay:
             return math.inf
         return (node.log_prob - line[-1].above.log_prob) / window
 
+    def weight(self, path: Followed) -> float:
+        start = path.start(self.slack)
+        return start.doubt if self.by_doubt else start.log_prob
+
     def check_order(self, paths: list[Followed], heaviest: float) -> None:
         """Each path is the heaviest that was left; none follows once enough was found."""
         book, config = self.book, self.claims.config
-        weights = [0.0, *(path.weight(self.slack) for path in paths[1:])]
+        weights = [0.0, *map(self.weight, paths[1:])]
         for number, (before, after) in enumerate(pairwise(weights), 1):
             if after > before + self.slack * paths[number].nodes[0].length:
-                book.lie("order", f"Branch {number} is more probable where it begins than the one before it.")
+                book.lie("order", f"Branch {number} weighs more where it begins than the one before it.")
         if not self.whole or not paths:
             return
         if heaviest > weights[-1] + self.slack * self.longest:
             book.lie(
                 "order",
-                f"A text of probability {math.exp(heaviest):.3g} where it begins was passed over for one of "
+                f"A text that weighs {math.exp(heaviest):.3g} where it begins was passed over for one that weighs "
                 f"{math.exp(weights[-1]):.3g}.",
             )
         earlier = [path for path in paths[:-1] if path.leaf]
@@ -311,7 +317,7 @@ class EnumerationReplay:
         if len(leaves) + sum(bool(path.cut) for path in paths) < len(paths) or not paths:
             return False
         slack = self.slack * self.longest
-        beyond = heaviest - (paths[-1].weight(self.slack) if len(paths) > 1 else 0.0)
+        beyond = heaviest - (self.weight(paths[-1]) if len(paths) > 1 else 0.0)
         unsure = any(node.unsure for node in self.nodes())
         if abs(beyond) <= slack or (config.coverage is not None and abs(found - config.coverage) <= slack):
             return self.whole
