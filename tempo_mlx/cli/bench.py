@@ -55,7 +55,7 @@ def bench(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads sleep, so that cores are free
     from tempo_mlx.bench.contenders import NAMES, check_equal, line_up
     from tempo_mlx.bench.machine import environment, load_average
-    from tempo_mlx.bench.results import read_results, to_json, write_results
+    from tempo_mlx.bench.results import read_results, write_results
     from tempo_mlx.bench.steps import tokens
     from tempo_mlx.bench.suites import MODELS, SUITES, choose, measure
 
@@ -73,9 +73,7 @@ def bench(
         results = read_results(store, conditions)
         for result in measure(field, names, quick=quick, original=original, also=also or []):
             result.load_average = load_average()
-            show(out, result)
-            for line in to_json(result, facts):
-                out.print(line, soft_wrap=True)
+            show(out, result, facts)
             results[result.suite] = result
             results = {name: results[name] for name in (*SUITES, MODELS) if name in results}
             write_results(store, conditions, list(results.values()))  # at once, so that nothing is lost
@@ -114,8 +112,9 @@ def write(
     write_atomic(place, page(place, results, facts, quick, drawn, equal))
 
 
-def show(out: Console, result: Result) -> None:
-    from tempo_mlx.bench.results import COLUMNS, cells, floor_line, text_table
+def show(out: Console, result: Result, facts: dict[str, Any]) -> None:
+    """A suite's table and figures, and a JSON line a row."""
+    from tempo_mlx.bench.results import COLUMNS, cells, floor_line, text_table, to_json
 
     out.print(result.suite, style="bold")
     out.print(text_table(COLUMNS, [cells(row) for row in result.rows]), soft_wrap=True)
@@ -125,3 +124,5 @@ def show(out: Console, result: Result) -> None:
     for goal in result.goals:
         verdict = "ok  " if goal.holds else "over"
         out.print(f"{verdict} {goal.what}: {goal.value:.2f} (at most {goal.bound:g})", soft_wrap=True)
+    for line in to_json(result, facts):
+        out.print(line, soft_wrap=True)
