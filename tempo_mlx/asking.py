@@ -28,20 +28,30 @@ else:
 ASKED: Mapping[str, Any] = {
     "decoder": "enumerate", "leaves": 16, "coverage": 0.95, "threshold": 0.001, "max_tokens": 512,
 }  # fmt: skip
+ENOUGH = 64  # passes that a brief look goes on for other answers, once the first is whole
 WAYS: Mapping[str, By] = {"text": same_text, "number": last_number}
 
 
 class Asking(Iterator[Answers]):
     """A question under way: iterate for the answers so far, whenever there are more or the best has grown; `answers()`
     at any time.
+
+    brief: end with the first answer where no list of others answers anything, else after ENOUGH more passes: of a
+    talkative model hundreds can follow that find texts of no weight.
     """
 
-    def __init__(self, decoding: Stream, question: str, by: By) -> None:
-        self.decoding, self.question, self.by = decoding, question, by
+    def __init__(self, decoding: Stream, question: str, by: By, brief: bool = False) -> None:
+        self.decoding, self.question, self.by, self.brief = decoding, question, by, brief
         self.seen = 0, 0
+        self.since = 0  # passes since the first answer was whole
 
     def __next__(self) -> Answers:
+        if self.brief and self.first_ended and self.answers().open_ended:
+            raise StopIteration
         for _ in self.decoding:
+            self.since += self.first_ended
+            if self.brief and self.since > ENOUGH:
+                break
             readings = self.decoding.readings()
             now = len(readings), len(readings[0].token_ids) if readings else 0
             if now != self.seen:
@@ -99,16 +109,18 @@ def begin(
     answer_regex: str | None = None,
     config: GenerateConfig | None = None,
     interrupted: Interrupt = never,
+    brief: bool = False,
     **settings: Unpack[GenerateSettings],
 ) -> Asking:
-    """The same as `ask`, answer by answer."""
+    """The same as `ask`, answer by answer. brief: see `Asking`."""
     way = way_of(by, answer_regex)
     resolved = config or resolve(asked(loaded.tokenizer.has_chat_template, {**settings}))
     if DECODERS[resolved.decoder].lattice:
         raise ConfigError(
             f"The {resolved.decoder} decoder gives no texts to take answers from; choose --decoder enumerate."
         )
-    return Asking(stream(loaded, question, resolved, interrupted=interrupted), question_of(question), way)
+    decoding = stream(loaded, question, resolved, interrupted=interrupted)
+    return Asking(decoding, question_of(question), way, brief)
 
 
 def way_of(by: str | By, answer_regex: str | None) -> By:

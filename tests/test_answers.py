@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import tempo_mlx
+from tempo_mlx import asking as asking_module
 from tempo_mlx.asking import begin, score_choices
 from tempo_mlx.cli.ask import show_open_ended
 from tempo_mlx.cli.main import main
@@ -125,6 +126,17 @@ def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
     assert counts == sorted(counts) and counts[-1] == 12 and unseen == sorted(unseen, reverse=True)
     assert lengths[:2] == [1, 2], "the first is shown while it grows"
     assert tempo_mlx.ask(small(8), PROMPT, coverage=None, **settings) == asking.answers()
+
+
+def test_a_brief_look_goes_on_for_some_passes_after_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking_module, "ENOUGH", 3)
+    settings: dict[str, Any] = {"leaves": 100, "threshold": 0.01, "max_tokens": 3, "rows": 1, "chat": False}
+    asking = begin(small(8), PROMPT, coverage=None, brief=True, **settings)
+    since = [asking.decoding.decoder.passes for _ in asking if asking.first_ended]
+    assert asking.decoding.decoder.passes == since[0] + 3
+    assert not asking.answers().open_ended and asking.answers().run.finish_reason == "cancelled"
+    whole = begin(small(8), PROMPT, coverage=None, **settings)
+    assert len([*whole]) > len(since) + 3 and len(whole.answers().run.paths) > len(asking.answers().run.paths)
 
 
 def test_an_own_function_says_what_an_answer_is() -> None:

@@ -76,7 +76,7 @@ def test_what_is_saved_can_be_taken_up(talk: Talk, home: Path) -> None:
     assert (home / "state" / "tempo-mlx" / "conversations" / "talk.json").exists()
     out, err = talk("/load talk", "And you?", "/system")
     assert out.splitlines() == whole[1:]
-    assert "Taken up: 1 messages" in err and "System message: Be brief." in err
+    assert "Going on after 1 message and its answer." in err and "System message: Be brief." in err
 
 
 def test_settings_can_be_changed_and_shown(talk: Talk) -> None:
@@ -292,7 +292,7 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
     chat = terminal()
     chat.wait_for(r"tokens of context")
     chat.type("Hello\r")
-    chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 rows a step")
+    chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 tokens at once")
     chat.type("/set max_tokens 200\r/set min_steps 200\r")
     chat.wait_for(r"min_steps is 200")
     chat.type("Go on\r/set seed 7\r")  # read in one go with the line before
@@ -310,7 +310,7 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
         "Hello", "/set max_tokens 200", "/set min_steps 200", "Go on", "/set seed 7", "/undo",
     ]  # fmt: skip
     again = terminal("--resume")
-    again.wait_for(r"Taken up: 1 messages")
+    again.wait_for(r"Going on after 1 message and its answer")
     again.wait_for(r"^> *$")
     again.type("\x1b[A")
     again.wait_for(r"^> /undo$")

@@ -17,7 +17,7 @@ from tempo_mlx.cli.main import main
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.phrases import phrases_in
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.styles import raw, styled_phrases
+from tempo_mlx.report.styles import LISTED, raw, styled_phrases
 from tempo_mlx.resolution import resolve
 from tests.runs import EOS, make_run, members, sky_steps, step
 from tests.twins import twin
@@ -151,6 +151,19 @@ def test_a_prompt_is_shown_before_its_text_and_a_template_is_not(model: str) -> 
         decode(loaded, PROMPT, resolve({"chat": chat, "max_tokens": 3}), OutputConfig(), out, err)
         assert (PROMPT in file.getvalue()) == (not chat)
         assert "<|" not in file.getvalue()
+
+
+def test_what_a_list_of_texts_means_is_said_to_people_once(model: str) -> None:
+    said = []
+    for settings in ({"branches": 2}, {"branches": 1}, {}):
+        out = Console(
+            file=io.StringIO(), force_terminal=True, width=80, height=20, _environ={"TERM": "xterm"}
+        )
+        err = Console(file=io.StringIO(), width=80)
+        config = resolve({"max_tokens": 3, "threshold": 0.01, **settings})
+        decode(tempo_mlx.load(model), PROMPT, config, OutputConfig(), out, err)
+        said.append(err.file.getvalue().count(LISTED))
+    assert said == [1, 0, 0]
 
 
 @pytest.mark.parametrize("signal", ["posterior", "attention"])

@@ -13,11 +13,11 @@ from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import terminal
 from tempo_mlx.report.checks import FINISH_REASONS
 from tempo_mlx.report.listing import run_bits
-from tempo_mlx.report.styles import SHADES, drawn, printable, shade
+from tempo_mlx.report.styles import SHADES, Bit, drawn, printable, shade
 from tempo_mlx.report.summary import ENDINGS, summary
 from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, Printer, make_branch_printer
 from tempo_mlx.report.text import Label, make_label
-from tempo_mlx.report.views import Look, ViewName
+from tempo_mlx.report.views import Look, SetsView, ViewName
 from tests.runs import WORDS, ByteTokenizer, make_run, members, sky_run, sky_steps, step
 
 pyte = pytest.importorskip("pyte")
@@ -127,6 +127,21 @@ def test_while_decoding_the_status_is_the_last_line_and_text_is_never_doubled() 
         assert len(words) == sum(1 for i in range(index + 1) if i % 3) or len(screen.lines()) >= HEIGHT
     printer.finish()
     assert "step" not in screen.text()
+
+
+def test_what_is_drawn_stays_until_the_rest_can_be() -> None:
+    """The end of a text can take a while to be read."""
+    screen, seen = Screen(), []
+    out = console(screen)
+
+    class Slow(SetsView):
+        def finish(self) -> list[Bit]:
+            seen.append(screen.text())
+            return super().finish()
+
+    printer = LivePrinter(out, Slow(Look("sets"), WORDS, 8, ()), "The sky", None)
+    decode(printer, sky_steps())
+    assert "The sky [was" in seen[0] and seen[0].count("The sky") == screen.text().count("The sky") == 1
 
 
 def test_status_counts_width_and_slots() -> None:

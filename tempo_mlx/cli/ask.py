@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tempo_mlx.report.run import Run
 
 ANSWER_TOKENS = 512  # unless max_tokens is given
+SEARCHING = "Looking for other answers; Ctrl-C ends with these."
 BY_TEXT = {"answer_regex": None, "by": "text"}
 
 
@@ -165,10 +166,10 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Ch
     check_writable(output)
     loaded, out, err, started = start(given, output)
     settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
+    brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
     with Interrupts() as interrupts:
-        asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, **by)
-        brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
-        follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet, brief)
+        asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, brief=brief, **by)
+        follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
         answers: Answers = asking.answers()
     run = answers.run
     assert run is not None
@@ -237,31 +238,29 @@ def start(given: Given, output: OutputConfig) -> tuple[Any, Console, Console, fl
     return load_with_progress(given.make(LoadConfig), err, output.quiet), out, err, started
 
 
-def follow(asking: Asking, console: Console, quiet: bool, brief: bool) -> None:
-    """Ask to the end; a terminal shows the answers so far. brief: of an open-ended question, to the first one's."""
-
-    def upcoming() -> Iterator[Answers]:
-        for answers in asking:
-            yield answers
-            if brief and asking.first_ended and answers.open_ended:
-                return
-
+def follow(asking: Asking, console: Console, quiet: bool) -> None:
+    """Ask to the end; a terminal shows the answers so far."""
     if quiet or not console.is_terminal or console.is_dumb_terminal:
-        for _ in upcoming():
+        for _ in asking:
             pass
         return
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
     from tempo_mlx.report.bars import bars
+    from tempo_mlx.report.styles import MARK_STYLE
+
+    def shown(answers: Answers) -> Group:
+        return Group(bars(answers, console.width), Text(SEARCHING, MARK_STYLE))
 
     with waiting(console, "Reading the question ...") as ended:
-        coming = upcoming()
-        first = next(coming, None)
+        first = next(asking, None)
         ended()
     if first is not None:
-        with Live(bars(first, console.width), console=console, auto_refresh=False, transient=True) as live:
-            for answers in coming:
-                live.update(bars(answers, console.width), refresh=True)
+        with Live(shown(first), console=console, auto_refresh=False, transient=True) as live:
+            for answers in asking:
+                live.update(shown(answers), refresh=True)
 
 
 def print_answers(answers: Answers, output: OutputConfig, out: Console) -> None:

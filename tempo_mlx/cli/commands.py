@@ -163,7 +163,8 @@ def take_up(chat: Chat, name: str) -> None:
     chat.change(system=system, system_file=None)
     chat.others = ()
     questions = sum(message["role"] == "user" for message in chat.conversation.messages)
-    chat.say(f"Taken up: {questions} messages and their answers.")
+    said = "1 message and its answer" if questions == 1 else f"{questions} messages and their answers"
+    chat.say(f"Going on after {said}.")
 
 
 def branches(chat: Chat, rest: str) -> None:

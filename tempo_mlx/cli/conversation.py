@@ -96,9 +96,10 @@ def status(conversation: TerminalConversation) -> str:
     if run is not None and run.steps:
         width = sum(len(step.tokens) for step in run.steps) / len(run.steps)
         used = run.prompt_length + len(run.steps)
-        parts.append(f"{run.timing['tokens_per_second']:.1f} steps/s")
+        if len(run.steps) > 1:
+            parts.append(f"{run.timing['tokens_per_second']:.1f} steps/s")
         parts.append(f"{used} of {context} tokens used")
-        parts.append(f"{width:.1f} rows a step")
+        parts.append(f"{width:.1f} tokens at once")
     else:
         parts.append(f"{context} tokens of context")
     return " | ".join(parts)

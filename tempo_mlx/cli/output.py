@@ -117,14 +117,17 @@ class RunPrinter:
 
             write_text(self.out, to_html(run.to_json(), run.phrases))
         else:
+            from tempo_mlx.report.styles import LISTED
+
             if run.steps and self.inline and not self.streams:
                 self.live = self._make_live()
                 for step in self.decoding.steps:
                     self.live.add(step)
                 self.live.finish()
             print_texts(run, self.output, self.look, self.out, self.prompt)
-            if self.view is not None and self.view.legend and self.explain:
-                self.err.print(self.view.legend, style="dim")
+            legend = self.view.legend if self.view is not None else LISTED if len(run.texts) > 1 else ""
+            if legend and self.explain:
+                self.err.print(legend, style="dim")
                 self.explained = True
 
     def _line(self, value: object) -> None:

@@ -22,6 +22,7 @@ SHARES = ((0.25, "cyan"), (0.0, "dim cyan"))
 REMOVED_STYLE = "strike dim"
 MARK_STYLE = "dim"
 LEGEND = "[best/other]: what else was probable, in whole words; the paler, the less."
+LISTED = "Shares are of these texts together; coloured is what the first has not."
 
 # Control characters, which could drive the terminal, as visible symbols; line breaks and tabs stay. So the marks that
 # change the direction of all that follows them.

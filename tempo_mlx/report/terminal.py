@@ -192,9 +192,14 @@ class LivePrinter:
         self._drawn = now
 
     def finish(self) -> None:
-        self._open = False
-        self._live.stop()
-        self._out.print(self._tail.append_text(drawn(self._view.finish())))
+        try:
+            rest = drawn(
+                self._view.finish()
+            )  # takes a while after a long stretch: what is drawn stays till then
+        finally:
+            self._open = False
+            self._live.stop()
+        self._out.print(self._tail.append_text(rest))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The line in progress, what is pending, and the status; their end, where the terminal is low."""

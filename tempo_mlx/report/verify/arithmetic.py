@@ -53,10 +53,12 @@ def _check_weights(claims: Claims, record: RunStep, rows: int, book: Book) -> No
     for token in members:
         if token.weight is not None:
             share = token.probability / mass if mass > 0.0 else 1.0 / len(members)
-            book.number("weight", record.step, token.text, token.weight, share, FROM_FILE)
+            book.number("weight in its set", record.step, token.text, token.weight, share, FROM_FILE)
     # Of a tree the mean over the rows that the tokens follow.
     total = sum(token.probability for token in record.tokens) / (1 if claims.run.is_lattice else rows)
-    book.number("residual", record.step, None, record.residual_probability, 1.0 - total, FROM_FILE)
+    book.number(
+        "residual probability", record.step, None, record.residual_probability, 1.0 - total, FROM_FILE
+    )
 
 
 def _check_edges(claims: Claims, record: RunStep, rows: list[RunToken], book: Book) -> None:
@@ -69,7 +71,7 @@ def _check_edges(claims: Claims, record: RunStep, rows: list[RunToken], book: Bo
         for edge in token.parents:
             lost = mass < UNDERFLOWN
             share = edge.posterior if lost else joint[edge.slot] / mass
-            book.number("P(i|j)", record.step, token.text, edge.posterior, share, EDGES)
+            book.number("P(parent|token)", record.step, token.text, edge.posterior, share, EDGES)
         if not token.parents:
             continue
         forward = {edge.slot: edge.forward for edge in token.parents}
@@ -82,7 +84,7 @@ def _check_edges(claims: Claims, record: RunStep, rows: list[RunToken], book: Bo
         expected = (
             next(iter(forward.values())) if len(forward) == 1 else combined.get(claims.config.combine, said)
         )
-        book.number("probability by its edges", record.step, token.text, said, expected, SUMMED)
+        book.number("probability from its parents", record.step, token.text, said, expected, SUMMED)
 
 
 def _check_lines(record: RunStep, book: Book) -> None:
@@ -91,8 +93,10 @@ def _check_lines(record: RunStep, book: Book) -> None:
         if record.step:
             book.same(f"the number of parents of {token.text!r} in step {record.step}", len(token.parents), 1)
         for edge in token.parents:
-            book.number("P(i|j)", record.step, token.text, edge.posterior, 1.0, FROM_FILE)
-            book.number("P(j|i)", record.step, token.text, edge.forward, token.probability, FROM_FILE)
+            book.number("P(parent|token)", record.step, token.text, edge.posterior, 1.0, FROM_FILE)
+            book.number(
+                "P(token|parent)", record.step, token.text, edge.forward, token.probability, FROM_FILE
+            )
 
 
 def _check_exit(claims: Claims, record: RunStep, book: Book) -> None:

@@ -94,7 +94,7 @@ def check_masked(book: Book, record: RunStep, masked: Sequence[float] | None) ->
         book.same(f"what a grammar took away in step {record.step}", said, masked)
         return
     for recorded, computed in zip(said, masked, strict=True):
-        book.number("masked", record.step, None, recorded, computed, book.tolerance.base)
+        book.number("probability masked", record.step, None, recorded, computed, book.tolerance.base)
 
 
 def check_set(

@@ -195,7 +195,7 @@ class LatticeReplay:
                 book.lie("ends", f"In step {record.step}, {token.text!r} {end}.")
             for edge in token.parents:
                 row = rows[slots.index(edge.slot)]
-                self.number("P(j|i)", record, token.text, edge.forward, row, token.id, early)
+                self.number("P(token|parent)", record, token.text, edge.forward, row, token.id, early)
         for item in candidates_of(record):
             self.number("probability", record, item.text, item.probability, distribution, item.id, early)
         self.check_grammar(record)
