@@ -302,7 +302,9 @@ class Mcts(Decoder):
         self.root = chosen
 
     def tokens_to(self, node: SearchNode) -> list[int]:
-        """The text up to a node, its own token included."""
+        """The text up to a node, its own token included, where something reads it: it grows with every step."""
+        if not self.control.reads_texts:
+            return []
         return [each.token for each in (*self.text, *reversed(lineage(node)[:-1]))]
 
     def position(self, length: int) -> int:
