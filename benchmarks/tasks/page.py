@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,22 +126,35 @@ def gain(arm: str, found: Found, score: Score) -> Value:
 
 
 def certainty(found: Found) -> Iterator[str]:
-    """AUROC of what an arm knows about its answer."""
-    yield "| does it know when it is right? | AUROC | right | rows | passes |"
-    yield "|---" * 5 + "|"
+    """AUROC of what an arm knows about its answer, and less what agreement knows about that of nucleus samples."""
+    yield "| does it know when it is right? | AUROC | less agreement of nucleus samples | right | rows | passes |"
+    yield "|---" * 6 + "|"
+    problems = sorted(found["greedy"])
+    usual = [confidence(found["nucleus"][problem], False) for problem in problems]
     for arm, records in found.items():
         if arm == "greedy":
             continue
         for by_mass in (False, True):
-            pairs = [confidence(record, by_mass) for record in records.values()]
-            sure, right = (np.array(each) for each in zip(*pairs, strict=True))
-            known = Value(*bootstrap(lambda index, a=sure, b=right: auroc(a[index], b[index]), len(pairs)))
+            pairs = [confidence(records[problem], by_mass) for problem in problems]
+            right = sum(each for _, each in pairs) / len(pairs)
             costs = [
                 float(np.mean([record[name] for record in records.values()])) for name in ("rows", "passes")
             ]
             by = "mass of the answer" if by_mass else "share of the texts"
-            figures = f"{known} | {right.mean():.3f} | {costs[0]:.0f} | {costs[1]:.0f}"
+            more = knowing(pairs, usual)
+            figures = f"{knowing(pairs)} | {more} | {right:.3f} | {costs[0]:.0f} | {costs[1]:.0f}"
             yield f"| {label(arm)}, {by} | {figures} |"
+
+
+def knowing(pairs: Sequence[tuple[float, bool]], others: Sequence[tuple[float, bool]] | None = None) -> Value:
+    """AUROC of confidences of answers that are right or not; less that of others, about the same problems."""
+    kinds = [[np.array(each) for each in zip(*known, strict=True)] for known in (pairs, others) if known]
+
+    def score(index: np.ndarray) -> float:
+        first, *rest = (auroc(sure[index], right[index]) for sure, right in kinds)
+        return first - sum(rest)
+
+    return Value(*bootstrap(score, len(pairs)))
 
 
 def draw(found: Found, path: Path, title: str) -> None:
