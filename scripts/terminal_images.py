@@ -56,7 +56,10 @@ def record(commands: list[list[str]]) -> list[Frame]:
     stream = pyte.ByteStream(screen)
     frames: list[Frame] = []
     for command in commands:
-        stream.feed(f"$ tempo-mlx {' '.join(w if ' ' not in w else repr(w) for w in command)}\r\n".encode())
+        typed = f"$ tempo-mlx {' '.join(w if ' ' not in w else repr(w) for w in command)}"
+        if len(typed) > COLUMNS:  # broken before the last option, as people do
+            typed = " \\\r\n    -".join(typed.rsplit(" -", 1))
+        stream.feed(f"{typed}\r\n".encode())
         for data in output(command):
             stream.feed(data)
             frames.append((time.monotonic(), [dict(screen.buffer[y]) for y in range(screen.cursor.y + 1)]))

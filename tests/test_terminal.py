@@ -235,10 +235,10 @@ def test_a_terminal_that_cannot_go_back_gets_lines_broken_at_words(monkeypatch: 
     file = Screen()
     out = Console(file=file, width=WIDTH, height=HEIGHT, _environ={"TERM": "dumb"}, force_terminal=True)
     steps = long_steps(count=30, removals=False)
-    decode(make_printer(out, out, WORDS, prompt="", prompt_length=3, window=0), steps)
+    decode(make_printer(out, out, WORDS, prompt="The sky", prompt_length=3, window=0), steps)
     lines = file.lines()
     assert all(len(line) <= WIDTH for line in lines) and len(lines) > 5
-    assert " ".join(lines).split() == (" [was/blue/clear] today today" * 10).split()
+    assert " ".join(lines).split() == ("The sky" + " [was/blue/clear] today today" * 10).split()
 
 
 def test_labels_are_shown() -> None:

@@ -39,7 +39,7 @@ def make_printer(
 ) -> Printer:
     """The printer that suits `out`: live where it is a terminal that can go back, plain otherwise.
 
-    prompt: shown dim before the text on a live terminal; prompt_length: its slots.
+    prompt: shown dim before the text on a terminal; prompt_length: its slots.
     status: also show a line of steps/s, width and what the cache holds while decoding, where a terminal is there
     that the text does not go to, or that is redrawn anyway.
     """
@@ -47,7 +47,7 @@ def make_printer(
     if is_live(out):
         return LivePrinter(out, view, prompt, line if status else None)
     watched = status and err.is_terminal and not err.is_dumb_terminal and not out.is_terminal
-    return PlainPrinter(out, err if watched else None, view, line)
+    return PlainPrinter(out, err if watched else None, view, line, prompt if out.is_terminal else "")
 
 
 def make_branch_printer(
@@ -108,10 +108,13 @@ def _live(console: Console, content: RenderableType) -> Live:
 class PlainPrinter:
     """Settled text only, nothing redrawn. `watch`: a terminal other than `out` that may show the status."""
 
-    def __init__(self, out: Console, watch: Console | None, view: View, status: StatusLine) -> None:
+    def __init__(
+        self, out: Console, watch: Console | None, view: View, status: StatusLine, prompt: str = ""
+    ) -> None:
         self._status = status
         self._view = view
         self._lines = Lines(out)
+        self._lines.write([Bit(prompt, "dim")])
         self._live = _live(watch, "") if watch else None
         if self._live:
             self._live.start()
