@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from rich.console import Console
 import tempo_mlx
 from tempo_mlx import asking as asking_module
 from tempo_mlx.asking import begin, score_choices
-from tempo_mlx.cli.ask import show_open_ended
+from tempo_mlx.cli.ask import print_answers, show_open_ended
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.answers import Answer, Answers, answers_of, first_match, last_number, same_text
 from tempo_mlx.report.bars import bars
+from tempo_mlx.report.records import RunPath
 from tempo_mlx.resolution import resolve
+from tests.runs import make_run, members, step
 from tests.small import LENGTH, PROMPT, all_texts, small
 from tests.trees import loaded, teacher
 from tests.twins import twin
@@ -219,11 +224,45 @@ def test_an_open_ended_question_gets_what_the_model_says(
     run = tempo_mlx.Run.load(file)
     assert out == said.final_text.strip() + "\n" and run.tree is not None and 0.0 < run.tree["found"] < 0.01
     assert "stopped early" in err and len(run.paths) < 16
-    assert main([*base, "--leaves", "20"]) == 0
-    assert len(tempo_mlx.Run.load(file).paths) >= 20
     shown = io.StringIO()
-    show_open_ended(run, Console(file=shown, force_terminal=True, width=200), quiet=False)
-    assert "--leaves" in shown.getvalue() and f"{math.exp(run.paths[0].logprob):.1g}" in shown.getvalue()
+    console = Console(file=shown, force_terminal=True, width=200, color_system=None)
+    few = answers_of("Hello", run, same_text)
+    show_open_ended(few, console, quiet=False)
+    assert "--leaves" in shown.getvalue() and f"{math.exp(few.texts[0].log_mass):.1g}" in shown.getvalue()
+
+    assert main([*base, "--leaves", "20"]) == 0
+    assert capsys.readouterr().out == out, "it says the same, however many were looked at"
+    many = answers_of("Hello", tempo_mlx.Run.load(file), same_text)
+    assert many.open_ended and len(many.run.paths) >= 20
+    print_answers(many, OutputConfig(), console)
+    listed = [line for line in shown.getvalue().splitlines() if re.match(r" *\d+\. ", line)]
+    assert len(listed) == len(many.texts) and out.split()[-1] in listed[0]
+
+
+def test_a_text_stands_once_whatever_blanks_are_around_it() -> None:
+    """What is said first comes first though another is more probable; a page is sent what a terminal shows."""
+    texts = [
+        (" a b", -6.0),
+        ("a b\n", -7.0),
+        ("c", -5.5),
+        ("c ", -9.0),
+        ("if x:\n  y", -8.0),
+        ("if x:\n y", -8.0),
+    ]
+    paths = tuple(RunPath((at,), text, logprob, True) for at, (text, logprob) in enumerate(texts))
+    run = make_run(
+        [step(0, members({1: 0.5, 2: 0.4}, 3))], decoder="enumerate", paths=paths, tree={"found": 0.008}
+    )
+    found = answers_of("?", run, same_text)
+    assert [text.text for text in found.texts] == [" a b", "c", "if x:\n  y", "if x:\n y"]
+    value = found.to_dict()
+    assert [text["text"] for text in value["texts"]] == [text.text for text in found.texts]
+    assert math.exp(value["texts"][0]["logprob"]) == pytest.approx(math.exp(-6.0) + math.exp(-7.0))
+    assert [len(answer["texts"]) for answer in value["answers"]] == [1, 1, 2]
+    for answer, listed in zip(found, value["answers"], strict=True):
+        assert sum(math.exp(text["logprob"]) for text in listed["texts"]) == pytest.approx(answer.lower)
+    closed = answers_of("?", dataclasses.replace(run, tree={"found": 0.5}), same_text)
+    assert not closed.open_ended and closed.to_dict()["texts"] is None
 
 
 def test_the_server_answers() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,7 +18,7 @@ from tempo_mlx.report.texts import listed
 
 
 def path(text: str, logprob: float) -> RunPath:
-    return RunPath((1, 2), text, logprob, True)
+    return RunPath((1, round(-100 * logprob)), text, logprob, True)
 
 
 def shown(texts: list[RunPath], width: int, prompt: str = "", probabilities: bool = False) -> list[str]:
@@ -26,12 +29,20 @@ def shown(texts: list[RunPath], width: int, prompt: str = "", probabilities: boo
 
 
 def test_each_text_is_listed_once_with_its_share() -> None:
-    found = listed([path(" a", -2.0), path(" b", -1.0), path(" a", -1.5)])
-    assert [text.text for text in found] == [" b", " a"]
+    found = listed([path(" a", -2.0), path(" b", -1.0), path("a \n", -1.5), path(" a", -2.0)])
+    assert [text.text for text in found] == [" b", "a \n"]
     e = 2.718281828459045
     total = e**-2 + e**-1 + e**-1.5
     assert [text.share for text in found] == pytest.approx([e**-1 / total, (e**-2 + e**-1.5) / total])
-    assert found[1].log_prob == -1.5
+    assert found[1].log_prob == -1.5 and found[1].log_mass == pytest.approx(math.log(e**-2 + e**-1.5))
+
+
+def test_which_texts_read_the_same() -> None:
+    """The page's tests read the same cases."""
+    for case in json.loads(Path(__file__).with_name("texts.json").read_text()):
+        paths = [RunPath((at,), text, logprob, True) for at, (text, logprob) in enumerate(case["paths"])]
+        found = {(text.text, text.log_prob) for text in listed(paths)}
+        assert found == {(paths[at].text, paths[at].logprob) for at in case["listed"]}, case["name"]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Ch
     run = answers.run
     assert run is not None
     if brief and answers.open_ended:
-        show_open_ended(run, out, output.quiet)
+        show_open_ended(answers, out, output.quiet)
     elif chooser is None or format_of(output) == "json":
         print_answers(answers, output, out)
     else:
@@ -194,14 +194,15 @@ def limited(given: Given) -> bool:
     )
 
 
-def show_open_ended(run: Run, out: Console, quiet: bool) -> None:
+def show_open_ended(answers: Answers, out: Console, quiet: bool) -> None:
     """The text that the model would say, and why no others."""
     from tempo_mlx.report.styles import MARK_STYLE
 
-    write_text(out, run.paths[0].text.strip() + "\n")
+    said = answers.texts[0]
+    write_text(out, said.text.strip() + "\n")
     if out.is_terminal and not quiet:
         out.print(
-            f"\nOne of very many texts (its probability is {math.exp(run.paths[0].logprob):.1g}), so others are not "
+            f"\nOne of very many texts (its probability is {math.exp(said.log_mass):.1g}), so others are not "
             "listed. To see some: --leaves 8; to go by what they come to: --answer-number, --answer-regex, --choices.",
             style=MARK_STYLE,
         )
@@ -264,12 +265,16 @@ def follow(asking: Asking, console: Console, quiet: bool) -> None:
 
 
 def print_answers(answers: Answers, output: OutputConfig, out: Console) -> None:
-    """Bars on a terminal, the best answer alone elsewhere, or JSON."""
+    """Bars on a terminal, the best answer alone elsewhere, or JSON. Texts instead where there are too many for bars."""
     from tempo_mlx.report.bars import bars
+    from tempo_mlx.report.listing import listing
 
+    people = out.is_terminal and not output.quiet
     if format_of(output) == "json":
         write_text(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
-    elif out.is_terminal and not output.quiet:
-        out.print(bars(answers, out.width))
+    elif answers.open_ended and not people:
+        write_text(out, answers.texts[0].text.strip() + "\n")
+    elif people:
+        out.print(listing(answers.texts) if answers.open_ended else bars(answers, out.width))
     elif answers.best is not None:
         write_text(out, answers.best.text + "\n")

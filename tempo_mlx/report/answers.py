@@ -18,6 +18,7 @@ import numpy as np
 from tempo_mlx.errors import ConfigError, OutputError
 from tempo_mlx.report.notebook import escaped, percent
 from tempo_mlx.report.run import Run
+from tempo_mlx.report.texts import ListedText, as_seen, listed
 
 if TYPE_CHECKING:
     import pandas
@@ -80,9 +81,23 @@ class Answers(Sequence[Answer]):
         found = (self.run.tree or {}).get("found") if self.run is not None else None
         return found is not None and 0.0 < found < OPEN_ENDED
 
+    @property
+    def texts(self) -> list[ListedText]:
+        """All texts, each once: what the model says where it takes the most probable token each time, then the others.
+
+        Of an open-ended question they are what there is to show.
+        """
+        if self.run is None or not self.run.paths:
+            return []
+        said = as_seen(self.run.paths[0].text)
+        return sorted(self.run.texts, key=lambda text: as_seen(text.text) != said)
+
+    def texts_of(self, answer: Answer) -> list[ListedText]:
+        """Those that give this answer, each once, the most probable first."""
+        return [] if self.run is None else listed([self.run.paths[at] for at in answer.texts])
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with the texts of each answer."""
-        paths = [] if self.run is None else self.run.paths
+        """For JSON, with the texts of each answer, and in their order where the question is open-ended."""
         return {
             "question": self.question,
             "answers": [
@@ -91,13 +106,14 @@ class Answers(Sequence[Answer]):
                     "lower": answer.lower,
                     "upper": answer.upper,
                     "estimate": answer.estimate,
-                    "texts": [{"text": paths[at].text, "logprob": paths[at].logprob} for at in answer.texts],
+                    "texts": _records(self.texts_of(answer)),
                 }
                 for answer in self.answers
             ],
             "not_looked_at": self.unseen,
             "decided": self.decided,
             "open_ended": self.open_ended,
+            "texts": _records(self.texts) if self.open_ended else None,
             "run": None if self.run is None else self.run.to_dict(),
         }
 
@@ -119,12 +135,11 @@ class Answers(Sequence[Answer]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a bar for each answer, which opens its texts."""
-        paths = [] if self.run is None else self.run.paths
         rows = []
         for answer in self.answers:
             texts = "".join(
-                f"<li>{percent(float(np.exp(paths[at].logprob)))} {escaped(paths[at].text)}</li>"
-                for at in answer.texts
+                f"<li>{percent(float(np.exp(text.log_mass)))} {escaped(text.text)}</li>"
+                for text in self.texts_of(answer)
             )
             bar = (
                 f'<div style="display:flex;gap:.6em"><span style="flex:0 0 16em;overflow:hidden;white-space:nowrap;'
@@ -134,6 +149,10 @@ class Answers(Sequence[Answer]):
         rest = f'<div style="opacity:.6">not looked at {percent(self.unseen)}</div>'
         title = f'<div style="opacity:.6">{html.escape(self.question)}</div>'
         return f"<div>{title}{''.join(rows)}{rest}</div>"
+
+
+def _records(texts: Sequence[ListedText]) -> list[dict[str, Any]]:
+    return [{"text": text.text, "logprob": text.log_mass} for text in texts]
 
 
 def _bar(share: float, unseen: float) -> str:

@@ -39,15 +39,36 @@ test('a first visit begins with a finished run in view, on a phone and at 200 % 
     assert.ok(words.y < viewport.height - 60, `the text begins at ${words.y} of ${viewport.height} px`)
     await assertFits(page, `first visit, ${viewport.width} px`)
     await assertAccessible(page, `first visit, ${viewport.width} px`)
-    if (viewport.width === 1440) {
-      await fork.click()
-      await page.locator('.fork-card .main').nth(1).click()
-      await page.getByRole('navigation', { name: 'Texts from here' }).waitFor()
-      await idle(page)
-      assert.equal(await page.getByRole('alert').count(), 0)
-    }
     await closePage(page)
   }
+})
+
+test('whoever comes for the first time takes another word: by mouse, or by a few keys from the top of the page', async () => {
+  const page = await openPage(browser, server.url)
+  const [card, texts] = [page.locator('.fork-card'), page.getByRole('navigation', { name: 'Texts from here' })]
+  await page.locator('.fork').first().waitFor()
+  await page.keyboard.press('Tab')
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'To the text')
+  await assertAccessible(page, 'the way to the text')
+  await page.keyboard.press('Enter')
+  await page.keyboard.press('Enter')
+  await card.waitFor()
+  await page.keyboard.press('ArrowDown')
+  const word = await card.locator('.word').nth(1).innerText()
+  await page.keyboard.press('Enter')
+  await texts.getByRole('button', { name: `with ${word}` }).waitFor()
+  await idle(page)
+  const focused = () => page.evaluate(() => document.activeElement.matches('.text'))
+  assert.ok(await focused(), 'one goes on reading where one was')
+  await page.keyboard.press('t')
+  assert.ok(await page.evaluate(() => document.activeElement.matches('.fork')))
+
+  await page.locator('.fork').nth(2).click()
+  await card.locator('.main').nth(1).click()
+  await texts.getByRole('button').nth(2).waitFor()
+  await idle(page)
+  assert.equal(await page.getByRole('alert').count(), 0)
+  await closePage(page)
 })
 
 test('boxes are as high as what is in them; on a phone what is rarely needed is in a menu', async () => {
@@ -64,12 +85,36 @@ test('boxes are as high as what is in them; on a phone what is rarely needed is 
   assert.ok((await height(prompt)) < 80)
 
   await page.setViewportSize({ width: 380, height: 760 })
-  assert.ok((await height(page.locator('.top'))) < 50, 'the top bar is one line')
+  for (const bar of ['.top', '.runbar', '.bar.reading']) {
+    assert.ok((await height(page.locator(bar))) < 50, `${bar} is one line`)
+  }
+  await page.getByRole('button', { name: 'Find tokens' }).click()
+  await page.keyboard.type('Paris')
+  await page.keyboard.press('Enter')
+  await page.getByRole('complementary', { name: /Paris/ }).waitFor()
+  assert.ok((await height(page.locator('.runbar'))) < 50, 'it still is where one looks for tokens')
+  await assertAccessible(page, 'looking for tokens on a phone')
   await page.getByRole('button', { name: 'More ▾' }).click()
   await assertAccessible(page, 'the menu of a phone')
   await assertFits(page, 'the menu of a phone')
   await page.getByRole('menuitem', { name: 'Your runs' }).click()
   await page.getByRole('dialog', { name: 'Your runs' }).waitFor()
+  await closePage(page)
+})
+
+test('on a wide screen there is something beside the text', async () => {
+  const page = await openPage(browser, server.url, { viewport: { width: 2560, height: 1300 } })
+  await page.locator('.fork').first().waitFor()
+  await open(page, capital())
+  await text(page).getByText('The capital of France is').waitFor()
+  const [words, charts, lattice] = await Promise.all(
+    [text(page), page.getByRole('region', { name: 'Charts' }), page.getByRole('region', { name: 'Lattice' })].map(
+      (part) => part.boundingBox(),
+    ),
+  )
+  assert.ok(charts.x > words.x + words.width && charts.x + charts.width > 2500, 'charts beside the text, to the edge')
+  assert.ok(lattice.y > words.y + words.height && lattice.width > 2000, 'the lattice below both')
+  await assertAccessible(page, 'a wide screen')
   await closePage(page)
 })
 
@@ -127,7 +172,7 @@ test('300 steps with 60 forks are seen at once when folded; charts that would be
     assert.ok(height <= viewport.height, `${height} px`)
     const [content, seen] = await folded.locator('.flow').evaluate((box) => [box.scrollHeight, box.clientHeight])
     assert.ok(content <= seen, `${content} px of lattice in ${seen} px`)
-    const inspect = page.getByRole('region', { name: 'Inspect' })
+    const inspect = page.getByRole('region', { name: viewport.width > 2000 ? 'Charts' : 'Inspect' })
     await inspect.getByText('Threshold 0.1 at every step.').waitFor()
     assert.equal(await inspect.getByRole('figure').count(), 3)
     await inspect.locator('.unsure button').first().click()

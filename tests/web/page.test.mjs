@@ -455,7 +455,8 @@ test('dark, small and large: everything fits and can be read', async () => {
       await assertFits(page, `${width} px, first visit`)
       await generate(page)
       for (const tab of ['Members', 'Run', 'Charts']) {
-        await page.getByRole('tab', { name: tab }).click()
+        if (width < 2000) await page.getByRole('tab', { name: tab }).click()
+        else await page.getByRole('region', { name: tab, exact: true }).waitFor() // all at once
         await assertFits(page, `${width} px, ${tab}`)
         await assertAccessible(page, `${width} px, ${colorScheme}, ${tab}`)
       }

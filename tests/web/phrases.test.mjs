@@ -118,14 +118,21 @@ test('answers are Markdown, and forks stay in them', async () => {
     viewport: { width: 380, height: 760 },
   }) // prettier-ignore
   await generate(page)
-  assert.equal(await page.getByLabel('Shown as').inputValue(), 'markdown')
+  const view = async (role, name) => {
+    await page.getByRole('button', { name: 'View ▾' }).click()
+    return page.getByRole(role, { name })
+  }
+  assert.equal(await (await view('menuitemradio', 'As Markdown')).getAttribute('aria-checked'), 'true')
+  await assertAccessible(page, 'the menu of a text')
+  await assertFits(page, 'the menu of a text at 380 px')
+  await page.keyboard.press('Escape')
   await page.locator('.markdown .fork').first().click()
   await card(page).waitFor()
   await assertFits(page, 'a fork at 380 px')
   await assertAccessible(page, 'Markdown at 380 px')
   await page.keyboard.press('Escape')
-  await page.getByLabel('Shown as').selectOption('code')
-  await page.getByLabel('whitespace').check()
+  await (await view('menuitemradio', 'As code')).click()
+  await (await view('menuitemcheckbox', 'Spaces and line breaks')).click()
   assert.match(await text(page).innerText(), /·/)
   await closePage(page)
 })

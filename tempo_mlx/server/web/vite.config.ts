@@ -6,7 +6,18 @@ import { elementBuild, pageBuild } from './build/plugins.ts'
 // The same variables as the server's, from the environment or the repository's .env.
 const { API_PORT = '8000', FRONTEND_PORT = '5173' } = loadEnv('', '../../..', '')
 const api = `http://127.0.0.1:${API_PORT}`
-const ROUTES = ['settings', 'health', 'generate', 'sessions', 'requests', 'docs', 'openapi.json']
+const ROUTES = [
+  'settings',
+  'health',
+  'generate',
+  'ask',
+  'phrases',
+  'sessions',
+  'requests',
+  'v1',
+  'docs',
+  'openapi.json',
+]
 
 /** `vite build` builds the page, `vite build --mode element` then adds what other pages embed. */
 const element: UserConfig = {

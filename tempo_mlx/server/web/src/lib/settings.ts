@@ -103,7 +103,7 @@ export const PRESET = 'preset'
 export const SAMENESS = ['by', 'answer_regex']
 
 /** A form filled in: the values in force, the errors, and what to send. */
-export interface Form {
+export interface Filled {
   /** every setting's value in force, chosen or not */
   values: Values
   errors: Record<string, string>
@@ -113,7 +113,7 @@ export interface Form {
   explicit: Values
 }
 
-export function fill(table: SettingsTable, chosen: Chosen): Form {
+export function fill(table: SettingsTable, chosen: Chosen): Filled {
   const preset = table.presets[chosen[PRESET] ?? ''] ?? {}
   const values: Values = {}
   const errors: Record<string, string> = {}
@@ -273,7 +273,7 @@ export function unchanged(table: SettingsTable, chosen: Chosen): Chosen {
 }
 
 /** Names of the choices that count and that the recipe did not make. */
-export function changesIn(table: SettingsTable, chosen: Chosen, { explicit, errors }: Form): Set<string> {
+export function changesIn(table: SettingsTable, chosen: Chosen, { explicit, errors }: Filled): Set<string> {
   const own = unchanged(table, chosen)
   const count = Object.keys({ ...explicit, ...errors })
   return new Set(count.filter((name) => name !== PRESET && chosen[name] !== own[name]))

@@ -16,8 +16,10 @@ import {
   type Turn,
 } from '../lib/talk'
 import { briefly } from '../lib/text'
+import { eachOnce } from '../lib/texts'
 import type { App } from './app.svelte'
 import { RunView } from './view.svelte'
+import type { Job } from './work.svelte'
 
 /** milliseconds between two times that an answer is kept while it grows */
 const KEEP_EVERY = 1000
@@ -58,8 +60,8 @@ export class Talks {
     this.open = talk
     this.system = talk?.system ?? ''
     if (talk) {
-      this.app.chosen = talk.chosen
-      await this.app.chooseModel(talk.model)
+      this.app.form.chosen = talk.chosen
+      await this.app.form.chooseModel(talk.model)
     }
     this.app.writeAddress(true)
     await this.takeUp()
@@ -73,7 +75,7 @@ export class Talks {
   private leave(): void {
     for (const [id, view] of this.views) {
       if (id === this.writing) continue
-      this.app.letGo(view)
+      this.app.runs.letGo(view)
       this.views.delete(id)
     }
   }
@@ -132,11 +134,11 @@ export class Talks {
   /** Ask something after `parent`: the last turn, unless another is meant. */
   async ask(text: string, parent: string | null = this.path.at(-1)?.id ?? null): Promise<void> {
     const { app } = this
-    if (app.busy || !app.form || text.trim() === '' || Object.keys(app.errors).length > 0) return
-    app.activity = { kind: 'waiting', position: null } // from here on nothing else can begin
+    if (app.work.busy || !app.form.filled || text.trim() === '' || app.form.wrong) return
+    app.work.activity = { kind: 'waiting', position: null } // from here on nothing else can begin
     const at = Date.now()
     const begun = this.open ?? { id: requestId(), name: briefly(text), system: this.system, shown: {} }
-    const talk: Talk = { ...begun, at, chosen: app.chosen, model: app.table!.model }
+    const talk: Talk = { ...begun, at, chosen: app.form.chosen, model: app.form.table!.model }
     this.open = talk
     const question: Turn = { id: requestId(), talk: talk.id, parent, role: 'user', text: text.trim(), at, answer: null }
     await this.put(question)
@@ -147,24 +149,24 @@ export class Talks {
 
   /** Answer a question that has no answer. */
   async answer(question: Turn): Promise<void> {
-    if (!this.app.busy) await this.reply(question)
+    if (!this.app.work.busy) await this.reply(question)
   }
 
   private async reply(question: Turn, more: Values = {}): Promise<void> {
     const { app } = this
-    const { form } = app
-    if (!form || !this.open) return
+    const { filled, which } = app.form
+    if (!filled || !this.open) return
     const messages = messagesTo(this.open.system, this.turns, question)
-    const body = { ...form.explicit, ...more, ...app.which, messages }
+    const body = { ...filled.explicit, ...more, ...which, messages }
     const view = new RunView(this.open.name)
     const turn = this.newAnswer(question.id, view)
     const whole = await this.write(turn, view, (id, signal) =>
-      app.decode(view, body, form, id, signal, () => undefined),
+      app.decoding.decode(view, body, filled, id, signal, () => undefined),
     )
     if (!whole || view.run.decoder === 'superposed') return
-    for (const [number, { text }] of view.run.paths.entries()) {
-      const beside = { ...whole, id: requestId(), at: whole.at + number, text: text.trim() }
-      if (number > 0) await this.put(beside) // several texts of one run stand in each other's place, too
+    for (const { path, index } of eachOnce(view.run.paths).slice(1)) {
+      // Several texts of one run stand in each other's place, too.
+      await this.put({ ...whole, id: requestId(), at: whole.at + index, text: path.text.trim() })
     }
   }
 
@@ -173,33 +175,33 @@ export class Talks {
     const { app } = this
     const question = this.turns.find(({ id }) => id === turn.parent)
     const view = this.viewOf(turn)
-    if (app.busy || !app.form || !question || !view) return
+    if (app.work.busy || !app.form.filled || !question || !view) return
     const others = this.siblings(turn)
     if (turn.answer!.asked !== this.asked()) return this.reply(question)
-    if (app.form.values.decoder !== 'superposed') {
-      await this.reply(question, { seed: Number(app.form.values.seed) + others.length })
+    if (app.form.filled.values.decoder !== 'superposed') {
+      await this.reply(question, { seed: Number(app.form.filled.values.seed) + others.length })
       const newest = this.siblings(turn).at(-1)!
       if (others.every(({ id, text }) => id !== newest.id && text !== newest.text)) return
       if (others.every(({ id }) => id !== newest.id)) await this.dropTurn(newest)
       await this.showTurn(turn)
-      app.notice = 'It says the same again under these settings. A temperature above 0 lets it say something else.'
+      app.work.notice = 'It says the same again under these settings. A temperature above 0 lets it say something else.'
       return
     }
     const next = nextReading(view.phrases, others.map(({ text }) => text)) // prettier-ignore
     if (next) return this.take(turn, next.phrase, next.other)
-    app.notice =
+    app.work.notice =
       'The model held nothing else that is probable enough. A lower threshold lets more in; so does another preset.'
   }
 
   /** Say `other` in place of a phrase of an answer, and go on from there. The answer stays, in another branch. */
   async take(turn: Turn, phrase: Phrase, other: Alternative): Promise<void> {
     const old = this.viewOf(turn)
-    if (this.app.busy || !old) return
+    if (this.app.work.busy || !old) return
     const view = new RunView(old.name)
     const taken = this.newAnswer(turn.parent, view, other.text.trim(), turn.answer!.asked)
     const job = async (id: string, signal: AbortSignal) => {
-      await this.app.part(old, view, phrase, other, id, signal)
-      await this.app.extend(view, left(view), id, signal)
+      await this.app.decoding.part(old, view, phrase, other, id, signal)
+      await this.app.decoding.extend(view, left(view), id, signal)
     }
     await this.write(taken, view, job, () => (view.session ? view : old))
   }
@@ -209,7 +211,7 @@ export class Talks {
     const { app } = this
     const question = this.turns.find(({ id }) => id === turn.parent)
     const view = this.viewOf(turn)
-    if (app.busy || !app.form || !view || !question) return
+    if (app.work.busy || !app.form.filled || !view || !question) return
     await this.load(view)
     const { session } = turn.answer!
     if (!view.session && session) {
@@ -217,9 +219,9 @@ export class Talks {
       if (state === 'busy') return // another tab writes it
       if (state) view.setSession(state)
     }
-    if (view.lattice.length > 0 && app.whyFixed(view) === null) {
-      const more = turn.answer!.state === 'length' ? Number(app.form.values.max_tokens) : left(view)
-      await this.write(turn, view, (id, signal) => app.extend(view, more, id, signal))
+    if (view.lattice.length > 0 && app.decoding.whyFixed(view) === null) {
+      const more = turn.answer!.state === 'length' ? Number(app.form.filled.values.max_tokens) : left(view)
+      await this.write(turn, view, (id, signal) => app.decoding.extend(view, more, id, signal))
     } else {
       await this.dropTurn(turn)
       await this.reply(question)
@@ -230,19 +232,19 @@ export class Talks {
   async takeUp(): Promise<void> {
     const { app } = this
     const cut = () => this.path.findLast((turn) => turn.answer?.state === 'growing' && turn === this.path.at(-1))
-    const { health } = app
-    if (app.place !== 'talk' || app.busy || app.problem || this.looking || !this.open || !cut()) return
+    const { health } = app.work
+    if (app.form.place !== 'talk' || app.work.busy || app.work.problem || this.looking || !this.open || !cut()) return
     if (health === 'unreachable' || (health && health.status !== 'ok')) return // it is asked again, every now and then
     this.looking = true
     this.turns = await shelf.turnsOf(this.open.id) // another tab may have written it
     const last = cut()
-    if (last && !app.busy) await this.goOn(last)
+    if (last && !app.work.busy) await this.goOn(last)
     this.looking = false
   }
 
   private asked(): string {
-    const { form, table } = this.app
-    return JSON.stringify([form?.explicit, this.open?.system, table?.model])
+    const { filled, table } = this.app.form
+    return JSON.stringify([filled?.explicit, this.open?.system, table?.model])
   }
 
   private newAnswer(parent: string | null, view: RunView, taken: string | null = null, asked = this.asked()): Turn {
@@ -251,12 +253,7 @@ export class Talks {
   }
 
   /** Let `job` write an answer: it is kept as it grows, and is there again however this ends. */
-  private async write(
-    turn: Turn,
-    view: RunView,
-    job: Parameters<App['attempt']>[2],
-    held = () => view,
-  ): Promise<Turn | null> {
+  private async write(turn: Turn, view: RunView, job: Job, held = () => view): Promise<Turn | null> {
     const { app } = this
     this.views.set(turn.id, view)
     this.writing = turn.id
@@ -267,7 +264,7 @@ export class Talks {
       return kept
     }
     const timer = setInterval(() => void keep('growing'), KEEP_EVERY)
-    await app.attempt(
+    await app.work.attempt(
       held,
       () => void (view.lattice.length > 0 ? this.goOn(turn) : this.write(turn, view, job, held)),
       async (id, signal) => {
@@ -278,7 +275,7 @@ export class Talks {
     )
     clearInterval(timer)
     this.writing = null
-    if (view.lattice.length > 0 || app.problem?.retry) return keep(app.problem ? 'growing' : stateOf(view))
+    if (view.lattice.length > 0 || app.work.problem?.retry) return keep(app.work.problem ? 'growing' : stateOf(view))
     await this.dropTurn(turn) // nothing came of it, and nothing will
     return null
   }
