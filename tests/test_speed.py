@@ -22,7 +22,7 @@ from tempo_mlx.bench.timing import interleaved
 from tempo_mlx.decode import width
 from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.mlx import mx
-from tempo_mlx.model import linear
+from tempo_mlx.model import device, linear
 from tempo_mlx.model.forward import Around, Forward
 from tempo_mlx.model.transformer import Transformer
 from tempo_mlx.resolution import resolve
@@ -63,6 +63,10 @@ def test_rows_are_measured_once_and_kept(
     other = tempo_mlx.load(str(twins.twin("llama")), dtype="float16").model
     monkeypatch.setattr(width, "measure", lambda _: LINEAR)
     assert width.row_costs(other) == LINEAR and width.row_costs(model) == CHEAP  # each for itself
+    with monkeypatch.context() as moved:  # the cache directory came along to a new machine
+        moved.setattr(device, "name", lambda: "another chip")
+        assert width.row_costs(model) == LINEAR
+    assert width.row_costs(model) == CHEAP
     key = next(iter(json.loads(store.read_text())))
     few = dict.fromkeys((1, 2, 4, 8, 16), 1.0)  # as another version measured
     for damaged in ("", "[]", '{"x": 3}', *(json.dumps({key: each}) for each in ({"one": 1}, 3, [], few))):

@@ -99,12 +99,13 @@ def _versions() -> Facts:
 
 def _devices() -> Facts:
     from tempo_mlx.mlx import mx
+    from tempo_mlx.model import device
 
     gpu = "no"
     if mx.metal.is_available() or mx.cuda.is_available():
         facts = mx.device_info()
         memory = facts.get("memory_size") or facts.get("total_memory") or 0
-        gpu = f"{facts.get('device_name') or facts.get('architecture')}, {size(float(memory))}"
+        gpu = f"{device.name()}, {size(float(memory))}"
     rows = {
         "default": str(mx.default_device()),
         "metal": gpu if mx.metal.is_available() else "no",

@@ -19,6 +19,7 @@ from tempo_mlx._version import __version__
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.padding import with_padding
 from tempo_mlx.kept import keep, kept
+from tempo_mlx.model import device
 from tempo_mlx.model.forward import Model
 from tempo_mlx.settings import settings_of
 
@@ -94,6 +95,7 @@ def _key(model: Model) -> str:
     parts = [info.get("sha256") or info.get("revision") or info.get("id")]
     parts += [info.get(name) for name in ("dtype", "quantization", "kv_bits", "backend", "device")]
     parts += [
+        device.name(),
         __version__,
         *(metadata.version(name) for name in ("mlx", "torch") if name == info.get("backend")),
     ]

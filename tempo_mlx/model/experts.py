@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from tempo_mlx.architecture.architecture import Experts
 from tempo_mlx.mlx import mx
+from tempo_mlx.model.device import fused
 from tempo_mlx.model.feedforward import ACTIVATIONS
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.weights.tensor import Layout
@@ -107,14 +108,20 @@ class Mixture:
         if self.gate is None:
             return self.down(self.activation(up, mx.array(1.0, up.dtype)), chosen, ordered)
         gate = self.gate(x, chosen, ordered)
-        if part.limit is not None:  # gpt-oss
-            gate, up = mx.minimum(gate, part.limit), mx.clip(up, -part.limit, part.limit)
-            return self.down((up + 1) * gate * mx.sigmoid(gate * part.alpha), chosen, ordered)
+        if part.limit is not None:
+            return self.down(_limited(gate, up, part.limit, part.alpha), chosen, ordered)
         return self.down(self.activation(gate, up), chosen, ordered)
 
     def arrays(self) -> list[mx.array]:
         parts = [self.up, self.down] if self.gate is None else [self.gate, self.up, self.down]
         return [*self.router.arrays(), *(a for part in parts for a in part.arrays())]
+
+
+@fused
+def _limited(gate: mx.array, up: mx.array, limit: float, alpha: float) -> mx.array:
+    """gpt-oss's activation."""
+    gate, up = mx.minimum(gate, limit), mx.clip(up, -limit, limit)
+    return (up + 1) * gate * mx.sigmoid(gate * alpha)
 
 
 class Router:

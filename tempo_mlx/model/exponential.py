@@ -39,11 +39,9 @@ def gated_silu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up."""
     if by_power(gate):
         return (gate * up) / (1 + mx.power(1 / E, gate))
-    return (_fused if device.on_gpu() else _gated)(gate, up)
+    return _gated(gate, up)
 
 
+@device.fused
 def _gated(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
-
-
-_fused = mx.compile(_gated, shapeless=True)

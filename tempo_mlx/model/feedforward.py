@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from statistics import NormalDist
 
-import numpy as np
-
 from tempo_mlx.architecture.architecture import Mlp
 from tempo_mlx.mlx import mx
+from tempo_mlx.model.device import fused
 from tempo_mlx.model.exponential import gated_silu
 from tempo_mlx.model.linear import Concatenated, Linear
 
 Gate = Callable[[mx.array, mx.array], mx.array]
+TWICE = 2 * (2 / math.pi) ** 0.5  # since (1 + tanh z) / 2 is the sigmoid of 2 z
 ACTIVATIONS: dict[str, Gate] = {  # of the gate, times what it lets through
     "silu": gated_silu,
-    "gelu": lambda x, up: x * (1 + mx.erf(x / 2**0.5)) / 2 * up,
-    "gelu_tanh": lambda x, up: 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))) * up,
-    "relu2": lambda x, up: mx.square(mx.maximum(x, 0)) * up,
+    "gelu": fused(lambda x, up: x * (1 + mx.erf(x / 2**0.5)) / 2 * up),
+    "gelu_tanh": fused(lambda x, up: mx.sigmoid(x * (TWICE + TWICE * 0.044715 * (x * x))) * (x * up)),
+    "relu2": fused(lambda x, up: mx.square(mx.maximum(x, 0)) * up),
 }
 
 
@@ -60,7 +61,8 @@ class FeedForward:
         assert self.xielu is not None
         positive, negative = (mx.logaddexp(each, mx.array(0.0, each.dtype)) for each in self.xielu)
         below = mx.expm1(mx.minimum(x, -1e-6)) - x
-        return mx.where(x > 0, positive * x * x + beta * x, (beta + negative) * below + beta * x)
+        y = mx.where(x > 0, positive * x * x + beta * x, (beta + negative) * below + beta * x)
+        return y.astype(x.dtype)
 
     def linears(self) -> list[Linear | Concatenated]:
         return [self.gate_up, self.down]

@@ -81,7 +81,7 @@ def fresh_check(shape: Shape, dtype: mx.Dtype) -> SelfCheck:
 def _key(shape: Shape, dtype: mx.Dtype) -> str:
     program = "".join([HEADER, *(kernel.source for kernel in (ATTENTION, COMBINE, MASS))])
     digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    facts = mx.device_info().get("device_name"), metadata.version("mlx"), __version__, digest
+    facts = device.name(), metadata.version("mlx"), __version__, digest
     return " ".join(map(str, (*facts, *shape, dtype)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
@@ -21,7 +23,7 @@ class Rotation:
     def __init__(self, cos: Float32s, sin: Float32s, head_dim: int, interleaved: bool = False) -> None:
         """interleaved: dimension 2i turns with 2i + 1, not with i + half."""
         rows, self.half = cos.shape
-        self.place = 3 if interleaved else 2  # of the two of a pair, once D is taken apart
+        self.place = -1 if interleaved else -2  # of the two of a pair, once D is taken apart
         self.matrices = None
         if rows <= FEW and not device.on_gpu():
             matrices = np.zeros((rows, head_dim, head_dim), np.float32)
@@ -31,11 +33,17 @@ class Rotation:
             matrices[:, first, first] = matrices[:, second, second] = cos
             matrices[:, first, second], matrices[:, second, first] = sin, -sin
             self.matrices = mx.array(matrices)
-        else:  # (L, 1, 2, half), or (L, 1, half, 2)
-            given = (cos, sin), (-sin, cos)
-            self.first, self.second = (
-                mx.array(np.stack(each, axis=self.place - 1)[:, None]) for each in given
+        elif self.half:
+            # What does not turn is turned by 0 where it is as wide as what does, or a multiple.
+            parts = head_dim // (2 * self.half) if head_dim % (2 * self.half) == 0 else 1
+            cos, sin = (
+                np.concatenate(
+                    [each[:, None], np.full((rows, parts - 1, self.half), rest, np.float32)], axis=1
+                )
+                for each, rest in ((cos, 1), (sin, 0))
             )
+            given = (cos, sin), (-sin, cos)  # (L, 1, parts, 2, half), or (L, 1, parts, half, 2)
+            self.first, self.second = (mx.array(np.stack(each, axis=self.place)[:, None]) for each in given)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (L, heads, D), turned in float32."""
@@ -44,17 +52,15 @@ class Rotation:
         if self.matrices is not None:
             return (x.astype(mx.float32) @ self.matrices).astype(x.dtype)
         rows, heads, dim = x.shape
-        turning, rest = (x, None) if dim == 2 * self.half else mx.split(x, [2 * self.half], axis=-1)
-        pairs = turning.reshape(rows, heads, *((2, self.half) if self.place == 2 else (self.half, 2)))
+        _, _, *apart = self.first.shape
+        turning, rest = (x, None) if math.prod(apart) == dim else mx.split(x, [2 * self.half], axis=-1)
+        pairs = turning.reshape(rows, heads, *apart)
         first, second = mx.split(pairs, 2, axis=self.place)
-        turn = _fused if device.on_gpu() else _turn
-        turned = turn(first, second, self.first, self.second).reshape(rows, heads, -1)
+        turned = _turn(first, second, self.first, self.second).reshape(rows, heads, -1)
         return turned if rest is None else mx.concatenate([turned, rest], axis=-1)
 
 
+@device.fused
 def _turn(first: mx.array, second: mx.array, of_first: mx.array, of_second: mx.array) -> mx.array:
     turned = first.astype(mx.float32) * of_first + second.astype(mx.float32) * of_second
     return turned.astype(first.dtype)
-
-
-_fused = mx.compile(_turn, shapeless=True)
