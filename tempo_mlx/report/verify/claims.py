@@ -25,7 +25,7 @@ from tempo_mlx.settings import settings_of, shown
 # Settings that files of version 0.1.0 do not have, or that meant something else then (resolution.upgrade).
 LATER = frozenset(
     {"carry", "template_variables", "branch_entropy", "leaves", "coverage", "rows", "max_passes", "warmup"}
-    | {"confidence_window", "sampling"}
+    | {"confidence_window", "sampling", "leaf_order"}
 ) | {name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"}
 
 
