@@ -292,7 +292,7 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
     chat = terminal()
     chat.wait_for(r"tokens of context")
     chat.type("Hello\r")
-    chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 tokens at once")
+    chat.wait_for(r"steps/s \| \d+ of 256 tokens used \| 1\.0 tokens at once \| \w")
     chat.type("/set max_tokens 200\r/set min_steps 200\r")
     chat.wait_for(r"min_steps is 200")
     chat.type("Go on\r/set seed 7\r")  # read in one go with the line before

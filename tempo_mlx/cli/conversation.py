@@ -89,9 +89,12 @@ def state_directory() -> Path:
 
 
 def status(conversation: TerminalConversation) -> str:
-    """One line: how fast the last answer came, how much of the context is used, and how wide its sets were."""
+    """One line: how fast the last answer came, how much of the context is used, and how wide its sets were.
+
+    The model's name, which may be long, comes last: there a narrow terminal cuts.
+    """
     loaded, run = conversation.session.loaded, conversation.last
-    parts = [Path(loaded.config.model).name]
+    parts = []
     context = loaded.model.architecture.max_position_embeddings
     if run is not None and run.steps:
         width = sum(len(step.tokens) for step in run.steps) / len(run.steps)
@@ -102,4 +105,4 @@ def status(conversation: TerminalConversation) -> str:
         parts.append(f"{width:.1f} tokens at once")
     else:
         parts.append(f"{context} tokens of context")
-    return " | ".join(parts)
+    return " | ".join([*parts, Path(loaded.config.model).name])
