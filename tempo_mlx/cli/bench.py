@@ -28,9 +28,7 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and shorter texts.")] = False,
     model: Annotated[str, typer.Option(help="The model, as for generate.")] = DEFAULT_MODEL,
-    also: Annotated[
-        list[str] | None, typer.Option(help="A further model, for the suite models; as often as you like.")
-    ] = None,
+    also: Annotated[list[str] | None, typer.Option(help="A further model, for the suite models.")] = None,
     dtype: Annotated[str, typer.Option(help="Number format, as for generate.")] = "auto",
     contender: Annotated[
         list[str] | None,
