@@ -144,7 +144,7 @@ def device_of(config: LoadConfig) -> Device:
 
 def limit_of(config: LoadConfig) -> Limit | None:
     """How much memory the model may take: as much as was allowed, or else as there is; None where torch's GPU knows."""
-    give_back()
+    give_back()  # so that it counts as free
     if config.max_memory_gb is not None:
         packs = config.backend == "mlx" and device_of(config) == "gpu"
         return Limit(config.max_memory_gb * 1e9, "allowed by --max-memory-gb", packs, asked=True)
