@@ -35,14 +35,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=["mlx", "torch"])
+@pytest.fixture(scope="module", params=["mlx", "torch", "torch, fused"])
 def model(request: pytest.FixtureRequest, name: str) -> Any:
     checkpoint = open_checkpoint(str(twin(name)))
-    return (
-        build(checkpoint, "auto", "float32")
-        if request.param == "mlx"
-        else TorchTransformer(checkpoint, "cpu", "float32")
-    )
+    if request.param == "mlx":
+        return build(checkpoint, "auto", "float32")
+    model = TorchTransformer(checkpoint, "cpu", "float32")
+    model.fused = request.param == "torch, fused"  # as on CUDA
+    return model
 
 
 @cache

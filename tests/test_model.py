@@ -43,14 +43,14 @@ def reference(path: Path) -> Any:
     return transformers.LlamaForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
 
 
-@pytest.fixture(scope="module", params=["mlx", "torch"])
+@pytest.fixture(scope="module", params=["mlx", "torch", "torch, fused"])
 def model(request: pytest.FixtureRequest, path: Path) -> Any:
     checkpoint = open_checkpoint(str(path))
-    return (
-        build(checkpoint, "auto", "float32")
-        if request.param == "mlx"
-        else TorchTransformer(checkpoint, "cpu", "float32")
-    )
+    if request.param == "mlx":
+        return build(checkpoint, "auto", "float32")
+    model = TorchTransformer(checkpoint, "cpu", "float32")
+    model.fused = request.param == "torch, fused"  # as on CUDA
+    return model
 
 
 def expected(reference: Any, tokens: Any, positions: Any, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +151,8 @@ def test_a_copy_is_independent_and_truncating_forgets(model: Any) -> None:
     one = model.forward([1], [6], None, cache).logits
     model.forward([2], [6], None, before)
     assert len(cache) == len(before) == 7
+    whole = model.forward([*PROMPT, 1, 5], range(8), None, model.new_cache(), logits="last").logits
+    np.testing.assert_allclose(model.forward([5], [7], None, cache).logits, whole, atol=1e-5)
     cache.truncate(6)
     assert len(cache) == 6 and cache.positions.tolist() == list(range(6))
     np.testing.assert_allclose(model.forward([1], [6], None, cache).logits, one, atol=1e-6)

@@ -1,6 +1,7 @@
 """The reference: the same contract in PyTorch, written to be read and compared with (CPU and CUDA).
 
-Nothing is fused or reordered here; weights keep Hugging Face's layout. Letters as in transformer.py.
+Nothing is fused or reordered here, but attention on CUDA (torch_layers.py); weights keep Hugging Face's layout. Letters
+as in transformer.py.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ Key = int | tuple[int, str]  # a layer, or one of two things that a layer keeps
 
 
 class TorchCache:
-    """Per layer, what it keeps of each slot, (S, ...) each, concatenated as it comes: keys and values, or what a state
-    is made of."""
+    """Per layer, what it keeps of each slot, (S, ...) each: keys and values, or what a state is made of. Rows are added
+    in `room` for twice as many, so that a step does not copy what was there."""
 
     def __init__(self) -> None:
         self.positions: Ints = np.empty(0, np.int64)
         self.parts: dict[Key, tuple[torch.Tensor, ...]] = {}
+        self.room: dict[Key, tuple[torch.Tensor, ...]] = {}  # of which `parts` are the beginnings
         self.lineage = Lineage()
 
     def __len__(self) -> int:
@@ -45,16 +47,24 @@ class TorchCache:
 
     def append(self, key: Key, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Add the newest rows (L, ...) and return all slots'."""
-        before = self.parts.get(key)
-        if before is not None:
-            rows = tuple(torch.cat(pair) for pair in zip(before, rows, strict=True))
-        self.parts[key] = rows
-        return rows
+        before = self.parts.get(key) or tuple(row[:0] for row in rows)
+        first, last = len(before[0]), len(before[0]) + len(rows[0])
+        room = self.room.get(key)
+        if room is None or len(room[0]) < last:
+            room = tuple(row.new_empty(2 * last, *row.shape[1:]) for row in rows)
+            for wide, old in zip(room, before, strict=True):
+                wide[:first] = old
+            self.room[key] = room
+        for wide, row in zip(room, rows, strict=True):
+            wide[first:last] = row
+        self.parts[key] = tuple(wide[:last] for wide in room)
+        return self.parts[key]
 
     def keep(self, indices: Ints) -> None:
         for key, parts in self.parts.items():
             index = torch.as_tensor(indices, device=parts[0].device)
             self.parts[key] = tuple(tensor[index] for tensor in parts)
+        self.room = {}
         self.positions = self.positions[indices]
         self.lineage.keep(indices)
 
@@ -67,7 +77,7 @@ class TorchCache:
     def copy(self) -> TorchCache:
         other = TorchCache()
         other.positions, other.lineage = self.positions.copy(), self.lineage.copy()
-        other.parts = dict(self.parts)
+        other.parts = dict(self.parts)  # their room stays with this one: where there is none, more is made
         return other
 
 
@@ -82,11 +92,16 @@ class TorchTransformer:
         self.architecture: Architecture = checkpoint.architecture
         use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if use_cuda else "cpu")
+        self.fused = use_cuda
         self.dtype = getattr(torch, "float32" if dtype == "auto" else dtype)
         self.weights = {
             name: torch.tensor(checkpoint.tensor(name).numpy(), dtype=self.dtype, device=self.device)
             for name in checkpoint.names()
         }
+        self.layers: list[Weights] = [
+            {name[len(start) :]: self.weights[name] for name in self.weights if name.startswith(start)}
+            for start in (f"model.layers.{index}." for index in range(len(self.architecture.layers)))
+        ]
         self.info = {
             **checkpoint.identity, "dtype": str(self.dtype).removeprefix("torch."), "quantization": None,
             "backend": "torch", "device": self.device.type,
@@ -117,7 +132,8 @@ class TorchTransformer:
         new = np.asarray(positions, np.int64)
         cache.positions = np.concatenate([cache.positions, new])
         cache.lineage.append(len(new), parents)
-        rows = Pass(a, new, causal_bias(len(new), len(cache)) if bias is None else bias, cache)
+        bias = causal_bias(len(new), len(cache)) if bias is None else bias
+        rows = Pass(a, new, bias, cache, self.device, self.fused and not attention)
         ids = torch.as_tensor(np.asarray(tokens, np.int64), device=self.device)
         x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(a.embedding_scale, dtype=self.dtype)
         if a.embedding_norm:
@@ -146,8 +162,7 @@ class TorchTransformer:
     def _layer(
         self, index: int, layer: Layer, x: torch.Tensor, own: torch.Tensor | None, rows: Pass
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        a, prefix = self.architecture, f"model.layers.{index}."
-        weights = {n[len(prefix) :]: w for n, w in self.weights.items() if n.startswith(prefix)}
+        a, weights = self.architecture, self.layers[index]
         predicted = None
         if a.altup is not None:
             predicted = self._predict(x, weights)

@@ -1,19 +1,19 @@
 """Attention, MLP and experts of the reference, as functions of one layer's weights.
 
-Nothing is fused or reordered here. Letters as in transformer.py.
+Nothing is fused or reordered here, but attention on CUDA where nobody asks for its shares. Letters as in transformer.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
 
-from tempo_mlx.architecture.architecture import Architecture, Attention, Experts, Mlp, Rope
+from tempo_mlx.architecture.architecture import Architecture, Attention, Experts, Mlp
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.model.rope import angles
 from tempo_mlx.model.torch_recurrent import Weights, linear
@@ -32,12 +32,34 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass knows of its L rows: positions (L,) and the additive bias (L, S)."""
+    """What a pass knows of its L rows: positions (L,) and the additive bias (L, S). fused: attention in one operation,
+    which gives no shares."""
 
     architecture: Architecture
     positions: Ints
     bias: Float32s
     cache: TorchCache
+    device: torch.device
+    fused: bool
+    biases: dict[tuple[int | None, int | None], torch.Tensor] = field(default_factory=dict)
+    turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def bias_of(self, part: Attention) -> torch.Tensor:
+        """(L, S), on the device: made once for the layers that see equally far."""
+        key = part.sliding_window, part.attention_chunk
+        if key not in self.biases:
+            bias = window_bias(self.bias, self.positions, self.cache.positions, *key)
+            self.biases[key] = torch.as_tensor(bias, device=self.device)
+        return self.biases[key]
+
+    def turn_of(self, kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine (L, 1, rotated / 2) of one kind of rotation, made once."""
+        if kind not in self.turns:
+            rope = self.architecture.ropes[kind]
+            turn, factor = angles(rope, self.positions, int(self.cache.positions.max()) + 1)
+            angle = torch.from_numpy(turn).to(self.device)[:, None]
+            self.turns[kind] = torch.cos(angle) * factor, torch.sin(angle) * factor
+        return self.turns[kind]
 
 
 def normed(
@@ -55,8 +77,8 @@ def normed(
 
 def attention(
     part: Attention, x: torch.Tensor, weights: Weights, index: int, rows: Pass
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (L, E) -> (L, E) and the attention mass (L, S), mean over heads."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x (L, E) -> (L, E) and the attention mass (L, S), mean over heads; None where the pass is fused."""
     cache = rows.cache
     if part.latent is not None:
         query, keys, values, gate = *latent(part, x, weights, index, rows), None
@@ -72,22 +94,34 @@ def attention(
             torch.floor((torch.from_numpy(rows.positions) + s.offset).float() / s.period)
         )
         query = query * grown.to(query)[:, None, None]
-    share = part.num_attention_heads // keys.shape[1]
-    keys, values = (t.repeat_interleave(share, 1) for t in (keys, values))  # (S, H, D)
+    mass = None
+    if rows.fused and part.softcap is None and not part.sinks:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(t.transpose(0, 1)[None] for t in (query, keys, values)),
+            attn_mask=rows.bias_of(part).to(query.dtype), scale=part.scale, enable_gqa=True,
+        )[0].transpose(0, 1).flatten(1)  # fmt: skip
+    else:
+        shares = shares_of(part, query, keys, weights, rows)
+        wide = values.repeat_interleave(part.num_attention_heads // values.shape[1], 1)  # (S, H, D)
+        out, mass = torch.einsum("hls,shd->lhd", shares.to(x.dtype), wide).flatten(1), shares.mean(dim=0)
+    if gate is not None:
+        out = out * torch.sigmoid(gate)
+    return linear(out, weights, "self_attn.o_proj") * part.output_scale, mass
+
+
+def shares_of(
+    part: Attention, query: torch.Tensor, keys: torch.Tensor, weights: Weights, rows: Pass
+) -> torch.Tensor:
+    """What each head of each row gives to each slot, (H, L, S), from queries (L, H, D) and keys (S, K, D)."""
+    keys = keys.repeat_interleave(part.num_attention_heads // keys.shape[1], 1)
     scores = torch.einsum("lhd,shd->hls", query.float(), keys.float()) * part.scale
     if part.softcap is not None:
         scores = torch.tanh(scores / part.softcap) * part.softcap
-    bias = window_bias(rows.bias, rows.positions, cache.positions, part.sliding_window, part.attention_chunk)
-    scores = (scores + torch.as_tensor(bias, device=x.device)).float()
+    scores = scores + rows.bias_of(part)
     if part.sinks:
-        sink = weights["self_attn.sinks"].float()[:, None, None].expand(-1, len(x), 1)
-        shares = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
-    else:
-        shares = torch.softmax(scores, dim=-1)
-    out = torch.einsum("hls,shd->lhd", shares.to(x.dtype), values).flatten(1)
-    if gate is not None:
-        out = out * torch.sigmoid(gate)
-    return linear(out, weights, "self_attn.o_proj") * part.output_scale, shares.mean(dim=0)
+        sink = weights["self_attn.sinks"].float()[:, None, None].expand(-1, len(query), 1)
+        return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+    return torch.softmax(scores, dim=-1)
 
 
 def queries(
@@ -127,18 +161,16 @@ def _heads(part: Attention, y: torch.Tensor, weight: torch.Tensor | None, rows: 
     if norms and not part.norm_after_rope:
         y = normed(a, y, weight)
     if part.rope is not None:
-        y = rotated(y, a.ropes[part.rope], rows)
+        y = rotated(y, part.rope, rows)
     return normed(a, y, weight) if norms and part.norm_after_rope else y
 
 
-def rotated(x: torch.Tensor, rope: Rope, rows: Pass) -> torch.Tensor:
+def rotated(x: torch.Tensor, kind: int, rows: Pass) -> torch.Tensor:
     """x (L, heads, D): pairs turned by the angle of the row's position."""
-    turn, factor = angles(rope, rows.positions, int(rows.cache.positions.max()) + 1)
-    angle = torch.from_numpy(turn).to(x.device)[:, None]  # (L, 1, rotated / 2)
-    cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
-    half = turn.shape[1]
+    cos, sin = rows.turn_of(kind)
+    half = cos.shape[-1]
     y, rest = x.float()[..., : 2 * half], x.float()[..., 2 * half :]
-    if rope.interleaved:
+    if rows.architecture.ropes[kind].interleaved:
         first, second = y[..., ::2], y[..., 1::2]
         turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
     else:
@@ -151,7 +183,7 @@ def latent(
     part: Attention, x: torch.Tensor, weights: Weights, index: int, rows: Pass
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries (L, H, nope + rope), and keys and values of all slots, made of the latent each time."""
-    sizes, a = part.latent, rows.architecture
+    sizes = part.latent
     assert sizes is not None and part.rope is not None
     if sizes.q_lora_rank is None:
         query = linear(x, weights, "self_attn.q_proj")
@@ -161,11 +193,11 @@ def latent(
         query = linear(small, weights, "self_attn.q_b_proj")
     query = query.view(len(x), part.num_attention_heads, -1)
     plain, turning = torch.split(query, [sizes.qk_nope_head_dim, sizes.qk_rope_head_dim], dim=-1)
-    query = torch.cat([plain, rotated(turning, a.ropes[part.rope], rows)], dim=-1)
+    query = torch.cat([plain, rotated(turning, part.rope, rows)], dim=-1)
     both = linear(x, weights, "self_attn.kv_a_proj_with_mqa")
     small, turning = torch.split(both, [sizes.kv_lora_rank, sizes.qk_rope_head_dim], dim=-1)
     small = _latent_norm(small, weights["self_attn.kv_a_layernorm.weight"])
-    small, turning = rows.cache.append(index, small, rotated(turning[:, None], a.ropes[part.rope], rows))
+    small, turning = rows.cache.append(index, small, rotated(turning[:, None], part.rope, rows))
     wide = linear(small, weights, "self_attn.kv_b_proj").view(len(small), part.num_attention_heads, -1)
     key, value = torch.split(wide, [sizes.qk_nope_head_dim, sizes.v_head_dim], dim=-1)
     return query, torch.cat([key, turning.expand(-1, key.shape[1], -1)], dim=-1), value
