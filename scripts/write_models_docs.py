@@ -74,9 +74,11 @@ state, which is not linear in it, and so it is the default. On trained models th
 NUMBERS = f"""
 ## In which numbers a model is computed
 
-By what most of a file is stored in, never by one tensor. On the CPU everything is unpacked to float32; on a GPU what is
-quantised stays packed, but for models of less than {UNPACKED_BELOW // 10**6} million numbers, whose 16-bit products are
-faster.
+By what most of a file is stored in, never by one tensor. On the CPU in float32, where weights stay packed if not one
+number changes by it: matrices of up to 8 bits with a scale for 32 numbers or more, so not Q6_K, nor experts. That takes
+Linux and a C++ compiler, which is called once; `tempo-mlx doctor` says whether it works. Elsewhere, and with
+`--dequantize`, everything is unpacked there. On a GPU what is quantised stays packed, but for models of less than
+{UNPACKED_BELOW // 10**6} million numbers, whose 16-bit products are faster.
 
 | stored | on the CPU | on a GPU | with `--dtype bfloat16` | with `--dequantize` |
 |---|---|---|---|---|
@@ -111,9 +113,13 @@ models info` tells by how much one's own file is off, 0.4% where it is Q6_K.
 def numbers_docs() -> str:
     rows = []
     for what, stored in EXAMPLES.items():
-        chosen = (choose("cpu", stored), choose("gpu", stored), choose("gpu", stored, "bfloat16"),
-                  choose("gpu", stored, dequantize=True))  # fmt: skip
-        cells = (what, *(each.dtype + (", packed" if each.packed else "") for each in chosen))
+        asked: tuple[dict[str, Any], ...] = (
+            {"device": "cpu"}, {"device": "gpu"}, {"device": "gpu", "dtype": "bfloat16"},
+            {"device": "gpu", "dequantize": True},
+        )  # fmt: skip
+        chosen = (choose(stored=stored, cpu_packs=True, **each) for each in asked)
+        how = {False: "", True: ", packed", "exact": ", packed where exact"}
+        cells = (what, *(each.dtype + how[each.packed] for each in chosen))
         rows.append(f"| {' | '.join(cells)} |\n")
     layouts = []
     for name in sorted(name for name, block, _ in TYPES.values() if block > 1):

@@ -5,7 +5,8 @@ a library that was loaded before with RTLD_GLOBAL takes their place. The wheel s
 with every name prefixed by `scipy_`; a copy without the prefix is made once (patchelf) and kept in the user's
 cache directory.
 
-In front of OpenBLAS stands a library for products of few rows (few_rows.py), where a C compiler can make it.
+In front of OpenBLAS stands a library for products of few rows (few_rows.py), where a C compiler can make it, and in
+front of MLX's own products one for packed weights (packed_products.py), where a C++ compiler can.
 
 TEMPO_BLAS chooses: `openblas` (that alone), `netlib` (leave mlx as it is), or the path of a library.
 On macOS MLX uses Accelerate, and nothing is done.
@@ -20,10 +21,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tempo_mlx import few_rows, packed_products
 from tempo_mlx.errors import BackendError
 from tempo_mlx.files import reason_of
 
@@ -39,7 +42,7 @@ class BlasInfo:
     """What MLX computes with. `reason`: why that is not an optimised library, None if it is.
 
     few_rows: the library that takes products of few rows, None if none does. why_not: the reason for that, where
-    one was wanted.
+    one was wanted. packed, why_unpacked: the same for products with packed weights.
     """
 
     name: str
@@ -47,6 +50,8 @@ class BlasInfo:
     reason: str | None = None
     few_rows: str | None = None
     why_not: str | None = None
+    packed: str | None = None
+    why_unpacked: str | None = None
 
 
 @cache
@@ -72,22 +77,21 @@ def ensure() -> BlasInfo:
             _load(choice)
             return BlasInfo(Path(choice).name, choice)
         path = _renamed_openblas()
-        made, why_not = (None, None) if choice else _few_rows(path)
+        made, why_not = (None, None) if choice else _made(lambda: few_rows.load(_local(path), path.parent))
         _load(path)
+        packed, why_unpacked = _made(lambda: packed_products.load(path.parent)) if made else (None, None)
     except BackendError as error:
         return BlasInfo(NETLIB, reason=str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return BlasInfo(NETLIB, reason=where + reason_of(error))
-    return BlasInfo("OpenBLAS", str(path), None, made, why_not)
+    return BlasInfo("OpenBLAS", str(path), None, made, why_not, packed, why_unpacked)
 
 
-def _few_rows(openblas: Path) -> tuple[str | None, str | None]:
-    """The library in front of OpenBLAS, loaded; or None, and why there is none."""
-    from tempo_mlx import few_rows
-
+def _made(load: Callable[[], Path]) -> tuple[str | None, str | None]:
+    """A library of ours, loaded; or None, and why there is none."""
     try:
-        return str(few_rows.load(ctypes.CDLL(str(openblas), ctypes.RTLD_LOCAL), openblas.parent)), None
+        return str(load()), None
     except BackendError as error:
         return None, str(error)
     except OSError as error:
@@ -126,8 +130,12 @@ def _has_plain_names(library: ctypes.CDLL) -> bool:
     return True
 
 
+def _local(path: str | Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path), ctypes.RTLD_LOCAL)
+
+
 def _load(path: str | Path) -> None:
-    if not _has_plain_names(ctypes.CDLL(str(path), ctypes.RTLD_LOCAL)):
+    if not _has_plain_names(_local(path)):
         raise BackendError(f"{path} has no function cblas_sgemm; set TEMPO_BLAS to a BLAS library that has.")
     ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
 

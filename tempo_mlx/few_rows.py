@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def load(behind: ctypes.CDLL, directory: Path) -> Path:
     directory: where the compiled library is kept. Raises BackendError where it cannot be compiled or computes
     something else than `behind`, and OSError where the directory cannot be written.
     """
-    path = _compiled(directory)
+    path = compiled(SOURCE, COMPILERS, (), directory)
     library = ctypes.CDLL(str(path), ctypes.RTLD_LOCAL)
     library.few_rows_start(ctypes.cast(behind.cblas_sgemm, ctypes.c_void_p), _threads())
     check(library, behind)
@@ -66,28 +67,43 @@ def _product(library: ctypes.CDLL, x: Float32s, w: Float32s) -> Float32s:
     return y
 
 
-def _compiled(directory: Path) -> Path:
-    """The compiled library; made if the directory holds none of this source, compiler and processor."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+def compiled(
+    source: Path, compilers: Sequence[str], flags: Sequence[str], directory: Path, of: str = ""
+) -> Path:
+    """The compiled library; made if the directory holds none of this source, compiler, flags and processor. of: what
+    else it depends on. Raises BackendError where it cannot be made, and OSError where the directory cannot be written.
+    """
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        raise BackendError("there is no C compiler; install one (Debian: apt install gcc)")
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([source, compiler.encode(), _processor()])).hexdigest()
-    target = directory / f"few-rows-{key[:20]}.so"
+        raise BackendError(f"there is no compiler; install one (Debian: apt install {compilers[1]})")
+    facts = (compiler, *flags, of)
+    key = hashlib.sha256(b"\0".join([source.read_bytes(), *map(str.encode, facts), _processor()])).hexdigest()
+    target = directory / f"{source.stem.replace('_', '-')}-{key[:20]}.so"
     if target.exists():
         return target
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=directory) as work:
         made = Path(work, target.name)
         native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-        command = [compiler, "-O2", native, "-shared", "-fPIC", "-pthread", "-o", str(made), str(SOURCE)]
+        command = [
+            compiler,
+            "-O2",
+            native,
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            "-o",
+            str(made),
+            str(source),
+            *flags,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            raise BackendError(f"{compiler} did not compile {SOURCE.name} in {PATIENCE} seconds") from None
+            raise BackendError(f"{compiler} did not compile {source.name} in {PATIENCE} seconds") from None
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["it did not say why"]
-            raise BackendError(f"{compiler} could not compile {SOURCE.name}: {said[0]}")
+            raise BackendError(f"{compiler} could not compile {source.name}: {said[0]}")
         made.replace(target)  # atomic: another process sees the whole file or none
     return target
 

@@ -132,7 +132,10 @@ def precision_of(config: LoadConfig, checkpoint: Checkpoint) -> Precision:
     """What the model will be computed in."""
     if config.backend == "torch":
         return Precision("float32" if config.dtype == "auto" else config.dtype, packed=False)
-    return choose(device_of(config), checkpoint.stored, config.dtype, config.dequantize)
+    from tempo_mlx.model.device import cpu_packs
+
+    asked = config.dtype, config.dequantize
+    return choose(device_of(config), checkpoint.stored, *asked, cpu_packs=cpu_packs())
 
 
 def device_of(config: LoadConfig) -> Device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -67,9 +67,12 @@ def compute_as_on_a_gpu(config: pytest.Config) -> None:
     from tempo_mlx.model import device, mlx_backend
     from tempo_mlx.weights import precision
 
-    def choose(where: Device, stored: Stored, dtype: str = "auto", dequantize: bool = False) -> Precision:
+    def choose(
+        where: Device, stored: Stored, dtype: str = "auto", dequantize: bool = False, *, cpu_packs: bool
+    ) -> Precision:
         wide = dtype == "auto" and set(stored.numbers) == {"float32"}
-        return precision.choose(where, stored, "float32" if wide else dtype, dequantize)  # type: ignore[arg-type]
+        asked: Any = "float32" if wide else dtype
+        return precision.choose(where, stored, asked, dequantize, cpu_packs=cpu_packs)
 
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)

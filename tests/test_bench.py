@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tempo_mlx.bench import generation, processes
-from tempo_mlx.bench.contenders import NAMES, Field, check_equal, line_up
+from tempo_mlx.bench.contenders import NAMES, STORED, Field, check_equal, line_up
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.page import page
 from tempo_mlx.bench.results import Measurement, Result, cells, read_results, to_json
@@ -22,9 +22,13 @@ from tempo_mlx.bench.timing import Timing, interleaved
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import BackendError, ConfigError, ModelError
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.model.device import cpu_packs
+from tempo_mlx.weights.convert import convert
 from tests import twins
 
 pytest.importorskip("transformers")
+
+PLAIN = [name for name in NAMES if name != STORED]  # that run a model whose weights are not packed
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def field() -> Any:
     pytest.importorskip("mlx_lm", reason="mlx-lm is not installed; it needs Python 3.11")
     said: list[str] = []
     with line_up(LoadConfig(model=str(twins.twin("llama"))), NAMES, said.append) as field:
-        assert said == [] and [each.name for each in field.contenders] == list(NAMES)
+        assert said == [] and [each.name for each in field.contenders] == PLAIN
         yield field
 
 
@@ -60,7 +64,7 @@ def test_cases_take_turns_and_the_first_run_of_each_turn_does_not_count(
 def test_every_contender_says_the_same(field: Field) -> None:
     ids = tokens(field, 24)
     worst = check_equal(field, ids)
-    assert set(worst) == set(NAMES[1:]) and max(worst.values()) < 1e-4
+    assert set(worst) == set(PLAIN[1:]) and max(worst.values()) < 1e-4
     expected = field.ours.start(ids)[1]
     for each in field.contenders:
         state, logits = each.start(ids, copies=3)
@@ -164,7 +168,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert {line["benchmark"] for line in lines} == set(IN_PROCESS.split(","))
-    assert {line["contender"] for line in lines if line["benchmark"] == "decode"} == set(NAMES)
+    assert {line["contender"] for line in lines if line["benchmark"] == "decode"} == set(PLAIN)
     assert all(line["value"] > 0 and line["environment"]["model"] == "llama" for line in lines)
     assert (tmp_path / "out" / "speed.jsonl").read_text().splitlines() == [
         line for line in out.splitlines() if line.startswith("{")
@@ -222,24 +226,32 @@ def test_packed_weights_are_compared_with_mlx_lm_alone(tmp_path: Path) -> None:
     from tempo_mlx import loading
     from tempo_mlx.model.mlx_backend import build
     from tempo_mlx.weights import open_checkpoint
-    from tempo_mlx.weights.convert import convert
 
     packed = convert(str(twins.twin("llama")), tmp_path / "packed", bits=8, group_size=32)
+    model = build(open_checkpoint(str(packed)), "auto", "auto", packed=True)
+    model.info["device"] = "metal"
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "tempo_mlx.bench.contenders.load_model",
-            lambda config: loading.LoadedModel(
-                build(open_checkpoint(config.model), "auto", "auto", packed=True),
-                open_checkpoint(config.model).tokenizer(), config,
-            ),
-        )  # fmt: skip
+            lambda config: loading.LoadedModel(model, open_checkpoint(config.model).tokenizer(), config),
+        )
         with line_up(LoadConfig(model=str(packed)), NAMES, said.append) as field:
             assert [each.name for each in field.contenders] == ["tempo-mlx", "mlx-lm"]
             assert check_equal(field, tokens(field, 24))["mlx-lm"] < 1e-3
     assert (
         len(said) == 2 and "transformers is left out: it does not compute with weights that stay" in said[1]
     )
+
+
+def test_a_cpu_computes_a_file_as_it_is_and_as_the_others_are_given_it(tmp_path: Path) -> None:
+    if not cpu_packs():
+        pytest.skip("this machine's CPU does not multiply packed weights")
+    packed = convert(str(twins.twin("llama")), tmp_path / "packed", bits=8, group_size=32)
+    with line_up(LoadConfig(model=str(packed)), NAMES, pytest.fail) as field:
+        assert [each.name for each in field.contenders] == list(NAMES) and list(field.own) == list(NAMES[:2])
+        assert [own.model.info["quantization"] is None for own in field.own.values()] == [True, False]
+        assert max(check_equal(field, tokens(field, 24)).values()) < 1e-4
 
 
 def test_processes_of_their_own(field: Field) -> None:

@@ -69,7 +69,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_an_8b_model_of_4_bits_takes_6_gb_on_a_gpu(large: Checkpoint) -> None:
-    precision = choose("gpu", large.stored)
+    precision = choose("gpu", large.stored, cpu_packs=True)
     assert precision == Precision("float16", packed=True)
     packed = estimate_memory(large, dtype="float16", packed=True).weights
     assert 5.5e9 < packed < 6.1e9
@@ -142,14 +142,20 @@ def test_the_limits_of_devices(tmp_path: Path) -> None:
     assert machine is not None and machine > 10**8
 
 
+@pytest.mark.parametrize(("packs", "needs"), [(True, "needs about 11.5"), (False, "needs about 32.")])
 def test_a_model_that_does_not_fit_is_not_loaded(
-    large: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    packs: bool,
+    needs: str,
+    large: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("tempo_mlx.model.device.cpu_packs", lambda: packs)
     monkeypatch.setattr("tempo_mlx.loading.limit_of", lambda config: Limit(7e9, "of memory that are free"))
     assert main(["generate", "-m", str(large.path), "--device", "cpu", "hello"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "needs about 3" in shown.err and "more than the 7 GB of memory that are free" in shown.err
+    assert needs in shown.err and "more than the 7 GB of memory that are free" in shown.err
 
 
 def test_memory_is_wired_on_metal_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,10 @@ Q4_K_M = Stored({"float16": MANY, "float32": 10**6}, MANY)
     ("stored", "device", "asked", "expected"),
     [
         (Q4_K_M, "gpu", {}, ("float16", True)),
-        (Q4_K_M, "cpu", {}, ("float32", False)),
+        (Q4_K_M, "cpu", {}, ("float32", "exact")),
+        (Q4_K_M, "cpu", {"cpu_packs": False}, ("float32", False)),
+        (Q4_K_M, "cpu", {"dequantize": True}, ("float32", False)),
+        (Q4_K_M, "cpu", {"dtype": "float32"}, ("float32", "exact")),
         (Q4_K_M, "gpu", {"dtype": "bfloat16"}, ("bfloat16", True)),
         (Q4_K_M, "gpu", {"dtype": "float32"}, ("float32", True)),
         (Q4_K_M, "gpu", {"dequantize": True}, ("float16", False)),
@@ -40,8 +43,8 @@ Q4_K_M = Stored({"float16": MANY, "float32": 10**6}, MANY)
         (Stored({"bfloat16": MANY // 8, "float16": MANY - MANY // 8}, MANY), "gpu", {}, ("float16", True)),
     ],
 )
-def test_the_rule(stored: Stored, device: Device, asked: dict[str, Any], expected: tuple[str, bool]) -> None:
-    assert choose(device, stored, **asked) == Precision(*expected)  # type: ignore[arg-type]
+def test_the_rule(stored: Stored, device: Device, asked: dict[str, Any], expected: tuple[Any, Any]) -> None:
+    assert choose(device, stored, **{"cpu_packs": True, **asked}) == Precision(*expected)
 
 
 def packed(kind: Any) -> PackedTensor:

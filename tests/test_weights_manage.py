@@ -85,7 +85,7 @@ def test_a_description_counts_parameters_and_memory(tmp_path: Path) -> None:
     from tests.twins import reference
 
     checkpoint = open_checkpoint(str(twin("llama")))
-    about = manage.describe(checkpoint, 10**6)
+    about = manage.describe(checkpoint, 10**6, cpu_packs=True)
     numbers = sum(each.numel() for each in reference("llama").parameters())
     assert checkpoint.parameters == numbers
     assert about.slots == 256  # the model's context

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,10 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Model
 from tempo_mlx.weights.convert import convert
 
-NAMES = ("tempo-mlx", "tempo-mlx (torch)", "mlx-lm", "transformers")
+STORED = (
+    "tempo-mlx, file as it is"  # on a CPU, where packed weights are unpacked for what the others are given
+)
+NAMES = ("tempo-mlx", STORED, "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
 TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # difference of a logit from tempo-mlx's
 
@@ -155,6 +159,12 @@ class Field:
         assert isinstance(ours, Ours)
         return ours
 
+    @property
+    def own(self) -> dict[str, LoadedModel]:
+        """By name: the model as the others are given it, and as the file has it."""
+        own = (each for each in self.contenders if isinstance(each, Ours) and each.name in NAMES[:2])
+        return {each.name: replace(self.loaded, model=each.model) for each in own}
+
     def named(self, name: str) -> Any:
         """The contender of that name; None if it does not take part."""
         return next((each for each in self.contenders if each.name == name), None)
@@ -167,12 +177,17 @@ def line_up(load: LoadConfig, names: Sequence[str], say: Any) -> Iterator[Field]
     if unknown:
         raise ConfigError(f"{unknown[0]} is no contender; choose from {', '.join(NAMES)}.")
     loaded = load_model(load)
+    stored = loaded if loaded.model.info["device"] == "cpu" and loaded.model.info["quantization"] else None
+    if stored is not None:
+        loaded = load_model(replace(load, dequantize=True))
     info = loaded.model.info
     packed = info.get("quantization") is not None
     with tempfile.TemporaryDirectory(prefix="tempo-mlx-bench-") as folder:
         directory = convert(load.model, Path(folder) / "model", dtype=None if packed else info["dtype"])
         contenders: list[Contender] = [Ours(NAMES[0], loaded.model)]
-        for name in NAMES[1:]:
+        if stored is not None and STORED in names:
+            contenders.append(Ours(STORED, stored.model))
+        for name in NAMES[2:]:
             if name not in names:
                 continue
             if find_spec(NEEDS[name]) is None or (name != "mlx-lm" and find_spec("torch") is None):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tempo_mlx.api import stream
 from tempo_mlx.bench import contenders
-from tempo_mlx.bench.contenders import Field, MlxLm, Transformers, line_up
+from tempo_mlx.bench.contenders import STORED, Field, MlxLm, Transformers, line_up
 from tempo_mlx.bench.generation import Decoding, mlx_lm_batch, transformers_texts
 from tempo_mlx.bench.llama import Process, dequantised
 from tempo_mlx.bench.processes import process_to_first_token, told
@@ -23,6 +23,7 @@ from tempo_mlx.bench.steps import PROMPT, Effort, one_row, tokens
 from tempo_mlx.bench.timing import Timing, interleaved, stopwatch
 from tempo_mlx.errors import ModelError
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.loading import LoadedModel
 from tempo_mlx.resolution import resolve
 from tempo_mlx.weights import open_checkpoint
 
@@ -87,7 +88,9 @@ def texts(field: Field, effort: Effort) -> Result:
     ids = tokens(field, START)
     with _served(field, result, max(TEXTS)) as served:
         for count in TEXTS[:: 3 if effort.quick else 1]:
-            cases: dict[str, Callable[[], object]] = {field.ours.name: _ours(field, ids, length, count)}
+            cases: dict[str, Callable[[], object]] = {
+                name: _texts(own, ids, length, count) for name, own in field.own.items()
+            }
             if isinstance(peer := field.named("mlx-lm"), MlxLm):
                 cases["mlx-lm"] = partial(mlx_lm_batch, peer, ids, length, count)
             if isinstance(other := field.named("transformers"), Transformers):
@@ -112,14 +115,15 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
         f"{most} tokens: of a prompt. Start: from no process to one token, of our command line and of a server. "
         "Memory: its peak in the end, after all this; ours after loading, a prompt of 512 tokens and 32 steps.",
     )
-    decoding = Decoding(field.loaded, length, [ids], decoder="plain", temperature=0.0)
-    ours = field.ours.name
+    ours, own = field.ours.name, field.own
     with _served(field, result, FIVE) as served:
         if not served:
             return result
-        step: Cases = {ours: lambda: decoding() / decoding.steps}
-        several: Cases = {ours: partial(stopwatch, _ours(field, start, length, FIVE))}
-        prompt: Cases = {ours: partial(stopwatch, partial(field.ours.start, long))}
+        step: Cases = {name: partial(_own_step, each, ids, length) for name, each in own.items()}
+        several: Cases = {
+            name: partial(stopwatch, _texts(each, start, length, FIVE)) for name, each in own.items()
+        }
+        prompt: Cases = {name: partial(stopwatch, partial(field.named(name).start, long)) for name in own}
         for name, process in served.items():
             step[name] = partial(_step_seconds, process, ids, length)
             prompt[name] = partial(_prompt_seconds, process, long)
@@ -129,10 +133,10 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
         for case, each in timings.items():
             result.add(case, each, LLAMA_CPP)
         begun = {name: Timing((process.seconds,)) for name, process in served.items()}
-        begun[ours] = Timing((process_to_first_token(field.loaded.config.model),))
+        begun[list(own)[-1]] = Timing((process_to_first_token(field.loaded.config.model),))
         result.add("start", begun, LLAMA_CPP)
         sizes = {name: process.end() for name, process in served.items()}
-    sizes[ours] = int(told(field, "memory", ours)["peak"])
+    sizes[list(own)[-1]] = int(told(field, "memory", ours)["peak"])
     for name, size in sizes.items():
         megabytes = size / 1e6
         ratio = None if name == LLAMA_CPP else size / sizes[LLAMA_CPP]
@@ -141,6 +145,9 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
     for case, bound in (("1 row", 1.3), (f"{FIVE} texts", 1.0), (f"{most} tokens", 1.0)):
         quartiles = {name: timing.quartile for name, timing in timings[case].items()}
         result.goal(f"{case}, times llama.cpp's", quartiles[ours] / quartiles[LLAMA_CPP], bound)
+        if STORED in own:
+            times = quartiles[STORED] / quartiles[AS_STORED]
+            result.goal(f"{case}, times llama.cpp's, both from the file as it is", times, 1.5)
     return result
 
 
@@ -151,7 +158,7 @@ def models(names: Sequence[str], field: Field, effort: Effort) -> Result:
         f"Other models. One row: a pass on top of {PROMPT} slots, beside mlx-lm. The rest as in llama.cpp.",
     )
     for name in names:
-        peers = [each.name for each in field.contenders if isinstance(each, MlxLm)]
+        peers = [each.name for each in field.contenders if isinstance(each, MlxLm) or each.name == STORED]
         load = LoadConfig(model=name, dtype=field.loaded.config.dtype)
         with line_up(load, peers, result.notes.append) as other:
             said = Path(str(other.loaded.model.info["id"])).name
@@ -164,12 +171,17 @@ def models(names: Sequence[str], field: Field, effort: Effort) -> Result:
     return result
 
 
-def _ours(field: Field, ids: Sequence[int], length: int, count: int) -> Callable[[], object]:
+def _own_step(loaded: LoadedModel, ids: list[int], length: int) -> float:
+    decoding = Decoding(loaded, length, [ids], decoder="plain", temperature=0.0)
+    return decoding() / decoding.steps
+
+
+def _texts(loaded: LoadedModel, ids: Sequence[int], length: int, count: int) -> Callable[[], object]:
     settings = (
         {"branches": count, "merge_length": 0} if count > 1 else {"decoder": "plain", "temperature": 0.0}
     )
     config = resolve({"max_tokens": length, "min_steps": length, **settings})
-    return lambda: list(stream(field.loaded, list(ids), config))
+    return lambda: list(stream(loaded, list(ids), config))
 
 
 def _step_seconds(process: Process, ids: Sequence[int], length: int) -> float:

@@ -12,6 +12,7 @@ from tempo_mlx.bench.results import Result
 
 COLORS = {
     "tempo-mlx": "#0b6e4f",
+    "tempo-mlx, file as it is": "#0b6e4f",
     "tempo-mlx (torch)": "#7fb7a0",
     "mlx-lm": "#c1554d",
     "transformers": "#d9a441",

@@ -39,7 +39,9 @@ def load(field: Field, effort: Effort) -> Result:
 def memory(field: Field, effort: Effort) -> Result:
     """Peak memory: load, 512 tokens of prompt, 32 steps."""
     result = Result(
-        "memory", "Peak memory of a process that loads, runs a prompt of 512 tokens, and 32 steps."
+        "memory",
+        "Peak memory of a process that loads, runs a prompt of 512 tokens, and 32 steps; tempo-mlx from the checkpoint "
+        "as it is, the others from the converted directory.",
     )
     timings = _in_turns(field, "memory", "peak", effort.processes(4))
     megabytes = {  # bytes -> MB, as Measurement multiplies by 1000

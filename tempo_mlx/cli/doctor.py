@@ -122,6 +122,7 @@ def _devices() -> Facts:
 
 def _blas() -> Facts:
     from tempo_mlx import blas
+    from tempo_mlx.model.device import cpu_packs
 
     info = blas.ensure()
     rows = {"library": info.name + (f" ({info.path})" if info.path else "")}
@@ -131,6 +132,12 @@ def _blas() -> Facts:
         rows["few rows"] = info.few_rows
     if info.why_not:
         rows["few rows"] = f"by the same library, more slowly: {info.why_not}"
+    if info.packed:
+        rows["packed weights"] = (
+            info.packed if cpu_packs() else "unpacked: what this library computes is not right"
+        )
+    if info.why_unpacked:
+        rows["packed weights"] = f"unpacked: {info.why_unpacked}"
     rows["measured"] = f"{blas.measure_gflops():.0f} GFLOP/s on the CPU, 1024 x 1024 in float32"
     return rows
 

@@ -105,7 +105,9 @@ def info(
     out, err = make_consoles()
     with progress_bar(err, f"Fetching {model}") as progress:
         checkpoint = open_checkpoint(model, progress=progress)
-    about = manage.describe(checkpoint, context)
+    from tempo_mlx.model.device import cpu_packs
+
+    about = manage.describe(checkpoint, context, cpu_packs=cpu_packs())
     a = checkpoint.architecture
     share = about.requantised / checkpoint.parameters
     lost = f"{share:.0%} of the weights on a GPU, off by {about.loss:.1%} of their size (root mean square)"

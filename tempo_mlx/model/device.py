@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
+from tempo_mlx import blas
 from tempo_mlx.mlx import mx
+from tempo_mlx.model.packed_check import agrees
 from tempo_mlx.weights.precision import Device
 
 P = ParamSpec("P")
@@ -26,6 +28,13 @@ def name() -> str:
 def kind_of(device: mx.DeviceType) -> Device:
     """What the rules for numbers (weights/precision.py) call it."""
     return "cpu" if device == mx.cpu else "gpu"
+
+
+@cache
+def cpu_packs() -> bool:
+    """Whether the CPU multiplies packed weights by few_rows.c. Compared with MLX's own product, once in a process."""
+    library = blas.ensure().packed
+    return library is not None and agrees(library)
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:

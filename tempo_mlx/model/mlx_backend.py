@@ -17,6 +17,7 @@ from tempo_mlx.model.transformer import Block, Transformer
 from tempo_mlx.weights import Checkpoint
 from tempo_mlx.weights.memory import estimate_memory
 from tempo_mlx.weights.precision import Asked, choose
+from tempo_mlx.weights.tensor import Packing
 
 BUFFER_CACHE_BYTES = (
     512 * 2**20
@@ -40,9 +41,11 @@ def choose_device(name: str) -> mx.DeviceType:
 
 def choose_dtype(
     name: Asked, on_cpu: bool, checkpoint: Checkpoint, dequantize: bool = False
-) -> tuple[mx.Dtype, bool]:
-    """The dtype of activations and plain weights, and whether packed weights stay packed: see weights/precision.py."""
-    chosen = choose("cpu" if on_cpu else "gpu", checkpoint.stored, name, dequantize)
+) -> tuple[mx.Dtype, Packing]:
+    """The dtype of activations and plain weights, and which packed weights stay packed: see weights/precision.py."""
+    chosen = choose(
+        "cpu" if on_cpu else "gpu", checkpoint.stored, name, dequantize, cpu_packs=device_rules.cpu_packs()
+    )
     return getattr(mx, chosen.dtype), chosen.packed
 
 
@@ -52,15 +55,15 @@ def build(
     device: str,
     dtype: Asked,
     *,
-    packed: bool | None = None,
+    packed: Packing | None = None,
     dequantize: bool = False,
     kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    make_reader: Callable[[Checkpoint, mx.Dtype, bool], Reader] | None = None,
+    make_reader: Callable[[Checkpoint, mx.Dtype, Packing], Reader] | None = None,
 ) -> Transformer:
     """Read every weight once, layer by layer, so that little more than the model itself is ever in memory.
 
-    packed: whether quantised weights stay so; by default as `choose_dtype` says. kv_bits: of a quantised KV cache.
+    packed: which quantised weights stay so; by default as `choose_dtype` says. kv_bits: of a quantised KV cache.
     progress: (layers read, of all). make_reader: what reads, where that is not every weight whole (sharding.py).
     """
     kind = choose_device(device)

@@ -39,7 +39,7 @@ from tempo_mlx.model.streams import LayerStreams, OwnEmbeddings, OwnInput, Strea
 from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
 from tempo_mlx.weights.adapter import Adapted
-from tempo_mlx.weights.tensor import DenseTensor, Layout
+from tempo_mlx.weights.tensor import DenseTensor, Layout, Packing, kept_layout, unpack_bits
 
 # Numbers dequantised at once: a whole vocabulary's in float32 would be a good part of a small model.
 PIECE = 1 << 22
@@ -48,7 +48,7 @@ PIECE = 1 << 22
 class Reader:
     """Reads a layer at a time. A subclass may read a part of every weight (ranks/shards.py)."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: Packing) -> None:
         self.checkpoint = checkpoint
         self.architecture = checkpoint.architecture
         self.dtype = dtype
@@ -81,7 +81,7 @@ class Reader:
         return self.make_linear(self.checkpoint.tensor(f"{name}.weight"), offset)
 
     def make_linear(self, tensor: Tensor, bias: Tensor | None) -> Linear:
-        if isinstance(tensor, Adapted) and self.packed and tensor.layout is not None:
+        if isinstance(tensor, Adapted) and kept_layout(tensor.tensor, self.packed) is not None:
             factors = tensor.factors()
             return LowRank(
                 self.make_linear(tensor.tensor, None),
@@ -91,7 +91,7 @@ class Reader:
                 None if bias is None else self.array(bias),
             )
         offset = None if bias is None else self.array(bias)
-        if self.packed and tensor.layout is not None:
+        if kept_layout(tensor, self.packed) is not None:
             return QuantizedLinear(*self.packed_parts(tensor), offset)
         return Linear(self.array(tensor), offset)
 
@@ -99,13 +99,16 @@ class Reader:
         packed, scales, biases, layout = tensor.quantized()
         if biases is None:
             return mx.array(packed), mx.array(scales), None, layout
+        kept = kept_layout(tensor, self.packed) or layout
+        if kept != layout:
+            packed, layout = unpack_bits(packed, layout.bits).view(np.uint32), kept
         scale, zero = (self.array(DenseTensor(each)) for each in (scales, biases))
         return mx.array(packed), scale, zero, layout
 
     def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
         tensor = self.checkpoint.tensor(f"{name}.weight")
         offset = self.named(f"{name}.bias") if bias else None
-        if self.packed and tensor.layout is not None:
+        if kept_layout(tensor, self.packed) is not None:
             return QuantizedExpertLinear(*self.packed_parts(tensor), offset)
         return ExpertLinear(self.array(tensor), offset)
 

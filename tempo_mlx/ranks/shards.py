@@ -25,7 +25,7 @@ from tempo_mlx.model.experts import ExpertLinear, Mixture, QuantizedExpertLinear
 from tempo_mlx.model.linear import Embedding, LayerNorm, Linear, Norm, RMSNorm
 from tempo_mlx.model.reader import Reader
 from tempo_mlx.weights import Checkpoint, Tensor
-from tempo_mlx.weights.tensor import DenseTensor, PackedTensor
+from tempo_mlx.weights.tensor import DenseTensor, PackedTensor, Packing, kept_layout
 
 Groups = Callable[
     [int], tuple[int, int]
@@ -242,7 +242,7 @@ class ShardReader(Reader):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool, group: mx.distributed.Group
+        self, checkpoint: Checkpoint, dtype: mx.Dtype, packed: Packing, group: mx.distributed.Group
     ) -> None:
         super().__init__(checkpoint, dtype, packed)
         self.group, self.whole = group, checkpoint.architecture
@@ -371,10 +371,11 @@ def _head_widths(part: Attention) -> dict[str, int]:
     return {"q_proj": query, "q_b_proj": query, "kv_b_proj": both, "o_proj": sizes.v_head_dim}
 
 
-def _stack(tensor: Tensor, packed: bool) -> DenseTensor | PackedTensor:
+def _stack(tensor: Tensor, packed: Packing) -> DenseTensor | PackedTensor:
     """The experts' weights (n, out, in) in one tensor."""
     if tensor.layout is not None:
-        return PackedTensor(*tensor.quantized()) if packed else DenseTensor(tensor.numpy())
+        keeps = kept_layout(tensor, packed) is not None
+        return PackedTensor(*tensor.quantized()) if keeps else DenseTensor(tensor.numpy())
     return DenseTensor(tensor.raw())
 
 

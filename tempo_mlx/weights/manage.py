@@ -83,13 +83,13 @@ def list_models() -> list[Listed]:
     return models
 
 
-def describe(checkpoint: Checkpoint, context: int = 2048) -> Description:
-    """Facts about a model, and the memory it takes with `context` tokens in its cache."""
+def describe(checkpoint: Checkpoint, context: int = 2048, *, cpu_packs: bool) -> Description:
+    """Facts about a model, and the memory it takes with `context` tokens in its cache. cpu_packs: see precision.py."""
     slots = min(context, checkpoint.architecture.max_position_embeddings)
     named = PACKAGED.get(checkpoint.id)
     computed: dict[Device, tuple[Precision, Memory]] = {}
     for device in DEVICES:
-        precision = choose(device, checkpoint.stored)
+        precision = choose(device, checkpoint.stored, cpu_packs=cpu_packs)
         computed[device] = precision, estimate_memory(checkpoint, **asdict(precision), slots=slots)
     requantised, loss = _requantised(checkpoint.tensors.values())
     return Description(

@@ -14,7 +14,7 @@ from tempo_mlx.architecture.states import bytes_of_states
 from tempo_mlx.errors import MemoryLimitError
 from tempo_mlx.weights.checkpoint import Checkpoint
 from tempo_mlx.weights.precision import Device, Precision
-from tempo_mlx.weights.tensor import Tensor
+from tempo_mlx.weights.tensor import Packing, Tensor, kept_layout
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SLOTS = 2048  # unless told
@@ -44,14 +44,14 @@ def estimate_memory(
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
-    packed: bool = False,
+    packed: Packing = False,
     slots: int = SLOTS,
     width: int = 8,
     kv_bits: int | None = None,
 ) -> Memory:
     """What the model takes with `slots` in its cache and `width` rows in a pass.
 
-    dtype: once loaded; None: as stored (then activations are 2 bytes). packed: quantised weights stay so.
+    dtype: once loaded; None: as stored (then activations are 2 bytes). packed: which quantised weights stay so.
     """
     a = checkpoint.architecture
     number = _BYTES[dtype] if dtype is not None else 2
@@ -69,9 +69,9 @@ def estimate_memory(
     return Memory(weights, int(cache), width * row, bytes_of_states(a, held, width))
 
 
-def _loaded(tensor: Tensor, number: int, packed: bool) -> int:
-    count = math.prod(tensor.shape)
-    return tensor.layout.nbytes(count, number) if packed and tensor.layout is not None else count * number
+def _loaded(tensor: Tensor, number: int, packed: Packing) -> int:
+    count, layout = math.prod(tensor.shape), kept_layout(tensor, packed)
+    return count * number if layout is None else layout.nbytes(count, number)
 
 
 @dataclass(frozen=True)

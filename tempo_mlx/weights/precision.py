@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tempo_mlx.architecture.architecture import Architecture
-from tempo_mlx.weights.tensor import FloatType, Tensor
+from tempo_mlx.weights.tensor import FloatType, Packing, Tensor
 
 # Of numbers: so small a model is computed unpacked on a GPU. Products of packed weights take longer with every row
 # (mlx issue 4265), 16-bit ones hardly, and 600 MB are read fast.
@@ -44,10 +44,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: of activations, plain weights and scales. packed: whether quantised weights stay so."""
+    """dtype: of activations, plain weights and scales. packed: which quantised weights stay so."""
 
     dtype: FloatType
-    packed: bool
+    packed: Packing
 
 
 def choose(
@@ -55,18 +55,24 @@ def choose(
     stored: Stored,
     dtype: Asked = "auto",
     dequantize: bool = False,
+    *,
+    cpu_packs: bool,
 ) -> Precision:
-    """What a model is computed in, by what most of its numbers are stored in.
+    """What a model is computed in, by what most of its numbers are stored in. cpu_packs: whether this machine's CPU
+    multiplies packed weights by few_rows.c.
 
-    On the CPU float32, unpacked: MLX's kernels for anything else are 2 to 20 times slower there. On a GPU 16 bits, and
-    what is quantised stays packed: float16 where that is what the file has (as GGUF's scales, which bfloat16 rounds
-    eight times as much) and the activations fit, else bfloat16.
+    On the CPU float32: MLX's kernels for anything else are 2 to 20 times slower there. What is quantised stays packed
+    if the CPU can, and no number changes by it. On a GPU 16 bits, and what is quantised stays packed: float16 where
+    that is what the file has (as GGUF's scales, which bfloat16 rounds eight times as much) and the activations fit,
+    else bfloat16.
     """
     total = sum(stored.numbers.values())
-    packed = device == "gpu" and stored.quantised > 0 and not dequantize and total >= UNPACKED_BELOW
-    if dtype != "auto":
-        return Precision(dtype, packed)
+    packing: Packing = stored.quantised > 0 and not dequantize
     if device == "cpu":
-        return Precision("float32", packed)
+        chosen = "float32" if dtype == "auto" else dtype
+        return Precision(chosen, "exact" if packing and cpu_packs and chosen == "float32" else False)
+    packing = packing and total >= UNPACKED_BELOW
+    if dtype != "auto":
+        return Precision(dtype, packing)
     half = stored.numbers.get("float16", 0)
-    return Precision("float16" if 2 * half > total and not stored.wide else "bfloat16", packed)
+    return Precision("float16" if 2 * half > total and not stored.wide else "bfloat16", packing)

@@ -54,6 +54,9 @@ MODES: Mapping[str, tuple[frozenset[tuple[int, int]], tuple[int, int]]] = Mappin
 # packed (..., N, M * bits / 32) uint32, scales and biases (..., N, M / group_size); only affine has biases
 Quantized = tuple[Array, Array, Array | None, Layout]
 
+# Which quantised weights stay so: all, none, or those of which no number changes by it
+Packing = bool | Literal["exact"]
+
 CHUNK = 1 << 18  # weights dequantised at once: float32 chunks that stay in the cache
 
 
@@ -103,6 +106,17 @@ class Tensor(Protocol):
     def cut(self, start: int, stop: int) -> Tensor:
         """These columns; dequantised where they do not begin and end with a group."""
         ...
+
+
+def kept_layout(tensor: Tensor, packing: Packing) -> Layout | None:
+    """In which a weight stays packed; None where it is unpacked. "exact" is what a CPU multiplies by (few_rows.c):
+    matrices in 4 bits, or in 8, to which any others are widened."""
+    layout = tensor.layout
+    if not packing or layout is None or packing is True:
+        return layout if packing else None
+    if tensor.kind != "mlx_quantized" or layout.mode != "affine" or len(tensor.shape) != 2:
+        return None
+    return layout if layout.bits == 4 else replace(layout, bits=8)
 
 
 @dataclass(frozen=True)
