@@ -31,7 +31,7 @@ class LoadSettings(TypedDict, total=False):
     """Number format of activations, scales and unpacked weights; auto is float32 on the CPU, on a GPU the 16 bits
     that suit the file."""
     dequantize: bool
-    """Unpack quantised weights on a GPU too, as is always done on the CPU: more memory, faster rows."""
+    """Unpack quantised weights: more memory, and on a GPU faster rows."""
     adapter: str | None
     """Directory of a LoRA or DoRA adapter, as mlx-lm writes it."""
     prompt_cache: str | None

@@ -34,7 +34,7 @@ class LoadConfig(Checked):
         "16 bits that suit the file.",
     )
     dequantize: bool = _input(
-        False, "Unpack quantised weights on a GPU too, as is always done on the CPU: more memory, faster rows.",
+        False, "Unpack quantised weights: more memory, and on a GPU faster rows.",
         audience="study",
     )
     adapter: str | None = _input(None, "Directory of a LoRA or DoRA adapter, as mlx-lm writes it.")

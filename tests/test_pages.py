@@ -18,7 +18,7 @@ from pathlib import Path
 def megabytes(what):
     return int(re.search(rf"^{what}: +(\\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.M)[1]) / 1024
 import tempo_mlx
-loaded = tempo_mlx.load("smollm2-135m", device="cpu", dtype="float32")
+loaded = tempo_mlx.load("smollm2-135m", device="cpu", dequantize=True)
 held = megabytes("Rss")
 print(megabytes("AnonHugePages"))
 del loaded

@@ -133,7 +133,7 @@ class Timed(Around):
 @pytest.fixture(scope="module")
 def cases() -> dict[str, tuple[Case, Case]]:
     """Of each name the work and what it stands on."""
-    loaded = tempo_mlx.load("smollm2-135m")
+    loaded = tempo_mlx.load("smollm2-135m", dequantize=True)
     model, ids = loaded.model, list(range(1000, 1000 + PROMPT))
     assert isinstance(model, Transformer)
     cache = model.new_cache()

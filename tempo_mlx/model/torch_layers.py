@@ -1,6 +1,7 @@
 """Attention, MLP and experts of the reference, as functions of one layer's weights.
 
-Nothing is fused or reordered here, but attention on CUDA where nobody asks for its shares. Letters as in transformer.py.
+Nothing is fused or reordered here, but attention on CUDA where nobody asks for its shares. Letters as in
+transformer.py.
 """
 
 from __future__ import annotations

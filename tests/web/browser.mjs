@@ -58,6 +58,9 @@ export async function assertAccessible(page, what) {
   assert.deepEqual(listed, [], `${what}: axe finds violations`)
 }
 
+/** At least so many steps, or tokens: a fast machine may be past any one number before it is looked for. */
+export const grown = (page, what, least) => page.getByText(new RegExp(`^([${least}-9]|\\d{2,}) ${what}$`)).waitFor()
+
 export async function assertFits(page, what) {
   const [content, view] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth])
   assert.ok(content <= view, `${what}: ${content} px of content in ${view} px`)

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
-import { assertAccessible, assertFits, closePage, launch, openPage } from './browser.mjs'
+import { assertAccessible, assertFits, closePage, grown, launch, openPage } from './browser.mjs'
 import { startServer } from './server.mjs'
 
 let browser
@@ -25,7 +25,7 @@ const idle = (page) => page.locator('button.primary:enabled', { hasText: 'Genera
 test('a reload in the middle finds the running session, and it can go on', async () => {
   const page = await openPage(browser, link({ max_tokens: 200 }))
   await button(page, 'Generate').click()
-  await page.getByText(/^(\d[05-9]|[5-9]) steps$/).waitFor()
+  await grown(page, 'steps', 5)
   const before = (await text(page).innerText()).slice(0, 24)
   await page.reload()
   await page.getByText(/^\d+ steps$/).waitFor()

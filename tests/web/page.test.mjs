@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { after, before, test } from 'node:test'
-import { assertAccessible, assertFits, closePage, launch, openPage } from './browser.mjs'
+import { assertAccessible, assertFits, closePage, grown, launch, openPage } from './browser.mjs'
 import { startServer } from './server.mjs'
 
 const folder = mkdtempSync(`${tmpdir()}/tempo-`)
@@ -478,7 +478,7 @@ test('dark, small and large: everything fits and can be read', async () => {
 test('a server that goes away is reported, what came stays, and it can be tried again', async () => {
   const page = await openPage(browser, link({ max_tokens: 200 }), { expected: [/ERR_/, /Failed to load/] })
   await button(page, 'Generate').click()
-  await page.getByText(/^[2-9] steps$/).waitFor()
+  await grown(page, 'steps', 2)
   server.kill()
   await page
     .getByRole('alert')
