@@ -12,7 +12,7 @@ TOLERANCE = 1e-5  # of the sum of the products' absolute values
 
 
 def agrees(path: str) -> bool:
-    """Whether MLX finds the library, and it computes what MLX computes with the same weights unpacked: every number of
+    """Whether MLX takes the library, and it computes what MLX computes with the same weights unpacked: every number of
     rows, ends of every length, every layout."""
     count = counted(path)
     before, tried = count(), 0

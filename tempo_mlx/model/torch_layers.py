@@ -97,10 +97,12 @@ def attention(
         query = query * grown.to(query)[:, None, None]
     mass = None
     if rows.fused and part.softcap is None and not part.sinks:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(t.transpose(0, 1)[None] for t in (query, keys, values)),
-            attn_mask=rows.bias_of(part).to(query.dtype), scale=part.scale, enable_gqa=True,
-        )[0].transpose(0, 1).flatten(1)  # fmt: skip
+        q, k, v = (t.transpose(0, 1)[None] for t in (query, keys, values))
+        bias = rows.bias_of(part).to(query.dtype)
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, scale=part.scale, enable_gqa=True
+        )
+        out = mixed[0].transpose(0, 1).flatten(1)
     else:
         shares = shares_of(part, query, keys, weights, rows)
         wide = values.repeat_interleave(part.num_attention_heads // values.shape[1], 1)  # (S, H, D)
