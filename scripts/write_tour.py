@@ -37,7 +37,7 @@ run""",
 Behind it are *sets*: tokens (words, or pieces of words) that share one place in the text. `posterior` says how much of
 what followed uses a token.""",
     """\
-run.to_dataframe()[["step", "text", "probability", "posterior"]].head(7)""",
+run.to_dataframe()[["step", "text", "probability", "posterior"]].head(7).round(4)""",
     """\
 ## Several texts
 

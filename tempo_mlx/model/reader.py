@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,22 @@ from tempo_mlx.weights.tensor import DenseTensor, Layout, Packing, kept_layout, 
 PIECE = 1 << 22
 
 
+def in_pieces(tensor: Tensor, read: Callable[[Tensor], list[mx.array]]) -> list[mx.array]:
+    """What is read of a weight, some of its rows at a time, so that it is never there twice."""
+    count = tensor.shape[0]
+    rows = max(1, PIECE * count // math.prod(tensor.shape))
+    if rows >= count:
+        return read(tensor)
+    whole: list[mx.array] = []
+    for start in range(0, count, rows):
+        pieces = read(tensor.rows(slice(start, start + rows)))
+        whole = whole or [mx.zeros((count, *piece.shape[1:]), piece.dtype) for piece in pieces]
+        for each, piece in zip(whole, pieces, strict=True):
+            each[start : start + rows] = piece
+        mx.eval(whole)
+    return whole
+
+
 class Reader:
     """Reads a layer at a time. A subclass may read a part of every weight (ranks/shards.py)."""
 
@@ -62,12 +79,7 @@ class Reader:
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
         if tensor.layout is None:
             return mx.array(tensor.raw()).astype(self.dtype)
-        rows = max(1, PIECE * tensor.shape[0] // math.prod(tensor.shape))
-        pieces = []
-        for start in range(0, tensor.shape[0], rows):
-            pieces.append(mx.array(tensor.rows(slice(start, start + rows)).numpy()).astype(self.dtype))
-            mx.eval(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+        return in_pieces(tensor, lambda piece: [mx.array(piece.numpy()).astype(self.dtype)])[0]
 
     def named(self, name: str) -> mx.array:
         return self.array(self.checkpoint.tensor(name))
@@ -96,14 +108,19 @@ class Reader:
         return Linear(self.array(tensor), offset)
 
     def packed_parts(self, tensor: Tensor) -> tuple[mx.array, mx.array, mx.array | None, Layout]:
-        packed, scales, biases, layout = tensor.quantized()
-        if biases is None:
-            return mx.array(packed), mx.array(scales), None, layout
-        kept = kept_layout(tensor, self.packed) or layout
-        if kept != layout:
-            packed, layout = unpack_bits(packed, layout.bits).view(np.uint32), kept
-        scale, zero = (self.array(DenseTensor(each)) for each in (scales, biases))
-        return mx.array(packed), scale, zero, layout
+        layout = kept_layout(tensor, self.packed) or tensor.layout
+        assert layout is not None
+
+        def parts(piece: Tensor) -> list[mx.array]:
+            packed, scales, biases, own = piece.quantized()
+            if biases is None:
+                return [mx.array(packed), mx.array(scales)]
+            if own != layout:
+                packed = unpack_bits(packed, own.bits).view(np.uint32)
+            return [mx.array(packed), *(self.array(DenseTensor(each)) for each in (scales, biases))]
+
+        packed, scales, *biases = in_pieces(tensor, parts)
+        return packed, scales, biases[0] if biases else None, layout
 
     def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
         tensor = self.checkpoint.tensor(f"{name}.weight")
