@@ -72,7 +72,7 @@ test('in a conversation an answer does not hold what was thought before it, nor 
 
 for (const more of [{ threshold: 0.07 }, { preset: 'branches', branches: 3 }]) {
   test(`in a text it is told apart as it grows, with ${JSON.stringify(more)}`, async () => {
-    const settings = { chat: true, enable_thinking: true, thinking_budget: 12, max_tokens: 50, ...more }
+    const settings = { chat: true, enable_thinking: true, thinking_budget: 40, max_tokens: 200, ...more }
     const query = new URLSearchParams({ prompt: 'Why is the sky blue?', ...settings })
     const page = await openPage(browser, `${server.url}/#${query}`)
     await page.getByRole('button', { name: 'Generate', exact: true }).click()
