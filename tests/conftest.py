@@ -55,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.modules[name] = None  # importing it is an ImportError from here on
     empty = tempfile.TemporaryDirectory(prefix="tempo-mlx-fast-")
     config.add_cleanup(empty.cleanup)
-    # The real model is neither there nor to be had.
-    os.environ.update(XDG_CACHE_HOME=empty.name, PIP_NO_INDEX="1")
+    # The real model is neither there nor to be had, and nothing is compiled.
+    os.environ.update(XDG_CACHE_HOME=empty.name, PIP_NO_INDEX="1", TEMPO_BLAS="openblas")
 
 
 def compute_as_on_a_gpu(config: pytest.Config) -> None:

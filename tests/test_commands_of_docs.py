@@ -38,7 +38,9 @@ def test_the_commands_are_found() -> None:
     assert len(LINES) > 15
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] if "--early-exit" in line else []) for line in LINES]
+)
 def test_a_command_of_the_docs_runs(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

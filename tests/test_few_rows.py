@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(
         sys.platform != "linux" or not blas._installed("mlx-cpu"), reason="for MLX's CPU build on Linux"
     ),
+    pytest.mark.slow,  # compiling takes longer than all that is fast
     pytest.mark.skipif(not any(map(shutil.which, few_rows.COMPILERS)), reason="no C compiler here"),
 ]
 REPORT = "from tempo_mlx import blas; i = blas.ensure(); print(i.name, '|', i.few_rows, '|', i.why_not)"

@@ -158,6 +158,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(
     assert needs in shown.err and "more than the 7 GB of memory that are free" in shown.err
 
 
+@pytest.mark.slow
 def test_memory_is_wired_on_metal_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--wired", "--device", "cpu", "hello"]) == 1
     assert "--wired" in capsys.readouterr().err

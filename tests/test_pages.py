@@ -31,6 +31,7 @@ print(held - megabytes("Rss"))
 """
 
 
+@pytest.mark.slow
 def test_of_a_model() -> None:
     large, freed = map(float, run(LOADED).split())
     assert large > 500.0  # of 519
