@@ -85,14 +85,14 @@ Linux and a C++ compiler, which is called once; `tempo-mlx doctor` says whether 
 """
 EXAMPLES: dict[str, Stored] = {
     "GGUF, quantised (scales in float16)": Stored(
-        {"float16": 8_000_000_000, "float32": 10**6}, 8_000_000_000
+        {"float16": 8_000_000_000, "float32": 10**6}, 8_000_000_000, exact=6_000_000_000
     ),
     "the same, of a Gemma, whose activations pass float16": Stored(
-        {"float16": 8_000_000_000}, 8_000_000_000, wide=True
+        {"float16": 8_000_000_000}, 8_000_000_000, wide=True, exact=6_000_000_000
     ),
-    "the same, of a small model": Stored({"float16": 135_000_000}, 135_000_000),
+    "the same, of a small model": Stored({"float16": 135_000_000}, 135_000_000, exact=135_000_000),
     "GGUF or MLX, MXFP4 (gpt-oss)": Stored({"bfloat16": 19 * 10**9, "float16": 2 * 10**9}, 21 * 10**9),
-    "MLX, 4-bit, scales in bfloat16": Stored({"bfloat16": 8_000_000_000}, 8_000_000_000),
+    "MLX, 4-bit, scales in bfloat16": Stored({"bfloat16": 8_000_000_000}, 8_000_000_000, exact=8_000_000_000),
     "bfloat16": Stored({"bfloat16": 8_000_000_000}),
     "float16": Stored({"float16": 8_000_000_000}),
     "float32": Stored({"float32": 8_000_000_000}),

@@ -24,6 +24,10 @@ extern "C" void few_rows_packed(int m, int n, int k, const float *x, long row_st
                                 float *y);
 
 static std::atomic<long> described{0};
+static std::atomic<bool> trusted{false};
+
+/* Before this, and after it with 0, MLX's own function describes everything. */
+extern "C" void packed_products_trust(int whether) { trusted = whether; }
 
 /* How many products were described so far: whether this library is the one that MLX finds. */
 extern "C" long packed_products_described() { return described; }
@@ -64,7 +68,7 @@ static array in_front(const array &x, const array &w, const array &scales, const
                       StreamOrDevice s) {
   const Stream stream = to_stream(s);
   const int size = group_size.value_or(64), width = bits.value_or(4);
-  if (stream.device == Device::cpu && transpose && mode == "affine" && biases && (width == 4 || width == 8) &&
+  if (trusted && stream.device == Device::cpu && transpose && mode == "affine" && biases && (width == 4 || width == 8) &&
       x.ndim() == 2 && w.ndim() == 2 && x.shape(0) > 0 && x.dtype() == float32 && scales.dtype() == float32 &&
       biases->dtype() == float32 && w.dtype() == uint32 && size % 32 == 0 &&
       x.shape(1) == w.shape(1) * 32 / width && x.shape(1) == scales.shape(1) * size) {

@@ -22,7 +22,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def load(directory: Path) -> Path:
-    """Have MLX describe such products by the library, from its import on; few_rows.py's has to be in its place.
+    """Have MLX ask the library to describe such products, from its import on; few_rows.py's has to be in its place.
+    It hands them to MLX's own function until it is trusted.
 
     directory: where the compiled library is kept. Raises BackendError where it cannot be compiled or MLX does not
     take it, and OSError where the directory cannot be written or a library does not load.
@@ -44,6 +45,11 @@ def load(directory: Path) -> Path:
     if ctypes.CDLL(str(path)).packed_products_begin(str(module).encode()) == 0:
         raise BackendError("this version of mlx calls its products in another way")
     return path
+
+
+def trust(path: str, whether: bool) -> None:
+    """Whether the library is to describe products."""
+    ctypes.CDLL(path).packed_products_trust(int(whether))
 
 
 def counted(path: str) -> Callable[[], int]:

@@ -34,6 +34,9 @@ REPORT = """
 from tempo_mlx import blas
 from tempo_mlx.model.device import cpu_packs
 print(cpu_packs(), blas.ensure().why_unpacked)
+from tempo_mlx.mlx import mx
+x, w = mx.random.normal((3, 96)), mx.quantize(mx.random.normal((7, 96)), 32, 4)
+assert mx.abs(mx.quantized_matmul(x, *w, True, 32, 4) - x @ mx.dequantize(*w, 32, 4).T).max().item() < 1e-4
 """
 
 

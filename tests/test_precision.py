@@ -11,10 +11,10 @@ import pytest
 from tempo_mlx.weights.gguf_tensor import GGUFTensor
 from tempo_mlx.weights.placing import Stacked
 from tempo_mlx.weights.precision import UNPACKED_BELOW, Device, Precision, Stored, choose
-from tempo_mlx.weights.tensor import DenseTensor, Layout, PackedTensor, Tensor
+from tempo_mlx.weights.tensor import DenseTensor, FloatType, Layout, PackedTensor, Tensor
 
 MANY = 8_000_000_000
-Q4_K_M = Stored({"float16": MANY, "float32": 10**6}, MANY)
+Q4_K_M = Stored({"float16": MANY, "float32": 10**6}, MANY, exact=MANY // 2)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ Q4_K_M = Stored({"float16": MANY, "float32": 10**6}, MANY)
     [
         (Q4_K_M, "gpu", {}, ("float16", True)),
         (Q4_K_M, "cpu", {}, ("float32", "exact")),
+        (Stored({"bfloat16": MANY}, MANY), "cpu", {}, ("float32", False)),  # MXFP4
         (Q4_K_M, "cpu", {"cpu_packs": False}, ("float32", False)),
         (Q4_K_M, "cpu", {"dequantize": True}, ("float32", False)),
         (Q4_K_M, "cpu", {"dtype": "float32"}, ("float32", "exact")),
@@ -54,24 +55,25 @@ def packed(kind: Any) -> PackedTensor:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "float_type", "quantised"),
+    ("tensor", "float_type", "quantised", "exact"),
     [
-        (DenseTensor(np.zeros((4, 64), np.uint16)), "bfloat16", False),
-        (DenseTensor(np.zeros((4, 64), np.float16)), "float16", False),
-        (GGUFTensor(np.zeros((4, 36), np.uint8), "Q4_0", 64), "float16", True),
-        (GGUFTensor(np.zeros((4, 210), np.uint8), "Q6_K", 256), "float16", True),
-        (GGUFTensor(np.zeros((4, 34), np.uint8), "MXFP4", 64), "bfloat16", True),
-        (packed(np.uint16), "bfloat16", True),
-        (packed(np.float16), "float16", True),
-        (Stacked((packed(np.float16), packed(np.float16))), "float16", True),
+        (DenseTensor(np.zeros((4, 64), np.uint16)), "bfloat16", False, False),
+        (DenseTensor(np.zeros((4, 64), np.float16)), "float16", False, False),
+        (GGUFTensor(np.zeros((4, 36), np.uint8), "Q4_0", 64), "float16", True, True),
+        (GGUFTensor(np.zeros((4, 210), np.uint8), "Q6_K", 256), "float16", True, False),
+        (GGUFTensor(np.zeros((4, 34), np.uint8), "MXFP4", 64), "bfloat16", True, False),
+        (packed(np.uint16), "bfloat16", True, True),
+        (packed(np.float16), "float16", True, True),
+        (Stacked((packed(np.float16), packed(np.float16))), "float16", True, False),
     ],
 )  # fmt: skip
-def test_what_a_file_stores(tensor: Tensor, float_type: str, quantised: bool) -> None:
+def test_what_a_file_stores(tensor: Tensor, float_type: FloatType, quantised: bool, exact: bool) -> None:
     from tempo_mlx.architecture.families import architecture_from_config
 
     count = math.prod(tensor.shape)
     llama, gemma = (architecture_from_config({"model_type": name}) for name in ("llama", "gemma2"))
-    assert Stored.of([tensor, tensor], llama) == Stored({float_type: 2 * count}, 2 * count * quantised)  # type: ignore[dict-item]
+    found = Stored.of([tensor, tensor], llama)
+    assert found == Stored({float_type: 2 * count}, 2 * count * quantised, exact=2 * count * exact)
     assert Stored.of([tensor], gemma).wide
 
 

@@ -27,9 +27,8 @@ from tempo_mlx.mlx import mx
 from tempo_mlx.model.forward import Attention, Model
 from tempo_mlx.weights.convert import convert
 
-STORED = (
-    "tempo-mlx, file as it is"  # on a CPU, where packed weights are unpacked for what the others are given
-)
+# On a CPU, where the others are given unpacked weights.
+STORED = "tempo-mlx, file as it is"
 NAMES = ("tempo-mlx", STORED, "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
 TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # difference of a logit from tempo-mlx's

@@ -116,6 +116,7 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
         "Memory: its peak in the end, after all this; ours after loading, a prompt of 512 tokens and 32 steps.",
     )
     ours, own = field.ours.name, field.own
+    default = list(own)[-1]  # what the command line runs: the file as it is, where it can
     with _served(field, result, FIVE) as served:
         if not served:
             return result
@@ -133,10 +134,10 @@ def llama_cpp(field: Field, effort: Effort) -> Result:
         for case, each in timings.items():
             result.add(case, each, LLAMA_CPP)
         begun = {name: Timing((process.seconds,)) for name, process in served.items()}
-        begun[list(own)[-1]] = Timing((process_to_first_token(field.loaded.config.model),))
+        begun[default] = Timing((process_to_first_token(field.loaded.config.model),))
         result.add("start", begun, LLAMA_CPP)
         sizes = {name: process.end() for name, process in served.items()}
-    sizes[list(own)[-1]] = int(told(field, "memory", ours)["peak"])
+    sizes[default] = int(told(field, "memory", ours)["peak"])
     for name, size in sizes.items():
         megabytes = size / 1e6
         ratio = None if name == LLAMA_CPP else size / sizes[LLAMA_CPP]

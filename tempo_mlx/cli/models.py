@@ -131,7 +131,8 @@ def info(
 
 def memory_line(precision: Precision, memory: Memory, slots: int) -> str:
     states = f" and {size(memory.states)} of states" if memory.states else ""
-    how = f"packed, computed in {precision.dtype}" if precision.packed else precision.dtype
+    packed = {False: "", True: "packed, computed in ", "exact": "packed where exact, computed in "}
+    how = packed[precision.packed] + precision.dtype
     return f"{size(memory.total)}: weights {size(memory.weights)} ({how}), cache of {slots:,} tokens{states}, 8 rows"
 
 

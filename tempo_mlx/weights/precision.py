@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tempo_mlx.architecture.architecture import Architecture
-from tempo_mlx.weights.tensor import FloatType, Packing, Tensor
+from tempo_mlx.weights.tensor import FloatType, Packing, Tensor, kept_layout
 
 # Of numbers: so small a model is computed unpacked on a GPU. Products of packed weights take longer with every row
 # (mlx issue 4265), 16-bit ones hardly, and 600 MB are read fast.
@@ -24,22 +24,26 @@ DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 @dataclass(frozen=True)
 class Stored:
     """What a file stores. numbers: how many in each float type, or quantised with scales in it; quantised: how many of
-    all. wide: whether the model's activations go beyond float16."""
+    all; exact: of those, how many a CPU multiplies as they are. wide: whether the model's activations go beyond
+    float16.
+    """
 
     numbers: Mapping[FloatType, int]
     quantised: int = 0
     wide: bool = False
+    exact: int = 0
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor], a: Architecture) -> Stored:
         numbers: Counter[FloatType] = Counter()
-        quantised = 0
+        quantised = exact = 0
         for tensor in tensors:
             count = math.prod(tensor.shape)
             numbers[tensor.float_type] += count
             quantised += 0 if tensor.layout is None else count
+            exact += 0 if kept_layout(tensor, "exact") is None else count
         # Gemma's embeddings come times the root of their size, and what layers add to them passes 65504
-        return cls(numbers, quantised, a.embedding_scale == math.sqrt(a.hidden_size))
+        return cls(numbers, quantised, a.embedding_scale == math.sqrt(a.hidden_size), exact)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ def choose(
     else bfloat16.
     """
     total = sum(stored.numbers.values())
-    packing: Packing = stored.quantised > 0 and not dequantize
     if device == "cpu":
         chosen = "float32" if dtype == "auto" else dtype
-        return Precision(chosen, "exact" if packing and cpu_packs and chosen == "float32" else False)
-    packing = packing and total >= UNPACKED_BELOW
+        stays = cpu_packs and chosen == "float32" and stored.exact > 0 and not dequantize
+        return Precision(chosen, "exact" if stays else False)
+    packing = stored.quantised > 0 and not dequantize and total >= UNPACKED_BELOW
     if dtype != "auto":
         return Precision(dtype, packing)
     half = stored.numbers.get("float16", 0)

@@ -112,7 +112,7 @@ def kept_layout(tensor: Tensor, packing: Packing) -> Layout | None:
     """In which a weight stays packed; None where it is unpacked. "exact" is what a CPU multiplies by (few_rows.c):
     matrices in 4 bits, or in 8, to which any others are widened."""
     layout = tensor.layout
-    if not packing or layout is None or packing is True:
+    if layout is None or isinstance(packing, bool):
         return layout if packing else None
     if tensor.kind != "mlx_quantized" or layout.mode != "affine" or len(tensor.shape) != 2:
         return None
