@@ -98,6 +98,7 @@ test('boxes are as high as what is in them; on a phone what is rarely needed is 
   await page.getByRole('button', { name: 'More ▾' }).click()
   await assertAccessible(page, 'the menu of a phone')
   await assertFits(page, 'the menu of a phone')
+  await page.evaluate(() => document.querySelector('main').dispatchEvent(new Event('scroll'))) // it may come late
   await page.getByRole('menuitem', { name: 'Your runs' }).click()
   await page.getByRole('dialog', { name: 'Your runs' }).waitFor()
   await closePage(page)
