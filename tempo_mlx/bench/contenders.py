@@ -31,6 +31,7 @@ from tempo_mlx.weights.convert import convert
 STORED = "tempo-mlx, file as it is"
 NAMES = ("tempo-mlx", STORED, "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
+SHORT = 2000  # slots up to which everybody takes part
 TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # difference of a logit from tempo-mlx's
 
 
@@ -163,6 +164,13 @@ class Field:
         """By name: the model as the others are given it, and as the file has it."""
         own = (each for each in self.contenders if isinstance(each, Ours) and each.name in NAMES[:2])
         return {each.name: replace(self.loaded, model=each.model) for each in own}
+
+    def without_reference(self, slots: int = 0) -> list[Contender]:
+        """Those to time where a run is long. The torch backend on a CPU is a reference to read, and several times slower
+        than all others; beyond so many slots transformers, which takes minutes there, stays out as well.
+        """
+        slow = {NAMES[2], *(["transformers"] if slots > SHORT else [])}
+        return [each for each in self.contenders if each.name not in slow]
 
     def named(self, name: str) -> Any:
         """The contender of that name; None if it does not take part."""

@@ -54,7 +54,7 @@ class Decoding:
 
 
 def tempo(field: Field, effort: Effort, original: Path | None = None) -> Result:
-    """Runs at the defaults on both backends, and the original TEMPO if there is a checkout of it."""
+    """Runs at the defaults, and the original TEMPO if there is a checkout of it."""
     length = 10 if effort.quick else 40
     result = Result(
         "tempo",
@@ -63,7 +63,7 @@ def tempo(field: Field, effort: Effort, original: Path | None = None) -> Result:
     )
     decodings = {
         each.name: Decoding(_as_loaded(field, each), length)
-        for each in field.contenders
+        for each in field.without_reference()
         if isinstance(each, Ours)
     }
     cases: dict[str, Callable[[], float]] = dict(decodings)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tempo_mlx import blas
-from tempo_mlx.bench.contenders import Field
+from tempo_mlx.bench.contenders import SHORT, Contender, Field
 from tempo_mlx.bench.results import MLX_LM, Measurement, Result
 from tempo_mlx.bench.timing import Timing, interleaved, ratio, stopwatch
 from tempo_mlx.mlx import mx
@@ -133,10 +133,11 @@ def rows(field: Field, effort: Effort) -> Result:
 def context(field: Field, effort: Effort) -> Result:
     """One row on prompts of growing length."""
     lengths = _lengths(field, LENGTHS[:2] if effort.quick else LENGTHS)
-    result = Result("context", "One row on top of so many slots.")
+    result = Result("context", f"One row on top of so many slots; beyond {SHORT} without transformers.")
     ratios: list[float | None] = []
     for length in lengths:
-        timings = one_row(field, tokens(field, length), effort.rounds(10))
+        several = field.without_reference(slots=length)
+        timings = one_row(field, tokens(field, length), effort.rounds(10), contenders=several)
         result.add(f"{length} slots", timings)
         ratios.append(ratio(timings, field.ours.name, MLX_LM))
     _floor(result, field, effort, slots=lengths[-1])
@@ -154,7 +155,7 @@ def prefill(field: Field, effort: Effort) -> Result:
     for length in lengths:
         ids = tokens(field, length)
         cases: dict[str, Callable[[], float]] = {
-            each.name: partial(stopwatch, partial(each.start, ids)) for each in field.contenders
+            each.name: partial(stopwatch, partial(each.start, ids)) for each in field.without_reference()
         }
         timings = interleaved(cases, effort.rounds(8), warm_up=length <= 512)
         result.add(f"{length} tokens", timings)
@@ -218,10 +219,11 @@ def one_row(
     ids: Sequence[int],
     rounds: int,
     others: Mapping[str, Callable[[], float]] = {},
+    contenders: Sequence[Contender] | None = None,
 ) -> dict[str, Timing]:
-    """Time one row after these ids for every contender, interleaved with other cases."""
+    """Time one row after these ids for these contenders (None: all), interleaved with other cases."""
     cases = dict(others)
-    for each in field.contenders:
+    for each in field.contenders if contenders is None else contenders:
         cases[each.name] = partial(stopwatch, partial(each.rows, each.start(ids)[0], tokens(field, 1)))
     return interleaved(cases, rounds, repeats=3)
 
