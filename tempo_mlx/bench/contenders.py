@@ -166,8 +166,8 @@ class Field:
         return {each.name: replace(self.loaded, model=each.model) for each in own}
 
     def without_reference(self, slots: int = 0) -> list[Contender]:
-        """Those to time where a run is long. The torch backend on a CPU is a reference to read, and several times slower
-        than all others; beyond so many slots transformers, which takes minutes there, stays out as well.
+        """Those to time where a run is long. The torch backend is a reference to read, several times slower than all
+        others on a CPU; transformers, which takes minutes beyond so many slots, stays out there as well.
         """
         slow = {NAMES[2], *(["transformers"] if slots > SHORT else [])}
         return [each for each in self.contenders if each.name not in slow]
