@@ -3,7 +3,8 @@
     python -m benchmarks.scale [--model NAME] [--ranks 1,2,4]          all ranks on this machine
     mlx.launch --hostfile hosts.json -- python -m benchmarks.scale     one row, of these machines and their links
 
-Prints a table, then one JSON line. A pass has 1 or 8 rows after 64 slots, medians. `sum` and `gather` are MLX's
+Prints a table; of this machine's ranks it also keeps the row behind each line in --out and renews the tables of --page.
+Two cores, the default model: two minutes, and nothing else should run. A pass has 1 or 8 rows after 64 slots, medians. `sum` and `gather` are MLX's
 collectives alone, of the sizes that such a pass has; `order` is a call on all ranks that does nothing. The model says
 
     pass(n) = pass(1) x the largest shard's part of the weights + sums x sum + gather + order
@@ -27,6 +28,7 @@ import numpy as np
 
 from benchmarks.studies import versions
 
+ROOT = Path(__file__).resolve().parent.parent
 CONTEXT, ROWS, REPEATS = 64, (1, 8), 25
 
 
@@ -201,6 +203,22 @@ def predictions(rows: int = 8) -> str:
     return "\n".join(lines)
 
 
+PLACES = {"measured": "| ranks |", "predicted": "| model | link |"}  # how each table of the page begins
+
+
+def renewed(page: str, tables: dict[str, str]) -> str:
+    """The page with these tables in the places of its own."""
+    parts = page.split("\n\n")
+    for name, begins in PLACES.items():
+        (place,) = [i for i, part in enumerate(parts) if part.startswith(begins)]
+        parts[place] = tables[name]
+    return "\n\n".join(parts)
+
+
+def kept(path: Path) -> list[dict[Any, Any]]:
+    return [json.loads(line, object_hook=_numbered) for line in path.read_text("utf-8").splitlines()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,6 +229,8 @@ def main() -> None:
     parser.add_argument(
         "--here", action="store_true", help="measure this process's ranks, and print one JSON line"
     )
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "scale.jsonl")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md")
     options = parser.parse_args()
 
     from tempo_mlx.ranks.processes import rank
@@ -225,7 +245,9 @@ def main() -> None:
     else:
         rows = local_rows(options.model, [int(part) for part in options.ranks.split(",")])
         print(table(rows))
-        print(json.dumps(rows))
+        options.out.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+        tables = {"measured": table(kept(options.out)), "predicted": predictions()}
+        options.page.write_text(renewed(options.page.read_text("utf-8"), tables), "utf-8")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,15 @@ def kept(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / name).read_text("utf-8").splitlines()]
 
 
+def test_the_tables_of_several_machines_are_their_results() -> None:
+    pytest.importorskip("mlx")
+    from benchmarks import scale
+
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    tables = {"measured": scale.table(scale.kept(RESULTS / "scale.jsonl")), "predicted": scale.predictions()}
+    assert scale.renewed(page, tables) == page
+
+
 def test_the_early_exit_figures_are_their_results() -> None:
     pytest.importorskip("mlx")
     from benchmarks.early_exit import page

@@ -31,7 +31,6 @@ from tempo_mlx.weights.convert import convert
 STORED = "tempo-mlx, file as it is"
 NAMES = ("tempo-mlx", STORED, "tempo-mlx (torch)", "mlx-lm", "transformers")
 NEEDS = {"tempo-mlx (torch)": "torch", "mlx-lm": "mlx_lm", "transformers": "transformers"}
-SHORT = 2000  # slots up to which everybody takes part
 TOLERANCES = {"float32": 2e-3, "float16": 0.2, "bfloat16": 1.5}  # difference of a logit from tempo-mlx's
 
 
@@ -165,11 +164,11 @@ class Field:
         own = (each for each in self.contenders if isinstance(each, Ours) and each.name in NAMES[:2])
         return {each.name: replace(self.loaded, model=each.model) for each in own}
 
-    def without_reference(self, slots: int = 0) -> list[Contender]:
-        """Those to time where a run is long. The torch backend is a reference to read, several times slower than all
-        others on a CPU; transformers, which takes minutes beyond so many slots, stays out there as well.
+    def quick(self, transformers: bool) -> list[Contender]:
+        """Those to time where a run is long: without the torch backend, a reference to read that is several times slower
+        than all others on a CPU, and with or without transformers.
         """
-        slow = {NAMES[2], *(["transformers"] if slots > SHORT else [])}
+        slow = {NAMES[2], *([] if transformers else ["transformers"])}
         return [each for each in self.contenders if each.name not in slow]
 
     def named(self, name: str) -> Any:

@@ -78,7 +78,7 @@ def _curve(pattern: str, label: str) -> Callable[[Result, Any], None]:
         if result.floor is not None:
             axes.axhline(result.floor, color="#555555", linewidth=1, linestyle=":", label="floor")
         axes.set(xlabel=label, ylabel="ms", ylim=(0, None))
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     return plot
 

@@ -385,9 +385,15 @@ def unpack_bits(packed: Array, bits: int) -> Array:
     if bits in (2, 4):
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         return np.asarray((octets[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
-    # 3, 5 and 6 bits straddle bytes
-    single = np.unpackbits(octets, axis=-1, bitorder="little").reshape(len(packed), -1, bits)
-    return np.asarray(np.packbits(single, axis=-1, bitorder="little")[..., 0])
+    # 3, 5 and 6 bits straddle bytes: eight weights fill as many
+    eight = octets.reshape(len(packed), -1, bits)
+    wide = np.zeros(eight.shape[:2], np.uint64)
+    for place in range(bits):
+        wide |= eight[..., place].astype(np.uint64) << np.uint64(8 * place)
+    weights = np.empty((*wide.shape, 8), np.uint8)
+    for place in range(8):
+        weights[..., place] = wide >> np.uint64(bits * place) & np.uint64(2**bits - 1)
+    return weights.reshape(len(packed), -1)
 
 
 def bfloat16_to_float32(data: Array) -> Float32s:
