@@ -165,8 +165,8 @@ class Field:
         return {each.name: replace(self.loaded, model=each.model) for each in own}
 
     def quick(self, transformers: bool) -> list[Contender]:
-        """Those to time where a run is long: without the torch backend, a reference to read that is several times slower
-        than all others on a CPU, and with or without transformers.
+        """Those to time where a run is long: without the torch backend, a reference to read that takes several times as
+        long as all others on a CPU, and with or without transformers.
         """
         slow = {NAMES[2], *([] if transformers else ["transformers"])}
         return [each for each in self.contenders if each.name not in slow]

@@ -154,13 +154,14 @@ def prefill(field: Field, effort: Effort) -> Result:
     lengths = _lengths(field, PROMPTS[:2] if effort.quick else PROMPTS)
     result = Result(
         "prefill",
-        "Running a prompt: from token ids to the first logits. Without transformers, whose threads lose time to those of "
-        "the others in one process: 14 s for 512 tokens that take it less than one by itself.",
+        "Running a prompt: from token ids to the first logits. Without transformers: on prompts its threads lose so much "
+        "time to those of the others, in one process, that its figures would say nothing about it.",
     )
     for length in lengths:
         ids = tokens(field, length)
         cases: dict[str, Callable[[], float]] = {
-            each.name: partial(stopwatch, partial(each.start, ids)) for each in field.quick(transformers=False)
+            each.name: partial(stopwatch, partial(each.start, ids))
+            for each in field.quick(transformers=False)
         }
         timings = interleaved(cases, effort.rounds(8), warm_up=length <= 512)
         result.add(f"{length} tokens", timings)
