@@ -154,8 +154,8 @@ def prefill(field: Field, effort: Effort) -> Result:
     lengths = _lengths(field, PROMPTS[:2] if effort.quick else PROMPTS)
     result = Result(
         "prefill",
-        "Running a prompt: from token ids to the first logits. Without transformers: on prompts its threads lose so much "
-        "time to those of the others, in one process, that its figures would say nothing about it.",
+        "Running a prompt: from token ids to the first logits. Without transformers: on prompts its threads lose so "
+        "much time to those of the others, in one process, that its figures would say nothing about it.",
     )
     for length in lengths:
         ids = tokens(field, length)
