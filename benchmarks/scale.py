@@ -3,9 +3,9 @@
     python -m benchmarks.scale [--model NAME] [--ranks 1,2,4]          all ranks on this machine
     mlx.launch --hostfile hosts.json -- python -m benchmarks.scale     one row, of these machines and their links
 
-Prints a table; of this machine's ranks it also keeps the row behind each line in --out and renews the tables of --page.
-Two cores, the default model: two minutes, and nothing else should run. A pass has 1 or 8 rows after 64 slots, medians. `sum` and `gather` are MLX's
-collectives alone, of the sizes that such a pass has; `order` is a call on all ranks that does nothing. The model says
+Prints a table; of this machine's ranks it also keeps what is behind it in --out and renews the tables of --page. Two
+cores, the default model: a minute, and nothing else should run. A pass has 1 or 8 rows after 64 slots, medians. `sum`
+and `gather` are MLX's collectives alone, of the sizes that such a pass has; `order` is a call on all ranks that does nothing. The model says
 
     pass(n) = pass(1) x the largest shard's part of the weights + sums x sum + gather + order
 
