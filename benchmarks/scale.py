@@ -5,7 +5,8 @@
 
 Prints a table; of this machine's ranks it also keeps what is behind it in --out and renews the tables of --page. Two
 cores, the default model: a minute, and nothing else should run. A pass has 1 or 8 rows after 64 slots, medians. `sum`
-and `gather` are MLX's collectives alone, of the sizes that such a pass has; `order` is a call on all ranks that does nothing. The model says
+and `gather` are MLX's collectives alone, of the sizes that such a pass has; `order` is a call on all ranks that does
+nothing. The model says
 
     pass(n) = pass(1) x the largest shard's part of the weights + sums x sum + gather + order
 
