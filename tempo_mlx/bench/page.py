@@ -34,9 +34,10 @@ def page(
         "# Speed",
         NEWCOMERS,
         *([picture(path, plots[FIRST], "The time of several texts, by how many")] if FIRST in plots else []),
-        f"Written by `{command}`; not edited. Times are lower quartiles of interleaved runs in one process (load, "
-        "memory and startup: one process a run), after warm-up; spread is the distance between the quartiles over the "
-        f"median. Load average, this work's own two threads included: {loads}.",
+        f"Written by `{command}`; not edited. All of it without --quick takes an hour on two cores. Times are lower "
+        "quartiles of interleaved runs in one process (load, memory and startup: one process a run), after warm-up; "
+        "spread is the distance between the quartiles over the median. Load average, this work's own two threads "
+        f"included: {loads}.",
         f"Equal work was checked first; largest difference of a logit to tempo-mlx: {differences}.",
         markdown_table(
             ("what", "value"),
