@@ -12,9 +12,9 @@ from typing import Any
 
 import tempo_mlx
 from benchmarks.quality.running import Counting, read_records
+from benchmarks.side_by_side import side_by_side
 from benchmarks.tasks.arms import Arm
 from benchmarks.tasks.problems import Problem, Task
-from benchmarks.tasks.side_by_side import side_by_side
 
 Record = dict[str, Any]
 
