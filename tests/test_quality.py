@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 import tempo_mlx
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import across, arms, divergence, judge, metrics, results, running, summary
+from benchmarks.quality import arms, divergence, metrics, running, summary
 from benchmarks.quality.answers import Claim
 from benchmarks.quality.prices import price
 from benchmarks.quality.prompts import KINDS, Prompt, read_prompts
@@ -234,10 +232,8 @@ def test_texts_that_end_have_lengths_of_their_own() -> None:
                     )
                     lengths.add(length)
     assert len(lengths) > 2
-    assert (
-        len(running.measure(few, arms.GREEDY, prompt, Plan(12), few.model)["readings"]["texts"][0]["ids"])
-        == 12
-    )
+    full = running.measure(few, arms.NUCLEUS, prompt, Plan(12), few.model)["readings"]["texts"]
+    assert [len(text["ids"]) for text in full] == [12] * 5
 
 
 def test_lengths_are_counted_by_text() -> None:
@@ -247,6 +243,9 @@ def test_lengths_are_counted_by_text() -> None:
     entry = summary.make_entry("made", [record], "texts", never, {}, whole=True)
     assert entry.tokens.tolist() == [[3, 1, 1, 1]] and entry.numbers["length"].tolist() == [3.0]
     assert summary.perplexity(entry) == pytest.approx(math.e)
+    assert entry.numbers["distinct_2"].tolist() == [
+        0.25
+    ]  # nothing is cut; three texts that are missing are the first
     assert np.isnan(entry.numbers["cpu_seconds"]).all() and np.isnan(entry.numbers["seconds"]).all()
     for reading, length in (("drawn", 3), ("random", 5)):
         assert summary.make_entry("made", [record], reading, never, {}, whole=True).tokens.sum() == length
@@ -282,116 +281,6 @@ def kept_run(
 
 def never() -> Any:
     raise AssertionError("no tokenizer is needed")
-
-
-# Judges
-
-
-def test_a_judge_reads_the_texts_with_its_own_tokenizer(
-    loaded: tempo_mlx.LoadedModel, tmp_path: Path
-) -> None:
-    prompts = read_prompts("test")[:3]
-    for prompt in prompts:
-        running.append_record(
-            tmp_path / "test" / "branches.jsonl",
-            kept_run(prompt.id, [([1, 2], 1.0), ([3], 1.0)])
-            | {
-                "readings": {
-                    "texts": [{"ids": [7], "text": "the é", "nats": [1, 0, 0, 0]}],
-                    "drawn": [{"nats": [1] * 4}],
-                }
-            },
-        )
-    run = partial(judge.run_judge, loaded, [arms.BRANCHES, arms.BEAM], folder=tmp_path / "test",
-                  judged=tmp_path / "judged", tokenizer=never)  # fmt: skip
-    assert len(list(run(prompts=prompts[:2]))) == 2 and len(list(run(prompts=prompts))) == 1
-    lines = running.read_records(tmp_path / "judged" / "branches.jsonl")
-    assert [line["prompt"] for line in lines] == [prompt.id for prompt in prompts]
-    (score,) = tempo_mlx.score(loaded, prompts[0].text, ["the é"])
-    assert lines[0]["readings"] == {"texts": [[round(-score.log_prob, 3), len(score.log_probs), 6]]}
-
-
-def test_texts_that_were_kept_as_ids_are_read_by_their_tokenizer(loaded: tempo_mlx.LoadedModel) -> None:
-    ids = loaded.tokenizer.encode("the end")
-    assert running.words_of({"ids": ids}, lambda: loaded.tokenizer) == "the end"
-    assert running.words_of({"ids": ids, "text": "kept"}, never) == "kept"
-
-
-def test_judgements_are_by_byte_and_paired(tmp_path: Path) -> None:
-    """Ours take half the nats of theirs on every prompt that both have."""
-    folder = tmp_path / "writer" / "full"
-    for name, nats in (("branches", 2.0), ("diverse-beam-1", 4.0)):
-        for n in range(6):
-            id_ = f"code-{n:02d}"
-            running.append_record(folder / "test" / f"{name}.jsonl", kept_run(id_, [([1, 2], 1.0)] * 5))
-            if name == "branches" or n:
-                texts = [[nats, 1, 4], [nats, 9, 4]]
-                line = {"prompt": id_, "readings": {"texts": texts}}
-                running.append_record(folder / "judge" / "other" / f"{name}.jsonl", line)
-    (found,) = across.judge(results.Results(folder))
-    assert (found.judge, found.writer, found.ours, found.theirs) == (
-        "other",
-        "writer",
-        "branches",
-        "diverse beam 1",
-    )
-    assert found.prompts == 5 and found.each == (0.5, 1.0)
-    assert str(found.difference) == "-0.500 [-0.500, -0.500]" and found.verdict == "better"
-    worse, undecided = (replace(found, difference=summary.Value(0.1, low, 0.2)) for low in (0.05, -0.05))
-    assert [worse.verdict, undecided.verdict] == ["worse", "undecided"]
-    said = across.what_holds({}, [found, worse, found])[-1]
-    assert "branches / diverse beam 1 better 2, worse 1." in said
-    assert (
-        "| 5 | branches | diverse beam 1 | 0.500 | 1.000 | -0.500 [-0.500, -0.500] |"
-        in across.judged([found])[-1]
-    )
-
-
-# Several models
-
-
-def test_what_holds_names_the_models() -> None:
-    def claim(what: str, low: float, value: float = 2.5) -> Claim:
-        return Claim(what, summary.Value(value, low, 3.0), 2.0, True, 12)
-
-    by_model = {
-        "one": [claim("all", 2.1), claim("part", 2.1), claim("no", 1.9, 1.95)],
-        "two": [claim("all", 2.2), claim("part", 1.9), claim("no", 1.9), claim("new", 2.1)],
-    }
-    lines = across.what_holds(by_model, [])[-1].splitlines()
-    assert lines[1:] == [
-        "- On every model: all (>= 2); new (>= 2).",
-        "- On some: part (>= 2) (one: yes; two: not surely).",
-        "- On none: no (>= 2) (one: no; two: not surely).",
-    ]
-    rows = across.claims_table(by_model).splitlines()
-    assert rows[0] == "| claim | one | two |"
-    assert rows[2] == "| all (>= 2) | 2.50 [2.10, 3.00], n 12 | 2.50 [2.20, 3.00], n 12 |"
-    assert rows[5] == "| new (>= 2) | - | 2.50 [2.10, 3.00], n 12 |"
-
-
-def test_a_claim_says_of_how_many_prompts_it_is() -> None:
-    from benchmarks.quality.answers import claims
-
-    tests = {"branches": made("branches", [4.0, 6.0, 8.0]), "beam": made("beam", [2.0, 3.0])}
-    (found,) = claims(tests)
-    assert found.what == "branches: distinct-2, times beam's" and found.target == ">= 2.2"
-    assert (found.value.value, found.prompts, found.verdict) == (2.0, 2, "**no**")
-
-
-def test_seeds_are_compared_on_the_prompts_they_share(tmp_path: Path) -> None:
-    folder = tmp_path / "writer" / "full"
-    for seed, prompts, nats in ((0, 4, 4.0), (3, 3, 8.0)):
-        for n in range(prompts):
-            path = running.file_of(folder / "test", arms.NUCLEUS, seed)
-            running.append_record(path, kept_run(f"code-{n:02d}", [([1, 2, 3, 4], nats)] * 5))
-    rows = across.luck([results.Results(folder)])[-1].splitlines()[2:]
-    assert [row.split(" | ")[:5] for row in rows] == [
-        ["| writer", "nucleus 0.9", "0", "3", "2.72 [2.72, 2.72]"],
-        ["| writer", "nucleus 0.9", "3", "3", "7.39 [7.39, 7.39]"],
-    ]
-    running.file_of(folder / "test", arms.NUCLEUS, 3).unlink()
-    assert across.luck([results.Results(folder)]) == []
 
 
 def test_a_quick_run_writes_the_page_and_goes_on_where_it_stopped(

@@ -67,13 +67,14 @@ def what_holds(by_model: Claims, judgements: Sequence[Judgement]) -> list[str]:
         words = {name: WORDS.get(claim.verdict, "not surely") for name, claim in row.items()}
         claim = bounded(next(iter(row.values())))
         if set(words.values()) == {"yes"}:
-            groups["every model"].append(claim)
+            asked = "" if len(words) == len(by_model) else f" (asked of {listed(list(words))})"
+            groups["every model"].append(claim + asked)
         else:
             which = listed([f"{name}: {word}" for name, word in words.items()])
             groups["some" if "yes" in words.values() else "none"].append(f"{claim} ({which})")
     lines = [
         f"Measured on {listed(list(by_model))}. A claim holds on a model where its whole interval is on the right side "
-        "of the bound, and is asked of the models that have results of it.",
+        "of the bound; it is asked of those that have results of it.",
         *(f"On {group}: {listed(found)}." for group, found in groups.items()),
     ]
     if judgements:

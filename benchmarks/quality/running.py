@@ -154,7 +154,8 @@ def words_of(text: Record, tokenizer: Callable[[], Tokenizer]) -> str:
 
 def length_of(text: Record, record: Record) -> int:
     """In tokens; a line that does not say it is of a run whose texts all have as many as it had steps."""
-    return len(text["ids"]) if "ids" in text else int(text.get("tokens", record["tokens"]))
+    length: int = len(text["ids"]) if "ids" in text else text.get("tokens", record["tokens"])
+    return length
 
 
 def quarters(log_probs: Any) -> list[float]:
