@@ -19,10 +19,13 @@ pytest.importorskip("matplotlib")
 import tempo_mlx
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import arms, divergence, metrics, running, summary
+from benchmarks.quality.answers import Claim
 from benchmarks.quality.prices import price
 from benchmarks.quality.prompts import KINDS, Prompt, read_prompts
+from benchmarks.quality.running import Plan
 from tempo_mlx.decode.combine import log_probabilities
 from tests import twins
+from tests.small import small
 
 ALIKE, APART = [[1, 2, 3, 4]] * 5, [[10 * i + j for j in range(4)] for i in range(5)]
 
@@ -86,8 +89,6 @@ def made(label: str, values: list[float]) -> summary.Entry:
 
 
 def test_a_claim_is_sure_only_when_its_interval_is() -> None:
-    from benchmarks.quality.answers import Claim
-
     at_least = [
         Claim("", summary.Value(2.5, low, 3.0), bound, True).verdict
         for low, bound in ((2.1, 2), (1.9, 2), (2, 3))
@@ -107,7 +108,7 @@ def test_passes_are_priced_by_their_rows() -> None:
 def test_records_agree_with_the_runs_they_come_from(loaded: tempo_mlx.LoadedModel) -> None:
     """Log-probabilities and passes are those the run itself reports."""
     prompt = Prompt("code-01", "code", "the end and")
-    record = running.measure(loaded, arms.BRANCHES, prompt, 8)
+    record = running.measure(loaded, arms.BRANCHES, prompt, Plan(8), loaded.model)
     run = tempo_mlx.generate(loaded, prompt.text, branches=5, max_tokens=8, min_steps=8, seed=record["seed"])
     texts = record["readings"]["texts"]
     assert [text["ids"] for text in texts] == [path.token_ids for path in run.paths]
@@ -156,46 +157,201 @@ def test_exact_rows_are_those_of_each_text_alone(loaded: tempo_mlx.LoadedModel) 
         assert np.abs(log_probabilities(alone.logits)[3:5] - got).max() < 1e-4
 
 
-def test_a_quick_run_writes_the_page_and_goes_on_where_it_stopped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_prompts_side_by_side_are_what_they_are_alone(loaded: tempo_mlx.LoadedModel, tmp_path: Path) -> None:
+    prompts = [
+        Prompt(f"code-{n:02d}", "code", f"the {said}") for n, said in enumerate(("end and", "sea", "old inn"))
+    ]
+    for arm in (arms.GREEDY, arms.NUCLEUS, arms.BRANCHES, arms.FIVE_OF_EIGHT, arms.LINEAGE):
+        paths = {together: tmp_path / f"{arm.name}-{together}.jsonl" for together in (1, 2)}
+        for together, path in paths.items():
+            assert len(list(running.run_arm(loaded, arm, prompts, Plan(8, together=together), path))) == 3
+        alone, beside = ({r["prompt"]: r for r in running.read_records(path)} for path in paths.values())
+        for id_, one in alone.items():
+            other = beside[id_]
+            assert other["seconds"] is None and other["cpu_seconds"] is None and one["seconds"] > 0
+            assert one["passes"] and all(
+                one[key] == other[key] for key in ("seed", "tokens", "passes", "width")
+            )
+            for reading, texts in one["readings"].items():
+                for text, same in zip(texts, other["readings"][reading], strict=True):
+                    assert text.get("ids") == same.get("ids")
+                    assert text["nats"] == pytest.approx(same["nats"], abs=0.01)
+
+
+def test_passes_are_made_as_one(
+    loaded: tempo_mlx.LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = str(twins.twin("llama"))
-    options = ["--quick", "--model", model, "--judge", model, "--out", str(tmp_path)]
+    from benchmarks import side_by_side
+
+    together, made = side_by_side.together, []
+    monkeypatch.setattr(
+        side_by_side, "together", lambda model, asks: [made.append(len(asks)), together(model, asks)][1]
+    )
+    prompts = [Prompt(f"code-{n:02d}", "code", "the end and") for n in range(4)]
+    list(running.run_arm(loaded, arms.BRANCHES, prompts, Plan(4, together=3), tmp_path / "made.jsonl"))
+    assert max(made) == 3
+
+
+def test_a_further_seed_draws_other_texts(loaded: tempo_mlx.LoadedModel, tmp_path: Path) -> None:
+    prompt = read_prompts("test")[0]
+    zero, again, one = (
+        running.measure(loaded, arms.NUCLEUS, prompt, Plan(8, seed=n), loaded.model) for n in (0, 0, 1)
+    )
+    assert zero["seed"] == 1972 and zero["readings"] == again["readings"] != one["readings"]
+    seeds = {(prompt.id, n): running.measure(loaded, arms.GREEDY, prompt, Plan(1, seed=n), loaded.model)["seed"]
+             for prompt in read_prompts()[:12] for n in (0, 1, 2)}  # fmt: skip
+    assert len(set(seeds.values())) == len(seeds)
+    names = [running.file_of(tmp_path, arms.NUCLEUS, seed).name for seed in (0, 2)]
+    assert names == ["nucleus.jsonl", "nucleus.seed-2.jsonl"]
+
+
+def test_of_a_beam_of_two_the_first_text_is_read(loaded: tempo_mlx.LoadedModel) -> None:
+    record = running.measure(
+        loaded, arms.BEAM_OF_TWO, Prompt("code-01", "code", "the end and"), Plan(8), loaded.model
+    )
+    run = tempo_mlx.generate(loaded, "the end and", decoder="beam", beam_width=2, max_tokens=8, min_steps=8)
+    assert [text["ids"] for text in record["readings"]["first"]] == [run.paths[0].token_ids]
+    assert set(record["passes"]) == {2} and set(record["readings"]) == {"first"}
+
+
+def test_texts_that_end_have_lengths_of_their_own() -> None:
+    few = small(6)
+    prompt, lengths = Prompt("code-01", "code", "ca"), set()
+    for arm in (arms.NUCLEUS, arms.BRANCHES, arms.LINEAGE):
+        record = running.measure(few, arm, prompt, Plan(12, ends=True), few.model)
+        for reading, texts in record["readings"].items():
+            for text in texts:
+                length = running.length_of(text, record)
+                assert ("ids" in text) == (reading in running.KEPT) and ("tokens" in text) != ("ids" in text)
+                assert sum(running.in_quarters(length)) == length <= 12
+                if "ids" in text:
+                    scores = tempo_mlx.score(few, prompt.text, [list(text["ids"])])
+                    assert sum(text["nats"]) == pytest.approx(-scores[0].log_prob, abs=0.01)
+                    assert len(text["ids"]) == length and text["text"] == few.tokenizer.decode(
+                        text["ids"], continues=True
+                    )
+                    lengths.add(length)
+    assert len(lengths) > 2
+    full = running.measure(few, arms.NUCLEUS, prompt, Plan(12), few.model)["readings"]["texts"]
+    assert [len(text["ids"]) for text in full] == [12] * 5
+
+
+def test_lengths_are_counted_by_text() -> None:
+    record = kept_run("code-01", [([1, 2, 3, 4, 5], 5.0), ([6], 1.0)])
+    record["readings"]["drawn"] = [{"tokens": 3, "nats": [3.0, 0, 0, 0]}]
+    record["readings"]["random"] = [{"nats": [5.0, 0, 0, 0]}]  # as many as the run has steps
+    entry = summary.make_entry("made", [record], "texts", never, {}, whole=True)
+    assert entry.tokens.tolist() == [[3, 1, 1, 1]] and entry.numbers["length"].tolist() == [3.0]
+    assert summary.perplexity(entry) == pytest.approx(math.e)
+    assert entry.numbers["distinct_2"].tolist() == [
+        0.25
+    ]  # nothing is cut; three texts that are missing are the first
+    assert np.isnan(entry.numbers["cpu_seconds"]).all() and np.isnan(entry.numbers["seconds"]).all()
+    for reading, length in (("drawn", 3), ("random", 5)):
+        assert summary.make_entry("made", [record], reading, never, {}, whole=True).tokens.sum() == length
+
+
+def test_a_text_that_ends_at_once_leaves_the_others_whole() -> None:
+    texts, words = [[1, 2, 1, 2], [3]], ["a b a b", "c"]
+    cut, whole = (metrics.diversity(texts, words, 2, whole=each) for each in (False, True))
+    assert whole["distinct_2"] == pytest.approx(2 / 3) and cut["distinct_2"] == 0.0
+    assert whole["distinct_1"] == pytest.approx(3 / 5) and cut["distinct_1"] == 1.0
+
+
+def kept_run(
+    prompt: str, texts: list[tuple[list[int], float]], reading: str = "texts", **differences: Any
+) -> dict[str, Any]:
+    """A line of results, the tokens of its texts being their letters."""
+    return {
+        "prompt": prompt,
+        "tokens": max(len(ids) for ids, _ in texts),
+        "readings": {
+            reading: [
+                {"ids": ids, "text": "".join(chr(96 + id_) for id_ in ids), "nats": [nats, 0, 0, 0]}
+                for ids, nats in texts
+            ]
+        },
+        "passes": {"1": 4},
+        "width": 1.0,
+        "seconds": None,
+        "cpu_seconds": None,
+        **differences,
+    }
+
+
+def never() -> Any:
+    raise AssertionError("no tokenizer is needed")
+
+
+def test_a_quick_run_writes_the_page_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = (str(twins.twin(name)) for name in ("llama", "mistral"))
+    options = ["--quick", "--model", model, "--judge", other, "--out", str(tmp_path), "--together", "2"]
     command.main([*options, "test", "--minutes", "0"])
     assert "go" in capsys.readouterr().out.splitlines()[-1]
-    folder = next(tmp_path.iterdir()) / "quick"
+    folder = tmp_path / "llama" / "quick"
     first = (folder / "test" / "greedy.jsonl").read_text()
     assert first.count("\n") == 1
+    some = ["--quick", "--model", other, "--judge", model, "--out", str(tmp_path), "--prompts", "1"]
+    command.main([*some, "test", "judge", "--only", "greedy", "branches", "diverse-beam-1", "lineage"])
+    command.main([*options, "test", "--seed", "1", "--only", "nucleus", "greedy"])
     command.main(options)
     assert (folder / "test" / "greedy.jsonl").read_text().startswith(first)
     page = (folder / "quality.md").read_text()
     for heading in (
+        "What holds",
+        "Across models",
+        "Judged by other models",
+        "Longer texts, ended by the model",
+        "How much is luck",
+        "llama in full",
         "Targets",
         "Five texts",
         "The same budget",
         "Lattices",
         "Pruning",
         "By length",
-        "Judged by",
+        "Texts of mistral",
     ):
-        assert f"\n## {heading}" in page, heading
+        assert page.count(f"\n## {heading}\n") == 1, heading
+    assert "\nmistral of the texts of llama:\n" in page and "\nllama of the texts of mistral:\n" in page
+    assert "\n| claim | llama | mistral |\n" in page
+    full, _, short = page.partition("\n## Texts of mistral\n")
     for arm in (*arms.MAIN, *arms.STUDIES):
         assert len(running.read_records(folder / "test" / f"{arm.name}.jsonl")) == command.QUICK["prompts"]
-        assert arm.label in page
+        assert arm.label in full
+    assert "| branches | 1 |" in short and "nucleus" not in short
+    assert not (folder / "test" / "greedy.seed-1.jsonl").exists()
     assert "nan" not in page and (folder / "images" / "quality-front.png").stat().st_size > 1000
     before = files(folder)
-    command.main([*options, "test", "tuning", "divergence", "judge"])
+    command.main([*options, "test", "tuning", "long", "divergence", "judge"])
     assert files(folder) == before
+    monkeypatch.setattr(tempo_mlx, "load", never)  # the page needs no model
+    (folder / "quality.md").unlink()
+    command.main([*options, "report"])
+    assert (folder / "quality.md").read_text() == page
 
 
 def files(folder: Path) -> dict[str, Any]:
-    return {path.name: path.read_text() for path in folder.rglob("*.jsonl")}
+    return {str(path): path.read_text() for path in folder.rglob("*.jsonl")}
 
 
 def test_a_stage_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["tests"])
-    assert "unknown stage tests; choose from test, divergence" in capsys.readouterr().err
+    assert "unknown stage tests; choose from test, long, divergence" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["judge"])
     assert "needs --judge" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["judge", "--model", "a/b", "--judge", "c/b.gguf"])
+    assert "does not judge its own texts" in capsys.readouterr().err
+
+
+def test_results_of_two_versions_say_both(tmp_path: Path) -> None:
+    for version, dtype in (("0.1.0", None), ("0.2.0", "float32"), ("0.2.0", None)):
+        command.write_about(tmp_path, {"tempo_mlx": version, "id": "home/model.gguf", "dtype": dtype})
+    assert json.loads((tmp_path / "about.json").read_text()) == {
+        "tempo_mlx": "0.1.0, 0.2.0", "id": "model", "dtype": "float32",
+    }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.quality.arms import TEXTS
 from benchmarks.quality.prompts import KINDS
 from benchmarks.quality.running import QUARTERS, THINNED
 from benchmarks.quality.summary import (
@@ -35,12 +36,14 @@ def section(title: str, text: str, *tables: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What was to be reached: the measured value is to be at most (or at least) the bound."""
+    """What was to be reached: the measured value is to be at most (or at least) the bound. prompts: that it is of."""
 
     what: str
     value: Value
     bound: float
     at_least: bool = False
+    prompts: int = 0
+    when: str = ""
 
     @property
     def verdict(self) -> str:
@@ -51,9 +54,8 @@ class Claim:
         return "yes" if side * (sure - self.bound) >= 0 else "yes, but the interval reaches beyond"
 
     @property
-    def cells(self) -> list[str]:
-        sign = ">=" if self.at_least else "<="
-        return [self.what, str(self.value), f"{sign} {self.bound:g}", self.verdict]
+    def target(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.bound:g}"
 
 
 def answers(tests: Entries, fives: Entries) -> list[str]:
@@ -140,39 +142,65 @@ def listed(items: Sequence[str]) -> str:
     return "; ".join(items) or "none"
 
 
-def claims(tests: Entries) -> list[str]:
-    def of(one: str, other: str, statistic: Statistic) -> Value | None:
-        return ratio(tests[one], tests[other], statistic) if one in tests and other in tests else None
+@dataclass(frozen=True)
+class Target:
+    """A claim before it is measured: the statistic of `one`, times that of `other` where there is another. when: it was
+    written down, before or after results of its decoders were first seen.
+    """
 
-    best = "lineage: best"
-    wanted = [
-        ("branches: distinct-2, times beam's", of("branches", "beam", distinct_2), 2.2, True),
-        ("branches: perplexity, times greedy's", of("branches", "greedy", perplexity), 1.1, False),
-        ("branches, sampled: distinct-2, times beam's", of("branches-sample", "beam", distinct_2), 2.8, True),
-        ("branches, sampled: perplexity, times nucleus'", of("branches-sample", "nucleus", perplexity), 0.6, False),
-        ("lattice, best path: perplexity, times greedy's", of(best, "greedy", perplexity), 1.05, False),
-        ("lattice: rows a step", measured(tests[best], mean("width")) if best in tests else None, 2.5, False),
-        (
-            f"random paths, {THINNED:.0%} removed: perplexity by posterior, times by probability",
-            of("lineage: thinned: posterior", "lineage: thinned: probability", perplexity), 0.5, False,
-        ),
-    ]  # fmt: skip
-    dominating, dominated = "branches-5-of-8", "diverse-beam-1"
-    later = [
-        ("branches, diversity 1, best of 8: distinct-2, times diverse beam's", of(dominating, dominated, distinct_2),
-         1.0, True),
-        ("branches, diversity 1, best of 8: perplexity, times diverse beam's", of(dominating, dominated, perplexity),
-         1.0, False),
-    ]  # fmt: skip
-    rows = [
-        [*Claim(what, value, bound, up).cells, when]
-        for when, group in (("before", wanted), ("after", later))
-        for what, value, bound, up in group
-        if value is not None
-    ]
+    what: str
+    one: str
+    other: str | None
+    statistic: Statistic
+    bound: float
+    at_least: bool = False
+    when: str = "before"
+
+    def claim(self, tests: Entries) -> Claim | None:
+        """None where there are no results of it."""
+        if self.one not in tests or (self.other is not None and self.other not in tests):
+            return None
+        entry = tests[self.one]
+        if self.other is None:
+            value = measured(entry, self.statistic)
+        else:
+            value = ratio(entry, tests[self.other], self.statistic)
+            entry, _ = paired(entry, tests[self.other])
+        return Claim(self.what, value, self.bound, self.at_least, len(entry), self.when)
+
+
+OF_EIGHT = "branches, diversity 1, best of 8"
+TARGETS = (
+    Target("branches: distinct-2, times beam's", "branches", "beam", distinct_2, 2.2, True),
+    Target("branches: perplexity, times greedy's", "branches", "greedy", perplexity, 1.1),
+    Target("branches, sampled: distinct-2, times beam's", "branches-sample", "beam", distinct_2, 2.8, True),
+    Target("branches, sampled: perplexity, times nucleus'", "branches-sample", "nucleus", perplexity, 0.6),
+    Target("lattice, best path: perplexity, times greedy's", "lineage: best", "greedy", perplexity, 1.05),
+    Target("lattice: rows a step", "lineage: best", None, mean("width"), 2.5),
+    Target(
+        f"random paths, {THINNED:.0%} removed: perplexity by posterior, times by probability",
+        "lineage: thinned: posterior", "lineage: thinned: probability", perplexity, 0.5,
+    ),
+    Target(f"{OF_EIGHT}: distinct-2, times diverse beam's", "branches-5-of-8", "diverse-beam-1", distinct_2, 1.0,
+           True, "after"),
+    Target(f"{OF_EIGHT}: perplexity, times diverse beam's", "branches-5-of-8", "diverse-beam-1", perplexity, 1.0,
+           when="after"),
+    Target("lattice, best path: perplexity, times that of attend all", "lineage: best", "attend-all: best", perplexity,
+           1.0, when="after"),
+)  # fmt: skip
+
+
+def claims(tests: Entries) -> list[Claim]:
+    """Those there are results of."""
+    found = (target.claim(tests) for target in TARGETS)
+    return [claim for claim in found if claim is not None]
+
+
+def targets(found: Sequence[Claim]) -> list[str]:
+    rows = [[claim.what, str(claim.value), claim.target, claim.verdict, claim.when] for claim in found]
     return section(
         "Targets",
-        "Set: whether a target was written down before or after results of its decoders were first seen. The two set "
+        "Set: whether a target was written down before or after results of its decoders were first seen. Those set "
         "afterwards say what was found, and are no test of a prediction.",
         markdown(("what", "measured", "target", "reached", "set"), rows),
     )
@@ -184,23 +212,33 @@ RIVALS = (
     ("branches-5-of-8", "diverse-beam-1"),
     ("branches-5-of-8", "diverse-beam-5-of-8"),
     ("lineage: best", "beam"),
+    ("lineage: best", "beam-2: first"),
 )  # ours, and what does nearest to the same
+# What other models judge: those, and what the claims about the best path of a lattice are about.
+JUDGED = (*RIVALS, ("lineage: best", "greedy"), ("lineage: best", "attend-all: best"))
 
 
-def beside(tests: Entries) -> list[str]:
-    """What speaks against: each decoder of ours beside its nearest rival, on the prompts both were run on."""
+def beside(tests: Entries) -> str | None:
+    """Each decoder of ours beside its nearest rival, on the prompts both were run on; None without results of both."""
     rows = []
     for ours, theirs in RIVALS:
         if ours not in tests or theirs not in tests:
             continue
         one, other = paired(tests[ours], tests[theirs])
-        several = one.texts == other.texts
+        several = one.texts == other.texts == TEXTS
         costs = (f"{ratio(one, other, mean(cost)).value:.2f}" for cost in ("passes", "rows"))
         rows.append(
             [one.label, other.label, str(len(one)), str(ratio(one, other, perplexity)),
              str(ratio(one, other, distinct_2)) if several else "-", *costs]
         )  # fmt: skip
-    if not rows:
+    header = ("decoder", "beside", "n", "perplexity", "distinct-2", "passes", "rows")
+    return markdown(header, rows) if rows else None
+
+
+def against_us(tests: Entries) -> list[str]:
+    """What speaks against."""
+    table = beside(tests)
+    if table is None:
         return []
     return section(
         "What speaks against",
@@ -209,7 +247,7 @@ def beside(tests: Entries) -> list[str]:
         "bigrams than diverse beam search; best of 8 runs more rows than the diverse beam search it beats, and its "
         "settings were tuned (on other prompts), where its rival's were not. Beam search's five texts take the "
         "passes of a lattice, and the model likes them better than the lattice's best path.",
-        markdown(("decoder", "beside", "n", "perplexity", "distinct-2", "passes", "rows"), rows),
+        table,
     )
 
 

@@ -3,6 +3,7 @@
 Readings of a run:
 
 - `texts`: the five texts (one for greedy and tree search) that the decoder itself gives;
+- `first`: the first of them;
 - `best`: the most probable path of a lattice (Viterbi), what `final_text` says;
 - `drawn`: paths drawn along the edges of a lattice (forward filtering, backward sampling);
 - `random`: a member of each set, drawn uniformly: text that ignores the edges, the hardest test of pruning;
@@ -36,7 +37,7 @@ class Arm:
         object.__setattr__(self, "label", self.label or self.name)
 
 
-OTHERS = 24  # prompts of decoders that no claim is about
+OTHERS = 24  # prompts of decoders that no claim is about, and which are nobody's rival
 STUDY = 18  # prompts of a study of one factor
 COSTLY = 12  # prompts of what runs ten times as many rows
 
@@ -54,22 +55,28 @@ def _diverse(strength: float, prompts: int | None = OTHERS) -> Arm:
     return Arm(f"diverse-beam-{strength:g}", settings, prompts=prompts, label=f"diverse beam {strength:g}")
 
 
+def _diverse_of_eight(name: str, strength: float, prompts: int | None = OTHERS) -> Arm:
+    settings = {"decoder": "diverse-beam", "diversity_strength": strength, "beam_width": 8}
+    label = f"diverse beam {strength:g}, best of 8"
+    return Arm(name, settings, prompts=prompts, label=label, worth=strength)
+
+
 def _lattice(name: str, **settings: Any) -> Arm:
     return Arm(name, settings, LATTICE, STUDY, label=name.replace("-", " "))
 
 
 GREEDY = Arm("greedy", {"decoder": "plain", "temperature": 0.0})
 BEAM = Arm("beam", {"decoder": "beam"}, label="beam 5")
+# As many rows as a lattice of the defaults has: what a lattice's best path is to be held against.
+BEAM_OF_TWO = Arm("beam-2", {"decoder": "beam", "beam_width": 2}, ("first",), label="beam 2")
 NUCLEUS = _sample("nucleus", "nucleus 0.9", None, top_p=0.9)
+COOL = _sample("nucleus-cool", "nucleus 0.9, T 0.7", None, top_p=0.9, temperature=0.7)
+THRESHOLD = _sample("threshold", "sampling at p >= 0.1", None)
+MIN_P = _sample("min-p", "min-p 0.1", None, min_p=0.1)
 BRANCHES = _branches("branches", "branches", None)
 SAMPLED = _branches("branches-sample", "branches, sampled", None, branch_choice="sample")
 DIVERSE = _branches("branches-diversity-1", "branches, diversity 1", None, branch_diversity=1.0)
-DIVERSE_BEAM_OF_EIGHT = Arm(
-    "diverse-beam-5-of-8",
-    {"decoder": "diverse-beam", "diversity_strength": 1.0, "beam_width": 8},
-    label="diverse beam 1, best of 8",
-    worth=1.0,
-)
+DIVERSE_BEAM_OF_EIGHT = _diverse_of_eight("diverse-beam-5-of-8", 1.0, None)
 FIVE_OF_EIGHT = _branches(
     "branches-5-of-8", "branches, diversity 1, best of 8", None, branch_diversity=1.0, best_of=8
 )
@@ -87,11 +94,12 @@ MAIN = (
     FIVE_OF_EIGHT,
     DIVERSE_BEAM_OF_EIGHT,
     LINEAGE,
-    _diverse(0.5),
+    BEAM_OF_TWO,
+    _diverse(0.5, None),
     _branches("branches-diversity-0.5", "branches, diversity 0.5", branch_diversity=0.5),
-    _sample("nucleus-cool", "nucleus 0.9, T 0.7", top_p=0.9, temperature=0.7),
-    _sample("threshold", "sampling at p >= 0.1"),
-    _sample("min-p", "min-p 0.1", min_p=0.1),
+    COOL,
+    THRESHOLD,
+    MIN_P,
     Arm("lineage-paths", {"paths": TEXTS}, prompts=COSTLY, label="lattice, 5 paths"),
     Arm(
         "mcts",
@@ -110,7 +118,11 @@ STUDIES = (
     _lattice("pruned-attention", attention_threshold=0.01),
     _lattice("preset-original", preset="original"),
 )
-# What was tried to move the front, on the tuning split only.
+# What draws: with another seed it gives other texts.
+DRAWING = (NUCLEUS, SAMPLED, COOL, THRESHOLD, MIN_P)
+# Those of the claims, where the model ends its texts itself.
+LONG = (GREEDY, BEAM, _diverse(1.0, None), NUCLEUS, BRANCHES, SAMPLED, FIVE_OF_EIGHT, LINEAGE)
+# What was tried to move the front, on the tuning split only: of ours, and of what they are held against.
 TUNING = (
     GREEDY,
     BEAM,
@@ -140,4 +152,8 @@ TUNING = (
         )
         for d in (0.5, 1.0)
     ),
+    *(_diverse_of_eight(f"diverse-beam-{strength:g}-5-of-8", strength) for strength in (0.5, 1.0, 2.0)),
+    *(_sample(f"nucleus-{p}", f"nucleus {p}", top_p=p) for p in (0.8, 0.95)),
+    *(_sample(f"min-p-{p}", f"min-p {p}", min_p=p) for p in (0.05, 0.1, 0.2)),
+    *(_sample(f"sampling-{p}", f"sampling at p >= {p}", threshold=p) for p in (0.05, 0.1, 0.2)),
 )

@@ -8,7 +8,6 @@ paths, where what belongs to single paths cancels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 import tempo_mlx
 from benchmarks.quality.prompts import Prompt
-from benchmarks.quality.running import read_records
+from benchmarks.quality.running import append_record, read_records
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.paths import layers_of, sample_paths, token_ids
@@ -36,15 +35,13 @@ def run_divergence(
 ) -> Iterator[dict[str, Any]]:
     """Append a line to `path` for every prompt, rule and width that has none there, yielding it."""
     done = {(line["prompt"], line["attend"], line["cap"]) for line in read_records(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     for prompt in prompts:
         for attend, cap in CASES:
             if (prompt.id, attend, cap) in done:
                 continue
             result = measure(loaded, prompt.text, attend, cap, tokens)
             line = {"prompt": prompt.id, "attend": attend, "cap": cap, **result}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            append_record(path, line)
             yield line
 
 

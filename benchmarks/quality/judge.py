@@ -1,35 +1,49 @@
-"""Perplexity of the recorded texts under another model, which reads them with its own tokenizer."""
+"""What another model thinks of the recorded texts, which it reads with its own tokenizer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import tempo_mlx
-from benchmarks.quality.prompts import read_prompts
-from benchmarks.quality.running import read_records
+from benchmarks.quality.arms import Arm
+from benchmarks.quality.prompts import Prompt
+from benchmarks.quality.running import Record, append_record, read_records, words_of
+from tempo_mlx.weights import Tokenizer
 
 
-def run_judge(loaded: tempo_mlx.LoadedModel, tokenizer: Any, folder: Path, name: str) -> Iterator[str]:
-    """Append to judge/NAME/ARM.jsonl, for every prompt of the test split that has no line there, a list by
-    reading of [negative log-probability, tokens] of its texts. tokenizer: of the model that wrote them.
-    """
-    prompts = {prompt.id: prompt.text for prompt in read_prompts("test")}
-    for source in sorted((folder / "test").glob("*.jsonl")):
-        path = folder / "judge" / Path(name).name / source.name
-        path.parent.mkdir(parents=True, exist_ok=True)
+def run_judge(
+    judge: tempo_mlx.LoadedModel,
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompt],
+    folder: Path,
+    judged: Path,
+    tokenizer: Callable[[], Tokenizer],
+) -> Iterator[str]:
+    """Append a line to `judged` for each of `folder` that has none there. tokenizer: the writer's, for `words_of`."""
+    asked = {prompt.id: prompt for prompt in prompts}
+    for arm in arms:
+        path = judged / f"{arm.name}.jsonl"
         done = {line["prompt"] for line in read_records(path)}
-        for record in read_records(source):
-            if record["prompt"] in done:
-                continue
-            line: dict[str, Any] = {"prompt": record["prompt"], "readings": {}}
-            for reading, texts in record["readings"].items():
-                if "ids" in texts[0]:
-                    words = [tokenizer.decode(text["ids"], continues=True) for text in texts]
-                    scores = tempo_mlx.score(loaded, prompts[record["prompt"]], words)
-                    line["readings"][reading] = [[round(-s.log_prob, 3), len(s.log_probs)] for s in scores]
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
-            yield f"judge: {source.stem}: {record['prompt']}"
+        for record in read_records(folder / f"{arm.name}.jsonl"):
+            if record["prompt"] in asked.keys() - done:
+                append_record(path, rate(judge, asked[record["prompt"]], record, tokenizer))
+                yield f"{arm.label}: {record['prompt']}"
+
+
+def rate(
+    judge: tempo_mlx.LoadedModel, prompt: Prompt, record: Record, tokenizer: Callable[[], Tokenizer]
+) -> Record:
+    """By reading whose tokens were kept: each text's negative log-probability in nats, its tokens to the judge, and its
+    bytes, since tokens of two models are of different lengths.
+    """
+    readings = {}
+    for reading, texts in record["readings"].items():
+        if "ids" in texts[0]:
+            words = [words_of(text, tokenizer) for text in texts]
+            scores = tempo_mlx.score(judge, prompt.text, words)
+            readings[reading] = [
+                [round(-score.log_prob, 3), len(score.log_probs), len(score.text.encode())]
+                for score in scores
+            ]
+    return {"prompt": prompt.id, "readings": readings}

@@ -1,4 +1,4 @@
-"""How different texts are, and how they repeat themselves. Texts are token ids, cut to one length."""
+"""How different texts are, and how they repeat themselves. Texts are token ids."""
 
 from __future__ import annotations
 
@@ -65,12 +65,13 @@ def vendi(texts: Texts) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def diversity(texts: Texts, words: Sequence[str], wanted: int) -> dict[str, float]:
+def diversity(texts: Texts, words: Sequence[str], wanted: int, *, whole: bool = False) -> dict[str, float]:
     """All of them for the texts of one prompt; `words`: the same texts, readable.
 
-    A decoder that gave fewer texts than `wanted` is taken to have given its first one again.
+    A decoder that gave fewer texts than `wanted` is taken to have given its first one again. Texts are cut to the
+    shortest, unless they count as a `whole`: where one of them ends at once, a cut would leave nothing to measure.
     """
-    length = min(map(len, texts))
+    length = None if whole else min(map(len, texts))
     missing = wanted - len(texts)
     cut = [text[:length] for text in [*texts, *texts[:1] * missing]]
     words = [*words, *words[:1] * missing]

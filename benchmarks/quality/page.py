@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.quality import arms as table
 from benchmarks.quality import plots
+from benchmarks.quality.across import beside_each_other
 from benchmarks.quality.answers import (
     Entries,
+    against_us,
     answers,
     beside,
-    claims,
     distinct_2,
     markdown,
     section,
+    targets,
     verdict,
 )
 from benchmarks.quality.arms import LATTICE, TEXTS
 from benchmarks.quality.prompts import KINDS, read_prompts
-from benchmarks.quality.running import QUARTERS, THINNED, read_records
+from benchmarks.quality.results import Results, read_results
+from benchmarks.quality.running import QUARTERS, THINNED
 from benchmarks.quality.summary import (
+    Entry,
     Value,
     mean,
     measured,
@@ -30,10 +35,9 @@ from benchmarks.quality.summary import (
     quarter,
     ratio,
     read_divergence,
-    read_entries,
-    read_prices,
 )
 
+FULL = "smollm2-135m"  # the model whose tables are all shown, where there are results of it
 DIVERSE = "diverse-beam-1"
 NEWCOMERS = (
     "How good are the texts, and how different from each other? *Perplexity* says how much a text surprises the model "
@@ -44,30 +48,46 @@ NEWCOMERS = (
 )
 
 
-def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
-    """The page, and its pictures in images/ beside it."""
-    prices, source = read_prices(folder)
-    tests = read_entries(folder / "test", (*table.MAIN, *table.STUDIES), tokenizer, prices)
-    tried = read_entries(folder / "tuning", table.TUNING, tokenizer, prices)
-    kl = read_divergence(folder / "divergence.jsonl")
+def write_page(out: Path, kind: str, page: Path) -> None:
+    """The page over all models that have results of this kind, and its pictures in images/ beside it."""
+    models = read_results(out, kind)
+    models.sort(key=lambda model: model.name != FULL)
+    first, *others = models
     images = page.resolve().parent / "images"
-    fives = {
-        name: entry for name, entry in tests.items() if entry.texts == TEXTS and "distinct_2" in entry.numbers
-    }
+    fives = five_of(first.tests)
     parts: list[str] = ["# Quality", NEWCOMERS]
     if fives:
         plots.front(fives, images / "quality-front.svg", "Five texts a prompt, test prompts, 95% intervals")
         parts.append("![Diversity against perplexity](images/quality-front.svg)")
     parts += [
         "Written by `python -m benchmarks.quality`; not edited. Figures in brackets are 95% intervals.",
-        *conditions(folder, tests),
+        *beside_each_other(models),
+        *in_full(first, fives, images),
+    ]
+    for model in others:
+        parts += in_short(model)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+def five_of(tests: Entries) -> dict[str, Entry]:
+    return {
+        name: entry for name, entry in tests.items() if entry.texts == TEXTS and "distinct_2" in entry.numbers
+    }
+
+
+def in_full(model: Results, fives: Entries, images: Path) -> list[str]:
+    tests, kl = model.tests, read_divergence(model.folder / "divergence.jsonl")
+    parts = [
+        f"## {model.name} in full",
+        *conditions(model),
         *answers(tests, fives),
-        *claims(tests),
-        *beside(tests),
+        *targets(model.claims),
+        *against_us(tests),
         *verdict(fives),
         *five_texts(fives),
         *against(fives),
-        *budgets(tests, bool(prices), source),
+        *budgets(tests, *model.prices),
         *domination(fives, tests),
         *lattices(tests),
         *pruning(tests),
@@ -75,29 +95,40 @@ def write_page(folder: Path, page: Path, tokenizer: Any) -> None:
     if kl:
         plots.divergence(kl, images / "quality-divergence.svg")
         parts += divergences(kl)
-    parts += [*kinds(tests), *lengths(tests), *judged(folder), *tuning(tried)]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n\n".join(parts) + "\n", "utf-8")
+    return [*parts, *kinds(tests), *lengths(tests), *tuning(model.tried)]
+
+
+def in_short(model: Results) -> list[str]:
+    """Another model: its tables have no headings, which the first one's have."""
+    entry, rivals = next(iter(model.tests.values())), beside(model.tests)
+    parts = [
+        f"## Texts of {model.name}",
+        f"Every text has exactly {entry.numbers['length'][0]:.0f} tokens; n: prompts, of the same test prompts.",
+        model.facts,
+        "Five texts:",
+        five_table(five_of(model.tests)),
+    ]
+    if rivals is not None:
+        parts += ["Each decoder of ours beside the one that does nearest to the same:", rivals]
+    return parts
 
 
 # What was measured, and what it says
 
 
-def conditions(folder: Path, tests: Entries) -> list[str]:
-    about = json.loads((folder / "about.json").read_text())
+def conditions(model: Results) -> list[str]:
     prompts = read_prompts("test")
-    entry = next(iter(tests.values()))
-    length = int(entry.tokens[0].sum() / entry.texts)
+    entry = next(iter(model.tests.values()))
     return [
         f"{len(KINDS)} kinds of prompts, {len(prompts)} for test and {len(read_prompts('tuning'))} for tuning, written "
         "for this; settings are chosen on the latter, and only tables that say so show them. Every text has exactly "
-        f"{length} tokens (the end of the text is put off). Perplexity is of the texts under the model itself, each "
-        "read alone, over all tokens together. distinct-n: different n-grams of tokens over all "
+        f"{entry.numbers['length'][0]:.0f} tokens (the end of the text is put off). Perplexity is of the texts under "
+        "the model itself, each read alone, over all tokens together. distinct-n: different n-grams of tokens over all "
         "n-grams of the five texts of a prompt, mean over prompts. Intervals: 95%, by a bootstrap over prompts (BCa, "
         "widened where prompts are few); comparisons are paired. Each stands for itself: of twenty that are read "
         "together one is expected to miss. n: prompts. Measured again with 0.2.0, which scores fewer readings: "
         "lattice, 5 paths.",
-        markdown(("what", "value"), [(key, str(value)) for key, value in about.items() if value is not None]),
+        model.facts,
     ]
 
 
@@ -113,18 +144,22 @@ COLUMNS = {
 }
 
 
-def five_texts(fives: Entries) -> list[str]:
+def five_table(fives: Entries) -> str:
     rows = [
         [entry.label, str(len(entry)), str(measured(entry, perplexity)),
          *(str(measured(entry, mean(name))) for name in COLUMNS.values())]
         for entry in fives.values()
     ]  # fmt: skip
+    return markdown(("decoder", "n", "perplexity", *COLUMNS), rows)
+
+
+def five_texts(fives: Entries) -> list[str]:
     return section(
         "Five texts",
         "self-BLEU: BLEU-4 of each text against the others (sacrebleu). Edit distance: mean over pairs, share of the "
         "length (rapidfuzz). Vendi: how many of the five seem different, with the cosine of counts of 1- and 2-grams "
         "as kernel. Repetition: share of a text's 3-grams that it had before.",
-        markdown(("decoder", "n", "perplexity", *COLUMNS), rows),
+        five_table(fives),
     )
 
 
@@ -148,8 +183,8 @@ def against(fives: Entries) -> list[str]:
             markdown(header, rows)]  # fmt: skip
 
 
-def budgets(tests: Entries, priced: bool, source: str) -> list[str]:
-    unit = tests.get("branches")
+def budgets(tests: Entries, prices: Mapping[str, float], source: str) -> list[str]:
+    unit, priced = tests.get("branches"), bool(prices)
     if unit is None:
         return []
     costs = {"passes": "pass", "rows": "row", **({"seconds": "second"} if priced else {})}
@@ -160,19 +195,19 @@ def budgets(tests: Entries, priced: bool, source: str) -> list[str]:
         grams = (
             mean("distinct_2")(entry, slice(None)) * entry.texts * (entry.tokens[0].sum() / entry.texts - 1)
         )
-        cost = {name: mean(name)(entry, slice(None)) for name in (*costs, "cpu_seconds")}
+        cost = {name: mean(name)(entry, slice(None)) for name in (*costs, "seconds", "cpu_seconds")}
         base = {name: ratio(unit, entry, mean(name)).value for name in costs}
         rows.append(
             [entry.label, str(len(entry)), f"{cost['passes']:.0f}", f"{cost['rows']:.0f}",
-             f"{cost['seconds']:.2f}" if priced else "-", f"{cost['cpu_seconds']:.2f}",
+             *("-" if np.isnan(cost[name]) else f"{cost[name]:.2f}" for name in ("seconds", "cpu_seconds")),
              *(f"{entry.texts * base[name]:.1f}" for name in costs),
              *(f"{grams / cost[name]:.2f}" for name in costs)]
         )  # fmt: skip
     return section(
         "The same budget",
         "Forward passes and rows of a run (prompt left out; re-scoring of paths counted). Seconds: the passes, each "
-        f"priced by its rows, without neighbours: {source}. CPU seconds "
-        "are of the runs themselves, whatever else the machine did. Texts: how many this decoder gives in the passes, "
+        f"priced by its rows, without neighbours: {source}. CPU seconds are of the runs themselves, whatever else the "
+        "machine did; - where several were run at once. Texts: how many this decoder gives in the passes, "
         "rows or seconds of one run of five branches. Different 2-grams: what a pass, row or second buys.",
         markdown(
             ("decoder", "n", "passes", "rows", "seconds", "CPU seconds",
@@ -302,28 +337,6 @@ def lengths(tests: Entries) -> list[str]:
         "Perplexity of each quarter of the texts, from the first to the last.",
         markdown(("decoder", *(f"quarter {part + 1}" for part in range(QUARTERS))), rows),
     )
-
-
-def judged(folder: Path) -> list[str]:
-    """Perplexity under the judges there are results of."""
-    from benchmarks.studies import bootstrap
-
-    parts: list[str] = []
-    for judge in sorted((folder / "judge").glob("*")):
-        rows = []
-        for arm in (*table.MAIN, *table.STUDIES):
-            lines = read_records(judge / f"{arm.name}.jsonl")
-            for reading in arm.readings if lines else ():
-                if reading not in lines[0]["readings"]:
-                    continue
-                import numpy as np
-
-                sums = np.array([np.sum(line["readings"][reading], axis=0) for line in lines])  # (n, 2)
-                value = bootstrap(lambda i, s=sums: float(np.exp(s[i, 0].sum() / s[i, 1].sum())), len(sums))
-                rows.append([f"{arm.label}: {reading}", str(len(sums)), str(Value(*value))])
-        parts += section(f"Judged by {judge.name}", "Perplexity per token of the judge's own tokenizer.",
-                         markdown(("texts", "n", "perplexity"), rows))  # fmt: skip
-    return parts
 
 
 def tuning(tried: Entries) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,36 @@ import tempo_mlx
 from benchmarks.pruning_ablation import remove_share
 from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.prompts import Prompt
+from benchmarks.side_by_side import side_by_side
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, sample_paths, token_ids
 from tempo_mlx.decode.score import score_sequences
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.tree import most_different
 from tempo_mlx.model.forward import Forward
 from tempo_mlx.report.run import Run
+from tempo_mlx.weights import Tokenizer
 
 QUARTERS = 4  # of a text's length: where along it the log-probability was lost
 THINNED = 0.6  # share of the removable members that the thinned readings remove
-KEPT = ("texts", "best")  # readings whose tokens are kept
+KEPT = ("texts", "first", "best")  # readings whose tokens are kept
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How runs are made: of exactly `tokens` steps, or at most so many where the model `ends` its texts. seed: another
+    than 0 draws other texts. together: so many prompts at once, which are not timed.
+    """
+
+    tokens: int
+    ends: bool = False
+    seed: int = 0
+    together: int = 1
+
+
+def file_of(folder: Path, arm: Arm, seed: int | str = 0) -> Path:
+    return folder / (f"{arm.name}.seed-{seed}.jsonl" if seed else f"{arm.name}.jsonl")
 
 
 class Counting:
@@ -46,18 +66,28 @@ class Counting:
 
 
 def run_arm(
-    loaded: tempo_mlx.LoadedModel, arm: Arm, prompts: Sequence[Prompt], tokens: int, path: Path
+    loaded: tempo_mlx.LoadedModel, arm: Arm, prompts: Sequence[Prompt], plan: Plan, path: Path
 ) -> Iterator[Record]:
     """Append a line to `path` for every prompt that has none there, yielding it."""
     done = {record["prompt"] for record in read_records(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for prompt in prompts[: arm.prompts]:
-        if prompt.id in done:
-            continue
-        record = measure(loaded, arm, prompt, tokens)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, separators=(",", ":")) + "\n")
+    missing = [prompt for prompt in prompts[: arm.prompts] if prompt.id not in done]
+    works = [partial(measure, loaded, arm, prompt, plan) for prompt in missing]
+    if plan.together == 1:
+        records = (work(loaded.model) for work in works)
+    else:
+        records = (
+            {**record, "seconds": None, "cpu_seconds": None}
+            for record in side_by_side(loaded.model, works, plan.together)
+        )
+    for record in records:
+        append_record(path, record)
         yield record
+
+
+def append_record(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -67,11 +97,14 @@ def read_records(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
-def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int) -> Record:
-    """One run of exactly `tokens` steps, its readings, and what the model thinks of each."""
-    model = Counting(loaded.model)
+def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, plan: Plan, among: Any) -> Record:
+    """One run, its readings, and what the model thinks of each. among: the model, or that as it is among other runs."""
+    model = Counting(among)
     seed = 1000 * int(prompt.id[-2:]) + sum(map(ord, prompt.kind))  # other draws for every prompt
-    settings = {**arm.settings, "max_tokens": tokens, "min_steps": tokens, "seed": seed}
+    seed += 100_000 * plan.seed
+    settings = {**arm.settings, "max_tokens": plan.tokens, "seed": seed}
+    if not plan.ends:
+        settings["min_steps"] = plan.tokens
     wall, cpu = time.perf_counter(), time.process_time()
     decoding = tempo_mlx.stream(tempo_mlx.LoadedModel(model, loaded.tokenizer), prompt.text, **settings)
     for _ in decoding:
@@ -81,7 +114,8 @@ def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     readings: dict[str, list[tuple[Sequence[int], Any]]] = {}
     if texts:
-        readings["texts"] = [(text.token_ids, text.log_probs) for text in texts]
+        pairs = [(text.token_ids, text.log_probs) for text in texts]
+        readings = {name: pairs[:1] if name == "first" else pairs for name in arm.readings}
     else:  # a lattice or plain text: score what is read off it
         run = decoding.run()
         ids = [read(run, name, seed) for name in arm.readings]
@@ -94,7 +128,7 @@ def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int
         "seed": seed,
         "tokens": len(decoding.steps),
         "readings": {
-            name: [{**({"ids": ids} if name in KEPT else {}), "nats": quarters(each)} for ids, each in pairs]
+            name: [kept(name, ids, each, loaded.tokenizer) for ids, each in pairs]
             for name, pairs in readings.items()
         },
         "passes": dict(sorted(model.passes.items())),
@@ -104,9 +138,34 @@ def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, tokens: int
     }
 
 
+def kept(reading: str, ids: Sequence[int], log_probs: Any, tokenizer: Tokenizer) -> Record:
+    """What is kept of a text."""
+    nats = quarters(log_probs)
+    if reading not in KEPT:
+        return {"tokens": len(ids), "nats": nats}
+    return {"ids": ids, "text": tokenizer.decode(ids, continues=True), "nats": nats}
+
+
+def words_of(text: Record, tokenizer: Callable[[], Tokenizer]) -> str:
+    """What a kept text reads. tokenizer: that of its model, which texts need that were kept as ids alone."""
+    words: str = text["text"] if "text" in text else tokenizer().decode(text["ids"], continues=True)
+    return words
+
+
+def length_of(text: Record, record: Record) -> int:
+    """In tokens; a line that does not say it is of a run whose texts all have as many as it had steps."""
+    length: int = len(text["ids"]) if "ids" in text else text.get("tokens", record["tokens"])
+    return length
+
+
 def quarters(log_probs: Any) -> list[float]:
     """The negative log-probability of each quarter of a text's tokens."""
     return [round(-float(part.sum()), 3) for part in np.array_split(np.asarray(log_probs), QUARTERS)]
+
+
+def in_quarters(length: int) -> list[int]:
+    """How many of a text's tokens are in each of its quarters."""
+    return [len(part) for part in np.array_split(np.arange(length), QUARTERS)]
 
 
 def alive(step: Step) -> int:

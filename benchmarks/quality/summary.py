@@ -9,16 +9,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.metrics import diversity
 from benchmarks.quality.prices import price
-from benchmarks.quality.running import QUARTERS, Record, read_records
+from benchmarks.quality.running import Record, file_of, in_quarters, length_of, read_records, words_of
 from benchmarks.studies import bootstrap
 from tempo_mlx.arrays import Floats, Ints
+from tempo_mlx.weights import Tokenizer
 
 Index = Ints | slice
 Statistic = Callable[["Entry", Index], float]  # of the prompts of an index array
@@ -61,46 +61,64 @@ class Entry:
 
 
 def read_entries(
-    folder: Path, arms: Sequence[Arm], tokenizer: Any, prices: dict[str, float]
+    folder: Path,
+    arms: Sequence[Arm],
+    tokenizer: Callable[[], Tokenizer],
+    prices: dict[str, float],
+    *,
+    seed: int = 0,
+    whole: bool = False,
 ) -> dict[str, Entry]:
-    """All readings there are results of: `arm` for what the decoder gives, else `arm: reading`."""
+    """All readings there are results of, by `of_reading` of their arm. tokenizer: of `words_of`; whole: `diversity`."""
     entries = {}
     for arm in arms:
-        records = read_records(folder / f"{arm.name}.jsonl")
+        records = read_records(file_of(folder, arm, seed))
         for reading in arm.readings if records else ():
-            name = arm.name if reading == "texts" else f"{arm.name}: {reading}"
-            label = arm.label if reading == "texts" else f"{arm.label}: {reading}"
-            entries[name] = make_entry(label, records, reading, tokenizer, prices)
+            label = of_reading(arm.label, reading)
+            entry = make_entry(label, records, reading, tokenizer, prices, whole)
+            entries[of_reading(arm.name, reading)] = entry
     return entries
 
 
+def of_reading(arm: str, reading: str) -> str:
+    """`arm` for what the decoder gives, else `arm: reading`."""
+    return arm if reading == "texts" else f"{arm}: {reading}"
+
+
 def make_entry(
-    label: str, records: Sequence[Record], reading: str, tokenizer: Any, prices: dict[str, float]
+    label: str,
+    records: Sequence[Record],
+    reading: str,
+    tokenizer: Callable[[], Tokenizer],
+    prices: dict[str, float],
+    whole: bool,
 ) -> Entry:
     texts = [record["readings"][reading] for record in records]
     wanted = TEXTS if max(map(len, texts)) > 1 else 1  # what a decoder of several lacks counts as repeated
-    lengths = [len(part) for part in np.array_split(np.arange(records[0]["tokens"]), QUARTERS)]
+    lengths = [
+        [length_of(text, record) for text in each] for each, record in zip(texts, records, strict=True)
+    ]
     rows = [{int(k): n for k, n in record["passes"].items()} for record in records]
     numbers = {
+        "length": [np.mean(each) for each in lengths],
         "passes": [sum(each.values()) for each in rows],
         "rows": [sum(k * n for k, n in each.items()) for each in rows],
         "seconds": [price(record["passes"], prices) if prices else np.nan for record in records],
-        "cpu_seconds": [record["cpu_seconds"] for record in records],
+        "cpu_seconds": [np.nan if (took := record["cpu_seconds"]) is None else took for record in records],
         "width": [record["width"] for record in records],
     }
     if all("ids" in text for each in texts for text in each):
         measured = []
         for each in texts:
-            ids = [text["ids"] for text in each]
-            words = [tokenizer.decode(text, continues=True) for text in ids]
-            measured.append(diversity(ids, words, wanted))
+            words = [words_of(text, tokenizer) for text in each]
+            measured.append(diversity([text["ids"] for text in each], words, wanted, whole=whole))
         numbers |= {name: [each[name] for each in measured] for name in measured[0]}
     return Entry(
         label,
         tuple(record["prompt"] for record in records),
         wanted,
         np.array([np.sum([text["nats"] for text in each], axis=0) for each in texts]),
-        np.array([[len(each) * length for length in lengths] for each in texts], float),
+        np.array([np.sum([in_quarters(length) for length in each], axis=0) for each in lengths], float),
         {name: np.array(values, float) for name, values in numbers.items()},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import tempo_mlx
-from benchmarks.quality.running import Counting, read_records
+from benchmarks.quality.running import Counting, append_record, read_records
+from benchmarks.side_by_side import side_by_side
 from benchmarks.tasks.arms import Arm
 from benchmarks.tasks.problems import Problem, Task
-from benchmarks.tasks.side_by_side import side_by_side
 
 Record = dict[str, Any]
 
@@ -29,7 +28,6 @@ def run_arm(
 ) -> Iterator[Record]:
     """Append a line to `path` for every problem that has none there, yielding it; so many problems are run at once."""
     done = {record["problem"] for record in read_records(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     missing = [problem for problem in problems if problem.id not in done]
     if together == 1:
         records = (measure(loaded, task, arm, problem, loaded.model) for problem in missing)
@@ -39,8 +37,7 @@ def run_arm(
             {**record, "seconds": None, "cpu": None} for record in side_by_side(loaded.model, works, together)
         )
     for record in records:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
+        append_record(path, record)
         yield record
 
 

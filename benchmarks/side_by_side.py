@@ -1,6 +1,6 @@
-"""Problems side by side: each decodes on a call stack of its own, and their passes are made as one.
+"""Runs side by side: each decodes on a call stack of its own, and their passes are made as one.
 
-A pass of many rows takes little longer than one of few, so that eight problems take far less than eight times as long;
+A pass of many rows takes little longer than one of few, so that eight runs take far less than eight times as long;
 each gets what it would get by itself, within rounding (tempo_mlx/model/together.py).
 """
 

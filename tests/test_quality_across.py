@@ -1,0 +1,156 @@
+"""Several models beside each other, and what they make of each other's texts, on results whose figures are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sacrebleu")
+pytest.importorskip("rapidfuzz")
+
+import tempo_mlx
+from benchmarks.quality import across, arms, judge, results, running, summary
+from benchmarks.quality.answers import Claim, claims
+from benchmarks.quality.prompts import read_prompts
+from tests.test_quality import kept_run, loaded, made, never
+
+__all__ = ["loaded"]  # a fixture
+
+
+# Judges
+
+
+def test_a_judge_reads_the_texts_with_its_own_tokenizer(
+    loaded: tempo_mlx.LoadedModel, tmp_path: Path
+) -> None:
+    prompts = read_prompts("test")[:3]
+    for prompt in prompts:
+        running.append_record(
+            tmp_path / "test" / "branches.jsonl",
+            kept_run(prompt.id, [([1, 2], 1.0), ([3], 1.0)])
+            | {
+                "readings": {
+                    "texts": [{"ids": [7], "text": "the é", "nats": [1, 0, 0, 0]}],
+                    "drawn": [{"nats": [1] * 4}],
+                }
+            },
+        )
+    run = partial(judge.run_judge, loaded, [arms.BRANCHES, arms.BEAM], folder=tmp_path / "test",
+                  judged=tmp_path / "judged", tokenizer=never)  # fmt: skip
+    assert len(list(run(prompts=prompts[:2]))) == 2 and len(list(run(prompts=prompts))) == 1
+    lines = running.read_records(tmp_path / "judged" / "branches.jsonl")
+    assert [line["prompt"] for line in lines] == [prompt.id for prompt in prompts]
+    (score,) = tempo_mlx.score(loaded, prompts[0].text, ["the é"])
+    assert lines[0]["readings"] == {"texts": [[round(-score.log_prob, 3), len(score.log_probs), 6]]}
+
+
+def test_texts_that_were_kept_as_ids_are_read_by_their_tokenizer(loaded: tempo_mlx.LoadedModel) -> None:
+    ids = loaded.tokenizer.encode("the end")
+    assert running.words_of({"ids": ids}, lambda: loaded.tokenizer) == "the end"
+    assert running.words_of({"ids": ids, "text": "kept"}, never) == "kept"
+
+
+def test_judgements_are_by_byte_and_paired(tmp_path: Path) -> None:
+    """Ours take half the nats of theirs on every prompt that both have."""
+    folder = tmp_path / "writer" / "full"
+    readings = {"branches": "texts", "diverse-beam-1": "texts", "lineage": "best", "attend-all": "best"}
+    missing = {"branches": 0, "diverse-beam-1": 5}
+    for name, reading in readings.items():
+        nats = 2.0 if name in ("branches", "lineage") else 4.0
+        for n in range(6):
+            id_ = f"code-{n:02d}"
+            record = kept_run(id_, [([1, 2], 1.0)] * 5, reading)
+            record["readings"] |= dict.fromkeys(running_of(name), record["readings"][reading])
+            running.append_record(folder / "test" / f"{name}.jsonl", record)
+            if n != missing.get(name):
+                line = {"prompt": id_, "readings": {reading: [[nats, 1, 4], [nats, 9, 4]]}}
+                running.append_record(folder / "judge" / "other" / f"{name}.jsonl", line)
+    found, lattice = across.judge(results.Results(folder))
+    assert (found.judge, found.writer, found.ours, found.theirs) == (
+        "other", "writer", "branches", "diverse beam 1",
+    )  # fmt: skip
+    assert found.prompts == 4 and found.each == (0.5, 1.0)
+    assert str(found.difference) == "-0.500 [-0.500, -0.500]" and found.verdict == "better"
+    assert (lattice.theirs, lattice.prompts, lattice.difference.value) == ("attend all: best", 6, -0.5)
+    others = [replace(found, difference=summary.Value(*value)) for value in ((0.1, 0.05, 0.2), (0.1, -0.05, 0.2),
+                                                                            (-0.1, -0.2, 0.05))]  # fmt: skip
+    assert [other.verdict for other in others] == ["worse", "undecided", "undecided"]
+    said = across.what_holds({}, [found, others[0], found])[-1]
+    assert "branches / diverse beam 1 better 2, worse 1." in said
+    assert (
+        "| 4 | branches | diverse beam 1 | 0.500 | 1.000 | -0.500 [-0.500, -0.500] |"
+        in across.judged([found])[-1]
+    )
+
+
+def running_of(arm: str) -> tuple[str, ...]:
+    """The readings of an arm's runs."""
+    return next(each.readings for each in (*arms.MAIN, *arms.STUDIES) if each.name == arm)
+
+
+# Several models
+
+
+def test_what_holds_names_the_models() -> None:
+    def claim(what: str, low: float, value: float = 2.5) -> Claim:
+        return Claim(what, summary.Value(value, low, 3.0), 2.0, True, 12)
+
+    by_model = {
+        "one": [claim("all", 2.1), claim("part", 2.1), claim("no", 1.9, 1.95)],
+        "two": [claim("all", 2.2), claim("part", 1.9), claim("no", 1.9), claim("new", 2.1)],
+    }
+    lines = across.what_holds(by_model, [])[-1].splitlines()
+    assert lines[1:] == [
+        "- On every model: all (>= 2); new (>= 2) (asked of two).",
+        "- On some: part (>= 2) (one: yes; two: not surely).",
+        "- On none: no (>= 2) (one: no; two: not surely).",
+    ]
+    rows = across.claims_table(by_model).splitlines()
+    assert rows[0] == "| claim | one | two |"
+    assert rows[2] == "| all (>= 2) | 2.50 [2.10, 3.00], n 12 | 2.50 [2.20, 3.00], n 12 |"
+    assert rows[5] == "| new (>= 2) | - | 2.50 [2.10, 3.00], n 12 |"
+
+
+def test_a_claim_says_of_how_many_prompts_it_is() -> None:
+    tests = {"branches": made("branches", [4.0, 6.0, 8.0]), "beam": made("beam", [2.0, 3.0])}
+    (found,) = claims(tests)
+    assert found.what == "branches: distinct-2, times beam's" and found.target == ">= 2.2"
+    assert (found.value.value, found.prompts, found.verdict) == (2.0, 2, "**no**")
+
+
+def test_seeds_are_compared_on_the_prompts_they_share(tmp_path: Path) -> None:
+    folder = tmp_path / "writer" / "full"
+    for seed, prompts, nats in ((0, 4, 4.0), (3, 3, 8.0)):
+        for n in range(prompts):
+            path = running.file_of(folder / "test", arms.NUCLEUS, seed)
+            running.append_record(path, kept_run(f"code-{n:02d}", [([1, 2, 3, 4], nats)] * 5))
+    rows = across.luck([results.Results(folder)])[-1].splitlines()[2:]
+    assert [row.split(" | ")[:5] for row in rows] == [
+        ["| writer", "nucleus 0.9", "0", "3", "2.72 [2.72, 2.72]"],
+        ["| writer", "nucleus 0.9", "3", "3", "7.39 [7.39, 7.39]"],
+    ]
+    running.file_of(folder / "test", arms.NUCLEUS, 3).unlink()
+    assert across.luck([results.Results(folder)]) == []
+
+
+def test_longer_texts_are_not_cut_and_have_claims_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "writer" / "full"
+    texts = {"greedy": [([1, 2], 2.0)], "branches": [([n, 9, 9], 3.0) for n in range(4)] + [([9], 1.0)]}
+    for stage, nats in (("long", 0.0), ("test", 1.0)):
+        for name, of in texts.items():
+            more = [(ids, value + nats * (name == "greedy")) for ids, value in of]
+            running.append_record(folder / stage / f"{name}.jsonl", kept_run("code-00", more))
+    (tmp_path / "another" / "full" / "judge").mkdir(parents=True)
+    (model,) = results.read_results(tmp_path, "full")
+    title, _, table, _, said = across.longer([model])
+    greedy, branches = (row.split(" | ") for row in table.splitlines()[2:])
+    assert greedy[1:4] == ["greedy", "1", "2.00 [2.00, 2.00]"] and greedy[-1] == "- |"
+    assert (
+        branches[1:4] == ["branches", "1", "2.60 [2.60, 2.60]"] and branches[-1] == "0.625 [0.625, 0.625] |"
+    )
+    assert "branches: perplexity, times greedy's (<= 1.1) | 1.00 [1.00, 1.00], n 1 |" in said
+    assert title.endswith("ended by the model") and across.longer([]) == []
