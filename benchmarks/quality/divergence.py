@@ -25,7 +25,7 @@ from tempo_mlx.decode.paths import layers_of, sample_paths, token_ids
 from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.decode.score import depths, make_trie
 from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.lattice import ATTEND_RULES, ancestor_bias
+from tempo_mlx.lattice import ATTEND_RULES, ancestor_bias, ancestor_parents
 
 CASES = [*((rule, 8) for rule in ATTEND_RULES), ("lineage", 2), ("lineage", 4), ("all", 2), ("all", 4)]
 THRESHOLD = 0.03  # low enough for the widths to count
@@ -105,5 +105,6 @@ def run_trie(
     tokens, parents, row_of = make_trie(prompt_ids[-1], texts)
     bias = np.zeros((len(tokens), shared + len(tokens)), np.float32)
     bias[:, shared:] = ancestor_bias(parents, len(tokens))
-    out = model.forward(tokens, shared + depths(parents), bias, cache)
+    continued = ancestor_parents(parents, len(tokens), shared)
+    out = model.forward(tokens, shared + depths(parents), bias, cache, parents=continued)
     return log_probabilities(out.logits), row_of
