@@ -95,7 +95,7 @@ def test_a_changed_digit_is_noticed(page: str) -> None:
 
 # Compared below with what writes them, generated from the code, or (scale) without results that were kept.
 OTHERWISE = {"acceptance", "attention", "early-exit-figures", "pruning-ablation", "quality", "speed", "tasks", "api",
-             "cli", "models", "run-file", "settings", "scale"}  # fmt: skip
+             "cli", "models", "run-file", "settings", "scale", "superposition"}  # fmt: skip
 
 
 def test_no_other_page_has_figures() -> None:
@@ -160,6 +160,18 @@ def test_the_tasks_page_is_its_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_page(RESULTS / "tasks", tmp_path / "tasks.md")
     assert (ROOT / "docs" / "tasks.md").read_text("utf-8") == (tmp_path / "tasks.md").read_text("utf-8")
+    for picture in (tmp_path / "images").iterdir():
+        assert (ROOT / "docs" / "images" / picture.name).exists()
+
+
+def test_the_superposition_page_is_its_results(tmp_path: Path) -> None:
+    for needed in ("mlx", "matplotlib", "sacrebleu", "rapidfuzz"):
+        pytest.importorskip(needed)
+    from benchmarks.superposition_page import write_page
+
+    write_page(RESULTS / "superposition", tmp_path / "superposition.md")
+    page = (ROOT / "docs" / "superposition.md").read_text("utf-8")
+    assert page == (tmp_path / "superposition.md").read_text("utf-8")
     for picture in (tmp_path / "images").iterdir():
         assert (ROOT / "docs" / "images" / picture.name).exists()
 

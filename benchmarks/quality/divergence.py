@@ -17,13 +17,14 @@ import numpy as np
 import tempo_mlx
 from benchmarks.quality.prompts import Prompt
 from benchmarks.quality.running import append_record, read_records
-from tempo_mlx.arrays import Float32s
+from tempo_mlx.api import Stream
+from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.paths import layers_of, sample_paths, token_ids
 from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.decode.score import depths, make_trie
 from tempo_mlx.decode.tempo import Tempo
-from tempo_mlx.lattice import ATTEND_RULES, ancestor_bias
+from tempo_mlx.lattice import ATTEND_RULES, ancestor_bias, ancestor_parents
 
 CASES = [*((rule, 8) for rule in ATTEND_RULES), ("lineage", 2), ("lineage", 4), ("all", 2), ("all", 4)]
 THRESHOLD = 0.03  # low enough for the widths to count
@@ -53,12 +54,7 @@ def measure(
         loaded, prompt, attend=attend, max_parallel_tokens=cap, threshold=THRESHOLD, max_tokens=tokens,
         min_steps=tokens,
     )  # fmt: skip
-    rows: list[Float32s] = []  # (k, V) of each set but the last, in slot order
-    for step in decoding:
-        decoder = decoding.decoder
-        assert isinstance(decoder, Tempo)
-        if step.step:
-            rows.append(decoder.log_probs)
+    rows = rows_of(decoding)
     layers = layers_of(decoding.steps)
     drawn = sample_paths(layers, paths, 0)
     exact = exact_rows(
@@ -66,12 +62,22 @@ def measure(
     )  # (paths, tokens - 1, V)
     result: dict[str, Any] = {"row": [], "mixture": []}
     for t, superposed in enumerate(rows):
-        here = np.array([len(superposed) - 1 - path.choice[t] for path in drawn])  # best first -> slot order
-        log_p, log_q = exact[:, t], superposed[here]
+        log_p, log_q = exact[:, t], superposed[[path.choice[t] for path in drawn]]
         result["row"].append(round(float(np.mean(divergence(log_p, log_q))), 4))
         means = [np.logaddexp.reduce(each, axis=0) - np.log(paths) for each in (log_p, log_q)]
         result["mixture"].append(round(float(divergence(*means)), 4))
     return {**result, "width": round(float(np.mean([len(layer.members) for layer in layers])), 3)}
+
+
+def rows_of(decoding: Stream) -> list[Float32s]:
+    """Decode a lattice to its end: the rows (k, V) of each set but the last, the best member's first."""
+    rows: list[Float32s] = []
+    for step in decoding:
+        decoder = decoding.decoder
+        assert isinstance(decoder, Tempo)
+        if step.step:
+            rows.append(decoder.log_probs[::-1])  # from slot order
+    return rows
 
 
 def divergence(log_p: Float32s, log_q: Float32s) -> Any:
@@ -81,6 +87,14 @@ def divergence(log_p: Float32s, log_q: Float32s) -> Any:
 
 def exact_rows(model: Any, prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]) -> Float32s:
     """Log-probabilities after each token but the last of texts of one length: (texts, length - 1, V)."""
+    log_probs, row_of = run_trie(model, prompt_ids, texts)
+    return log_probs[np.stack(row_of)[:, 1:]]
+
+
+def run_trie(
+    model: Any, prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]
+) -> tuple[Float32s, list[Ints]]:
+    """Log-probabilities (n, V) of all rows that texts need, and of each text the row that each token is read from."""
     cache = model.new_cache()
     shared = len(prompt_ids) - 1
     if shared:
@@ -88,5 +102,6 @@ def exact_rows(model: Any, prompt_ids: Sequence[int], texts: Sequence[Sequence[i
     tokens, parents, row_of = make_trie(prompt_ids[-1], texts)
     bias = np.zeros((len(tokens), shared + len(tokens)), np.float32)
     bias[:, shared:] = ancestor_bias(parents, len(tokens))
-    out = model.forward(tokens, shared + depths(parents), bias, cache)
-    return log_probabilities(out.logits)[np.stack(row_of)[:, 1:]]
+    continued = ancestor_parents(parents, len(tokens), shared)
+    out = model.forward(tokens, shared + depths(parents), bias, cache, parents=continued)
+    return log_probabilities(out.logits), row_of

@@ -17,7 +17,7 @@ FAMILIES = {"ours": "#0b6e4f", "search": "#c1554d", "sampling": "#d9a441"}
 
 def front(entries: Mapping[str, Entry], path: Path, title: str) -> None:
     """Diversity against perplexity with intervals: up is more different, left is better liked by the model."""
-    figure, axes = _figure((8.4, 4.8))
+    figure, axes = begin_figure((8.4, 4.8))
     points = {}
     for name, entry in entries.items():
         across, up = measured(entry, perplexity), measured(entry, mean("distinct_2"))
@@ -35,7 +35,7 @@ def front(entries: Mapping[str, Entry], path: Path, title: str) -> None:
     axes.minorticks_off()
     axes.set_title(title, fontsize=9)
     _labels(axes, points)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _labels(axes: Any, points: Mapping[str, tuple[float, float, str]]) -> None:
@@ -58,13 +58,13 @@ def family(name: str) -> str:
 
 def divergence(results: Mapping[tuple[str, int], Mapping[str, Floats]], path: Path) -> None:
     """KL by step: the rules at the largest width, and lineage at every width."""
-    figure, (left, right) = _figure((9, 3.6), columns=2)
+    figure, (left, right) = begin_figure((9, 3.6), columns=2)
     widest = max(cap for _, cap in results)
     for (attend, cap), result in results.items():
         if cap == widest:
-            _line(left, result["row"], attend)
+            draw_by_step(left, result["row"], attend)
         if attend == "lineage":
-            _line(right, result["row"], f"mean width {result['width'].mean():.1f}")
+            draw_by_step(right, result["row"], f"mean width {result['width'].mean():.1f}")
     for axes, title in (
         (left, f"by rule, sets of at most {widest}"),
         (right, "lineage, by width of the sets"),
@@ -73,10 +73,10 @@ def divergence(results: Mapping[tuple[str, int], Mapping[str, Floats]], path: Pa
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7, frameon=False)
     left.set_ylabel("KL(exact || superposed), nats")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _line(axes: Any, values: Floats, label: str) -> None:
+def draw_by_step(axes: Any, values: Floats, label: str) -> None:
     """Means over prompts of three neighbouring steps, with their interval; values (prompts, steps)."""
     kernel = np.ones(3) / 3
     smooth = np.array([np.convolve(row, kernel, mode="valid") for row in values])
@@ -86,7 +86,7 @@ def _line(axes: Any, values: Floats, label: str) -> None:
     axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
 
 
-def _figure(size: tuple[float, float], columns: int = 1) -> Any:
+def begin_figure(size: tuple[float, float], columns: int = 1) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,7 +99,7 @@ def _figure(size: tuple[float, float], columns: int = 1) -> Any:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
