@@ -243,7 +243,7 @@ def run_study(
             yield line
 
 
-def rounded(values: ArrayLike) -> Any:
+def rounded(values: Any) -> Any:
     return np.round(values, 6).tolist()
 
 

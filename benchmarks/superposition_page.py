@@ -59,7 +59,7 @@ def write_page(out: Path, page: Path) -> None:
 
 def read_results(folder: Path) -> dict[str, Lines]:
     """By study and case, in the order of the cases."""
-    found = {}
+    found: dict[str, Lines] = {}
     for study, (_, cases) in STUDIES.items():
         lines = read_records(folder / f"{study}.jsonl")
         by_case = {name: [line for line in lines if line["case"] == name] for name in cases}
