@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -347,6 +348,42 @@ def test_a_stage_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         command.main(["judge", "--model", "a/b", "--judge", "c/b.gguf"])
     assert "does not judge its own texts" in capsys.readouterr().err
+
+
+def test_a_stage_hands_on_what_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, runs, judges = [], [], []
+    monkeypatch.setattr(tempo_mlx, "load", lambda name: [loads.append(name), twin][1])
+    monkeypatch.setattr(command, "run_arm", lambda *given: [runs.append(given), ()][1])
+    monkeypatch.setattr(command, "run_judge", lambda *given: [judges.append(given), ()][1])
+    twin = SimpleNamespace(model=SimpleNamespace(info={"id": "one"}))
+    options = ["--out", str(tmp_path), "--model", "one", "--prompts", "3"]
+    command.main([*options, "test", "--only", "mcts"])
+    command.main([*options, "long", "--seed", "2", "--together", "4"])
+    command.main([*options, "tuning", "--only", "greedy"])
+    plans = [(arm.name, len(prompts), plan) for _, arm, prompts, plan, _ in runs]
+    drawn = Plan(128, ends=True, seed=2, together=4)
+    assert plans == [
+        ("mcts", 3, Plan(32)),
+        ("nucleus", 3, drawn),
+        ("branches-sample", 3, drawn),
+        ("greedy", 3, Plan(40)),
+    ]
+    assert [str(path.relative_to(tmp_path / "one" / "full")) for *_, path in runs[:2]] == [
+        "test/mcts.jsonl", "long/nucleus.seed-2.jsonl",
+    ]  # fmt: skip
+    command.main([*options, "judge", "--judge", "home/two.gguf"])
+    ((_, rated, prompts, folder, judged, _),) = judges
+    assert {"lineage", "beam-2", "greedy", "threshold"} < {arm.name for arm in rated} and len(prompts) == 3
+    assert arms.NUCLEUS not in rated  # of no pair that is compared
+    assert (folder, judged) == (tmp_path / "one/full/test", tmp_path / "one/full/judge/two")
+    assert loads == ["one"] * 3 + ["home/two.gguf"]
+
+
+def test_rivals_are_tuned_as_ours_are() -> None:
+    of_eight = {arm.name: arm for arm in arms.TUNING if arm.worth is not None}
+    for strength in (0.5, 1, 2):  # what best of 8 pays for a pair of tokens is the strength, as of branches
+        arm = of_eight[f"diverse-beam-{strength}-5-of-8"]
+        assert arm.worth == arm.settings["diversity_strength"] == strength
 
 
 def test_results_of_two_versions_say_both(tmp_path: Path) -> None:

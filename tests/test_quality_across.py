@@ -6,15 +6,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rapidfuzz")
+pytest.importorskip("matplotlib")
 
 import tempo_mlx
 from benchmarks.quality import across, arms, judge, results, running, summary
-from benchmarks.quality.answers import Claim, claims
+from benchmarks.quality.answers import Claim, beside, claims
+from benchmarks.quality.page import FULL, write_page
 from benchmarks.quality.prompts import read_prompts
 from tests.test_quality import kept_run, loaded, made, never
 
@@ -154,3 +157,31 @@ def test_longer_texts_are_not_cut_and_have_claims_of_their_own(tmp_path: Path) -
     )
     assert "branches: perplexity, times greedy's (<= 1.1) | 1.00 [1.00, 1.00], n 1 |" in said
     assert title.endswith("ended by the model") and across.longer([]) == []
+
+
+def test_one_text_is_not_said_to_be_diverse() -> None:
+    costs = {"passes": np.ones(2), "rows": np.array([2.0, 4.0])}
+    one = {
+        name: replace(made(name, [1.0, 2.0]), numbers=costs) for name in ("lineage: best", "beam-2: first")
+    }
+    five = {name: replace(made(name, [1.0, 2.0]), texts=5) for name in ("branches", "diverse-beam-1")}
+    for entry in five.values():
+        entry.numbers.update(costs)
+    table = beside(one | five)
+    assert table is not None
+    several, single = table.splitlines()[2:]
+    assert single == "| lineage: best | beam-2: first | 2 | 1.00 [1.00, 1.00] | - | 1.00 | 1.00 |"
+    assert several.startswith("| branches | diverse-beam-1 | 2 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |")
+    assert beside({}) is None
+
+
+def test_the_model_whose_tables_are_all_shown_comes_first(tmp_path: Path) -> None:
+    for name in ("another", FULL):
+        running.append_record(
+            tmp_path / name / "full" / "test" / "greedy.jsonl", kept_run("code-00", [([1, 2, 3, 4], 1.0)])
+        )
+        (tmp_path / name / "full" / "about.json").write_text(f'{{"id": "{name}"}}')
+    write_page(tmp_path, "full", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert f"Measured on {FULL}; another." in page and f"\n## {FULL} in full\n" in page
+    assert page.index(f"## {FULL} in full") < page.index("## Texts of another")
