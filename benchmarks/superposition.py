@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike
 import tempo_mlx
 from benchmarks.quality.divergence import divergence, rows_of, run_trie
 from benchmarks.quality.prompts import Prompt, read_prompts
-from benchmarks.quality.running import Record, read_records
+from benchmarks.quality.running import Record, append_record, read_records
 from benchmarks.studies import versions
 from tempo_mlx.api import Prompt as Given
 from tempo_mlx.arrays import Float32s, Floats
@@ -238,8 +238,7 @@ def run_study(
                 continue
             seed = zlib.crc32(prompt.id.encode())  # other draws for every prompt
             line = {"prompt": prompt.id, "case": name, **measure(loaded, prompt.text, case, seed)}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            append_record(path, line)
             yield line
 
 

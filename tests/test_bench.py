@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempo_mlx.bench import generation, processes
+from tempo_mlx.bench import generation, processes, steps
 from tempo_mlx.bench.contenders import NAMES, STORED, Field, check_equal, line_up
 from tempo_mlx.bench.machine import read_bandwidth
 from tempo_mlx.bench.page import page
@@ -72,6 +72,18 @@ def test_every_contender_says_the_same(field: Field) -> None:
         first = each.rows(state, [5, 6, 7])
         assert first.shape == (3, 320) and first.dtype == np.float32
         np.testing.assert_array_equal(each.rows(state, [5, 6, 7]), first)  # rows are forgotten
+
+
+def test_long_runs_are_without_what_takes_minutes_for_them(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "LENGTHS", (8, 24))
+    monkeypatch.setattr(steps, "SHORT", 8)
+    found = steps.context(field, steps.Effort(True, 1e10, 100.0))
+    named = {
+        case: [row.contender for row in found.rows if row.case == case] for case in ("8 slots", "24 slots")
+    }
+    assert named == {"8 slots": ["tempo-mlx", "mlx-lm", "transformers"], "24 slots": ["tempo-mlx", "mlx-lm"]}
 
 
 def test_unequal_work_is_not_timed(field: Field) -> None:

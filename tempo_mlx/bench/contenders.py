@@ -164,7 +164,7 @@ class Field:
         own = (each for each in self.contenders if isinstance(each, Ours) and each.name in NAMES[:2])
         return {each.name: replace(self.loaded, model=each.model) for each in own}
 
-    def quick(self, transformers: bool) -> list[Contender]:
+    def for_long_runs(self, transformers: bool) -> list[Contender]:
         """Those to time where a run is long: without the torch backend, a reference to read that takes several times as
         long as all others on a CPU, and with or without transformers.
         """

@@ -63,7 +63,7 @@ def tempo(field: Field, effort: Effort, original: Path | None = None) -> Result:
     )
     decodings = {
         each.name: Decoding(_as_loaded(field, each), length)
-        for each in field.quick(transformers=False)
+        for each in field.for_long_runs(transformers=False)
         if isinstance(each, Ours)
     }
     cases: dict[str, Callable[[], float]] = dict(decodings)

@@ -137,7 +137,7 @@ def context(field: Field, effort: Effort) -> Result:
     result = Result("context", f"One row on top of so many slots; beyond {SHORT} without transformers.")
     ratios: list[float | None] = []
     for length in lengths:
-        several = field.quick(transformers=length <= SHORT)
+        several = field.for_long_runs(transformers=length <= SHORT)
         timings = one_row(field, tokens(field, length), effort.rounds(10), contenders=several)
         result.add(f"{length} slots", timings)
         ratios.append(ratio(timings, field.ours.name, MLX_LM))
@@ -161,7 +161,7 @@ def prefill(field: Field, effort: Effort) -> Result:
         ids = tokens(field, length)
         cases: dict[str, Callable[[], float]] = {
             each.name: partial(stopwatch, partial(each.start, ids))
-            for each in field.quick(transformers=False)
+            for each in field.for_long_runs(transformers=False)
         }
         timings = interleaved(cases, effort.rounds(8), warm_up=length <= 512)
         result.add(f"{length} tokens", timings)
