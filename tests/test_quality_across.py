@@ -19,6 +19,7 @@ from benchmarks.quality import across, arms, judge, results, running, summary
 from benchmarks.quality.answers import Claim, beside, claims
 from benchmarks.quality.page import FULL, write_page
 from benchmarks.quality.prompts import read_prompts
+from benchmarks.studies import append_record, read_records
 from tests.test_quality import kept_run, loaded, made, never
 
 __all__ = ["loaded"]  # a fixture
@@ -32,7 +33,7 @@ def test_a_judge_reads_the_texts_with_its_own_tokenizer(
 ) -> None:
     prompts = read_prompts("test")[:3]
     for prompt in prompts:
-        running.append_record(
+        append_record(
             tmp_path / "test" / "branches.jsonl",
             kept_run(prompt.id, [([1, 2], 1.0), ([3], 1.0)])
             | {
@@ -45,7 +46,7 @@ def test_a_judge_reads_the_texts_with_its_own_tokenizer(
     run = partial(judge.run_judge, loaded, [arms.BRANCHES, arms.BEAM], folder=tmp_path / "test",
                   judged=tmp_path / "judged", tokenizer=never)  # fmt: skip
     assert len(list(run(prompts=prompts[:2]))) == 2 and len(list(run(prompts=prompts))) == 1
-    lines = running.read_records(tmp_path / "judged" / "branches.jsonl")
+    lines = read_records(tmp_path / "judged" / "branches.jsonl")
     assert [line["prompt"] for line in lines] == [prompt.id for prompt in prompts]
     (score,) = tempo_mlx.score(loaded, prompts[0].text, ["the é"])
     assert lines[0]["readings"] == {"texts": [[round(-score.log_prob, 3), len(score.log_probs), 6]]}
@@ -68,10 +69,10 @@ def test_judgements_are_by_byte_and_paired(tmp_path: Path) -> None:
             id_ = f"code-{n:02d}"
             record = kept_run(id_, [([1, 2], 1.0)] * 5, reading)
             record["readings"] |= dict.fromkeys(running_of(name), record["readings"][reading])
-            running.append_record(folder / "test" / f"{name}.jsonl", record)
+            append_record(folder / "test" / f"{name}.jsonl", record)
             if n != missing.get(name):
                 line = {"prompt": id_, "readings": {reading: [[nats, 1, 4], [nats, 9, 4]]}}
-                running.append_record(folder / "judge" / "other" / f"{name}.jsonl", line)
+                append_record(folder / "judge" / "other" / f"{name}.jsonl", line)
     found, lattice = across.judge(results.Results(folder))
     assert (found.judge, found.writer, found.ours, found.theirs) == (
         "other", "writer", "branches", "diverse beam 1",
@@ -100,7 +101,7 @@ def running_of(arm: str) -> tuple[str, ...]:
 
 def test_what_holds_names_the_models() -> None:
     def claim(what: str, low: float, value: float = 2.5) -> Claim:
-        return Claim(what, summary.Value(value, low, 3.0), 2.0, True, 12)
+        return Claim(what, summary.Value(value, low, 3.0), 2.0, True, 12, says=f"it has at least 2 of {what}")
 
     by_model = {
         "one": [claim("all", 2.1), claim("part", 2.1), claim("no", 1.9, 1.95)],
@@ -108,20 +109,40 @@ def test_what_holds_names_the_models() -> None:
     }
     lines = across.what_holds(by_model, [])[-1].splitlines()
     assert lines[1:] == [
-        "- On every model: all (>= 2); new (>= 2) (asked of two).",
-        "- On some: part (>= 2) (one: yes; two: not surely).",
-        "- On none: no (>= 2) (one: no; two: not surely).",
+        "- On every model:",
+        "  - it has at least 2 of all",
+        "  - it has at least 2 of new (asked of two)",
+        "- On some:",
+        "  - it has at least 2 of part: yes on one; not surely on two",
+        "- On none:",
+        "  - it has at least 2 of no: not surely on two; no on one",
     ]
+    assert across.what_holds({"one": by_model["one"][:1]}, [])[-1].endswith(
+        "- On some: none.\n- On none: none."
+    )
     rows = across.claims_table(by_model).splitlines()
     assert rows[0] == "| claim | one | two |"
     assert rows[2] == "| all (>= 2) | 2.50 [2.10, 3.00], n 12 | 2.50 [2.20, 3.00], n 12 |"
     assert rows[5] == "| new (>= 2) | - | 2.50 [2.10, 3.00], n 12 |"
 
 
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("qwen2.5-coder-0.5b-instruct-q4_k_m", "qwen2.5-coder-0.5b"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("qwen3-4b-Q8_0", "qwen3-4b"),
+    ],
+)
+def test_a_model_is_called_what_it_is(name: str, short: str) -> None:
+    assert results.Results(Path(name) / "full").short == short
+
+
 def test_a_claim_says_of_how_many_prompts_it_is() -> None:
     tests = {"branches": made("branches", [4.0, 6.0, 8.0]), "beam": made("beam", [2.0, 3.0])}
     (found,) = claims(tests)
     assert found.what == "branches: distinct-2, times beam's" and found.target == ">= 2.2"
+    assert found.says == "branches have at least 2.2 times beam search's different bigrams"
     assert (found.value.value, found.prompts, found.verdict) == (2.0, 2, "**no**")
 
 
@@ -130,7 +151,7 @@ def test_seeds_are_compared_on_the_prompts_they_share(tmp_path: Path) -> None:
     for seed, prompts, nats in ((0, 4, 4.0), (3, 3, 8.0)):
         for n in range(prompts):
             path = running.file_of(folder / "test", arms.NUCLEUS, seed)
-            running.append_record(path, kept_run(f"code-{n:02d}", [([1, 2, 3, 4], nats)] * 5))
+            append_record(path, kept_run(f"code-{n:02d}", [([1, 2, 3, 4], nats)] * 5))
     rows = across.luck([results.Results(folder)])[-1].splitlines()[2:]
     assert [row.split(" | ")[:5] for row in rows] == [
         ["| writer", "nucleus 0.9", "0", "3", "2.72 [2.72, 2.72]"],
@@ -146,7 +167,7 @@ def test_longer_texts_are_not_cut_and_have_claims_of_their_own(tmp_path: Path) -
     for stage, nats in (("long", 0.0), ("test", 1.0)):
         for name, of in texts.items():
             more = [(ids, value + nats * (name == "greedy")) for ids, value in of]
-            running.append_record(folder / stage / f"{name}.jsonl", kept_run("code-00", more))
+            append_record(folder / stage / f"{name}.jsonl", kept_run("code-00", more))
     (tmp_path / "another" / "full" / "judge").mkdir(parents=True)
     (model,) = results.read_results(tmp_path, "full")
     title, _, table, _, said = across.longer([model])
@@ -177,11 +198,11 @@ def test_one_text_is_not_said_to_be_diverse() -> None:
 
 def test_the_model_whose_tables_are_all_shown_comes_first(tmp_path: Path) -> None:
     for name in ("another", FULL):
-        running.append_record(
+        append_record(
             tmp_path / name / "full" / "test" / "greedy.jsonl", kept_run("code-00", [([1, 2, 3, 4], 1.0)])
         )
         (tmp_path / name / "full" / "about.json").write_text(f'{{"id": "{name}"}}')
     write_page(tmp_path, "full", tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert f"Measured on {FULL}; another." in page and f"\n## {FULL} in full\n" in page
+    assert f"Measured on {FULL}, another." in page and f"\n## {FULL} in full\n" in page
     assert page.index(f"## {FULL} in full") < page.index("## Texts of another")

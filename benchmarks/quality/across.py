@@ -39,7 +39,7 @@ class Judgement:
 def beside_each_other(models: Sequence[Results]) -> list[str]:
     """All sections that are about several models."""
     judgements = [judgement for model in models for judgement in judge(model)]
-    by_model = {model.name: model.claims for model in models}
+    by_model = {model.short: model.claims for model in models}
     return [
         *what_holds(by_model, judgements),
         *section(
@@ -56,32 +56,42 @@ def beside_each_other(models: Sequence[Results]) -> list[str]:
 # What holds
 
 WORDS = {
-    "yes": "yes",
-    "**no**": "no",
-}  # for verdicts; all others mean that an interval reaches beyond its bound
+    "yes": "yes on",
+    "**no**": "no on",
+}  # for verdicts; of all others an interval reaches beyond its bound
+UNSURE = "not surely on"
 
 
 def what_holds(by_model: Claims, judgements: Sequence[Judgement]) -> list[str]:
     groups: dict[str, list[str]] = {"every model": [], "some": [], "none": []}
     for row in rows_of(by_model).values():
-        words = {name: WORDS.get(claim.verdict, "not surely") for name, claim in row.items()}
-        claim = bounded(next(iter(row.values())))
-        if set(words.values()) == {"yes"}:
+        words = {name: WORDS.get(claim.verdict, UNSURE) for name, claim in row.items()}
+        claim = next(iter(row.values())).says
+        if set(words.values()) == {"yes on"}:
             asked = "" if len(words) == len(by_model) else f" (asked of {listed(list(words))})"
             groups["every model"].append(claim + asked)
         else:
-            which = listed([f"{name}: {word}" for name, word in words.items()])
-            groups["some" if "yes" in words.values() else "none"].append(f"{claim} ({which})")
+            models = {
+                word: [name for name in words if words[name] == word] for word in ("yes on", UNSURE, "no on")
+            }
+            which = "; ".join(f"{word} {', '.join(names)}" for word, names in models.items() if names)
+            groups["some" if models["yes on"] else "none"].append(f"{claim}: {which}")
     lines = [
-        f"Measured on {listed(list(by_model))}. A claim holds on a model where its whole interval is on the right side "
+        f"- Measured on {', '.join(by_model)}. A claim holds on a model where its whole interval is on the right side "
         "of the bound; it is asked of those that have results of it.",
-        *(f"On {group}: {listed(found)}." for group, found in groups.items()),
+        *(f"- On {group}:{points(found)}" for group, found in groups.items()),
     ]
     if judgements:
         lines.append(
-            f"Other models as judges, of which texts take fewer nats a byte, ours or theirs: {tally(judgements)}."
+            "- Other models as judges, of which texts take fewer nats a byte, ours or theirs: one verdict for each "
+            f"writer and judge.{points(tally(judgements))}"
         )
-    return section("What holds", "\n".join(f"- {line}" for line in lines))
+    return section("What holds", "\n".join(lines))
+
+
+def points(found: Sequence[str]) -> str:
+    """A list in a list."""
+    return "".join(f"\n  - {each}" for each in found) or " none."
 
 
 def rows_of(by_model: Claims) -> dict[str, dict[str, Claim]]:
@@ -97,22 +107,18 @@ def bounded(claim: Claim) -> str:
     return f"{claim.what} ({claim.target})"
 
 
-def tally(judgements: Sequence[Judgement]) -> str:
+def tally(judgements: Sequence[Judgement]) -> list[str]:
     """How often ours was surely better, surely worse, or neither, by pair."""
     pairs: dict[tuple[str, str], list[str]] = {}
     for each in judgements:
         pairs.setdefault((each.ours, each.theirs), []).append(each.verdict)
-    return listed(
-        [
-            f"{ours} / {theirs} "
-            + ", ".join(
-                f"{word} {verdicts.count(word)}"
-                for word in ("better", "worse", "undecided")
-                if word in verdicts
-            )
-            for (ours, theirs), verdicts in pairs.items()
-        ]
-    )
+    return [
+        f"{ours}, beside {theirs}: "
+        + ", ".join(
+            f"{word} {verdicts.count(word)}" for word in ("better", "worse", "undecided") if word in verdicts
+        )
+        for (ours, theirs), verdicts in pairs.items()
+    ]
 
 
 def claims_table(by_model: Claims) -> str:
@@ -187,7 +193,7 @@ def judged(judgements: Sequence[Judgement]) -> list[str]:
 
 def longer(models: Sequence[Results]) -> list[str]:
     rows = [
-        [model.name, entry.label, str(len(entry)), str(measured(entry, mean("length"))),
+        [model.short, entry.label, str(len(entry)), str(measured(entry, mean("length"))),
          str(measured(entry, perplexity)), str(measured(entry, distinct_2)) if entry.texts > 1 else "-"]
         for model in models for name, entry in model.long.items() if "distinct_2" in entry.numbers
     ]  # fmt: skip
@@ -200,7 +206,7 @@ def longer(models: Sequence[Results]) -> list[str]:
         "lengths differ do not compare by it alone.",
         markdown(("model", "decoder", "n", "tokens of a text", "perplexity", "distinct-2"), rows),
         "The claims, of these texts:",
-        claims_table({model.name: claims(model.long) for model in models if model.long}),
+        claims_table({model.short: claims(model.long) for model in models if model.long}),
     )
 
 
@@ -215,7 +221,7 @@ def luck(models: Sequence[Results]) -> list[str]:
             for seed, entry in by_seed.items():
                 same = entry.take([i for i, prompt in enumerate(entry.prompts) if prompt in shared])
                 rows.append(
-                    [model.name, entry.label, str(seed), str(len(same)), str(measured(same, perplexity)),
+                    [model.short, entry.label, str(seed), str(len(same)), str(measured(same, perplexity)),
                      str(measured(same, distinct_2))]
                 )  # fmt: skip
     if not rows:

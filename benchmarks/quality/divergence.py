@@ -16,7 +16,7 @@ import numpy as np
 
 import tempo_mlx
 from benchmarks.quality.prompts import Prompt
-from benchmarks.quality.running import append_record, read_records
+from benchmarks.studies import append_record, read_records
 from tempo_mlx.api import Stream
 from tempo_mlx.arrays import Float32s, Ints
 from tempo_mlx.decode.combine import log_probabilities

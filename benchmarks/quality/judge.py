@@ -8,7 +8,8 @@ from pathlib import Path
 import tempo_mlx
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.prompts import Prompt
-from benchmarks.quality.running import Record, append_record, read_records, words_of
+from benchmarks.quality.running import words_of
+from benchmarks.studies import Record, append_record, read_records
 from tempo_mlx.weights import Tokenizer
 
 

@@ -39,6 +39,7 @@ from benchmarks.quality.summary import (
 
 FULL = "smollm2-135m"  # the model whose tables are all shown, where there are results of it
 DIVERSE = "diverse-beam-1"
+OURS = {arm.name for arm in table.TUNING if {"branches", "paths"} & set(arm.settings)}
 NEWCOMERS = (
     "How good are the texts, and how different from each other? *Perplexity* says how much a text surprises the model "
     "itself (1: not at all), *distinct-2* how many of the pairs of tokens in five texts are not repeats. In the "
@@ -355,6 +356,8 @@ def tuning(tried: Entries) -> list[str]:
               "distinct-2 / diverse beam 1", "perplexity / diverse beam 1")  # fmt: skip
     return section(
         "What was tried",
-        f"On tuning prompts, which no other table shows; texts of {length} tokens.",
+        f"On tuning prompts, which no other table shows; texts of {length} tokens. Settings of branches and lattices: "
+        f"{len(OURS & set(fives))}, of what they are held against: "
+        f"{len(set(fives) - OURS)}.",
         markdown(header, rows),
     )

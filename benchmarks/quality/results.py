@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,9 @@ import numpy as np
 
 from benchmarks.quality import arms as table
 from benchmarks.quality.answers import Claim, Entries, claims, markdown
-from benchmarks.quality.running import file_of, read_records
+from benchmarks.quality.running import file_of
 from benchmarks.quality.summary import Entry, of_reading, read_entries, read_prices
+from benchmarks.studies import read_records
 from tempo_mlx.weights import Tokenizer, open_checkpoint
 
 Rated = dict[str, tuple[float, float]]
@@ -29,6 +31,11 @@ class Results:
     @property
     def name(self) -> str:
         return self.folder.parent.name
+
+    @property
+    def short(self) -> str:
+        """The name without what it was trained and stored as."""
+        return re.sub(r"-(instruct|q\d\w*)(?=-|$)", "", self.name, flags=re.IGNORECASE)
 
     @cached_property
     def about(self) -> dict[str, Any]:

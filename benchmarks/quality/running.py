@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from benchmarks.pruning_ablation import remove_share
 from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.prompts import Prompt
 from benchmarks.side_by_side import side_by_side
+from benchmarks.studies import Record, append_record, read_records
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, sample_paths, token_ids
 from tempo_mlx.decode.score import score_sequences
 from tempo_mlx.decode.step import Step
@@ -29,8 +29,6 @@ from tempo_mlx.weights import Tokenizer
 QUARTERS = 4  # of a text's length: where along it the log-probability was lost
 THINNED = 0.6  # share of the removable members that the thinned readings remove
 KEPT = ("texts", "first", "best")  # readings whose tokens are kept
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,19 +80,6 @@ def run_arm(
     for record in records:
         append_record(path, record)
         yield record
-
-
-def append_record(path: Path, record: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
-
-
-def read_records(path: Path) -> list[Record]:
-    """The whole lines of a file of results; [] if there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 def measure(loaded: tempo_mlx.LoadedModel, arm: Arm, prompt: Prompt, plan: Plan, among: Any) -> Record:

@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.quality.arms import TEXTS, Arm
 from benchmarks.quality.metrics import diversity
 from benchmarks.quality.prices import price
-from benchmarks.quality.running import Record, file_of, in_quarters, length_of, read_records, words_of
-from benchmarks.studies import bootstrap
+from benchmarks.quality.running import file_of, in_quarters, length_of, words_of
+from benchmarks.studies import Record, bootstrap, read_records
 from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.weights import Tokenizer
 
