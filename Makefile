@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ]
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest --fast -rfE $(ARGS)
+	$(BIN)/python -m pytest --fast -n 2 --dist loadfile -rfE $(ARGS)
 
 check: lint types test
 

@@ -98,6 +98,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_the_keywords(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "right.py").write_text(RIGHT)

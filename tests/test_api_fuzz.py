@@ -151,6 +151,7 @@ def examples(least: int) -> Any:
     )
 
 
+@pytest.mark.slow
 @given(prompt=prompts, given_=keywords(), kept=st.booleans())
 @examples(100)
 def test_generate(prompt: Any, given_: dict[str, Any], kept: bool) -> None:

@@ -53,6 +53,7 @@ print(info.name, "|", info.reason, "|", info.path)
     assert [file.name for file in Path(path).parent.iterdir()] == [Path(path).name]
 
 
+@pytest.mark.slow
 def test_it_is_much_faster_than_what_mlx_links() -> None:
     code = "from tempo_mlx import blas; print(blas.measure_gflops(768))"
     assert float(run(code)) > 3 * float(run(code, TEMPO_BLAS="netlib"))

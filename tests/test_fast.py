@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 COLLECT = """
 import sys, pytest
@@ -21,6 +23,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_and_much_is_left() -> None:
     out = run("-c", COLLECT)
     assert "HEAVY []" in out
@@ -30,6 +33,7 @@ def test_nothing_heavy_is_imported_and_much_is_left() -> None:
         assert f"tests/{module}.py: " not in out, module
 
 
+@pytest.mark.slow
 def test_what_needs_a_twin_or_the_real_model_is_left_out() -> None:
     out = run("-m", "pytest", "--fast", "-rs", "tests/test_weights_safetensors.py", "tests/test_speed.py")
     assert "torch" in out and "passed" in out and "deselected" in out

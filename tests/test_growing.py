@@ -87,6 +87,7 @@ def test_what_grows_is_what_the_run_comes_to(seed: int, stop: tuple[str, ...], w
     assert [p for p in found if p.alternatives] == [p for p in whole if p.alternatives]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6))
 @settings(deadline=None, max_examples=40)
 def test_what_has_settled_is_said_of_every_longer_run(seed: int) -> None:

@@ -67,6 +67,7 @@ def test_every_page_is_on_the_site() -> None:
     assert named == {path.name for path in DOCS.glob("*.md")}
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_its_links_hold() -> None:
     """With what it shows in it: nothing is fetched from elsewhere."""
     pytest.importorskip("zensical")

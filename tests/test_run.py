@@ -448,6 +448,7 @@ def test_numbers_that_are_none_are_never_written() -> None:
 JUNK = st.sampled_from([None, True, -1, 10**30, 0.5, "x", [], {}, [[]], {"a": []}, "\ud800"])
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_damage_of_any_kind_is_a_run_file_error(data: st.DataObject) -> None:

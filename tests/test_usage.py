@@ -134,6 +134,7 @@ OTHERS = [
     ("ask a --temprature 1", 2, "did you mean --temperature?"),
     ("ask a -n 0", 2, "--max-tokens is 0"),
     ("ask a --system-file missing.txt", 2, "Cannot read missing.txt"),
+    ("ask a --choices b,c --system-file missing.txt", 2, "Cannot read missing.txt"),
     ("ask a -m no-such-model", 1, "no-such-model"),
     ("chat hello", 2, "tempo-mlx chat has no use for hello"),
     ("chat --format json", 2, "There is no --format here"),

@@ -174,6 +174,7 @@ odd_values = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=1500)
 @given(data=st.data(), family=st.sampled_from(list(FAMILIES)))
 def test_config_values(data: st.DataObject, family: str) -> None:

@@ -163,9 +163,9 @@ def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Ch
     from tempo_mlx.asking import ASKED, begin
 
     output, question = given.make(OutputConfig), read(given, text)
+    settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
     check_writable(output)
     loaded, out, err, started = start(given, output)
-    settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
     brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
     with Interrupts() as interrupts:
         asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, brief=brief, **by)
@@ -221,9 +221,9 @@ def open_to(given: Given, defaults: Any) -> dict[str, object]:
 def show_choices(given: Given, text: str | None, choices: list[str]) -> None:
     from tempo_mlx.asking import score_choices
 
-    output, question = given.make(OutputConfig), read(given, text)
+    output, question, settings = given.make(OutputConfig), read(given, text), generation_of(given)
     loaded, out, _, _ = start(given, output)
-    print_answers(score_choices(loaded, question, choices, generation_of(given)), output, out)
+    print_answers(score_choices(loaded, question, choices, settings), output, out)
 
 
 def read(given: Given, text: str | None) -> str:
