@@ -15,7 +15,8 @@ Sets of several arise where the model is uncertain, so their tokens might receiv
 decoding too. Control: the best path of the lineage lattice, run alone; its token at a place where the lattice had
 a set of several, against its other tokens.
 
-Results are kept per prompt in --out and are not computed again. Intervals: 95%, bootstrap over prompts.
+Results are kept, a line a prompt, in --out and are not computed again; how long they take stands on the page.
+Intervals: 95%, bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import tempo_mlx
-from benchmarks.studies import bootstrap, prompts, shards, versions
+from benchmarks.studies import Record, bootstrap, prompts, read_records, runtime, studied, versions
 from tempo_mlx.bench.results import markdown_table
 from tempo_mlx.decode.paths import best_paths, layers_of, token_ids
 from tempo_mlx.decode.prefill import never, prefill
@@ -45,6 +46,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 CONTROL = "control: best path alone"
 ORIGINAL = 13  # the first prompts of the list are the original study's
 KINDS = ("single", "member", "set")
+KEPT = "prompts.jsonl"
+DIGITS = 4  # of what is kept
 
 
 def main() -> None:
@@ -61,21 +64,25 @@ def main() -> None:
     if options.quick:
         options.prompts, options.tokens = 4, 24
     loaded = tempo_mlx.load(options.model)
-    name = f"{options.threshold}-{options.tokens}-{options.distance}"
-    folder = options.out / Path(loaded.model.info["id"]).name / name
+    folder = options.out / Path(loaded.model.info["id"]).name
+    folder.mkdir(parents=True, exist_ok=True)
+    given = ("prompts", "tokens", "threshold", "distance")
+    about = {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)}
+    (folder / "about.json").write_text(json.dumps(about) + "\n")
     texts = prompts(options.prompts)
     keys = [f"{index:03d}" for index in range(len(texts))]
-    results = shards(folder, keys, lambda key: study(loaded, texts[int(key)], options))
+    results = studied(folder / KEPT, keys, lambda key: study(loaded, texts[int(key)], options))
+    for group, figures in by_group(results).items():
+        show(group, figures)
+    if options.page:
+        write_page(options.page, folder)
+
+
+def by_group(results: Sequence[Record]) -> dict[str, dict[str, Any]]:
     groups = {"all prompts": results}
     if len(results) > ORIGINAL:
         groups["the original's prompts"] = results[:ORIGINAL]
-    summary = {group: summarise(chosen) for group, chosen in groups.items()}
-    for group, figures in summary.items():
-        show(group, figures)
-    if options.page:
-        write_page(options.page, summary, options)
-    about = {"benchmark": "attention_study", "settings": name, **versions(loaded.model.info)}
-    print(json.dumps({**about, **summary}))
+    return {group: summarise(chosen) for group, chosen in groups.items()}
 
 
 # One prompt
@@ -148,7 +155,13 @@ def tally(
             for kind, value in kinds.items() if several[earlier] else [("single", received[:, 0])]:
                 sums[kind][:, place] += value
                 counts[kind][place] += 1
-    return {kind: {"sum": sums[kind].tolist(), "count": counts[kind].tolist()} for kind in KINDS}
+    return {
+        kind: {
+            "sum": [[float(f"{value:.{DIGITS}g}") for value in layer] for layer in sums[kind]],
+            "count": counts[kind].astype(int).tolist(),
+        }
+        for kind in KINDS
+    }
 
 
 # All prompts
@@ -202,19 +215,23 @@ def show(group: str, summary: dict[str, Any]) -> None:
     print()
 
 
-def write_page(path: Path, summary: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    """The page, and its plot in images/ beside it."""
+def write_page(path: Path, folder: Path) -> None:
+    """The page over the results of a folder, and its plot in images/ beside it."""
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    about = json.loads((folder / "about.json").read_text("utf-8"))
+    results = read_records(folder / KEPT)
+    summary = by_group(results)
     plot(summary["all prompts"], path.parent / "images" / "attention-layers.png")
-    path.write_text(page(summary, options.model, options.tokens, options.threshold, options.distance))
+    path.write_text(page(summary, about, runtime(results)), "utf-8")
 
 
-def page(summary: dict[str, dict[str, Any]], model: str, tokens: int, threshold: float, distance: int) -> str:
+def page(summary: dict[str, dict[str, Any]], about: dict[str, Any], took: str) -> str:
     """Tables in Markdown."""
     lines = [
         "# Do members of parallel sets receive less attention?",
-        f"Written by `python -m benchmarks.attention_study`; not edited. Model {model}, {tokens} "
-        f"steps, threshold {threshold}, nothing removed; distances 1 to {distance}. Numbers are "
+        f"Written by `python -m benchmarks.attention_study`, {took}; not edited. Model {about['id']}, "
+        f"{about['tokens']} steps, threshold {about['threshold']}, nothing removed; distances 1 to "
+        f"{about['distance']}. Numbers are "
         "attention received relative to a single token at the same distance, mean over layers; in brackets: 95%, "
         "bootstrap over prompts. How it is counted is said at the top of that file; the answer in words is in "
         "[pruning.md](pruning.md).",

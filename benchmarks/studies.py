@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+Record = dict[str, Any]
 PROMPTS = Path(__file__).with_name("prompts.txt")  # the first 13 are the original project's
 
 
@@ -18,18 +21,39 @@ def prompts(count: int | None = None) -> list[str]:
     return PROMPTS.read_text().splitlines()[:count]
 
 
-def shards(folder: Path, keys: Iterable[str], make: Callable[[str], Any]) -> list[Any]:
-    """The results of all keys, each computed once and kept as folder/key.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    results = []
+def append_record(path: Path, record: Record) -> None:
+    """Put a line at the end of a file of results, in the place of one that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (found := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, found.rfind(b"\n") + 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The whole lines of a file of results; [] if there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def studied(path: Path, keys: Iterable[str], make: Callable[[str], Record]) -> list[Record]:
+    """The records of all keys, each made once and appended to `path` with what processor time it took."""
+    done = {record["key"]: record for record in read_records(path)}
+    found = []
     for key in keys:
-        path = folder / f"{key}.json"
-        if not path.exists():
-            draft = path.with_suffix(".part")
-            draft.write_text(json.dumps(make(key)))
-            draft.replace(path)
-        results.append(json.loads(path.read_text()))
-    return results
+        if key not in done:
+            start = time.process_time()
+            record = make(key)
+            done[key] = {"key": key, "cpu_seconds": round(time.process_time() - start, 1), **record}
+            append_record(path, done[key])
+        found.append(done[key])
+    return found
+
+
+def runtime(records: Iterable[Record]) -> str:
+    """What the records took to make, as a page says it."""
+    return f"{sum(record['cpu_seconds'] for record in records) / 60:.0f} core-minutes"
 
 
 def bootstrap(

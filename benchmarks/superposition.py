@@ -38,8 +38,7 @@ from numpy.typing import ArrayLike
 import tempo_mlx
 from benchmarks.quality.divergence import divergence, rows_of, run_trie
 from benchmarks.quality.prompts import Prompt, read_prompts
-from benchmarks.quality.running import Record, append_record, read_records
-from benchmarks.studies import versions
+from benchmarks.studies import Record, append_record, read_records, versions
 from tempo_mlx.api import Prompt as Given
 from tempo_mlx.arrays import Float32s, Floats
 from tempo_mlx.decode.enumeration import Enumeration

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.plots import begin_figure, draw_by_step, save_figure
-from benchmarks.quality.running import Record, read_records
 from benchmarks.quality.summary import Value
-from benchmarks.studies import bootstrap
+from benchmarks.studies import Record, bootstrap, read_records
 from benchmarks.superposition import BINS, DRAWN, LATTICES, MOST_TEXTS, SPELLED, STUDIES, TOKENS, Case
 from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.bench.results import markdown_table

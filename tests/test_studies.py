@@ -1,13 +1,16 @@
-"""Intervals of the benchmarks: they cover what they say, with few samples too."""
+"""What the benchmarks share: intervals that cover what they say, and records that are made once."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.studies import bootstrap
+from benchmarks.studies import bootstrap, read_records, runtime, studied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "skewed", "least", "most"), [(8, False, 0.91, 0.98), (8, True, 0.87, 0.95)]
 )
@@ -46,3 +49,21 @@ def test_draws_without_a_figure_do_not_count() -> None:
     assert bootstrap(ratio, 5) == (2.0, 2.0, 2.0)
     assert np.isnan(bootstrap(lambda index: np.nan, 5)[1])
     assert bootstrap(lambda index: 3.0, 1) == (3.0, 3.0, 3.0)
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, made = tmp_path / "folder" / "study.jsonl", []
+
+    def make(key: str) -> dict[str, str]:
+        if key == "c":
+            raise KeyboardInterrupt
+        made.append(key)
+        return {"found": key.upper()}
+
+    with pytest.raises(KeyboardInterrupt):
+        studied(path, "abc", make)
+    with path.open("a") as file:
+        file.write('{"key": "c", "fou')  # cut off
+    assert [record["found"] for record in studied(path, "bad", make)] == ["B", "A", "D"]
+    assert [record["key"] for record in read_records(path)] == made == ["a", "b", "d"]
+    assert runtime([{"cpu_seconds": 100.0}, {"cpu_seconds": 85.0}]) == "3 core-minutes"

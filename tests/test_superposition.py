@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 import tempo_mlx
 from benchmarks import superposition, superposition_page
-from benchmarks.quality.running import read_records
+from benchmarks.studies import read_records
 from benchmarks.superposition import (
     BINS,
     LATTICES,

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality.running import read_records
-from benchmarks.studies import bootstrap
+from benchmarks.studies import bootstrap, read_records
 from benchmarks.tasks.arms import ARMS, TEXTS
 from benchmarks.tasks.running import Record
 from benchmarks.tasks.summary import (

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import tempo_mlx
-from benchmarks.quality.running import Counting, append_record, read_records
+from benchmarks.quality.running import Counting
 from benchmarks.side_by_side import side_by_side
+from benchmarks.studies import append_record, read_records
 from benchmarks.tasks.arms import Arm
 from benchmarks.tasks.problems import Problem, Task
 
