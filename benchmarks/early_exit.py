@@ -8,8 +8,9 @@ choices made early agree, and whether they do as often as promised when prompts 
 them are decoded with every arm, for what does not
 depend on the machine: audited agreement, the beginning shared with full decoding, perplexity under the whole model,
 repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing else
-run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table, one JSON line an arm, and writes both and a
-plot of speed against agreement to benchmarks/results/early-exit/. Energy is read from RAPL where that may be read.
+run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table; what every prompt gave is kept in
+benchmarks/results/early-exit/, with a plot of speed against agreement: what is there is not computed again, but timed
+again. How long it takes stands on the page. Energy is read from RAPL where that may be read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from benchmarks.quality.prompts import read_prompts
-from benchmarks.studies import bootstrap, shards, versions
+from benchmarks.studies import bootstrap, read_records, studied, versions
 from tempo_mlx import load
 from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
@@ -211,6 +213,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def prompts_file(tokens: int) -> Path:
+    return RESULTS / f"prompts-{tokens}.jsonl"
+
+
 def cells(row: Mapping[str, Any]) -> list[str]:
     return ["" if row.get(key) is None else form.format(row[key]) for _, key, form in COLUMNS]
 
@@ -240,10 +246,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def page() -> str:
     """The figures as a page of Markdown, from the results that are kept alone."""
-    rows = [json.loads(line) for line in (RESULTS / "early-exit.jsonl").read_text().splitlines()]
-    held = json.loads((RESULTS / "held-out" / "all.json").read_text())
-    folder = RESULTS / f"prompts-{rows[0]['tokens']}"
-    about = [json.loads((folder / f"{i}.json").read_text()) for i in range(rows[0]["prompts"])]
+    kept = json.loads((RESULTS / "timed.json").read_text("utf-8"))
+    facts, tokens, taken = kept["about"], kept["tokens"], kept["arms"]
+    held_records, about = read_records(RESULTS / "held-out.jsonl"), read_records(prompts_file(tokens))
+    rows = [summary(name, about, taken, tokens) for name in taken]
+    minutes = (kept["seconds"] + sum(r["cpu_seconds"] for r in (*held_records, *about))) / 60
     shares = [
         [row["arm"], *(f"{row[f'saved_by_{part}'] + 0.0:.1%}".replace("-0.0%", "0.0%") for part in SAVED)]
         for row in rows
@@ -252,9 +259,9 @@ def page() -> str:
     return "\n\n".join(
         [
             "# Early exit: the figures",
-            f"Written by `python -m benchmarks.early_exit`; not edited. {rows[0]['id']}, {rows[0]['dtype']}, "
-            f"{rows[0]['cores']} cores; what they mean is in [early-exit.md](early-exit.md). Brackets: 95%, bootstrap "
-            "over prompts.",
+            f"Written by `python -m benchmarks.early_exit`, {minutes:.0f} minutes; not edited. {facts['id']}, "
+            f"{facts['dtype']}, {facts['cores']} cores; what they mean is in [early-exit.md](early-exit.md). Brackets: "
+            "95%, bootstrap over prompts.",
             "## Looked at afterwards, without running ahead",
             "The model's own greedy texts on 120 prompts that nothing was chosen on: what the exits of each target "
             "would have chosen, beside the whole model's choice. No run left early here.",
@@ -263,7 +270,7 @@ def page() -> str:
                 [
                     (f"{target:.2f}", f"{found['left']:.0%}", with_interval(found["agreement"], found["interval"]),
                      f"{found['resamples_at_target']:.0%}")
-                    for target, found in held
+                    for target, found in held_records[0]["targets"]
                 ],
             ),
             f"## Live, {len(about)} prompts",
@@ -274,8 +281,8 @@ def page() -> str:
                 [audit_row(row["arm"], about) for row in rows if row["agreement"] is not None],
             ),
             "## Speed",
-            f"Times full decoding, {rows[0]['tokens']} greedy tokens, all timed prompts together; brackets: quartiles "
-            "over prompts.",
+            f"Times full decoding, {tokens} greedy tokens, {len(taken[FULL]['seconds'])} runs of every arm together; "
+            "brackets: quartiles over runs.",
             markdown_table(
                 ("arm", "speed", "left early", "run ahead", "same beginning", "perplexity", "repetition", "layers"),
                 [speed_row(row) for row in rows],
@@ -359,33 +366,34 @@ def main() -> None:
         return
     loaded, configs = load(MODEL), arms(options.tokens)
     texts = [prompt.text for prompt in read_prompts()]
-    (held,) = shards(
-        RESULTS / "held-out", ["all"], lambda _: list(held_out(loaded, texts, options.tokens).items())
-    )
-    for target, share in held:
+    (held,) = studied(
+        RESULTS / "held-out.jsonl", ["all"],
+        lambda _: {"targets": list(held_out(loaded, texts, options.tokens).items())},
+    )  # fmt: skip
+    for target, share in held["targets"]:
         print(f"held-out prompts, target {target}: {json.dumps(share)}", flush=True)
     texts = texts[: options.prompts]
-    about = shards(
-        RESULTS / f"prompts-{options.tokens}", map(str, range(len(texts))),
+    about = studied(
+        prompts_file(options.tokens), map(str, range(len(texts))),
         lambda key: judged(loaded, texts[int(key)], configs),
     )  # fmt: skip
     taken = {}
-    busy = load_average()
+    busy, start = load_average(), time.monotonic()
     if options.timed:
         timed(loaded, texts[:1], configs, 1)  # warms up
         taken = timed(loaded, texts[: options.timed], configs, options.rounds)
     rows = [summary(name, about, taken, options.tokens) for name in configs]
     print(text_table([heading for heading, _, _ in COLUMNS], [cells(row) for row in rows]))
-    facts = {**versions(loaded.model.info), "load": [busy, load_average()], "cores": os.cpu_count()}
-    lines = [
-        json.dumps(
-            {"benchmark": "early-exit", **row, "settings": settings_of_arm(configs[row["arm"]]), **facts}
-        )
-        for row in rows
-    ]
-    print("\n".join(lines))
     if taken:
-        (RESULTS / "early-exit.jsonl").write_text("\n".join(lines) + "\n")
+        facts = {**versions(loaded.model.info), "load": [busy, load_average()], "cores": os.cpu_count()}
+        kept = {
+            "about": facts,
+            "settings": {name: settings_of_arm(config) for name, config in configs.items()},
+            "tokens": options.tokens,
+            "seconds": round(time.monotonic() - start, 1),
+            "arms": taken,
+        }
+        (RESULTS / "timed.json").write_text(json.dumps(kept) + "\n")
         draw(rows, RESULTS / "early-exit.svg")
 
 

@@ -6,29 +6,35 @@ One lattice per prompt is decoded without pruning, while every signal scores the
 the following sets show. Three questions:
 
 1. Concordance: does a signal rank the members of a set as exact hindsight does, the full model's probability of
-   the next 12 tokens (of the lattice's best path) with that member substituted, or of member and next tokens?
-   0.5 is chance. (The lattice chose that path, which favours the path's own members, for all signals alike.)
+   12 tokens with that member before them? 0.5 is chance. Of which tokens, that matters:
+   - those that follow on the lattice's best path. The best path's own member wrote them, and the signals look at the
+     sets they come from, so much of this is a circle. Beside all pairs of members stand those without the best
+     path's member, and what it gives to know nothing but which member that is ("on the best path");
+   - those that the model goes on with, greedily, after the likeliest token that is in no set: a continuation that no
+     candidate wrote, and no signal has seen;
+   - member and next tokens of the best path together.
 2. At an equal share removed (of the members that could go, since one stays in each set; lowest scores first),
    what is the perplexity, under the full model, of random paths (a member of each set, drawn uniformly) and
    of the best path (Viterbi)?
 3. Online: the same perplexities when each rule really removes members while decoding.
 
-Results are kept per prompt in --out and are not computed again. Intervals: 95%, bootstrap over prompts.
+Results are kept, a line a prompt, in --out and are not computed again; how long they take stands on the page.
+Intervals: 95%, bootstrap over prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tempo_mlx
-from benchmarks.pruning_page import write_page
-from benchmarks.studies import bootstrap, prompts, shards, versions
+from benchmarks.pruning_page import summarise, write_page
+from benchmarks.studies import prompts, studied, versions
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
 from tempo_mlx.decode.pruning import (
     PruneContext,
@@ -43,6 +49,7 @@ from tempo_mlx.decode.score import score_sequences
 HORIZON = 12  # tokens of hindsight
 WINDOW = 8  # sets a signal looks ahead, unless it says otherwise
 SHARES = (0.3, 0.6, 0.9)
+BASELINE = "on the best path"  # no signal: 1 for the best path's member, 0 for the others
 REMOVING = ("posterior", "probability", "random", "attention", "attention, last third")
 # name -> rule, how many following sets it has seen
 SIGNALS: dict[str, tuple[Any, int]] = {
@@ -84,10 +91,10 @@ Measured = dict[str, list[list[float]]]  # "random" and "best": [log-probability
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=len(prompts()))
+    parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--paths", type=int, default=2, help="random paths for each lattice and seed")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--paths", type=int, default=1, help="random paths for each lattice and seed")
     parser.add_argument("--threshold", type=float, default=0.1)
     parser.add_argument(
         "--attend", nargs="+", default=["lineage"], choices=["lineage", "all", "weighted", "best"]
@@ -101,18 +108,17 @@ def main() -> None:
     loaded = tempo_mlx.load(options.model)
     texts = prompts(options.prompts)
     keys = [f"{index:03d}" for index in range(len(texts))]
-    about = {"benchmark": "pruning_ablation", **versions(loaded.model.info)}
-    summaries = {}
+    folder = options.out / Path(loaded.model.info["id"]).name
+    folder.mkdir(parents=True, exist_ok=True)
+    given = ("prompts", "seeds", "tokens", "paths", "threshold")
+    about = {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)}
+    (folder / "about.json").write_text(json.dumps(about) + "\n")
     for attend in options.attend:
-        name = f"{attend}-{options.threshold}-{options.tokens}-{options.seeds}x{options.paths}"
-        folder = options.out / Path(loaded.model.info["id"]).name / name
-        results = shards(folder, keys, lambda key, a=attend: study(loaded, texts[int(key)], a, options))
-        summaries[attend] = summarise(results)
-        show(attend, summaries[attend])
-        print(json.dumps({**about, "settings": name, **summaries[attend]}))
+        path = folder / f"{attend}.jsonl"
+        results = studied(path, keys, lambda key, a=attend: study(loaded, texts[int(key)], a, options))
+        show(attend, summarise(results))
     if options.page:
-        numbers = options.tokens, options.threshold, options.seeds
-        write_page(options.page, summaries, options.model, *numbers)
+        write_page(options.page, folder)
 
 
 # One prompt
@@ -136,10 +142,7 @@ def study(
 
     decoding = tempo_mlx.stream(loaded, prompt, prune=PruneRule(watch, needs_attention=True), **base)
     # in slot order, as the contexts list them: the reverse of best first
-    layers = [
-        Layer(layer.members[::-1], layer.edges[::-1, ::-1], layer.printed)
-        for layer in layers_of(list(decoding))
-    ]
+    layers = [Layer(layer.members[::-1], layer.edges[::-1, ::-1]) for layer in layers_of(list(decoding))]
     prompt_ids = decoding.prompt.token_ids
     paths = PathScores(loaded.model, prompt_ids)
     seeds = range(options.seeds)
@@ -147,7 +150,13 @@ def study(
         name: [signal_scores(rule or at_random(seed), contexts, delay) for seed in seeds]
         for name, (rule, delay) in SIGNALS.items()
     }
-    hindsight = exact_hindsight(loaded, prompt_ids, layers)
+    best = best_paths(layers)[0]
+    on_path = {t: np.arange(len(layer.members)) == best.choice[t] for t, layer in enumerate(layers)}
+    hindsight = exact_hindsight(loaded, prompt_ids, layers, token_ids(layers, best))
+    hindsight["other pairs"] = {
+        t: np.where(on_path[t], np.nan, values) for t, values in hindsight["continuation"].items()
+    }
+    ordering = {name: values[0] for name, values in scores.items()} | {BASELINE: on_path}
 
     def thinned(share: float, by_seed: Sequence[Scores]) -> Measured:
         parts = [
@@ -160,7 +169,7 @@ def study(
         "prompt": prompt,
         "widths": [len(layer.members) for layer in layers],
         "concordance": {
-            kind: {name: concordance(values[0], exact) for name, values in scores.items()}
+            kind: {name: concordance(values, exact) for name, values in ordering.items()}
             for kind, exact in hindsight.items()
         },
         "removed": {
@@ -240,7 +249,7 @@ def measure(
     before: Sequence[int] = [0]
     for layer, here in zip(layers, kept, strict=True):
         edges = layer.edges[np.ix_(before, here)]
-        thinned.append(Layer(tuple(layer.members[i] for i in here), edges, layer.printed))
+        thinned.append(Layer(tuple(layer.members[i] for i in here), edges))
         before = here
     best = token_ids(thinned, best_paths(thinned)[0])
     random = np.random.default_rng([seed, 7])
@@ -256,99 +265,66 @@ def measure(
 
 
 def exact_hindsight(
-    loaded: tempo_mlx.LoadedModel, prompt_ids: Sequence[int], layers: Sequence[Layer[Any]]
+    loaded: tempo_mlx.LoadedModel,
+    prompt_ids: Sequence[int],
+    layers: Sequence[Layer[Any]],
+    best: Sequence[int],
 ) -> dict[str, Scores]:
-    """The full model's log-probability of the best path's next HORIZON tokens with each member in its place
-    ("continuation"), and of the member and these tokens ("both")."""
-    best = token_ids(layers, best_paths(layers)[0])
+    """The full model's log-probability, with each member in its place after the best path's earlier tokens, of the best
+    path's next HORIZON tokens ("continuation"), of the member and these ("both"), and of what follows an outsider.
+    """
     steps = [t for t, layer in enumerate(layers) if len(layer.members) > 1 and t + HORIZON < len(layers)]
-    texts = [
-        [*best[:t], member.id, *best[t + 1 : t + 1 + HORIZON]] for t in steps for member in layers[t].members
-    ]
-    log_probs = iter(score_sequences(loaded.model, prompt_ids, texts))
-    scores = {
-        t: np.array([next(log_probs)[t:] for _ in layers[t].members]) for t in steps
-    }  # (members, 1 + HORIZON)
+    after = outsiders(loaded, prompt_ids, best, {t: [m.id for m in layers[t].members] for t in steps})
+
+    def scores(follow: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Of a member and what follows it: step -> (members, 1 + HORIZON)."""
+        texts = [[*best[:t], member.id, *follow[t]] for t in steps for member in layers[t].members]
+        log_probs = iter(score_sequences(loaded.model, prompt_ids, texts))
+        return {t: np.array([next(log_probs)[t:] for _ in layers[t].members]) for t in steps}
+
+    own, other = scores({t: best[t + 1 : t + 1 + HORIZON] for t in steps}), scores(after)
     return {
-        "continuation": {t: values[:, 1:].sum(axis=1) for t, values in scores.items()},
-        "both": {t: values.sum(axis=1) for t, values in scores.items()},
+        "continuation": {t: values[:, 1:].sum(axis=1) for t, values in own.items()},
+        "outsider": {t: values[:, 1:].sum(axis=1) for t, values in other.items()},
+        "both": {t: values.sum(axis=1) for t, values in own.items()},
     }
+
+
+def outsiders(
+    loaded: tempo_mlx.LoadedModel,
+    prompt_ids: Sequence[int],
+    best: Sequence[int],
+    members: Mapping[int, Sequence[int]],
+) -> dict[int, list[int]]:
+    """For each step of `members` the HORIZON tokens the model goes on with after the best path's earlier tokens and the
+    likeliest token that is none of the members.
+    """
+    cache = loaded.model.new_cache()
+    ids = [*prompt_ids, *best]
+    logits = loaded.model.forward(ids, np.arange(len(ids)), None, cache).logits
+    settings = {"decoder": "plain", "temperature": 0.0, "max_tokens": HORIZON, "min_steps": HORIZON}
+    found = {}
+    for t, known in members.items():
+        row = np.array(logits[len(prompt_ids) + t - 1], float)
+        row[list(known)] = -np.inf
+        run = tempo_mlx.generate(loaded, [*ids[: len(prompt_ids) + t], int(row.argmax())], **settings)
+        found[t] = [member.id for step in run.steps for member in step.tokens]
+    return found
 
 
 def concordance(scores: Scores, hindsight: Scores) -> list[float]:
-    """[pairs of one set ranked as hindsight ranks them (ties: half), all pairs]."""
+    """[pairs of one set ranked as hindsight ranks them (ties: half), all pairs]. What is not a number is in no pair."""
     agreed = pairs = 0.0
     for step, exact in hindsight.items():
-        for i in range(len(exact)):
-            for j in range(i):
-                product = np.sign(exact[i] - exact[j]) * np.sign(scores[step][i] - scores[step][j])
+        there = np.flatnonzero(~np.isnan(exact))
+        for at, i in enumerate(there):
+            for j in there[:at]:
+                product = np.sign(exact[i] - exact[j]) * np.sign(
+                    float(scores[step][i]) - float(scores[step][j])
+                )
                 agreed += (product + 1) / 2
                 pairs += 1
     return [agreed, pairs]
-
-
-# All prompts
-
-
-def totals(pairs: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
-    """pairs: for each prompt, [log-probability, tokens] of paths -> their sums (prompts, 2)."""
-    return np.array([np.sum(prompt, axis=0) for prompt in pairs])
-
-
-def perplexity(sums: np.ndarray, index: np.ndarray) -> float:
-    """exp of the mean negative log-probability per token over the prompts of `index`."""
-    log_probability, tokens = sums[index].sum(axis=0)
-    return float(np.exp(-log_probability / tokens))
-
-
-def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every figure with its interval."""
-    count = len(results)
-
-    def interval(statistic: Any) -> list[float]:
-        return [round(float(value), 4) for value in bootstrap(statistic, count)]
-
-    def perplexities(select: Any) -> dict[str, list[float]]:
-        sums = {kind: totals([select(result)[kind] for result in results]) for kind in ("random", "best")}
-        return {kind: interval(lambda index, s=s: perplexity(s, index)) for kind, s in sums.items()}
-
-    pairs = {
-        kind: {name: np.array([r["concordance"][kind][name] for r in results]) for name in SIGNALS}
-        for kind in ("continuation", "both")
-    }
-    summary: dict[str, Any] = {
-        "prompts": count,
-        "mean_width": round(float(np.mean([width for r in results for width in r["widths"]])), 3),
-        "pairs": int(pairs["both"]["posterior"][:, 1].sum()),
-        "concordance": {
-            kind: {
-                name: interval(lambda index, p=p: p[index, 0].sum() / p[index, 1].sum())
-                for name, p in by_signal.items()
-            }
-            for kind, by_signal in pairs.items()
-        },
-    }
-    summary["removed"] = {
-        name: {share: perplexities(lambda r, n=name, s=share: r["removed"][n][s]) for share in shares_}
-        for name, shares_ in results[0]["removed"].items()
-    }
-    posterior, probability = (
-        totals([r["removed"][name]["0.6"]["random"] for r in results])
-        for name in ("posterior", "probability")
-    )
-    summary["posterior_to_probability_at_0.6"] = interval(
-        lambda index: perplexity(posterior, index) / perplexity(probability, index)
-    )
-    summary["online"] = {}
-    for name in ONLINE:
-        rows = [result["online"][name] for result in results]
-        members, removed, sets = (sum(row[key] for row in rows) for key in ("members", "removed", "sets"))
-        summary["online"][name] = {
-            "width": round((members - removed) / sets, 3),
-            "removed": round(removed / members, 3),
-            **perplexities(lambda r, n=name: r["online"][n]),
-        }
-    return summary
 
 
 def show(attend: str, summary: dict[str, Any]) -> None:
@@ -356,13 +332,14 @@ def show(attend: str, summary: dict[str, Any]) -> None:
         return f"{values[0]:8.2f} [{values[1]:.2f}, {values[2]:.2f}]"
 
     print(
-        f"--attend {attend}: {summary['prompts']} prompts, mean width {summary['mean_width']}, "
-        f"{summary['pairs']} pairs\n"
+        f"--attend {attend}: {summary['prompts']} prompts, mean width {summary['mean_width']}, pairs of members "
+        f"{summary['pairs']}\n"
     )
-    print("concordance with exact hindsight (0.5 is chance): of the next tokens; of member and next tokens")
-    for name in SIGNALS:
-        both = (summary["concordance"][kind][name] for kind in ("continuation", "both"))
-        print(f"  {name:26}" + "".join(map(cell, both)))
+    print(f"concordance with exact hindsight (0.5 is chance): {', '.join(summary['concordance'])}")
+    for name in (*SIGNALS, BASELINE):
+        print(
+            f"  {name:26}" + "".join(cell(by_signal[name]) for by_signal in summary["concordance"].values())
+        )
     for kind in ("random", "best"):
         print(f"\nperplexity of {kind} paths under the full model, by share of the removable members removed")
         print(f"  0    {'none':26}{cell(summary['removed']['none']['0'][kind])}")

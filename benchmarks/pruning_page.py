@@ -1,25 +1,38 @@
-"""The page of the pruning ablation: tables and plots of what pruning_ablation.py measured."""
+"""The page of the pruning ablation: figures, tables and plots of what pruning_ablation.py measured."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.studies import bootstrap, read_records, runtime
 from tempo_mlx.bench.results import markdown_table
 
+HEADINGS = {
+    "continuation": "of the next tokens",
+    "other pairs": "of these, pairs without the best path's member",
+    "outsider": "of a continuation no candidate wrote",
+    "both": "of member and next tokens",
+}
 
-def write_page(path: Path, summaries: dict[str, dict[str, Any]], *settings: Any) -> None:
-    """The page, and its plots in images/ beside it. settings: see `page`."""
+
+def write_page(path: Path, folder: Path) -> None:
+    """The page over all results of a folder, and its plots in images/ beside it."""
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    about = json.loads((folder / "about.json").read_text("utf-8"))
+    results = {file.stem: read_records(file) for file in sorted(folder.glob("*.jsonl"), reverse=True)}
+    summaries = {attend: summarise(records) for attend, records in results.items()}
     for attend, summary in summaries.items():
         plot(summary, path.parent / "images" / f"pruning-{attend}.png")
-    path.write_text(page(summaries, *settings))
+    took = runtime(record for records in results.values() for record in records)
+    path.write_text(page(summaries, about, took), "utf-8")
 
 
-def page(summaries: dict[str, dict[str, Any]], model: str, tokens: int, threshold: float, seeds: int) -> str:
+def page(summaries: dict[str, dict[str, Any]], about: dict[str, Any], took: str) -> str:
     """Tables of each rule of attention, in Markdown."""
 
     def cell(values: Sequence[float]) -> str:
@@ -27,9 +40,10 @@ def page(summaries: dict[str, dict[str, Any]], model: str, tokens: int, threshol
 
     lines = [
         "# Pruning ablation",
-        f"Written by `python -m benchmarks.pruning_ablation`; not edited. Model {model}, {tokens} "
-        f"steps, threshold {threshold}, {seeds} seeds; in brackets: 95%, bootstrap over prompts. What "
-        "is measured is said at the top of that file; what follows from it is in [pruning.md](pruning.md).",
+        f"Written by `python -m benchmarks.pruning_ablation`, {took}; not edited. Model {about['id']}, "
+        f"{about['tokens']} steps, threshold {about['threshold']}, {about['seeds']} seeds; in brackets: 95%, bootstrap "
+        "over prompts. What is measured is said at the top of that file; what follows from it is in "
+        "[pruning.md](pruning.md).",
     ]
     for attend, summary in summaries.items():
         ratio, concordance, removed = (
@@ -37,14 +51,14 @@ def page(summaries: dict[str, dict[str, Any]], model: str, tokens: int, threshol
         )
         lines += [
             f"## `--attend {attend}`",
-            f"{summary['prompts']} prompts, mean width {summary['mean_width']}, {summary['pairs']} pairs of members. "
+            f"{summary['prompts']} prompts, mean width {summary['mean_width']}. "
             "Random paths with 60% removed, perplexity after posterior over that after probability: "
             f"{cell(ratio)} (target: at most 0.5).",
-            "**Concordance with exact hindsight** (0.5 is chance)",
+            "**Concordance with exact hindsight** (0.5 is chance; in the heading: pairs)",
             markdown_table(
-                ("signal", "of the next tokens", "of member and next tokens"),
+                ("signal", *(f"{said} ({summary['pairs'][kind]})" for kind, said in HEADINGS.items())),
                 [
-                    (name, *(cell(concordance[kind][name]) for kind in ("continuation", "both")))
+                    (name, *(cell(concordance[kind][name]) for kind in HEADINGS))
                     for name in concordance["both"]
                 ],
             ),
@@ -105,3 +119,67 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
+
+
+# All prompts
+
+
+def totals(pairs: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
+    """pairs: for each prompt, [log-probability, tokens] of paths -> their sums (prompts, 2)."""
+    return np.array([np.sum(prompt, axis=0) for prompt in pairs])
+
+
+def perplexity(sums: np.ndarray, index: np.ndarray) -> float:
+    """exp of the mean negative log-probability per token over the prompts of `index`."""
+    log_probability, tokens = sums[index].sum(axis=0)
+    return float(np.exp(-log_probability / tokens))
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every figure with its interval."""
+    count = len(results)
+
+    def interval(statistic: Any) -> list[float]:
+        return [round(float(value), 4) for value in bootstrap(statistic, count)]
+
+    def perplexities(select: Any) -> dict[str, list[float]]:
+        sums = {kind: totals([select(result)[kind] for result in results]) for kind in ("random", "best")}
+        return {kind: interval(lambda index, s=s: perplexity(s, index)) for kind, s in sums.items()}
+
+    pairs = {
+        kind: {name: np.array([r["concordance"][kind][name] for r in results]) for name in by_signal}
+        for kind, by_signal in results[0]["concordance"].items()
+    }
+    summary: dict[str, Any] = {
+        "prompts": count,
+        "mean_width": round(float(np.mean([width for r in results for width in r["widths"]])), 3),
+        "pairs": {kind: int(by_signal["posterior"][:, 1].sum()) for kind, by_signal in pairs.items()},
+        "concordance": {
+            kind: {
+                name: interval(lambda index, p=p: p[index, 0].sum() / p[index, 1].sum())
+                for name, p in by_signal.items()
+            }
+            for kind, by_signal in pairs.items()
+        },
+    }
+    summary["removed"] = {
+        name: {share: perplexities(lambda r, n=name, s=share: r["removed"][n][s]) for share in shares_}
+        for name, shares_ in results[0]["removed"].items()
+    }
+    posterior, probability = (
+        totals([r["removed"][name]["0.6"]["random"] for r in results])
+        for name in ("posterior", "probability")
+    )
+    summary["posterior_to_probability_at_0.6"] = interval(
+        lambda index: perplexity(posterior, index) / perplexity(probability, index)
+    )
+    summary["online"] = {}
+    for name in results[0]["online"]:
+        rows = [result["online"][name] for result in results]
+        members, removed, sets = (sum(row[key] for row in rows) for key in ("members", "removed", "sets"))
+        summary["online"][name] = {
+            "width": round((members - removed) / sets, 3),
+            "removed": round(removed / members, 3),
+            **perplexities(lambda r, n=name: r["online"][n]),
+        }
+    return summary

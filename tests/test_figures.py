@@ -133,27 +133,24 @@ def test_the_acceptance_report_is_its_results() -> None:
     assert (ROOT / "docs" / "images" / "acceptance.svg").read_text("utf-8") == picture(rows_of(kept))
 
 
-def test_the_pruning_ablation_is_its_results() -> None:
-    from benchmarks.pruning_page import page
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "written"), [("pruning", "pruning-ablation"), ("attention", "attention")])
+def test_a_study_is_its_results(study: str, written: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlx")
+    pytest.importorskip("matplotlib")
+    from benchmarks import attention_study, pruning_page
 
-    summaries = {}
-    for line in kept("pruning_ablation.jsonl"):
-        attend, threshold, tokens, seeds = line["settings"].split("-")
-        summaries[attend] = line
-    found = page(summaries, line["id"], int(tokens), float(threshold), int(seeds.split("x")[0]))
-    assert (ROOT / "docs" / "pruning-ablation.md").read_text("utf-8") == found
-
-
-def test_the_attention_study_is_its_results() -> None:
-    from benchmarks.attention_study import page
-
-    (line,) = kept("attention_study.jsonl")
-    threshold, tokens, distance = line["settings"].split("-")
-    summary = {name: found for name, found in line.items() if isinstance(found, dict)}
-    found = page(summary, line["id"], int(tokens), float(threshold), int(distance))
-    assert (ROOT / "docs" / "attention.md").read_text("utf-8") == found
+    write, folder = {
+        "pruning": (pruning_page.write_page, "pruning_ablation"),
+        "attention": (attention_study.write_page, "attention_study"),
+    }[study]
+    write(tmp_path / "page.md", RESULTS / folder / "smollm2-135m")
+    assert (ROOT / "docs" / f"{written}.md").read_text("utf-8") == (tmp_path / "page.md").read_text("utf-8")
+    for picture in (tmp_path / "images").iterdir():
+        assert (ROOT / "docs" / "images" / picture.name).exists()
 
 
+@pytest.mark.slow
 def test_the_tasks_page_is_its_results(tmp_path: Path) -> None:
     from benchmarks.tasks.page import write_page
 
@@ -164,6 +161,7 @@ def test_the_tasks_page_is_its_results(tmp_path: Path) -> None:
         assert (ROOT / "docs" / "images" / picture.name).exists()
 
 
+@pytest.mark.slow
 def test_the_superposition_page_is_its_results(tmp_path: Path) -> None:
     for needed in ("mlx", "matplotlib", "sacrebleu", "rapidfuzz"):
         pytest.importorskip(needed)
