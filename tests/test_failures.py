@@ -166,7 +166,7 @@ def test_the_server_goes_on(loaded: LoadedModel, then: Any, status: int) -> None
     assert isinstance(asked("session", action="continue", steps=2, **mine), Event)
     state = asked("session", action="continue", steps=0, **mine)
     assert isinstance(asked("generate", prompt="ab cd", config=config), Event)
-    plain = generate(loaded, "ab cd", config).to_dict()["steps"]
+    plain = generate(replace(loaded, model=model), "ab cd", config).to_dict()["steps"]
     run = json.loads(state.data)["run"]["steps"]
     assert len(run) > 2
     for ours, theirs in zip(run, plain, strict=False):  # as if nothing had been
