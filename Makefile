@@ -3,7 +3,7 @@
 #   make test                 the tests                    make check            tests, linters, types
 #   make test-fast            those without torch, servers and the real model, in a minute
 #   make test-clients         other people's clients against the server (they are installed for it, 700 MB)
-#   make test-gpu-policy      decoders and proofs as a GPU would be told to compute them
+#   make test-gpu-policy      all that computes with a model, as a GPU would be told to
 #   make bench                speed measurements           make acceptance       the full counts, with a report
 #   make docs                 the pages that are generated        make site            all pages as a site
 #   make mutants              faults planted one by one, and which of them no test notices
@@ -14,8 +14,6 @@ BIN = $(VENV)/bin
 WEB = tempo_mlx/server/web
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS =
-GPU_POLICY = $(addprefix tests/test_, tempo.py tree.py beam.py mcts.py score.py verify.py session.py pruning_runs.py \
-	paths_runs.py api.py ahead.py padding.py gguf_layouts.py weights_smollm2.py)
 PROMPT = Deep in the forest, a mysterious creature
 # Taken as it stands, so that quotes, apostrophes and dollar signs arrive: the shell reads it from the environment.
 RUN_PROMPT := $(value PROMPT)
@@ -80,9 +78,9 @@ web: $(WEB)/node_modules/.installed
 web-dev: $(WEB)/node_modules/.installed
 	cd $(WEB) && npm run dev
 
-# Decoders, proofs and scores with the dtypes, packed weights and operations of a GPU, computed on the CPU.
+# With the dtypes, packed weights and operations of a GPU, computed on the CPU. What is left out: tests/gpu_policy.py.
 test-gpu-policy: $(VENV)/.dev
-	$(BIN)/python -m pytest --gpu-policy -rfE $(GPU_POLICY) $(ARGS)
+	$(BIN)/python -m pytest --gpu-policy -n 2 --dist loadfile -rfE $(ARGS)
 
 # Clients that do not go into one environment, or are too large for everyone.
 test-clients: $(VENV)/.dev $(VENV)/clients/openai-2/.installed $(VENV)/clients/openai-3/.installed

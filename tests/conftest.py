@@ -84,12 +84,20 @@ def compute_as_on_a_gpu(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`--fast` leaves out what is marked slow; several processes leave out what is timed."""
+    """`--fast` leaves out what is marked slow; several processes leave out what is timed; `--gpu-policy` see there."""
     if hasattr(config, "workerinput"):
         alone = [item for item in items if item.get_closest_marker("alone")]
         config.hook.pytest_deselected(items=alone)
         items[:] = [item for item in items if item not in alone]
-    if config.getoption("--fast"):
+    if config.getoption("--gpu-policy"):
+        from tests.gpu_policy import left_out
+
+        out = [
+            item for item in items if left_out(item.path.stem.removeprefix("test_"), item.name.split("[")[0])
+        ]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+    if config.getoption("--fast") or config.getoption("--gpu-policy"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]

@@ -86,9 +86,13 @@ def test_attention_mass_is_one_more_for_each_layer(by_gpu_rules: None) -> None:
     assert more.total() == LAYERS + 1, more  # and the layers' side by side
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "llama-tied", "qwen2", "qwen3", "gemma3", "starcoder2", "nemotron"]
-)
+AS_MANY = ("llama", "llama-tied", "qwen2", "qwen3", "gemma3", "starcoder2", "nemotron", "phi3", "smollm3", "gemma2",
+           "olmo2", "cohere2", "phi", "olmoe", "phimoe")  # fmt: skip
+# One a layer: what does not turn of a head is put beside what does; all experts have shares before some are chosen.
+MORE = {"phi4": LAYERS, "mixtral": LAYERS}
+
+
+@pytest.mark.parametrize("family", [*AS_MANY, *MORE])
 def test_it_is_no_more_than_mlx_lm_dispatches(by_gpu_rules: None, family: str) -> None:
     """Its step for the same model, which ends in log-probabilities and their best."""
     load = pytest.importorskip("mlx_lm.utils").load_model
@@ -101,7 +105,7 @@ def test_it_is_no_more_than_mlx_lm_dispatches(by_gpu_rules: None, family: str) -
     log_probs = logits - mx.logsumexp(logits, keepdims=True)
     kept = [array for layer in cache for array in layer.state if isinstance(array, mx.array)]
     theirs = operations([mx.argmax(log_probs, -1), log_probs, *kept])
-    assert step(family, 1, width=1).total() <= theirs.total(), theirs
+    assert step(family, 1, width=1).total() <= theirs.total() + MORE.get(family, 0), theirs
 
 
 @pytest.mark.parametrize("family", ["apertus", "gemma3", "gpt_oss", "starcoder2"])

@@ -10,6 +10,7 @@ import pytest
 
 import tempo_mlx
 from tempo_mlx.decode.combine import COMBINE_RULES, combine, combine_without, edges, shares
+from tempo_mlx.model import device
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
 from tests.trees import loaded, prompt
@@ -63,6 +64,13 @@ def test_the_best_eligible_token_is_chosen_however_improbable(
         if temperature > 1e-4:  # below, the last bit of a logit decides
             assert verify(run, model).max_difference < 1e-4 / min(temperature, 1.0)
     assert underflowed or temperature > 1e-3
+
+
+@pytest.mark.parametrize("name", ["superposed", "min-p", "plain"])
+def test_a_device_that_chooses_does_so_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the tokens that come back from it is excluded."""
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    test_the_best_eligible_token_is_chosen_however_improbable(DECODERS[name], 1e-3)
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 0.0}, {"decoder": "plain"}, {"branches": 2}])

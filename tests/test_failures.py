@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from tempo_mlx import generate, load, score, stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ComputeError, DeviceError, NumbersError, TempoError
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.model.failures import told_failures
 from tempo_mlx.model.forward import Forward
+from tempo_mlx.model.transformer import Transformer
 from tempo_mlx.server.errors import translate
 from tests.twins import twin
 
@@ -80,6 +82,26 @@ def test_every_decoder_keeps_what_it_has(
         with pytest.raises(error):
             generate(replace(loaded, model=Failing(loaded, passes, then)), "ab cd", **options)
     assert steps or settings.get("decoder") == "mcts"
+
+
+@pytest.mark.parametrize("passes", [0, 4])
+def test_the_command_line_keeps_what_it_has(
+    passes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    through, left = Transformer.through, [passes]
+
+    def failing(self: Transformer, *args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError(METAL)
+        return through(self, *args, **options)
+
+    monkeypatch.setattr(Transformer, "through", failing)
+    asked = ["generate", "-m", str(twin("llama")), "--max-tokens", "6", "--min-steps", "6", "ab cd"]
+    assert main(asked) == 1
+    shown = capsys.readouterr()
+    assert bool(shown.out.strip()) == bool(passes)
+    assert "--kv-bits 8" in shown.err and "Traceback" not in shown.err
 
 
 def test_a_score_is_no_number(loaded: LoadedModel) -> None:
@@ -166,7 +188,7 @@ def test_the_server_goes_on(loaded: LoadedModel, then: Any, status: int) -> None
     assert isinstance(asked("session", action="continue", steps=2, **mine), Event)
     state = asked("session", action="continue", steps=0, **mine)
     assert isinstance(asked("generate", prompt="ab cd", config=config), Event)
-    plain = generate(loaded, "ab cd", config).to_dict()["steps"]
+    plain = generate(replace(loaded, model=model), "ab cd", config).to_dict()["steps"]
     run = json.loads(state.data)["run"]["steps"]
     assert len(run) > 2
     for ours, theirs in zip(run, plain, strict=False):  # as if nothing had been

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("xllamacpp")
@@ -16,6 +17,7 @@ from benchmarks.llama_cpp import (
     rivals,
     strings,
     vocabulary_file,
+    widened,
 )
 from tempo_mlx import load
 from tempo_mlx.bench import peers
@@ -25,7 +27,9 @@ from tempo_mlx.bench.steps import Effort
 from tempo_mlx.bench.suites import measure
 from tempo_mlx.errors import BackendError, ModelError
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import open_checkpoint
+from tempo_mlx.weights.convert import convert
 from tempo_mlx.weights.registry import PACKAGED
 from tests.converted import CONVERTED, converted_twin
 from tests.ggufs import modern_twin
@@ -86,6 +90,21 @@ def test_architectures(name: str) -> None:
     assert len(answer) > 3
     model = load(str(path), device="cpu").model
     assert all(gap < NEAR_TIE for gap in rivals(model, ids, answer))
+
+
+def test_packed_weights_multiply_as_on_a_gpu(tmp_path: Path) -> None:
+    """As MLX's own products of them do, which take too long on a CPU."""
+    pytest.importorskip("torch")
+    checkpoint = open_checkpoint(str(convert(str(twin("qwen2")), tmp_path / "packed", bits=4, group_size=32)))
+    logits = []
+    for model in (
+        build(checkpoint, "cpu", "float16", packed=True),
+        widened(build(checkpoint, "cpu", "float16", packed=True)),
+    ):
+        out = model.forward(range(60, 66), range(6), None, model.new_cache()).logits
+        logits.append(out.astype(np.float64))
+    off = (logits[1] - logits[0]).std(axis=1) / logits[0].std(axis=1)
+    assert 0.0 < np.median(off) < 0.02  # by other roundings
 
 
 def test_timed_beside_it() -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("matplotlib")
 
 import tempo_mlx
 from benchmarks import superposition, superposition_page
+from benchmarks.quality.divergence import rows_of
 from benchmarks.studies import read_records
 from benchmarks.superposition import (
     BINS,
@@ -36,6 +37,7 @@ from benchmarks.superposition_page import after_width, calibration_error, reliab
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.combine import log_probabilities
 from tempo_mlx.decode.paths import layers_of, members_of, path_score, sample_paths
+from tempo_mlx.model import device
 from tests import twins
 from tests.small import LENGTH, PROMPT, log_prob, small
 
@@ -68,6 +70,15 @@ def test_rows_that_see_one_past_are_exact_and_others_are_not(loaded: tempo_mlx.L
         np.array(wide["kl"]) / 2
     )  # of total variation, for each text (Pinsker): so for their means
     assert (np.array(wide["tv"]) <= bound + 1e-4).all()
+
+
+def test_rows_are_whole_where_a_device_chooses(
+    loaded: tempo_mlx.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    assert loaded.chooser is not None
+    rows = rows_of(tempo_mlx.stream(loaded, TEXT, threshold=0.03, max_tokens=3))
+    assert {row.shape[1] for row in rows} == {loaded.model.architecture.vocab_size}
 
 
 @pytest.mark.parametrize("name", ["llama", "lfm2"])

@@ -9,6 +9,7 @@ paths, where what belongs to single paths cancels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def measure(
 
 def rows_of(decoding: Stream) -> list[Float32s]:
     """Decode a lattice to its end: the rows (k, V) of each set but the last, the best member's first."""
+    # Somebody looks on: else a GPU chooses the best tokens itself, and rows are of those.
+    decoding.task = replace(decoding.task, observer=lambda log_probs: None)
     rows: list[Float32s] = []
     for step in decoding:
         decoder = decoding.decoder

@@ -206,17 +206,18 @@ class Tempo(Decoder):
             return np.array([forced])
         if self.columns is not None and self.rules.sampled:
             return np.zeros(1, np.int64)
-        excluded = self.excluded(index)
-        if self.columns is not None:
-            excluded = np.flatnonzero(np.isin(self.columns, list(excluded))).tolist()
+        excluded = list(self.excluded(index))
+        columns = excluded
+        if self.columns is not None:  # of which those tokens may be none
+            columns = np.flatnonzero(np.isin(self.columns, excluded)).tolist()
         eligible = probabilities
         if excluded:
-            eligible = combine_without(self.log_probs, self.weights, self.config.combine, excluded)
-            if not self.rules.sampled and not np.delete(probabilities, list(excluded)).any():
+            eligible = combine_without(self.log_probs, self.weights, self.config.combine, columns)
+            if not self.rules.sampled and not np.delete(probabilities, columns).any():
                 return np.array([eligible.argmax()])  # all others underflowed: no rule can tell them apart
         if self.rules.sampled:
             return np.array([draw(eligible, self.random.random())])
-        return self.rules.select(probabilities, index, excluded)
+        return self.rules.select(probabilities, index, columns)
 
     def screen(self, tokens: Ints, probabilities: Float32s) -> tuple[Ints, tuple[Rejected, ...]]:
         """Those of the selected tokens (best first) that join the set, and those that do not."""

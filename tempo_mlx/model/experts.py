@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from tempo_mlx.architecture.architecture import Experts
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import device
 from tempo_mlx.model.device import fused
 from tempo_mlx.model.feedforward import ACTIVATIONS
 from tempo_mlx.model.linear import Linear
@@ -26,8 +27,22 @@ class ExpertLinear:
 
     def __call__(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
         """x (..., 1, in), chosen (...) -> (..., 1, out)."""
-        y = mx.gather_mm(x, self.transposed, rhs_indices=chosen, sorted_indices=ordered)
+        if x.dtype == mx.float32 or device.on_gpu():
+            y = mx.gather_mm(x, self.transposed, rhs_indices=chosen, sorted_indices=ordered)
+        else:
+            y = self.widened(x, chosen, ordered)
         return self.biased(y, chosen)
+
+    def widened(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        """The same by products in float32, the only ones that MLX gathers on a CPU: of the experts that are chosen, or
+        of all where as many are."""
+        wide = x.astype(mx.float32)
+        if chosen.size < len(self.transposed):
+            y = wide @ self.transposed[chosen].astype(mx.float32)
+        else:
+            weights = self.transposed.astype(mx.float32)
+            y = mx.gather_mm(wide, weights, rhs_indices=chosen, sorted_indices=ordered)
+        return y.astype(x.dtype)
 
     def biased(self, y: mx.array, chosen: mx.array) -> mx.array:
         return y if self.bias is None else y + self.bias[chosen][..., None, :]

@@ -27,5 +27,6 @@ def told_failures() -> Iterator[None]:
                 "shorter prompt, or --max-cache-tokens."
             ) from error
         raise DeviceError(
-            f"The device failed to compute this ({reason}); `tempo-mlx doctor` checks it, --device cpu does without it."
+            f"The device failed to compute this ({reason}); `tempo-mlx doctor` checks it, and --device cpu does "
+            "without a GPU."
         ) from error
