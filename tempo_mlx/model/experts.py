@@ -164,17 +164,25 @@ class Router:
         scores = self.linear(x.astype(mx.float32)).astype(mx.float32)
         if part.router == "sparsemixer":
             return sparsemixer(scores, part.jitter)
-        if part.router == "chosen":
+        if part.router == "chosen" or self.among_chosen:
             chosen = best(scores, part.active)
-            return chosen, mx.softmax(mx.take_along_axis(scores, chosen, axis=1), axis=-1)
-        shares = mx.sigmoid(scores) if part.router == "sigmoid" else mx.softmax(scores, axis=-1)
-        ranking = shares if self.correction is None else shares + self.correction
-        chosen = best(self.within_groups(ranking), part.active)
-        shares = mx.take_along_axis(shares, chosen, axis=1)
-        if part.normalised:
-            shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
+            shares = mx.softmax(mx.take_along_axis(scores, chosen, axis=1), axis=-1)
+        else:
+            shares = mx.sigmoid(scores) if part.router == "sigmoid" else mx.softmax(scores, axis=-1)
+            ranking = shares if self.correction is None else shares + self.correction
+            chosen = best(self.within_groups(ranking), part.active)
+            shares = mx.take_along_axis(shares, chosen, axis=1)
+            if part.normalised:
+                shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
         shares = shares if part.scale == 1.0 else shares * part.scale
         return chosen, shares if self.per_expert is None else shares * self.per_expert[chosen]
+
+    @property
+    def among_chosen(self) -> bool:
+        """Whether a softmax over all experts, normalised over the chosen, comes to one over those alone: fewer
+        operations."""
+        part = self.part
+        return part.router == "softmax" and part.normalised and self.correction is None and part.groups == 1
 
     def within_groups(self, ranking: mx.array) -> mx.array:
         """-inf outside the best groups, a group being as good as the sum of its best few."""
