@@ -9,6 +9,9 @@ of a pass by its rows; wants an idle machine), `judge` (what the model named by 
 
 Results are kept in --out, a line a prompt and arm: what is there is not computed again, so an interrupted run goes
 on where it stopped, and --minutes ends one part of a long run. Seeds are fixed.
+
+With `--together 8` the default model takes one core about 25 minutes for `test`, 20 for `tuning`, 7 for a further seed,
+and a judge of 0.5 billion parameters 14; as a writer that takes 3 times as long, one of 1.5 billion 8 times.
 """
 
 from __future__ import annotations
