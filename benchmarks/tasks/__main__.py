@@ -7,8 +7,8 @@
 
 Results are kept in --out, a line a problem and arm: what is there is not computed again, so an interrupted run goes on
 where it stopped, and --minutes ends one part of a long run. Seeds are fixed. Programs that a model wrote run in a
-sandbox (tempo_mlx/sandbox.py). An arm of eight programs, with --together 16 and a model of 0.5 billion parameters, takes
-about 25 minutes of one core.
+sandbox (tempo_mlx/sandbox.py). An arm of eight programs takes a model of 0.5 billion parameters about 25 minutes of one
+core, with --together 16.
 """
 
 from __future__ import annotations
