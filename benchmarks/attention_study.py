@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import tempo_mlx
-from benchmarks.studies import Record, bootstrap, prompts, read_records, runtime, studied, versions
+from benchmarks.studies import Record, bootstrap, describe, prompts, read_records, runtime, studied, versions
 from tempo_mlx.bench.results import markdown_table
 from tempo_mlx.decode.paths import best_paths, layers_of, token_ids
 from tempo_mlx.decode.prefill import never, prefill
@@ -63,12 +63,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.prompts, options.tokens = 4, 24
+        options.out /= "quick"
     loaded = tempo_mlx.load(options.model)
     folder = options.out / Path(loaded.model.info["id"]).name
-    folder.mkdir(parents=True, exist_ok=True)
     given = ("prompts", "tokens", "threshold", "distance")
-    about = {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)}
-    (folder / "about.json").write_text(json.dumps(about) + "\n")
+    describe(folder, {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)})
     texts = prompts(options.prompts)
     keys = [f"{index:03d}" for index in range(len(texts))]
     results = studied(folder / KEPT, keys, lambda key: study(loaded, texts[int(key)], options))
@@ -219,7 +218,7 @@ def write_page(path: Path, folder: Path) -> None:
     """The page over the results of a folder, and its plot in images/ beside it."""
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     about = json.loads((folder / "about.json").read_text("utf-8"))
-    results = read_records(folder / KEPT)
+    results = read_records(folder / KEPT)[: about["prompts"]]
     summary = by_group(results)
     plot(summary["all prompts"], path.parent / "images" / "attention-layers.png")
     path.write_text(page(summary, about, runtime(results)), "utf-8")

@@ -5,12 +5,12 @@
 
 The prompts are those of benchmarks/quality, six kinds, none of them the calibration's. First, on all of them: how often
 choices made early agree, and whether they do as often as promised when prompts are drawn again. Then `--prompts` of
-them are decoded with every arm, for what does not
-depend on the machine: audited agreement, the beginning shared with full decoding, perplexity under the whole model,
-repetition, layers for a step. Then the first `--timed` prompts again, the arms in turn, for speed; let nothing else
-run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a table; what every prompt gave is kept in
-benchmarks/results/early-exit/, with a plot of speed against agreement: what is there is not computed again, but timed
-again. How long it takes stands on the page. Energy is read from RAPL where that may be read.
+them are decoded with every arm, for what does not depend on the machine: audited agreement, the beginning shared with
+full decoding, perplexity under the whole model, repetition, layers for a step. Then the first `--timed` prompts again,
+the arms in turn, for speed; let nothing else run meanwhile. Greedy decoding of exactly `--tokens` tokens. Prints a
+table; what every prompt gave is kept in benchmarks/results/early-exit/, with a plot of speed against agreement: what is
+there is not computed again, but timed again. How long it takes stands on the page. Energy is read from RAPL where that
+may be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from benchmarks.quality.prompts import read_prompts
-from benchmarks.studies import bootstrap, read_records, studied, versions
+from benchmarks.studies import bootstrap, read_records, runtime, studied, versions
 from tempo_mlx import load
 from tempo_mlx.api import generate
 from tempo_mlx.bench.exits import FULL, ids_of, perplexity, repetition, same_beginning, settings_of_arm
@@ -213,8 +213,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def prompts_file(tokens: int) -> Path:
-    return RESULTS / f"prompts-{tokens}.jsonl"
+def records_file(part: str, tokens: int) -> Path:
+    return RESULTS / f"{part}-{tokens}.jsonl"
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -248,9 +248,8 @@ def page() -> str:
     """The figures as a page of Markdown, from the results that are kept alone."""
     kept = json.loads((RESULTS / "timed.json").read_text("utf-8"))
     facts, tokens, taken = kept["about"], kept["tokens"], kept["arms"]
-    held_records, about = read_records(RESULTS / "held-out.jsonl"), read_records(prompts_file(tokens))
+    (held,), about = (read_records(records_file(part, tokens)) for part in ("held-out", "prompts"))
     rows = [summary(name, about, taken, tokens) for name in taken]
-    minutes = (kept["seconds"] + sum(r["cpu_seconds"] for r in (*held_records, *about))) / 60
     shares = [
         [row["arm"], *(f"{row[f'saved_by_{part}'] + 0.0:.1%}".replace("-0.0%", "0.0%") for part in SAVED)]
         for row in rows
@@ -259,7 +258,8 @@ def page() -> str:
     return "\n\n".join(
         [
             "# Early exit: the figures",
-            f"Written by `python -m benchmarks.early_exit`, {minutes:.0f} minutes; not edited. {facts['id']}, "
+            f"Written by `python -m benchmarks.early_exit`, {runtime([held, *about])} and "
+            f"{kept['seconds'] / 60:.0f} minutes alone for what is timed; not edited. {facts['id']}, "
             f"{facts['dtype']}, {facts['cores']} cores; what they mean is in [early-exit.md](early-exit.md). Brackets: "
             "95%, bootstrap over prompts.",
             "## Looked at afterwards, without running ahead",
@@ -270,7 +270,7 @@ def page() -> str:
                 [
                     (f"{target:.2f}", f"{found['left']:.0%}", with_interval(found["agreement"], found["interval"]),
                      f"{found['resamples_at_target']:.0%}")
-                    for target, found in held_records[0]["targets"]
+                    for target, found in held["targets"]
                 ],
             ),
             f"## Live, {len(about)} prompts",
@@ -367,14 +367,14 @@ def main() -> None:
     loaded, configs = load(MODEL), arms(options.tokens)
     texts = [prompt.text for prompt in read_prompts()]
     (held,) = studied(
-        RESULTS / "held-out.jsonl", ["all"],
+        records_file("held-out", options.tokens), ["all"],
         lambda _: {"targets": list(held_out(loaded, texts, options.tokens).items())},
     )  # fmt: skip
     for target, share in held["targets"]:
         print(f"held-out prompts, target {target}: {json.dumps(share)}", flush=True)
     texts = texts[: options.prompts]
     about = studied(
-        prompts_file(options.tokens), map(str, range(len(texts))),
+        records_file("prompts", options.tokens), map(str, range(len(texts))),
         lambda key: judged(loaded, texts[int(key)], configs),
     )  # fmt: skip
     taken = {}

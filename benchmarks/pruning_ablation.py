@@ -10,8 +10,9 @@ the following sets show. Three questions:
    - those that follow on the lattice's best path. The best path's own member wrote them, and the signals look at the
      sets they come from, so much of this is a circle. Beside all pairs of members stand those without the best
      path's member, and what it gives to know nothing but which member that is ("on the best path");
-   - those that the model goes on with, greedily, after the likeliest token that is in no set: a continuation that no
-     candidate wrote, and no signal has seen;
+   - those that the model goes on with, greedily, after the likeliest token that is not in the set: a continuation that
+     none of its members wrote. It asks which member could stand in that token's place, so a good one that means
+     something else ranks low;
    - member and next tokens of the best path together.
 2. At an equal share removed (of the members that could go, since one stays in each set; lowest scores first),
    what is the perplexity, under the full model, of random paths (a member of each set, drawn uniformly) and
@@ -25,7 +26,6 @@ Intervals: 95%, bootstrap over prompts.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import numpy as np
 
 import tempo_mlx
 from benchmarks.pruning_page import summarise, write_page
-from benchmarks.studies import prompts, studied, versions
+from benchmarks.studies import describe, prompts, studied, versions
 from tempo_mlx.decode.paths import Layer, best_paths, is_usable, layers_of, token_ids
 from tempo_mlx.decode.pruning import (
     PruneContext,
@@ -105,14 +105,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.prompts, options.tokens, options.seeds = 4, 24, 1
+        options.out /= "quick"
     loaded = tempo_mlx.load(options.model)
     texts = prompts(options.prompts)
     keys = [f"{index:03d}" for index in range(len(texts))]
     folder = options.out / Path(loaded.model.info["id"]).name
-    folder.mkdir(parents=True, exist_ok=True)
     given = ("prompts", "seeds", "tokens", "paths", "threshold")
-    about = {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)}
-    (folder / "about.json").write_text(json.dumps(about) + "\n")
+    describe(folder, {**{name: getattr(options, name) for name in given}, **versions(loaded.model.info)})
     for attend in options.attend:
         path = folder / f"{attend}.jsonl"
         results = studied(path, keys, lambda key, a=attend: study(loaded, texts[int(key)], a, options))
@@ -297,7 +296,7 @@ def outsiders(
     members: Mapping[int, Sequence[int]],
 ) -> dict[int, list[int]]:
     """For each step of `members` the HORIZON tokens the model goes on with after the best path's earlier tokens and the
-    likeliest token that is none of the members.
+    likeliest token that is none of the members and does not end the text.
     """
     cache = loaded.model.new_cache()
     ids = [*prompt_ids, *best]
@@ -306,7 +305,7 @@ def outsiders(
     found = {}
     for t, known in members.items():
         row = np.array(logits[len(prompt_ids) + t - 1], float)
-        row[list(known)] = -np.inf
+        row[[*known, *loaded.tokenizer.eos_ids]] = -np.inf
         run = tempo_mlx.generate(loaded, [*ids[: len(prompt_ids) + t], int(row.argmax())], **settings)
         found[t] = [member.id for step in run.steps for member in step.tokens]
     return found

@@ -15,7 +15,7 @@ from tempo_mlx.bench.results import markdown_table
 HEADINGS = {
     "continuation": "of the next tokens",
     "other pairs": "of these, pairs without the best path's member",
-    "outsider": "of a continuation no candidate wrote",
+    "outsider": "of a continuation that no member wrote",
     "both": "of member and next tokens",
 }
 
@@ -24,7 +24,10 @@ def write_page(path: Path, folder: Path) -> None:
     """The page over all results of a folder, and its plots in images/ beside it."""
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     about = json.loads((folder / "about.json").read_text("utf-8"))
-    results = {file.stem: read_records(file) for file in sorted(folder.glob("*.jsonl"), reverse=True)}
+    results = {
+        file.stem: read_records(file)[: about["prompts"]]
+        for file in sorted(folder.glob("*.jsonl"), reverse=True)
+    }
     summaries = {attend: summarise(records) for attend, records in results.items()}
     for attend, summary in summaries.items():
         plot(summary, path.parent / "images" / f"pruning-{attend}.png")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 Record = dict[str, Any]
+SOFTWARE = ("tempo_mlx", "numpy", "python", "platform")  # of `versions`: what may differ from run to run
 PROMPTS = Path(__file__).with_name("prompts.txt")  # the first 13 are the original project's
 
 
@@ -24,10 +25,12 @@ def prompts(count: int | None = None) -> list[str]:
 def append_record(path: Path, record: Record) -> None:
     """Put a line at the end of a file of results, in the place of one that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not (found := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, found.rfind(b"\n") + 1)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -44,11 +47,29 @@ def studied(path: Path, keys: Iterable[str], make: Callable[[str], Record]) -> l
     for key in keys:
         if key not in done:
             start = time.process_time()
-            record = make(key)
-            done[key] = {"key": key, "cpu_seconds": round(time.process_time() - start, 1), **record}
-            append_record(path, done[key])
+            record = {"key": key, **make(key)}
+            record["cpu_seconds"] = round(time.process_time() - start, 1)
+            append_record(path, record)
+            done[key] = json.loads(json.dumps(record))  # as it will be read
         found.append(done[key])
     return found
+
+
+def describe(folder: Path, about: Record) -> None:
+    """Write folder/about.json, what its results were made with: `prompts`, of which there may be more later, and the
+    settings and the model, which stay.
+    """
+    path = folder / "about.json"
+    if path.exists():
+        kept = json.loads(path.read_text("utf-8"))
+        for name in set(about) - {"prompts", *SOFTWARE}:
+            if kept.get(name) != about[name]:
+                raise SystemExit(
+                    f"{folder} has results with {name} {kept.get(name)}, not {about[name]}; give another --out, or "
+                    "delete them."
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about) + "\n", "utf-8")
 
 
 def runtime(records: Iterable[Record]) -> str:
@@ -105,7 +126,7 @@ def _widened(samples: int) -> float:
 
 
 def versions(info: dict[str, Any]) -> dict[str, Any]:
-    """What a result depends on besides the code."""
+    """What a result depends on besides the code: the software (SOFTWARE), and the model."""
     import platform
 
     from tempo_mlx._version import __version__

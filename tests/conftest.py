@@ -84,7 +84,8 @@ def compute_as_on_a_gpu(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`--fast` leaves out what is marked slow; several processes leave out what is timed; `--gpu-policy` see there."""
+    """`--fast` leaves out what is marked slow; several processes leave out what is timed; for
+    `--gpu-policy` see tests/gpu_policy.py."""
     if hasattr(config, "workerinput"):
         alone = [item for item in items if item.get_closest_marker("alone")]
         config.hook.pytest_deselected(items=alone)

@@ -80,7 +80,7 @@ def test_the_ablation_writes_its_page_and_goes_on_where_it_stopped(
 ) -> None:
     run(pruning_ablation, monkeypatch, tmp_path)
     page = (tmp_path / "page.md").read_text("utf-8")
-    (path,) = tmp_path.glob("*/lineage.jsonl")
+    (path,) = tmp_path.glob("quick/*/lineage.jsonl")
     records = read_records(path)
     assert (
         len(records) == 4 and "4 prompts" in page and (tmp_path / "images" / "pruning-lineage.png").exists()
@@ -98,5 +98,5 @@ def test_the_ablation_writes_its_page_and_goes_on_where_it_stopped(
 def test_the_attention_study_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(attention_study, monkeypatch, tmp_path)
     page = (tmp_path / "page.md").read_text("utf-8")
-    (about,) = (json.loads(path.read_text("utf-8")) for path in tmp_path.glob("*/about.json"))
+    (about,) = (json.loads(path.read_text("utf-8")) for path in tmp_path.glob("quick/*/about.json"))
     assert "## All prompts (4)" in page and f"Model {about['id']}, 24 steps" in page

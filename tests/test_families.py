@@ -262,7 +262,7 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], named: str) -> 
         architecture_from_config({**BASE, **changes})
 
 
-def test_half_precision_on_a_cpu_is_near_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_on_a_cpu_is_near_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts' products too, of one row and of many, which MLX has in float32 only."""
     monkeypatch.setattr(device, "on_gpu", lambda: False)
     checkpoint, tokens, found = open_checkpoint(str(twin(name))), tokens_of(40), []

@@ -89,16 +89,20 @@ def made(label: str, values: list[float]) -> summary.Entry:
     )
 
 
-def test_a_claim_is_sure_only_when_its_interval_is() -> None:
-    at_least = [
-        Claim("", summary.Value(2.5, low, 3.0), bound, True).verdict
-        for low, bound in ((2.1, 2), (1.9, 2), (2, 3))
-    ]
-    at_most = [
-        Claim("", summary.Value(0.5, 0.4, high), bound).verdict
-        for high, bound in ((0.6, 0.6), (0.7, 0.6), (1, 0.4))
-    ]
-    assert at_least == at_most == ["yes", "yes, but the interval reaches beyond", "**no**"]
+@pytest.mark.parametrize(
+    ("low", "value", "high", "verdict"),
+    [
+        (2.0, 2.5, 3.0, "yes"),
+        (1.9, 2.5, 3.0, "yes, but the interval reaches beyond"),
+        (1.0, 1.9, 2.1, "no, but the interval reaches beyond"),
+        (1.0, 1.5, 1.9, "**no**"),
+    ],
+)
+def test_a_claim_is_sure_only_when_its_interval_is(
+    low: float, value: float, high: float, verdict: str
+) -> None:
+    assert Claim("", summary.Value(value, low, high), 2.0, True).verdict == verdict
+    assert Claim("", summary.Value(-value, -high, -low), -2.0).verdict == verdict
 
 
 def test_passes_are_priced_by_their_rows() -> None:

@@ -83,8 +83,9 @@ def test_judgements_are_by_byte_and_paired(tmp_path: Path) -> None:
     others = [replace(found, difference=summary.Value(*value)) for value in ((0.1, 0.05, 0.2), (0.1, -0.05, 0.2),
                                                                             (-0.1, -0.2, 0.05))]  # fmt: skip
     assert [other.verdict for other in others] == ["worse", "undecided", "undecided"]
-    said = across.what_holds({}, [found, others[0], found])[-1]
-    assert "branches / diverse beam 1 better 2, worse 1." in said
+    enough = [replace(found, prompts=9), replace(others[0], prompts=8), replace(found, prompts=10)]
+    said = across.what_holds({}, [found, *enough])[-1]
+    assert said.endswith("\n  - branches, beside diverse beam 1: better (n 9, 10); worse (n 8)")
     assert (
         "| 4 | branches | diverse beam 1 | 0.500 | 1.000 | -0.500 [-0.500, -0.500] |"
         in across.judged([found])[-1]
@@ -100,11 +101,13 @@ def running_of(arm: str) -> tuple[str, ...]:
 
 
 def test_what_holds_names_the_models() -> None:
-    def claim(what: str, low: float, value: float = 2.5) -> Claim:
-        return Claim(what, summary.Value(value, low, 3.0), 2.0, True, 12, says=f"it has at least 2 of {what}")
+    def claim(what: str, low: float, value: float = 2.5, high: float = 3.0) -> Claim:
+        return Claim(
+            what, summary.Value(value, low, high), 2.0, True, 12, says=f"it has at least 2 of {what}"
+        )
 
     by_model = {
-        "one": [claim("all", 2.1), claim("part", 2.1), claim("no", 1.9, 1.95)],
+        "one": [claim("all", 2.1), claim("part", 2.1), claim("no", 1.5, 1.7, 1.9)],
         "two": [claim("all", 2.2), claim("part", 1.9), claim("no", 1.9), claim("new", 2.1)],
     }
     lines = across.what_holds(by_model, [])[-1].splitlines()
@@ -113,9 +116,9 @@ def test_what_holds_names_the_models() -> None:
         "  - it has at least 2 of all",
         "  - it has at least 2 of new (asked of two)",
         "- On some:",
-        "  - it has at least 2 of part: yes on one; not surely on two",
+        "  - it has at least 2 of part: yes on one; undecided on two",
         "- On none:",
-        "  - it has at least 2 of no: not surely on two; no on one",
+        "  - it has at least 2 of no: undecided on two; no on one",
     ]
     assert across.what_holds({"one": by_model["one"][:1]}, [])[-1].endswith(
         "- On some: none.\n- On none: none."
@@ -136,6 +139,11 @@ def test_what_holds_names_the_models() -> None:
 )
 def test_a_model_is_called_what_it_is(name: str, short: str) -> None:
     assert results.Results(Path(name) / "full").short == short
+
+
+def test_one_model_stored_in_two_ways_keeps_its_names() -> None:
+    models = [results.Results(Path(name) / "full") for name in ("a-1b-q4_0", "a-1b-q8_0", "b-q8_0")]
+    assert across.names_of(models) == ["a-1b-q4_0", "a-1b-q8_0", "b"]
 
 
 def test_a_claim_says_of_how_many_prompts_it_is() -> None:

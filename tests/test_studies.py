@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies import bootstrap, read_records, runtime, studied
+from benchmarks.studies import bootstrap, describe, read_records, runtime, studied
 
 
 @pytest.mark.slow
@@ -67,3 +67,12 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [record["found"] for record in studied(path, "bad", make)] == ["B", "A", "D"]
     assert [record["key"] for record in read_records(path)] == made == ["a", "b", "d"]
     assert runtime([{"cpu_seconds": 100.0}, {"cpu_seconds": 85.0}]) == "3 core-minutes"
+
+
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    describe(tmp_path / "new", {"prompts": 4, "tokens": 24, "numpy": "1"})
+    describe(tmp_path / "new", {"prompts": 60, "tokens": 24, "numpy": "2"})
+    kept = (tmp_path / "new" / "about.json").read_text()
+    with pytest.raises(SystemExit, match=r"has results with tokens 24, not 32; give another --out"):
+        describe(tmp_path / "new", {"prompts": 60, "tokens": 32, "numpy": "2"})
+    assert (tmp_path / "new" / "about.json").read_text() == kept and '"prompts": 60' in kept

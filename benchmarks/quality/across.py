@@ -39,7 +39,7 @@ class Judgement:
 def beside_each_other(models: Sequence[Results]) -> list[str]:
     """All sections that are about several models."""
     judgements = [judgement for model in models for judgement in judge(model)]
-    by_model = {model.short: model.claims for model in models}
+    by_model = dict(zip(names_of(models), (model.claims for model in models), strict=True))
     return [
         *what_holds(by_model, judgements),
         *section(
@@ -53,13 +53,20 @@ def beside_each_other(models: Sequence[Results]) -> list[str]:
     ]
 
 
+def names_of(models: Sequence[Results]) -> list[str]:
+    """Short ones, unless two are the same model stored in two ways."""
+    short = [model.short for model in models]
+    return [name if short.count(name) == 1 else model.name for name, model in zip(short, models, strict=True)]
+
+
 # What holds
 
 WORDS = {
     "yes": "yes on",
     "**no**": "no on",
 }  # for verdicts; of all others an interval reaches beyond its bound
-UNSURE = "not surely on"
+UNSURE = "undecided on"
+LEAST = 8  # prompts of a verdict
 
 
 def what_holds(by_model: Claims, judgements: Sequence[Judgement]) -> list[str]:
@@ -78,13 +85,14 @@ def what_holds(by_model: Claims, judgements: Sequence[Judgement]) -> list[str]:
             groups["some" if models["yes on"] else "none"].append(f"{claim}: {which}")
     lines = [
         f"- Measured on {', '.join(by_model)}. A claim holds on a model where its whole interval is on the right side "
-        "of the bound; it is asked of those that have results of it.",
+        "of the bound, and fails where it is on the wrong side; it is asked of those that have results of it. The "
+        "table below has the numbers of prompts.",
         *(f"- On {group}:{points(found)}" for group, found in groups.items()),
     ]
     if judgements:
         lines.append(
-            "- Other models as judges, of which texts take fewer nats a byte, ours or theirs: one verdict for each "
-            f"writer and judge.{points(tally(judgements))}"
+            "- Other models as judges, of which texts take fewer nats a byte, ours or theirs: for each writer and "
+            f"judge the prompts of a verdict.{points(tally(judgements))}"
         )
     return section("What holds", "\n".join(lines))
 
@@ -108,14 +116,17 @@ def bounded(claim: Claim) -> str:
 
 
 def tally(judgements: Sequence[Judgement]) -> list[str]:
-    """How often ours was surely better, surely worse, or neither, by pair."""
-    pairs: dict[tuple[str, str], list[str]] = {}
+    """For each pair the prompts of the judgements by which ours is better, worse, or neither."""
+    pairs: dict[tuple[str, str], dict[str, list[int]]] = {}
     for each in judgements:
-        pairs.setdefault((each.ours, each.theirs), []).append(each.verdict)
+        if each.prompts >= LEAST:
+            pairs.setdefault((each.ours, each.theirs), {}).setdefault(each.verdict, []).append(each.prompts)
     return [
         f"{ours}, beside {theirs}: "
-        + ", ".join(
-            f"{word} {verdicts.count(word)}" for word in ("better", "worse", "undecided") if word in verdicts
+        + "; ".join(
+            f"{word} (n {', '.join(map(str, verdicts[word]))})"
+            for word in ("better", "worse", "undecided")
+            if word in verdicts
         )
         for (ours, theirs), verdicts in pairs.items()
     ]
@@ -193,9 +204,10 @@ def judged(judgements: Sequence[Judgement]) -> list[str]:
 
 def longer(models: Sequence[Results]) -> list[str]:
     rows = [
-        [model.short, entry.label, str(len(entry)), str(measured(entry, mean("length"))),
+        [name, entry.label, str(len(entry)), str(measured(entry, mean("length"))),
          str(measured(entry, perplexity)), str(measured(entry, distinct_2)) if entry.texts > 1 else "-"]
-        for model in models for name, entry in model.long.items() if "distinct_2" in entry.numbers
+        for name, model in zip(names_of(models), models, strict=True)
+        for entry in model.long.values() if "distinct_2" in entry.numbers
     ]  # fmt: skip
     if not rows:
         return []
@@ -206,13 +218,19 @@ def longer(models: Sequence[Results]) -> list[str]:
         "lengths differ do not compare by it alone.",
         markdown(("model", "decoder", "n", "tokens of a text", "perplexity", "distinct-2"), rows),
         "The claims, of these texts:",
-        claims_table({model.short: claims(model.long) for model in models if model.long}),
+        claims_table(
+            {
+                name: claims(model.long)
+                for name, model in zip(names_of(models), models, strict=True)
+                if model.long
+            }
+        ),
     )
 
 
 def luck(models: Sequence[Results]) -> list[str]:
     rows = []
-    for model in models:
+    for name, model in zip(names_of(models), models, strict=True):
         for arm in table.DRAWING:
             by_seed = model.drawn(arm)
             if len(by_seed) < 2:
@@ -221,7 +239,7 @@ def luck(models: Sequence[Results]) -> list[str]:
             for seed, entry in by_seed.items():
                 same = entry.take([i for i, prompt in enumerate(entry.prompts) if prompt in shared])
                 rows.append(
-                    [model.short, entry.label, str(seed), str(len(same)), str(measured(same, perplexity)),
+                    [name, entry.label, str(seed), str(len(same)), str(measured(same, perplexity)),
                      str(measured(same, distinct_2))]
                 )  # fmt: skip
     if not rows:

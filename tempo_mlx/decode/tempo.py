@@ -208,7 +208,7 @@ class Tempo(Decoder):
             return np.zeros(1, np.int64)
         excluded = list(self.excluded(index))
         columns = excluded
-        if self.columns is not None:  # of which those tokens may be none
+        if self.columns is not None:  # a device may have given none of them
             columns = np.flatnonzero(np.isin(self.columns, excluded)).tolist()
         eligible = probabilities
         if excluded:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from tempo_mlx.architecture.architecture import Experts
 from tempo_mlx.mlx import mx
 from tempo_mlx.model import device
-from tempo_mlx.model.device import fused
 from tempo_mlx.model.feedforward import ACTIVATIONS
 from tempo_mlx.model.linear import Linear
 from tempo_mlx.weights.tensor import Layout
@@ -132,7 +131,7 @@ class Mixture:
         return [*self.router.arrays(), *(a for part in parts for a in part.arrays())]
 
 
-@fused
+@device.fused
 def _limited(gate: mx.array, up: mx.array, limit: float, alpha: float) -> mx.array:
     """gpt-oss's activation."""
     gate, up = mx.minimum(gate, limit), mx.clip(up, -limit, limit)
@@ -153,6 +152,9 @@ class Router:
     ) -> None:
         """scale (E,), per_expert (n,): Gemma 4's, whose router norms its input with `eps`."""
         self.part, self.linear, self.correction = part, linear, correction
+        # A softmax over all experts, normalised over the chosen, is one over those alone: fewer operations.
+        normalised = part.router == "softmax" and part.normalised and correction is None and part.groups == 1
+        self.softmax_over_chosen = part.router == "chosen" or normalised
         self.scale, self.per_expert, self.eps = scale, per_expert, eps
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
@@ -164,7 +166,7 @@ class Router:
         scores = self.linear(x.astype(mx.float32)).astype(mx.float32)
         if part.router == "sparsemixer":
             return sparsemixer(scores, part.jitter)
-        if part.router == "chosen" or self.among_chosen:
+        if self.softmax_over_chosen:
             chosen = best(scores, part.active)
             shares = mx.softmax(mx.take_along_axis(scores, chosen, axis=1), axis=-1)
         else:
@@ -176,13 +178,6 @@ class Router:
                 shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
         shares = shares if part.scale == 1.0 else shares * part.scale
         return chosen, shares if self.per_expert is None else shares * self.per_expert[chosen]
-
-    @property
-    def among_chosen(self) -> bool:
-        """Whether a softmax over all experts, normalised over the chosen, comes to one over those alone: fewer
-        operations."""
-        part = self.part
-        return part.router == "softmax" and part.normalised and self.correction is None and part.groups == 1
 
     def within_groups(self, ranking: mx.array) -> mx.array:
         """-inf outside the best groups, a group being as good as the sum of its best few."""
