@@ -155,7 +155,7 @@ class Widened(QuantizedLinear):
 
 
 def widened(part: Any) -> Any:
-    """A part of a model in which every packed weight, however deep, multiplies so."""
+    """A part of a dense model in which every packed weight but the embedding multiplies so."""
     if type(part) is QuantizedLinear:
         return Widened(part)
     if isinstance(part, list):

@@ -91,7 +91,7 @@ Measured = dict[str, list[list[float]]]  # "random" and "best": [log-probability
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--paths", type=int, default=1, help="random paths for each lattice and seed")

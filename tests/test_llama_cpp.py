@@ -92,8 +92,8 @@ def test_architectures(name: str) -> None:
     assert all(gap < NEAR_TIE for gap in rivals(model, ids, answer))
 
 
-def test_packed_weights_multiply_as_on_a_gpu(tmp_path: Path) -> None:
-    """As MLX's own products of them do, which take too long on a CPU."""
+def test_packed_weights_multiply_as_mlx_does(tmp_path: Path) -> None:
+    """Whose own products take too long on a CPU."""
     pytest.importorskip("torch")
     checkpoint = open_checkpoint(str(convert(str(twin("qwen2")), tmp_path / "packed", bits=4, group_size=32)))
     logits = []
