@@ -57,7 +57,9 @@ def page(summaries: dict[str, dict[str, Any]], about: dict[str, Any], took: str)
             f"{summary['prompts']} prompts, mean width {summary['mean_width']}. "
             "Random paths with 60% removed, perplexity after posterior over that after probability: "
             f"{cell(ratio)} (target: at most 0.5).",
-            "**Concordance with exact hindsight** (0.5 is chance; in the heading: pairs)",
+            "**Concordance with hindsight** (0.5 is chance; in the heading: pairs). The best path's tokens, which the "
+            "first, second and last column look back from, were written by its own member; the third asks which member "
+            "could stand in the place of another token, so that one with a meaning of its own ranks low.",
             markdown_table(
                 ("signal", *(f"{said} ({summary['pairs'][kind]})" for kind, said in HEADINGS.items())),
                 [
