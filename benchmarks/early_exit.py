@@ -1,6 +1,6 @@
 """What early exit gains and what it costs: full decoding beside lossy exits at three targets, and lossless.
 
-    python -m benchmarks.early_exit [--prompts 24] [--timed 24] [--tokens 64] [--rounds 1]
+    python -m benchmarks.early_exit [--prompts 24] [--timed 12] [--tokens 64] [--rounds 1]
     python -m benchmarks.early_exit --page docs/early-exit-figures.md     # the page again, from the results kept
 
 The prompts are those of benchmarks/quality, six kinds, none of them the calibration's. First, on all of them: how often
@@ -356,7 +356,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--timed", type=int, default=24)
+    parser.add_argument("--timed", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--page", type=Path, help="write the page of figures from the results kept, and end")

@@ -145,7 +145,9 @@ def test_a_load_takes_little_more_than_the_model(
     tracemalloc.stop()
     size = mx.get_active_memory() - before  # and not its arrays', of which some are views of others
     assert model.info["dtype"] == dtype
-    assert 0 < size < 1.05 * checkpoint.parameters * {"float32": 4, "bfloat16": 2}[dtype]  # and no copy is left
+    assert (
+        0 < size < 1.05 * checkpoint.parameters * {"float32": 4, "bfloat16": 2}[dtype]
+    )  # and no copy is left
     assert mx.get_peak_memory() - before + beside < 1.15 * size
 
 
