@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ import tempo_mlx
 from tempo_mlx import api
 from tempo_mlx.api import generate
 from tempo_mlx.decode import score as module
-from tempo_mlx.decode.score import depths, make_trie, score, score_sequences
+from tempo_mlx.decode.score import depths, in_groups, make_trie, score, score_sequences
 from tempo_mlx.errors import PromptError
 from tempo_mlx.lattice import ancestor_bias
 from tests.trees import loaded, prompt, teacher
@@ -76,6 +78,33 @@ def test_the_number_of_rows_is_that_of_the_shared_tree(monkeypatch: pytest.Monke
     monkeypatch.setattr(model, "forward", counting)
     score_sequences(model, ids, [[1, 2, 3, token] for token in range(50)])
     assert rows == len(ids) + 3
+
+
+def test_long_texts_do_not_run_over_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many long texts each row would see, and mask, the rows of all others."""
+    model, ids = loaded("llama").model, prompt(0, 9)
+    texts = np.random.default_rng(2).integers(0, 300, (7, 20)).tolist()
+    together = score_sequences(model, ids, texts)
+    slots: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, tokens: Any, positions: Any, bias: Any, cache: Any, **options: Any) -> Any:
+        out = forward(self, tokens, positions, bias, cache, **options)
+        slots.append(len(cache))
+        return out
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    monkeypatch.setattr(module, "TREE", 45)
+    cache = model.new_cache()
+    model.forward(ids, np.arange(9), None, cache)
+    slots.clear()
+    found = score_sequences(model, ids, texts, cache)
+    assert slots == [9 + 1 + 2 * 19] * 3 + [9 + 1 + 19] and len(cache) == 9
+    for one, other in zip(together, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+    assert [list(group) for group in in_groups([[1] * 50, [2], [3] * 44, [4]], 45)] == [
+        [[1] * 50], [[2], [3] * 44], [[4]]
+    ]  # fmt: skip
 
 
 def test_texts_are_scored_as_they_would_be_generated() -> None:

@@ -29,6 +29,9 @@ from tempo_mlx.settings import shown
 from tempo_mlx.token_ids import listed, token_ids
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
+TREE = (
+    4096  # tokens of sequences that share one tree: each of its rows runs over all before it, its own or not
+)
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,39 @@ def score_sequences(
     """
     check_prompt(model, prompt_ids)
     _check_lengths(model, len(prompt_ids), sequences)
-    shared = len(prompt_ids) - 1  # the prompt's last token is the root of the tree
+    shared = len(prompt_ids) - 1
     if (
         cache is None or model.architecture.recurrent
     ):  # the states at the prompt's end may be gone from the run's own
         cache = model.new_cache()
         if shared:
             prefill(model, prompt_ids[:-1], cache, interrupted)
-    before = len(cache)
+    whole = model.architecture.recurrent and len(sequences)  # whose states would be those of one group's end
+    groups = [sequences] if whole else in_groups(sequences, TREE)
+    return [found for group in groups for found in _score_tree(model, prompt_ids, group, cache, control)]
+
+
+def in_groups(sequences: Sequence[Sequence[int]], most: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Sequences that follow each other, together of at most so many tokens, or one alone."""
+    start = size = 0
+    for at, sequence in enumerate(sequences):
+        if at > start and size + len(sequence) > most:
+            yield sequences[start:at]
+            start, size = at, 0
+        size += len(sequence)
+    if start < len(sequences):
+        yield sequences[start:]
+
+
+def _score_tree(
+    model: Model,
+    prompt_ids: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    cache: Any,
+    control: Control | None,
+) -> list[Floats]:
+    """As `score_sequences`; cache holds the prompt but its last token, which is the root of the tree."""
+    shared, before = len(prompt_ids) - 1, len(cache)
     tokens, parents, row_of = make_trie(prompt_ids[-1], sequences)
     positions = shared + depths(parents)
     wanted = np.array([token for sequence in sequences for token in sequence], np.int64)
@@ -141,9 +169,7 @@ def score_sequences(
             log_probs = control.score(forward.logits, texts_to(range(start, stop), tokens, parents))
         found[here] = log_probs[rows[here] - start, wanted[here]]
     cache.truncate(before)
-    return (
-        np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if len(sequences) else []
-    )
+    return np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1])
 
 
 def score_prompt(
