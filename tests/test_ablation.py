@@ -58,6 +58,22 @@ def test_an_outsider_is_no_member_and_the_model_goes_on_from_it(loaded: tempo_ml
         assert found == [step.tokens[0].id for step in own.steps] and len(found) == HORIZON
 
 
+def test_an_outsider_does_not_end_the_text(
+    loaded: tempo_mlx.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No set of a lattice that is kept from ending has such a token, though it may be the likeliest."""
+    logits = loaded.model.forward([*PROMPT, *BEST[:2]], np.arange(5), None, loaded.model.new_cache()).logits
+    assert logits is not None
+    first, second, third = (int(token) for token in np.argsort(-logits[-1])[:3])
+    monkeypatch.setattr(loaded.tokenizer, "eos_ids", frozenset({second}))
+    (found,) = outsiders(loaded, PROMPT, BEST, {2: [first]}).values()
+    own = tempo_mlx.generate(
+        loaded, [*PROMPT, *BEST[:2], third], decoder="plain", temperature=0.0, max_tokens=HORIZON,
+        min_steps=HORIZON,
+    )  # fmt: skip
+    assert found == [step.tokens[0].id for step in own.steps]
+
+
 def run(module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """With a threshold at which a small random model has sets of several."""
     command = [
