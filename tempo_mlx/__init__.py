@@ -10,6 +10,7 @@ Names are imported when first used, so that `import tempo_mlx` loads no tensor l
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from tempo_mlx._version import __version__ as __version__
@@ -51,3 +52,18 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _BeforeMlx:
+    """Has the BLAS loaded before mlx is, also where a program imports that itself after this package."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "mlx.core":
+            from tempo_mlx import blas
+
+            blas.ensure()
+
+
+if sys.platform == "linux":
+    sys.meta_path.insert(0, _BeforeMlx)

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeGuard
 
+from tempo_mlx import blas
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import score as scoring
 from tempo_mlx.decode import thinking
@@ -64,12 +66,16 @@ class DecodingKeywords(GenerateSettings, total=False):
 def load(model: str | os.PathLike[str] | None = None, **settings: Unpack[LoadSettings]) -> LoadedModel:
     """Load a model: a name, a Hugging Face repo id, a directory or a .gguf file; settings of `LoadConfig`.
 
-    Raises ModelError, DownloadError, BackendError, MemoryLimitError, ConfigError.
+    Warns where MLX computes on a slow BLAS. Raises ModelError, DownloadError, BackendError, MemoryLimitError,
+    ConfigError.
     """
     given: dict[str, Any] = {**settings}
     if model is not None:
         given["model"] = os.fspath(model) if isinstance(model, os.PathLike) else model
-    return load_model(LoadConfig(**canonical(given, settings_of(LoadConfig))))
+    config = LoadConfig(**canonical(given, settings_of(LoadConfig)))
+    if config.backend == "mlx" and (note := blas.slow()):
+        warnings.warn(note, stacklevel=2)
+    return load_model(config)
 
 
 def generate(

@@ -88,6 +88,14 @@ def ensure() -> BlasInfo:
     return BlasInfo("OpenBLAS", str(path), None, made, why_not, packed, why_unpacked)
 
 
+def slow() -> str | None:
+    """What to tell who waits for MLX on its slow BLAS; None where it has another, or that was asked for."""
+    reason = ensure().reason
+    if not reason or os.environ.get("TEMPO_BLAS") == "netlib":
+        return None
+    return f"MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more."
+
+
 def _made(load: Callable[[], Path]) -> tuple[str | None, str | None]:
     """A library of ours, loaded; or None, and why there is none."""
     try:

@@ -79,6 +79,16 @@ def test_a_library_of_ones_own() -> None:
 
 def test_mlx_imported_first_is_noticed() -> None:
     assert "imported before" in run("import mlx.core; " + REPORT)
+    assert "imported before" in run(
+        "import mlx.core, tempo_mlx, warnings; warnings.simplefilter('error')\n"
+        "try: tempo_mlx.load('/no/such/model')\n"
+        "except UserWarning as warning: print(warning)"
+    )
+
+
+def test_the_remedy_helps() -> None:
+    """A program's own `import mlx.core` after that of the package."""
+    assert run("import tempo_mlx, mlx.core; " + REPORT).startswith("OpenBLAS | None")
 
 
 def test_an_unwritable_cache_is_a_reason(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_long_texts_do_not_run_over_each_other(monkeypatch: pytest.MonkeyPatch) 
     model.forward(ids, np.arange(9), None, cache)
     slots.clear()
     found = score_sequences(model, ids, texts, cache)
-    assert slots == [9 + 1 + 2 * 19] * 3 + [9 + 1 + 19] and len(cache) == 9
+    assert slots == [9 + 2 * 19] * 3 + [9 + 19] and len(cache) == 9
     for one, other in zip(together, found, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5)
     assert [list(group) for group in in_groups([[1] * 50, [2], [3] * 44, [4]], 45)] == [

@@ -109,10 +109,8 @@ def notice_slow_blas(console: Console) -> None:
     """Say once why MLX is not on an optimised BLAS, unless that was asked for."""
     from tempo_mlx import blas
 
-    reason = blas.ensure().reason
-    if reason and os.environ.get("TEMPO_BLAS") != "netlib":
-        note = f"Note: MLX computes on the slow netlib BLAS ({reason}); `tempo-mlx doctor` says more."
-        console.print(note, soft_wrap=True)
+    if note := blas.slow():
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

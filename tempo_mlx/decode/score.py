@@ -29,9 +29,7 @@ from tempo_mlx.settings import shown
 from tempo_mlx.token_ids import listed, token_ids
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: rows are run in chunks that stay below
-TREE = (
-    4096  # tokens of sequences that share one tree: each of its rows runs over all before it, its own or not
-)
+TREE = 1024  # tokens of sequences that share one tree: each row runs over all before it, its own or not
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def score_sequences(
 ) -> list[Floats]:
     """The log-probability of every token of every sequence, each after the prompt and its own beginning.
 
-    cache: holds the prompt in its first slots, and maybe others, which are not seen; it is left as it was.
+    cache: holds the prompt in its first slots, which are taken from there; it is left as it is.
     control: what changes the distributions, if anything does.
     Raises PromptError for a prompt or sequence the model has no room for, Interrupted while the prompt is
     run.
@@ -113,12 +111,13 @@ def score_sequences(
     check_prompt(model, prompt_ids)
     _check_lengths(model, len(prompt_ids), sequences)
     shared = len(prompt_ids) - 1
-    if (
-        cache is None or model.architecture.recurrent
-    ):  # the states at the prompt's end may be gone from the run's own
+    if cache is None or model.architecture.recurrent:  # the states at the prompt's end may be gone
         cache = model.new_cache()
         if shared:
             prefill(model, prompt_ids[:-1], cache, interrupted)
+    else:  # without its other slots: every row would run over them all
+        cache = cache.copy()
+        cache.keep(np.arange(shared))
     whole = model.architecture.recurrent and len(sequences)  # whose states would be those of one group's end
     groups = [sequences] if whole else in_groups(sequences, TREE)
     return [found for group in groups for found in _score_tree(model, prompt_ids, group, cache, control)]
@@ -144,7 +143,7 @@ def _score_tree(
     control: Control | None,
 ) -> list[Floats]:
     """As `score_sequences`; cache holds the prompt but its last token, which is the root of the tree."""
-    shared, before = len(prompt_ids) - 1, len(cache)
+    shared = len(prompt_ids) - 1
     tokens, parents, row_of = make_trie(prompt_ids[-1], sequences)
     positions = shared + depths(parents)
     wanted = np.array([token for sequence in sequences for token in sequence], np.int64)
@@ -153,11 +152,9 @@ def _score_tree(
     chunk = max(1, min(512, LOGITS_AT_ONCE // model.architecture.vocab_size))
     for start in range(0, len(tokens), chunk):
         stop = min(start + chunk, len(tokens))
-        bias = np.full((stop - start, before + stop), -np.inf, np.float32)
-        bias[:, :shared] = 0.0
-        bias[:, before:] = ancestor_bias(parents[:stop], stop - start)
-        continued = np.zeros((stop - start, before + stop), np.float32)
-        continued[:, before:] = ancestor_parents(parents[:stop], stop - start, 0)
+        bias = np.zeros((stop - start, shared + stop), np.float32)
+        bias[:, shared:] = ancestor_bias(parents[:stop], stop - start)
+        continued = ancestor_parents(parents[:stop], stop - start, shared)
         if start == 0 and shared:  # the root
             continued[0, shared - 1] = 1.0
         forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache, parents=continued)
@@ -166,9 +163,10 @@ def _score_tree(
         if control is None:
             log_probs = log_probabilities(forward.logits)
         else:
-            log_probs = control.score(forward.logits, texts_to(range(start, stop), tokens, parents))
+            texts = texts_to(range(start, stop), tokens, parents) if control.reads_texts else []
+            log_probs = control.score(forward.logits, texts)
         found[here] = log_probs[rows[here] - start, wanted[here]]
-    cache.truncate(before)
+    cache.truncate(shared)
     return np.split(found, np.cumsum([len(sequence) for sequence in sequences])[:-1])
 
 

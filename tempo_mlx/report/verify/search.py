@@ -372,7 +372,8 @@ class SearchReplay:
             parents_of = ancestor_parents(parents[:stop], stop - first, shared)
             forward = self.model.forward(tokens[first:stop], positions, bias, self.cache, parents=parents_of)
             assert forward.logits is not None
-            texts = texts_to(range(first, stop), np.array(tokens), np.array(parents))
+            below = range(first, stop) if self.control.reads_texts else ()
+            texts = texts_to(below, np.array(tokens), np.array(parents))
             found = self.control(forward.logits, [[*self.text, *text] for text in texts])
             for index, log_probs in enumerate(found.log_probs):
                 for path in after.get(first + index, ()) if not start else ():
