@@ -14,7 +14,16 @@ from benchmarks.tasks import page
 from benchmarks.tasks.arms import ARMS, Arm, arms_for
 from benchmarks.tasks.problems import Problem, Task, has, read_task, words_of
 from benchmarks.tasks.running import run_arm
-from benchmarks.tasks.summary import auroc, best_mean, confidence, majority, pass_at, verified
+from benchmarks.tasks.summary import (
+    auroc,
+    best_mean,
+    confidence,
+    majority,
+    pass_at,
+    programs,
+    shared,
+    verified,
+)
 from tests import twins
 
 RECORD: dict[str, Any] = {
@@ -49,6 +58,13 @@ def test_the_text_that_is_chosen() -> None:
     assert best_mean("enumerate", RECORD) == 1.0  # -2 / 40 is the best of a token
     assert verified("enumerate", RECORD) == 1.0  # the third does what is shown
     assert verified("enumerate", {**RECORD, "shown": None}) == 0.0  # the first
+
+
+def test_programs_differ_by_more_than_names_comments_and_layout() -> None:
+    same = ["    for i in x: print(i)", "    # so\n    for one in x:\n        'each'\n        print(one)\n"]
+    others = ["    for i in x: print(x)", "    for i in y: print(i)", "    for i in"]
+    assert programs("", {"texts": [*same, *others]}) == 4
+    assert shared("", {"texts": ["abcd", "abce", "xbcd", "abcd"]}) == pytest.approx((3 / 4 + 0 + 1) / 3)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +139,16 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     )
     assert greedy.split(" | ")[1:3] == ["1", "1.000 [1.000, 1.000]"] and greedy.endswith(" 40 | 20 | 4.0 |")
     assert nucleus.split(" | ")[2] == "0.500 [0.500, 0.500]" and nucleus.endswith(" 40 | 20 | |")
+
+
+def test_how_many_samples_take_as_many_rows() -> None:
+    found = {"nucleus": {"one": RECORD}}  # 40 rows for 8 texts
+    assert [page.texts_for(rows, found) for rows in (1, 21, 39, 400)] == [1, 4, 8, 8]
+    always = {"one": {**RECORD, "right": [False] * 4 + [True] * 4}}
+    half = page.against(
+        "branches-3", pass_at(8), "nucleus", pass_at(4), {"branches-3": always, "nucleus": always}
+    )
+    assert half.value == pytest.approx(1 / math.comb(8, 4))  # of four drawn none is right once in 70
 
 
 def test_an_arm_that_is_not_finished_is_no_column_of_the_table() -> None:

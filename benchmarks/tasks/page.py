@@ -15,12 +15,16 @@ from benchmarks.tasks.summary import (
     Value,
     auroc,
     best_mean,
+    characters,
     confidence,
     difference,
+    different,
     label,
     majority,
     of,
     pass_at,
+    programs,
+    shared,
     verified,
 )
 
@@ -39,7 +43,8 @@ passes are a problem's mean, the prompt left out; seconds are those of the first
 measured in one go. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of eight
 is right; maj@8 takes the answer most texts give, by mass each text counts by its probability; best mean is the text
 of the best mean log-probability a token; checked is the first text that passes the examples which the problem itself
-shows. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
+shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them. Programs differ if more than
+their variables' names, comments and layout does. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
 """
 
 
@@ -82,6 +87,8 @@ def section(folder: Path, found: Found, timed: Found, page: Path) -> Iterator[st
     yield "\n".join(table(found, timed, columns))
     if {"nucleus", "greedy"} <= found.keys():
         yield "\n" + "\n".join(differences(found, columns))
+    if task == "humaneval":
+        yield "\n" + "\n".join(likeness(found))
     if task == "questions":
         yield "\n" + "\n".join(certainty(found))
     picture = f"tasks-{folder.parent.name}-{task}.svg"
@@ -111,17 +118,47 @@ def table(found: Found, timed: Found, columns: Mapping[str, Score]) -> Iterator[
 def differences(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
     *_, final = columns
     heads = " | ".join(columns)
-    yield f"| less nucleus sampling's, on the same problems | {heads} | {final} less greedy's pass@1 |"
-    yield "|---" * (len(columns) + 2) + "|"
+    yield (
+        f"| less nucleus sampling's, on the same problems | {heads} | pass@{TEXTS} less its pass@k at as many rows "
+        f"| {final} less greedy's pass@1 |"
+    )
+    yield "|---" * (len(columns) + 3) + "|"
     for arm in found:
         cells = [str(difference(arm, "nucleus", found, score)) for score in columns.values()]
-        yield f"| {label(arm)} | {' | '.join(cells)} | {gain(arm, found, columns[final])} |"
+        k = texts_for(rows_of(found[arm]), found)
+        cells.append(f"{against(arm, pass_at(TEXTS), 'nucleus', pass_at(k), found)} (k = {k})")
+        cells.append(str(against(arm, columns[final], "greedy", pass_at(1), found)))
+        yield f"| {label(arm)} | {' | '.join(cells)} |"
 
 
-def gain(arm: str, found: Found, score: Score) -> Value:
-    first = pass_at(1)
-    both: Score = lambda name, record: first(name, record) if name == "greedy" else score(name, record)  # noqa: E731
-    return difference(arm, "greedy", found, both)
+def texts_for(rows: float, found: Found) -> int:
+    """How many of eight nucleus samples take so many rows, rounded; at least one, at most all."""
+    return max(1, min(TEXTS, round(TEXTS * rows / rows_of(found["nucleus"]))))
+
+
+def rows_of(records: Mapping[str, Record]) -> float:
+    return float(np.mean([record["rows"] for record in records.values()]))
+
+
+def against(arm: str, score: Score, other: str, its: Score, found: Found) -> Value:
+    """One arm by one score less another by another, on the same problems."""
+    return difference(arm, other, found, lambda name, record: (its if name == other else score)(name, record))
+
+
+def likeness(found: Found) -> Iterator[str]:
+    """Why several texts help more or less than as many others."""
+    columns = {
+        "different texts": different, "different programs": programs, "characters a text": characters,
+        "share of a text that one before it has": shared,
+    }  # fmt: skip
+    yield f"| how different eight texts are | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for arm, records in found.items():
+        if arm != "greedy":
+            means = [
+                float(np.mean([score(arm, each) for each in records.values()])) for score in columns.values()
+            ]
+            yield f"| {label(arm)} | {means[0]:.2f} | {means[1]:.2f} | {means[2]:.0f} | {means[3]:.2f} |"
 
 
 def certainty(found: Found) -> Iterator[str]:
@@ -166,7 +203,7 @@ def draw(found: Found, path: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7.6, 4.4), layout="constrained")
     for arm, records in found.items():
-        rows = float(np.mean([record["rows"] for record in records.values()]))
+        rows = rows_of(records)
         counts = [1] if arm == "greedy" else list(range(1, TEXTS + 1))
         values = [of(arm, records, pass_at(k)).value for k in counts]
         across = [rows * k / counts[-1] for k in counts]

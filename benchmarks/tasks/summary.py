@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 
@@ -89,6 +91,54 @@ def verified(arm: str, record: Record) -> float:
     shown = record["shown"]
     at = shown[:TEXTS].index(True) if shown and True in shown[:TEXTS] else 0
     return float(record["right"][at])
+
+
+def different(arm: str, record: Record) -> float:
+    return float(len(set(record["texts"][:TEXTS])))
+
+
+def programs(arm: str, record: Record) -> float:
+    """How many of the texts are different programs."""
+    return float(len({program_of(text) for text in record["texts"][:TEXTS]}))
+
+
+def characters(arm: str, record: Record) -> float:
+    return float(np.mean([len(text) for text in record["texts"][:TEXTS]]))
+
+
+def program_of(body: str) -> str:
+    """What the body of a function does, whatever it calls its own names and says beside; as it stands if it is no
+    Python."""
+    try:
+        tree = ast.parse(f"def f():\n{body}")
+    except (SyntaxError, ValueError):
+        return body.strip()
+    nodes = list(ast.walk(tree))
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.Name) and node.id in own:
+            node.id = names.setdefault(node.id, f"name{len(names)}")
+        if isinstance(
+            each := getattr(node, "body", None), list
+        ):  # a string alone says something, and does nothing
+            node.body = [line for line in each if not (isinstance(line, ast.Expr) and said(line.value))]
+    return ast.dump(tree)
+
+
+def said(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def shared(arm: str, record: Record) -> float:
+    """The mean share of a text, from its start, that one before it has too: how late they part."""
+    texts = record["texts"][:TEXTS]
+    shares = [
+        max(len(commonprefix([text, other])) for other in texts[:at]) / max(1, len(text))  # noqa: RUF071
+        for at, text in enumerate(texts)
+        if at
+    ]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def measured(scores: Sequence[float]) -> Value:
