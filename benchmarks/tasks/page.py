@@ -43,8 +43,9 @@ passes are a problem's mean, the prompt left out; seconds are those of the first
 measured in one go. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of eight
 is right; maj@8 takes the answer most texts give, by mass each text counts by its probability; best mean is the text
 of the best mean log-probability a token; checked is the first text that passes the examples which the problem itself
-shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them. Programs differ if more than
-their variables' names, comments and layout does. Every eighth problem of HumanEval (8th, 16th, ...) was also used for tuning.
+shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them. Programs differ if more
+than their variables' names, comments and layout does. Every eighth problem of HumanEval (8th, 16th, ...) was also used
+for tuning.
 """
 
 
