@@ -121,14 +121,16 @@ def differences(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
     heads = " | ".join(columns)
     yield (
         f"| less nucleus sampling's, on the same problems | {heads} | pass@{TEXTS} less its pass@k at as many rows "
-        f"| {final} less greedy's pass@1 |"
+        f"| pass@1 less greedy's | {final} less greedy's pass@1 |"
     )
-    yield "|---" * (len(columns) + 3) + "|"
+    yield "|---" * (len(columns) + 4) + "|"
     for arm in found:
         cells = [str(difference(arm, "nucleus", found, score)) for score in columns.values()]
         k = texts_for(rows_of(found[arm]), found)
         cells.append(f"{against(arm, pass_at(TEXTS), 'nucleus', pass_at(k), found)} (k = {k})")
-        cells.append(str(against(arm, columns[final], "greedy", pass_at(1), found)))
+        cells += [
+            str(against(arm, score, "greedy", pass_at(1), found)) for score in (pass_at(1), columns[final])
+        ]
         yield f"| {label(arm)} | {' | '.join(cells)} |"
 
 
