@@ -277,3 +277,12 @@ def test_verify_holds_a_prior_to_its_rule_where_the_last_bits_decide_it(
     assert len(siblings) > 1
     siblings[0]["prior"] *= 1.01
     assert not verify(Run.from_json(json.dumps(value)), model).ok
+
+
+def test_a_search_under_a_penalty_is_what_it_says() -> None:
+    """What a penalty makes of a row follows from the tokens before it, which a search's own rows are below."""
+    settings: dict[str, Any] = {"mcts_simulations": 6, "mcts_depth": 2, "threshold": 0.02}
+    run = generate(
+        loaded(), "The sky and the", decoder="mcts", max_tokens=4, repetition_penalty=1.5, **settings
+    )
+    assert verify(run, loaded()).ok
