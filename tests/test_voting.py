@@ -97,6 +97,42 @@ def test_the_command_chooses(
     for wrong in (
         ["--vote", "best"],
         ["--vote", "mean", "--verify-with", "true"],
-        ["--vote", "mean", "--branches", "2"],
+        ["--vote", "mean", "--decoder", "plain"],
+        ["--vote", "mean", "--view", "sets"],
     ):
         assert main([*base[:6], *wrong]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "decoder", "texts", "more"),
+    [
+        ([], "diverse-beam", 8, "more, as with --beam-width 16"),
+        (["--leaves", "3"], "enumerate", 3, "more, as with --leaves 6"),
+        (["--branches", "2"], "tree", 1, "others, as with --decoder diverse-beam"),
+        (["--branches", "2", "--threshold", "0"], "tree", 2, "more, as with --branches 4"),
+        (["--decoder", "sample", "--beam-width", "4"], "sample", 4, "more, as with --beam-width 8"),
+    ],
+)
+def test_a_program_tests_the_texts_of_any_decoder(
+    given: list[str],
+    decoder: str,
+    texts: int,
+    more: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ask = ["ask", "Hello", "-m", str(twin("llama")), "-n", "5", "--json-output-file", "run.json", *given]
+    reads = f"{sys.executable} -c 'import sys; sys.exit(sys.stdin.read() != open(\"right\").read())'"
+    Path("right").write_text("what no model says")
+    assert main([*ask, "--verify-with", reads]) == 1
+    assert f"ask for {more}." in " ".join(capsys.readouterr().err.split())
+    assert main([*ask, "--vote", "mean"]) == 0
+    capsys.readouterr()
+    assert main([*ask, "--verify-with", "true"]) == 0
+    run = Run.load("run.json")
+    assert run.decoder == decoder and len(run.paths) == texts
+    Path("right").write_text(run.paths[-1].text)
+    assert main([*ask, "--verify-with", reads]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == run.paths[-1].text.strip()

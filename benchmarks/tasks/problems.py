@@ -68,7 +68,7 @@ def read_task(name: str, data: Path | None) -> Task:
     if name == "humaneval":
         return Task(name, [program(entry) for entry in entries], {"max_tokens": 160, "stop": STOPS})
     first = [sum_(f"gsm8k-{at:04d}", entry) for at, entry in enumerate(entries[:100])]
-    return Task(name, first, {"chat": True, "max_tokens": 256}, tuning=False)
+    return Task(name, first, {"max_tokens": 160, "stop": ("\n",)}, tuning=False)
 
 
 def program(entry: dict[str, Any]) -> Problem:
@@ -107,9 +107,25 @@ def runs(code: str) -> bool:
     return run([sys.executable, "-I", "-"], code, limits=Limits(seconds=5.0)).ok
 
 
+# Of our own. A model that was made for programs else writes more than there is room for.
+WORKED = (
+    "Question: A box holds 12 pencils. Ada buys 5 boxes and gives 18 pencils away. How many pencils "
+    "has she left?\n"
+    "Answer: She buys 5 * 12 = 60 pencils. She has 60 - 18 = 42 left. The answer is 42.\n\n"
+    "Question: A train leaves with 240 people. A third of them leave at the first stop, and 25 people"
+    " come in. How many people are in the train then?\n"
+    "Answer: At the first stop 240 / 3 = 80 people leave, so 240 - 80 = 160 stay. With those who come"
+    " in there are 160 + 25 = 185. The answer is 185.\n\n"
+    "Question: Tom earns $14 an hour and $3 more for every hour on Sundays. Last week he worked 20 "
+    "hours, 6 of them on Sunday. How much did he earn?\n"
+    "Answer: For 20 hours he earns 20 * 14 = $280. For the hours on Sunday he gets 6 * 3 = $18 more. "
+    "Together that is 280 + 18 = $298. The answer is 298.\n\n"
+)
+
+
 def sum_(id: str, entry: dict[str, str]) -> Problem:
     right = entry["answer"].rsplit("####", 1)[1].strip().replace(",", "")
-    prompt = f"{entry['question']}\nSolve this in a few short steps. End with: The answer is NUMBER."
+    prompt = f"{WORKED}Question: {entry['question']}\nAnswer:"
     return Problem(id, prompt, lambda text: last_number(text) == right, None, last_number)
 
 

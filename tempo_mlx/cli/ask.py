@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,6 +84,8 @@ def ask(
     Distinct texts are found, the most probable first, each with its exact probability; texts that say the same are one
     answer; the rest was not looked at. --choices scores given answers exactly. The model's chat template is applied,
     and never shown. Settings of another decoder, such as --branches 5 or --view phrases, show what that decoder makes.
+    --vote and --verify-with choose among the texts of any decoder that gives some; --verify-with, where no decoder is
+    asked for, among diverse beams.
 
     \b
     Examples:
@@ -95,17 +97,19 @@ def ask(
     given = answering(load_settings(config, os.environ, {"chat": True, **flags}, elsewhere=other_tables))
     by = {"answer_regex": answer_regex, "by": "number" if answer_number else "text"}
     chooser = chooser_of(vote, verify_with, by)
+    defaults = defaults_of(given, verify_with is not None)
     choices = given.flags.get("choices")
     if isinstance(choices, list | tuple) and choices:
         show_choices(given.with_flags(choices=()), text, [str(choice) for choice in choices])
-    elif asks_for_answers(given):
-        show_answers(given, text, by, chooser)
-    elif chooser is not None or answer_regex or answer_number:
+    elif chooser is None and by == BY_TEXT and defaults is None:
+        continue_prompt(given, text)
+    elif shows_a_run(given):
         raise ConfigError(
-            "The settings ask for another decoder than answers are found with; leave them or the choice of a text out."
+            "--view, --show-token-ids and the formats jsonl and html show a whole run, not its answers; leave out "
+            "that, or the choice of a text."
         )
     else:
-        continue_prompt(given, text)
+        show_answers(given, text, by, chooser, defaults or {})
 
 
 def answering(given: Given) -> Given:
@@ -115,19 +119,32 @@ def answering(given: Given) -> Given:
     return given.with_flags(max_tokens=ANSWER_TOKENS)
 
 
-def asks_for_answers(given: Given) -> bool:
-    """Whether nothing was given that another decoder, or the view of a lattice, is for."""
+def defaults_of(given: Given, verified: bool) -> Mapping[str, Any] | None:
+    """What finds the texts, unless it is given. None: all that is given is for another decoder, or shows a whole run."""
+    from tempo_mlx.asking import ASKED, VERIFIED
+
+    if shows_a_run(given):
+        return None
+    choices = (VERIFIED, ASKED) if verified else (ASKED,)
+    return next((defaults for defaults in choices if uses(defaults["decoder"], given)), None)
+
+
+def shows_a_run(given: Given) -> bool:
+    """Whether something was given that shows more of a run than answers."""
     output = given.make(OutputConfig)
-    if output.view is not None or output.show_token_ids or format_of(output) in ("jsonl", "html"):
-        return False
+    return output.view is not None or output.show_token_ids or format_of(output) in ("jsonl", "html")
+
+
+def uses(decoder: str, given: Given) -> bool:
+    """Whether nothing was given that another decoder is for."""
     names = settings_of(GenerateConfig)
     values = {
         name: value for source in (given.file, given.flags) for name, value in source.items() if name in names
     }
-    asked = {"decoder": "enumerate", **values}
+    asked = {"decoder": decoder, **values}
     if not any(unused(name, asked) for name in values if values[name] != names[name].default):
-        return asked["decoder"] == "enumerate"
-    return generation_of(given).decoder == "enumerate"
+        return asked["decoder"] == decoder
+    return generation_of(given).decoder == decoder
 
 
 Chooser = Callable[["Run"], int | None]  # the text that is chosen, by its place; None: none is good enough
@@ -153,17 +170,28 @@ def show_chosen(run: Run, chooser: Chooser, out: Console) -> None:
     """The text alone. Raises ConfigError where none passes."""
     at = chooser(run)
     if at is None:
-        count = len(run.paths)
-        raise TempoError(f"None of the {count} texts passes; ask for more, as with --leaves {2 * count}.")
+        from tempo_mlx.decode.registry import DECODERS
+
+        count, texts = len(run.paths), settings_of(GenerateConfig)[DECODERS[run.decoder].texts or "leaves"]
+        asked = run.config[texts.name]
+        more = f"more, as with {texts.flag} {2 * asked}"
+        others = "others, as with --decoder diverse-beam"
+        raise TempoError(f"None of the {count} texts passes; ask for {more if count >= asked else others}.")
     write_text(out, run.paths[at].text.strip() + "\n")
 
 
-def show_answers(given: Given, text: str | None, by: dict[str, Any], chooser: Chooser | None) -> None:
+def show_answers(
+    given: Given,
+    text: str | None,
+    by: dict[str, Any],
+    chooser: Chooser | None,
+    defaults: Mapping[str, Any],
+) -> None:
     """Load the model, ask, print the answers, save and report; ends the command with its exit code."""
-    from tempo_mlx.asking import ASKED, begin
+    from tempo_mlx.asking import begin
 
     output, question = given.make(OutputConfig), read(given, text)
-    settings = generation_of(given.with_flags(**{"decoder": "enumerate", **open_to(given, ASKED)}))
+    settings = generation_of(given.with_flags(**open_to(given, defaults)))
     check_writable(output)
     loaded, out, err, started = start(given, output)
     brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
@@ -208,13 +236,15 @@ def show_open_ended(answers: Answers, out: Console, quiet: bool) -> None:
         )
 
 
-def open_to(given: Given, defaults: Any) -> dict[str, object]:
-    """Those defaults that nobody gave."""
+def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
+    """Their decoder, and those of the others that nobody gave."""
+    sources = (given.flags, given.environment, given.file)
+    values = {**defaults, **given.flags}
     return {
         name: value
         for name, value in defaults.items()
-        if not any(name in source for source in (given.flags, given.environment, given.file))
-        and unused(name, {**defaults, **given.flags}) is None
+        if name == "decoder"
+        or (not any(name in source for source in sources) and unused(name, values) is None)
     }
 
 
