@@ -20,6 +20,7 @@ from benchmarks.tasks.summary import (
     confidence,
     majority,
     pass_at,
+    program_of,
     programs,
     shared,
     verified,
@@ -52,6 +53,11 @@ def test_votes_count_once_each_or_by_mass() -> None:
     mass, right = confidence(RECORD, by_mass=True)
     assert (mass, right) == (pytest.approx(math.exp(-0.1)), False)
     assert confidence(RECORD, by_mass=False) == (0.5, True)
+    programs = {
+        **RECORD,
+        "texts": ["    return 1", "    a = 2; return a", "    b = 2\n    return b", "    return"],
+    }
+    assert majority(False, program_of)("enumerate", {**programs, "answers": programs["texts"]}) == 1.0
 
 
 def test_the_text_that_is_chosen() -> None:

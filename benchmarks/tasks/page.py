@@ -23,6 +23,7 @@ from benchmarks.tasks.summary import (
     majority,
     of,
     pass_at,
+    program_of,
     programs,
     shared,
     verified,
@@ -41,11 +42,11 @@ benchmarks.tasks --help` says how to run them. Every figure has its 95% interval
 differences are paired. Each stands for itself: of twenty that are read together one is expected to miss. Rows and
 passes are a problem's mean, the prompt left out; seconds are those of the first ten problems, one by one, arms
 measured in one go. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of eight
-is right; maj@8 takes the answer most texts give, by mass each text counts by its probability; best mean is the text
-of the best mean log-probability a token; checked is the first text that passes the examples which the problem itself
-shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them. Programs differ if more
-than their variables' names, comments and layout does. Every eighth problem of HumanEval (8th, 16th, ...) was also used
-for tuning.
+is right; maj@8 takes the answer most texts give, or the program most are, by mass each text counts by its probability;
+best mean is the text of the best mean log-probability a token; checked is the first text that passes the examples
+which the problem itself shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them.
+Programs differ if more than their variables' names, comments and layout does. Every eighth problem of HumanEval (8th,
+16th, ...) was also used for tuning.
 """
 
 
@@ -80,8 +81,8 @@ def section(folder: Path, found: Found, timed: Found, page: Path) -> Iterator[st
     task = folder.name
     yield f"\n## {folder.parent.name}\n\n{NAMES[task]}.\n"
     columns: dict[str, Score] = {"pass@1": pass_at(1), f"pass@{TEXTS}": pass_at(TEXTS)}
-    if task != "humaneval":
-        columns |= {"maj@8": majority(False), "maj@8 by mass": majority(True)}
+    what = program_of if task == "humaneval" else None
+    columns |= {"maj@8": majority(False, what), "maj@8 by mass": majority(True, what)}
     columns["best mean"] = best_mean
     if task == "humaneval":
         columns["checked"] = verified
@@ -121,15 +122,16 @@ def differences(found: Found, columns: Mapping[str, Score]) -> Iterator[str]:
     heads = " | ".join(columns)
     yield (
         f"| less nucleus sampling's, on the same problems | {heads} | pass@{TEXTS} less its pass@k at as many rows "
-        f"| pass@1 less greedy's | {final} less greedy's pass@1 |"
+        f"| pass@1 less greedy's | maj@8 less greedy's pass@1 | {final} less greedy's pass@1 |"
     )
-    yield "|---" * (len(columns) + 4) + "|"
+    yield "|---" * (len(columns) + 5) + "|"
     for arm in found:
         cells = [str(difference(arm, "nucleus", found, score)) for score in columns.values()]
         k = texts_for(rows_of(found[arm]), found)
         cells.append(f"{against(arm, pass_at(TEXTS), 'nucleus', pass_at(k), found)} (k = {k})")
         cells += [
-            str(against(arm, score, "greedy", pass_at(1), found)) for score in (pass_at(1), columns[final])
+            str(against(arm, score, "greedy", pass_at(1), found))
+            for score in (pass_at(1), columns["maj@8"], columns[final])
         ]
         yield f"| {label(arm)} | {' | '.join(cells)} |"
 

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.studies import bootstrap
 from benchmarks.tasks.arms import ARMS, TEXTS
 from benchmarks.tasks.running import Record
+from tempo_mlx.report.answers import By
 
 DRAWN = (
     "nucleus",
@@ -61,21 +62,23 @@ def weights_of(record: Record, by_mass: bool) -> list[float]:
     return weights
 
 
-def vote(record: Record, by_mass: bool) -> tuple[int, float]:
-    """The text whose answer has the most votes, of equals the first; and the share of the votes."""
+def vote(record: Record, by_mass: bool, what: By | None = None) -> tuple[int, float]:
+    """The text whose answer has the most votes, of equals the first; and the share of the votes. what: it answers; as
+    was recorded unless given."""
+    answers = record["answers"] if what is None else [what(text) for text in record["texts"]]
     weights = weights_of(record, by_mass)
     votes: dict[str, float] = defaultdict(float)
-    for answer, weight in zip(record["answers"], weights, strict=False):
+    for answer, weight in zip(answers, weights, strict=False):
         if answer is not None:
             votes[answer] += weight
     if not votes or not sum(votes.values()):
         return 0, 0.0
     best = max(votes, key=lambda answer: votes[answer])
-    return record["answers"].index(best), votes[best] / (sum(weights) or 1.0)
+    return answers.index(best), votes[best] / (sum(weights) or 1.0)
 
 
-def majority(by_mass: bool) -> Score:
-    return lambda arm, record: float(record["right"][vote(record, by_mass)[0]])
+def majority(by_mass: bool, what: By | None = None) -> Score:
+    return lambda arm, record: float(record["right"][vote(record, by_mass, what)[0]])
 
 
 def best_mean(arm: str, record: Record) -> float:
