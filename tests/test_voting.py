@@ -50,6 +50,12 @@ def test_a_text_that_was_drawn_twice_has_its_mass_once() -> None:
     assert choose(run, "mass", last_number) == 1  # 0.22 + 0.20 against 0.37
 
 
+def test_texts_so_long_that_their_probability_is_no_float_are_told_apart() -> None:
+    run = voted(("2", -900.0, 1), ("1", -800.0, 1), ("2", -790.0, 1))
+    assert choose(run, "mass", last_number) == 2
+    assert choose(run, "majority", last_number) == 2
+
+
 def test_the_surest_least_sure_stretch() -> None:
     assert lowest_group(np.array([-1.0, -3.0])) == -2.0
     log_probs = np.array([-1.0, -5.0, -3.0, 0.0, 0.0])
