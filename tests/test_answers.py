@@ -82,6 +82,12 @@ def test_a_text_that_was_drawn_twice_counts_once() -> None:
     assert found.unseen == pytest.approx(1.0 - sum(distinct.values()), abs=1e-6)
 
 
+@pytest.mark.parametrize("sampling", ["independent", "stochastic-beam"])
+def test_samples_that_were_ended_before_the_first_token_answer_nothing(sampling: Any) -> None:
+    found = tempo_mlx.ask(small(8), PROMPT, decoder="sample", sampling=sampling, timeout=1e-9, chat=False)
+    assert len(found) == 0 and found.unseen == 1.0
+
+
 def test_samples_estimate_how_probable_an_answer_is() -> None:
     settings: dict[str, Any] = {"decoder": "sample", "beam_width": 30, "threshold": 0.0, "max_tokens": LENGTH}
     drawn = tempo_mlx.generate(small(8), PROMPT, sampling="independent", **settings)

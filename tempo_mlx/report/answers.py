@@ -176,7 +176,7 @@ def answers_of(question: str, run: Run, by: By) -> Answers:
         masses[:] = 0.0  # texts that have not ended answer nothing yet
     unseen = min(max(1.0 - float(masses.sum()), 0.0), 1.0)
     weights = None
-    if run.decoder == "sample":
+    if run.decoder == "sample" and run.paths:
         weights = (run.tree or {}).get("weights") or [1.0 / len(run.paths)] * len(run.paths)
     found = []
     for key, places in together.items():
