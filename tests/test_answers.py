@@ -40,13 +40,22 @@ def test_texts_that_say_the_same(one: str, other: str) -> None:
 
 def test_what_texts_answer() -> None:
     assert same_text(" .. ") is None and same_text("3.5") != same_text("35")
-    assert [last_number(text) for text in ("7 x 8 = 56.", "1,234.50 in all", "-3", "none", "1.0")] == [
-        "56", "1234.5", "-3", None, "1",
-    ]  # fmt: skip
+    assert same_text("...5") == same_text("5.") == "5" and same_text("(.5)") == ".5"
     assert first_match(r"is (\w+)")("It is red, is it?") == "red"
     assert first_match(r"\d+")("no 12 or 13") == "12" and first_match("x")("y") is None
-    with pytest.raises(ConfigError, match="is no regular expression"):
-        first_match("(")
+    for wrong in ("(", "a{99999999999999}", "(" * 5000 + ")" * 5000):
+        with pytest.raises(ConfigError, match="is no regular expression"):
+            first_match(wrong)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("7 x 8 = 56.", "56"), ("1,234.50 in all", "1234.5"), ("1,00,000", "100000"), ("1,2,3", "3"), ("x = 3, 4,", "4"),
+    ("none", None), ("1.0", "1"), ("100.", "100"), ("it is .25", "0.25"), ("$.50", "0.5"), ("v1.2.3", "3"),
+    ("-3", "-3"), ("\u22123", "-3"), ("x=-.5", "-0.5"), ("(-3)", "-3"), ("5 - 3", "3"), ("10-20", "20"),
+    ("COVID-19", "19"),
+])  # fmt: skip
+def test_the_last_number_is_read_as_it_is_written(text: str, number: str | None) -> None:
+    assert last_number(text) == number
 
 
 def test_bounds_hold_the_true_probability_of_every_answer() -> None:
