@@ -18,6 +18,7 @@ from tempo_mlx.keywords import GenerateSettings
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.answers import Answer, Answers, By, answers_of, first_match, last_number, same_text
 from tempo_mlx.resolution import resolve
+from tempo_mlx.settings import settings_of, shown
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -92,8 +93,7 @@ def ask(
     given: dict[str, Any] = {**settings}
     if config is None and given.get("choices"):
         choices = given.pop("choices")
-        if by != "text" or answer_regex is not None:
-            raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
+        check_choices(by, answer_regex)
         return score_choices(
             loaded, question, choices, resolve({**chat_of(loaded.tokenizer.has_chat_template), **given})
         )
@@ -138,6 +138,12 @@ def way_of(by: str | By, answer_regex: str | None) -> By:
     return WAYS[by]
 
 
+def check_choices(by: str | By, answer_regex: str | None) -> None:
+    """Raises ConfigError where something else says what an answer is."""
+    if by != "text" or answer_regex is not None:
+        raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
+
+
 def chat_of(template: bool) -> dict[str, Any]:
     """Questions go through a chat template, where the model has one."""
     return {"chat": True} if template else {}
@@ -174,7 +180,7 @@ def score_choices(
     All are scored in one pass on the prompt they share. Of a choice that others begin with, theirs is taken off. said:
     the question's text, where the prompt is encoded already. Raises ConfigError.
     """
-    names = [choice.strip() for choice in choices]
+    names = [choice.strip() for choice in settings_of(GenerateConfig)["choices"].check(choices)]
     if not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"choices are {list(choices)}; give different ones that are not empty.")
     prompt = encode_prompt(loaded, question, config)

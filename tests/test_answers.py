@@ -127,6 +127,9 @@ def test_choices_have_their_exact_probability() -> None:
     assert found.unseen == pytest.approx(1.0 - sum(by_name.values()))
     with pytest.raises(ConfigError, match="different ones"):
         score_choices(model, prompt, ["yes", " yes"], config)
+    assert [answer.text for answer in tempo_mlx.ask(model, prompt, choices="yes")] == ["yes"]
+    with pytest.raises(ConfigError, match="choices is 4; choose text"):
+        tempo_mlx.ask(model, prompt, choices=[4, 5])  # type: ignore[list-item]
 
 
 def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
@@ -214,6 +217,17 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(
         assert tempo_mlx.Run.load(tmp_path / "run.json").decoder == decoder
 
 
+@pytest.mark.parametrize("more", [
+    ["--vote", "majority"], ["--verify-with", "true"], ["--answer-number"], ["--answer-regex", "x"],
+    ["--json-output-file", "run.json"], ["--output-dir", "."], ["--view", "phrases"], ["--format", "html"],
+])  # fmt: skip
+def test_choices_go_with_nothing_that_is_about_texts_or_a_run(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", "Hello", "-m", "no-such-model", "--choices", "yes,no", *more]) == 2
+    assert "--choices are" in capsys.readouterr().err
+
+
 def test_an_open_ended_question_gets_what_the_model_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,5 +306,14 @@ def test_the_server_answers() -> None:
         assert value["not_looked_at"] == pytest.approx(mine.unseen, abs=1e-5)
         scored = served.post("/ask", {"prompt": "Hello", "choices": ["yes", "no"]}).json()
         assert {answer["text"] for answer in scored["answers"]} == {"yes", "no"} and scored["run"] is None
-        for wrong in ({"answer_regex": "("}, {"by": "colour"}, {"decoder": "superposed"}, {"colour": 1}):
+        one = served.post("/ask", {"prompt": "Hello", "choices": "yes"}).json()
+        assert [answer["text"] for answer in one["answers"]] == ["yes"]
+        for wrong in (
+            {"answer_regex": "("},
+            {"answer_regex": "a{99999999999999}"},
+            {"by": "colour"},
+            {"choices": ["yes", "no"], "by": "number"},
+            {"decoder": "superposed"},
+            {"colour": 1},
+        ):
             assert served.post("/ask", {**body, **wrong}).status_code == 422, wrong

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -100,6 +101,7 @@ def ask(
     defaults = defaults_of(given, verify_with is not None)
     choices = given.flags.get("choices")
     if isinstance(choices, list | tuple) and choices:
+        check_alone(given, by, chooser)
         show_choices(given.with_flags(choices=()), text, [str(choice) for choice in choices])
     elif chooser is None and by == BY_TEXT and defaults is None:
         continue_prompt(given, text)
@@ -120,7 +122,7 @@ def answering(given: Given) -> Given:
 
 
 def defaults_of(given: Given, verified: bool) -> Mapping[str, Any] | None:
-    """What finds the texts, unless it is given. None: all that is given is for another decoder, or shows a whole run."""
+    """What finds the texts, unless it is given. None: what is given is for another decoder, or shows a whole run."""
     from tempo_mlx.asking import ASKED, VERIFIED
 
     if shows_a_run(given):
@@ -246,6 +248,22 @@ def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
         if name == "decoder"
         or (not any(name in source for source in sources) and unused(name, values) is None)
     }
+
+
+def check_alone(given: Given, by: dict[str, Any], chooser: Chooser | None) -> None:
+    """Raises ConfigError for what has no effect where given answers are scored: there are no texts, and no run."""
+    if chooser is not None or by != BY_TEXT:
+        raise ConfigError(
+            "--choices are the answers themselves; leave out --answer-regex, --answer-number, --vote and "
+            "--verify-with."
+        )
+    asked = replace(given, environment={})  # which sets defaults, and asks for nothing
+    output = asked.make(OutputConfig)
+    if shows_a_run(asked) or output.json_output_file is not None or output.output_dir is not None:
+        raise ConfigError(
+            "--choices are scored without a run to show or save; leave that out, or print the answers with --format "
+            "json."
+        )
 
 
 def show_choices(given: Given, text: str | None, choices: list[str]) -> None:
