@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tempo_mlx.api import Prompt, Stream, encode_prompt, is_messages, stream
+from tempo_mlx.api import Prompt, Stream, check_config, encode_prompt, is_messages, stream
 from tempo_mlx.config import GenerateConfig, unused
 from tempo_mlx.decode.enumeration import Enumeration
 from tempo_mlx.decode.prefill import Interrupt, never
@@ -116,6 +116,8 @@ def begin(
 ) -> Asking:
     """The same as `ask`, answer by answer. brief: see `Asking`."""
     way = way_of(by, answer_regex)
+    if config is not None:
+        check_config(config, settings)
     resolved = config or resolve(asked(loaded.tokenizer.has_chat_template, {**settings}))
     if DECODERS[resolved.decoder].lattice:
         raise ConfigError(
@@ -131,10 +133,10 @@ def way_of(by: str | By, answer_regex: str | None) -> By:
         if by != "text":
             raise ConfigError("by and answer_regex both say what an answer is; leave one of them out.")
         return first_match(answer_regex)
-    if not isinstance(by, str):
+    if callable(by):
         return by
     if by not in WAYS:
-        raise ConfigError(f"by is {by!r}; give {', '.join(WAYS)}, or a function of a text.")
+        raise ConfigError(f"by is {shown(by)}; give {', '.join(WAYS)}, or a function of a text.")
     return WAYS[by]
 
 

@@ -166,7 +166,15 @@ def test_an_own_function_says_what_an_answer_is() -> None:
     settings: dict[str, Any] = {"leaves": 9, "max_tokens": LENGTH, "coverage": None, "chat": False}
     found = tempo_mlx.ask(small(8), PROMPT, by=lambda text: str(len(text)), **settings)
     assert {answer.text for answer in found} <= {"0", "1", "2", "3", "4"}
-    for wrong in ({"by": "colour"}, {"by": "number", "answer_regex": "x"}, {"decoder": "superposed"}):
+    for wrong in (
+        {"by": "colour"},
+        {"by": None},
+        {"by": "number", "answer_regex": "x"},
+        {"answer_regex": 3},
+        {"decoder": "superposed"},
+        {"config": resolve({"decoder": "enumerate"}), "leaves": 3},
+        {"config": resolve({"decoder": "enumerate"}), "choices": ["yes", "no"]},
+    ):
         with pytest.raises(ConfigError):
             tempo_mlx.ask(small(8), PROMPT, **wrong)  # type: ignore[arg-type]
 
