@@ -88,7 +88,7 @@ def ask(
     or by a function of your own. settings: those of `generate`; leaves, coverage, max_passes and timeout say when to
     stop. choices: score these answers exactly instead, in one pass.
 
-    Raises ConfigError, PromptError.
+    Raises ConfigError, PromptError, ComputeError.
     """
     given: dict[str, Any] = {**settings}
     if config is None and given.get("choices"):
@@ -100,6 +100,8 @@ def ask(
     asking = begin(loaded, question, by=by, answer_regex=answer_regex, config=config, **settings)
     for _ in asking:
         pass
+    if asking.decoding.failure is not None:
+        raise asking.decoding.failure
     return asking.answers()
 
 

@@ -271,6 +271,10 @@ def test_an_open_ended_question_gets_what_the_model_says(
     assert capsys.readouterr().out == out, "it says the same, however many were looked at"
     many = answers_of("Hello", tempo_mlx.Run.load(file), same_text)
     assert many.open_ended and len(many.run.paths) >= 20
+    assert main([*base, "--leaves", "20", "--answer-regex", "."]) == 0
+    come_to = answers_of("Hello", tempo_mlx.Run.load(file), first_match("."))
+    assert come_to.open_ended and come_to.best is not None
+    assert capsys.readouterr().out == come_to.best.text + "\n", "who says what texts come to is told that"
     print_answers(many, OutputConfig(), console)
     listed = [line for line in shown.getvalue().splitlines() if re.match(r" *\d+\. ", line)]
     assert len(listed) == len(many.texts) and out.split()[-1] in listed[0]

@@ -98,13 +98,17 @@ def test_the_command_chooses(
     assert main([*base, "--vote", "mean"]) == 0
     run = Run.load("run.json")
     assert capsys.readouterr().out.strip() == run.paths[choose(run, "mean", same_text)].text.strip()
+    Path("run.json").unlink()
     assert main([*base, "--verify-with", f"{sys.executable} -c 'raise SystemExit(1)'"]) == 1
     assert "None of the" in capsys.readouterr().err
+    assert Run.load("run.json").paths == run.paths  # of which one may be wanted all the same
     for wrong in (
         ["--vote", "best"],
         ["--vote", "mean", "--verify-with", "true"],
         ["--vote", "mean", "--decoder", "plain"],
         ["--vote", "mean", "--view", "sets"],
+        ["--vote", "mean", "--format", "json"],
+        ["--verify-with", "true", "--output-json"],
     ):
         assert main([*base[:6], *wrong]) == 2
 

@@ -193,6 +193,11 @@ def show_answers(
     from tempo_mlx.asking import begin
 
     output, question = given.make(OutputConfig), read(given, text)
+    if chooser is not None and format_of(output) == "json":
+        raise ConfigError(
+            "--vote and --verify-with print the text they choose; leave out --format json, or save the run with "
+            "--json-output-file."
+        )
     settings = generation_of(given.with_flags(**open_to(given, defaults)))
     check_writable(output)
     loaded, out, err, started = start(given, output)
@@ -203,15 +208,22 @@ def show_answers(
         answers: Answers = asking.answers()
     run = answers.run
     assert run is not None
-    if brief and answers.open_ended:
-        show_open_ended(answers, out, output.quiet)
-    elif chooser is None or format_of(output) == "json":
-        print_answers(answers, output, out)
-    else:
-        show_chosen(run, chooser, out)
-    for file in save(run, output):
-        if not output.quiet:
-            err.print(f"Saved {file}", soft_wrap=True)
+    failure = asking.decoding.failure
+    try:
+        if failure is not None and not run.paths:
+            raise failure
+        if brief and answers.open_ended:
+            show_open_ended(answers, out, output.quiet)
+        elif chooser is None:
+            print_answers(answers, output, out, texts=by == BY_TEXT)
+        else:
+            show_chosen(run, chooser, out)
+    finally:  # also where no text passes
+        for file in save(run, output):
+            if not output.quiet:
+                err.print(f"Saved {file}", soft_wrap=True)
+    if failure is not None:
+        raise failure
     report(run, {"total_seconds": time.perf_counter() - started}, output, err)
     raise typer.Exit(interrupts.exit_code)
 
@@ -312,17 +324,19 @@ def follow(asking: Asking, console: Console, quiet: bool) -> None:
                 live.update(shown(answers), refresh=True)
 
 
-def print_answers(answers: Answers, output: OutputConfig, out: Console) -> None:
-    """Bars on a terminal, the best answer alone elsewhere, or JSON. Texts instead where there are too many for bars."""
+def print_answers(answers: Answers, output: OutputConfig, out: Console, texts: bool = True) -> None:
+    """Bars on a terminal, the best answer alone elsewhere, or JSON. texts: those instead, where there are too many for
+    bars.
+    """
     from tempo_mlx.report.bars import bars
     from tempo_mlx.report.listing import listing
 
-    people = out.is_terminal and not output.quiet
+    people, texts = out.is_terminal and not output.quiet, texts and answers.open_ended
     if format_of(output) == "json":
         write_text(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
-    elif answers.open_ended and not people:
+    elif texts and not people:
         write_text(out, answers.texts[0].text.strip() + "\n")
     elif people:
-        out.print(listing(answers.texts) if answers.open_ended else bars(answers, out.width))
+        out.print(listing(answers.texts) if texts else bars(answers, out.width))
     elif answers.best is not None:
         write_text(out, answers.best.text + "\n")
