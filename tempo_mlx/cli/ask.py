@@ -14,7 +14,15 @@ import typer
 from rich.console import Console
 
 from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, waiting, write_text
-from tempo_mlx.cli.generate import CONFIGS, continue_prompt, generation_of, load_with_progress, report
+from tempo_mlx.cli.generate import (
+    CONFIGS,
+    cache_to_keep,
+    continue_prompt,
+    generation_of,
+    load_with_progress,
+    report,
+    save_cache,
+)
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, settings_but, with_settings
 from tempo_mlx.cli.output import check_writable, format_of, save
 from tempo_mlx.cli.prompts import read_prompt
@@ -204,8 +212,10 @@ def show_answers(
     brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
     with Interrupts() as interrupts:
         asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, brief=brief, **by)
+        keep = cache_to_keep(asking.decoding)
         follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
         answers: Answers = asking.answers()
+        save_cache(asking.decoding, keep, output, err)
     run = answers.run
     assert run is not None
     failure = asking.decoding.failure
