@@ -18,6 +18,8 @@ from tempo_mlx import asking as asking_module
 from tempo_mlx.asking import begin, score_choices
 from tempo_mlx.cli.ask import print_answers, show_open_ended
 from tempo_mlx.cli.main import main
+from tempo_mlx.decode.leaves import Path as LeafPath
+from tempo_mlx.decode.leaves import Place, masses
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.answers import Answer, Answers, answers_of, first_match, last_number, same_text
@@ -278,6 +280,24 @@ def test_an_open_ended_question_gets_what_the_model_says(
     print_answers(many, OutputConfig(), console)
     listed = [line for line in shown.getvalue().splitlines() if re.match(r" *\d+\. ", line)]
     assert len(listed) == len(many.texts) and out.split()[-1] in listed[0]
+
+
+def test_a_text_so_long_that_its_probability_is_no_float_has_been_found() -> None:
+    """Or a long answer would be looked for again and again, and shown as one of 0%."""
+    root = Place(-1, 0.0, 0, 0)
+    path = LeafPath((0.0, 0, -1, 0), 1, Place(1, -900.0, 1, 0, root, number=0), "leaf")
+    run = make_run(
+        [step(0, members({1: 0.5}, 3))],
+        decoder="enumerate",
+        paths=(RunPath((1,), "an essay", -900.0, True),),
+        tree=vars(masses([path])),
+        finish_reason="cancelled",
+    )
+    found = answers_of("?", run, same_text)
+    assert found.open_ended and found.unseen == 1.0
+    shown = io.StringIO()
+    show_open_ended(found, Console(file=shown, force_terminal=True, width=200), quiet=False)
+    assert "1e-391" in shown.getvalue()
 
 
 def test_a_text_stands_once_whatever_blanks_are_around_it() -> None:

@@ -254,10 +254,15 @@ def show_open_ended(answers: Answers, out: Console, quiet: bool) -> None:
     write_text(out, said.text.strip() + "\n")
     if out.is_terminal and not quiet:
         out.print(
-            f"\nOne of very many texts (its probability is {math.exp(said.log_mass):.1g}), so others are not "
+            f"\nOne of very many texts (its probability is {power(said.log_mass)}), so others are not "
             "listed. To see some: --leaves 8; to go by what they come to: --answer-number, --answer-regex, --choices.",
             style=MARK_STYLE,
         )
+
+
+def power(log: float) -> str:
+    """A probability by its logarithm, which of a long text is too small for a float."""
+    return f"{math.exp(log):.1g}" if log > -700.0 else f"1e{log / math.log(10.0):.0f}"
 
 
 def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
