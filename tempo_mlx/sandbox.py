@@ -35,6 +35,13 @@ if linux:
         found = found and libc.unshare(flags)
     if found:
         fail("network: " + os.strerror(ctypes.get_errno()))
+for _ in range(2 * linux):  # the program is the second: all that it starts ends with the first, wherever it went
+    child = ended = os.fork()
+    while child:
+        ended, status = os.wait()
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 limits = [(resource.RLIMIT_CPU, seconds + 1), (resource.RLIMIT_FSIZE, size), (resource.RLIMIT_CORE, 0)]
 limits.append((resource.RLIMIT_NPROC, processes))
 if linux:
@@ -43,13 +50,6 @@ for which, value in limits:
     hard = resource.getrlimit(which)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (value, value))
-for _ in range(2 * linux):  # the program is the second: all that it starts ends with the first, wherever it went
-    child = ended = os.fork()
-    while child:
-        ended, status = os.wait()
-        if ended == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
 try:
     os.execvp(sys.argv[6], sys.argv[6:])
 except OSError as error:
