@@ -303,7 +303,7 @@ def test_verify_finds_a_forgery(what: str) -> None:
 
 def test_decoded_again_it_takes_the_same_passes(tmp_path: Path) -> None:
     """Which are not the steps of its file. To its end; to a number of passes; and one that was stopped."""
-    settings: dict[str, Any] = {"leaves": 8, "rows": 1, "max_tokens": 4}
+    settings: dict[str, Any] = {"leaves": 8, "rows": 1, "max_tokens": 4, "threshold": 0.01}
     stopped = stream(loaded(), prompt(1), **settings)
     for _ in islice(stopped, 7):
         pass

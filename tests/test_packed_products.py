@@ -71,6 +71,7 @@ def test_rows_and_weights_that_lie_in_no_order() -> None:
 @pytest.mark.parametrize("rows", [3, 70])
 def test_rows_that_overlap_or_go_backwards(rows: int) -> None:
     """One row for all, each half of the one before it, and the last first."""
+    assert cpu_packs()
     rng = np.random.default_rng(rows)
     numbers = mx.array(rng.standard_normal((rows, 128), np.float32))
     parts = mx.quantize(mx.array(rng.standard_normal((40, 128), np.float32)))
