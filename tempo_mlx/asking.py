@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tempo_mlx.api import Prompt, Stream, encode_prompt, is_messages, stream
+from tempo_mlx.api import Prompt, Stream, check_config, encode_prompt, is_messages, stream
 from tempo_mlx.config import GenerateConfig, unused
 from tempo_mlx.decode.enumeration import Enumeration
 from tempo_mlx.decode.prefill import Interrupt, never
@@ -18,6 +18,7 @@ from tempo_mlx.keywords import GenerateSettings
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.answers import Answer, Answers, By, answers_of, first_match, last_number, same_text
 from tempo_mlx.resolution import resolve
+from tempo_mlx.settings import settings_of, shown
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -87,19 +88,20 @@ def ask(
     or by a function of your own. settings: those of `generate`; leaves, coverage, max_passes and timeout say when to
     stop. choices: score these answers exactly instead, in one pass.
 
-    Raises ConfigError, PromptError.
+    Raises ConfigError, PromptError, ComputeError.
     """
     given: dict[str, Any] = {**settings}
     if config is None and given.get("choices"):
         choices = given.pop("choices")
-        if by != "text" or answer_regex is not None:
-            raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
+        check_choices(by, answer_regex)
         return score_choices(
             loaded, question, choices, resolve({**chat_of(loaded.tokenizer.has_chat_template), **given})
         )
     asking = begin(loaded, question, by=by, answer_regex=answer_regex, config=config, **settings)
     for _ in asking:
         pass
+    if asking.decoding.failure is not None:
+        raise asking.decoding.failure
     return asking.answers()
 
 
@@ -116,6 +118,8 @@ def begin(
 ) -> Asking:
     """The same as `ask`, answer by answer. brief: see `Asking`."""
     way = way_of(by, answer_regex)
+    if config is not None:
+        check_config(config, settings)
     resolved = config or resolve(asked(loaded.tokenizer.has_chat_template, {**settings}))
     if DECODERS[resolved.decoder].lattice:
         raise ConfigError(
@@ -131,11 +135,17 @@ def way_of(by: str | By, answer_regex: str | None) -> By:
         if by != "text":
             raise ConfigError("by and answer_regex both say what an answer is; leave one of them out.")
         return first_match(answer_regex)
-    if not isinstance(by, str):
+    if callable(by):
         return by
     if by not in WAYS:
-        raise ConfigError(f"by is {by!r}; give {', '.join(WAYS)}, or a function of a text.")
+        raise ConfigError(f"by is {shown(by)}; give {', '.join(WAYS)}, or a function of a text.")
     return WAYS[by]
+
+
+def check_choices(by: str | By, answer_regex: str | None) -> None:
+    """Raises ConfigError where something else says what an answer is."""
+    if by != "text" or answer_regex is not None:
+        raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
 
 
 def chat_of(template: bool) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def score_choices(
     All are scored in one pass on the prompt they share. Of a choice that others begin with, theirs is taken off. said:
     the question's text, where the prompt is encoded already. Raises ConfigError.
     """
-    names = [choice.strip() for choice in choices]
+    names = [choice.strip() for choice in settings_of(GenerateConfig)["choices"].check(choices)]
     if not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"choices are {list(choices)}; give different ones that are not empty.")
     prompt = encode_prompt(loaded, question, config)

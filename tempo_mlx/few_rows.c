@@ -329,7 +329,8 @@ static void in_order(const float *x, long stride, int k, int each, float *to) {
 
 /* By the BLAS, so many outs at a time as were unpacked for it. */
 static void many_rows(const Product *p, const float *x, long row_stride, long column_stride) {
-    const int most = TILE / p->k + 1, tile = p->n < most ? p->n : most, apart = column_stride != 1;
+    const int most = TILE / p->k + 1, tile = p->n < most ? p->n : most;
+    const int apart = column_stride != 1 || row_stride < p->k; /* a BLAS takes no rows that overlap or go backwards */
     const size_t size = (size_t)p->k * ((apart ? p->m : 0) + tile);
     float *tiles = malloc(4 * size), *rows = tiles + (size_t)p->k * tile;
     for (int i = 0; apart && i < p->m; i++)

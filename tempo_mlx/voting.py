@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -44,20 +43,23 @@ def choose(found: Run, vote: Vote, by: By) -> int:
         return best([path.logprob / max(len(path.token_ids), 1) for path in found.paths])
     if vote == "window":
         return best([lowest_group(each) for each in token_log_probs(found)])
-    masses = np.exp([path.logprob for path in found.paths])
-    votes: dict[str, float] = defaultdict(float)
+    logs = [path.logprob for path in found.paths]
+    votes: dict[str, float] = {}
     seen: set[tuple[int, ...]] = set()
-    for path, mass in zip(found.paths, masses.tolist(), strict=True):
+    for path, log in zip(found.paths, logs, strict=True):
         answer = by(path.text)
-        if answer is not None and not (vote == "mass" and path.token_ids in seen):
-            votes[answer] += mass if vote == "mass" else 1.0
+        if answer is None or (vote == "mass" and path.token_ids in seen):
+            continue
         seen.add(path.token_ids)
+        if vote == "mass":  # of long texts no float holds the mass itself
+            votes[answer] = float(np.logaddexp(votes.get(answer, -math.inf), log))
+        else:
+            votes[answer] = votes.get(answer, 0.0) + 1.0
     if not votes:
         return 0
     winner = max(votes, key=lambda answer: votes[answer])
     return best([
-        mass if by(path.text) == winner else -math.inf
-        for path, mass in zip(found.paths, masses.tolist(), strict=True)
+        log if by(path.text) == winner else -math.inf for path, log in zip(found.paths, logs, strict=True)
     ])  # fmt: skip
 
 

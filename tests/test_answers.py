@@ -18,6 +18,8 @@ from tempo_mlx import asking as asking_module
 from tempo_mlx.asking import begin, score_choices
 from tempo_mlx.cli.ask import print_answers, show_open_ended
 from tempo_mlx.cli.main import main
+from tempo_mlx.decode.leaves import Path as LeafPath
+from tempo_mlx.decode.leaves import Place, masses
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.answers import Answer, Answers, answers_of, first_match, last_number, same_text
@@ -40,13 +42,22 @@ def test_texts_that_say_the_same(one: str, other: str) -> None:
 
 def test_what_texts_answer() -> None:
     assert same_text(" .. ") is None and same_text("3.5") != same_text("35")
-    assert [last_number(text) for text in ("7 x 8 = 56.", "1,234.50 in all", "-3", "none", "1.0")] == [
-        "56", "1234.5", "-3", None, "1",
-    ]  # fmt: skip
+    assert same_text("...5") == same_text("5.") == "5" and same_text("(.5)") == ".5"
     assert first_match(r"is (\w+)")("It is red, is it?") == "red"
     assert first_match(r"\d+")("no 12 or 13") == "12" and first_match("x")("y") is None
-    with pytest.raises(ConfigError, match="is no regular expression"):
-        first_match("(")
+    for wrong in ("(", "a{99999999999999}", "(" * 5000 + ")" * 5000):
+        with pytest.raises(ConfigError, match="is no regular expression"):
+            first_match(wrong)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("7 x 8 = 56.", "56"), ("1,234.50 in all", "1234.5"), ("1,00,000", "100000"), ("1,2,3", "3"), ("x = 3, 4,", "4"),
+    ("none", None), ("1.0", "1"), ("100.", "100"), ("it is .25", "0.25"), ("$.50", "0.5"), ("v1.2.3", "3"),
+    ("-3", "-3"), ("\u22123", "-3"), ("x=-.5", "-0.5"), ("(-3)", "-3"), ("5 - 3", "3"), ("10-20", "20"),
+    ("COVID-19", "19"),
+])  # fmt: skip
+def test_the_last_number_is_read_as_it_is_written(text: str, number: str | None) -> None:
+    assert last_number(text) == number
 
 
 def test_bounds_hold_the_true_probability_of_every_answer() -> None:
@@ -82,6 +93,12 @@ def test_a_text_that_was_drawn_twice_counts_once() -> None:
     assert found.unseen == pytest.approx(1.0 - sum(distinct.values()), abs=1e-6)
 
 
+@pytest.mark.parametrize("sampling", ["independent", "stochastic-beam"])
+def test_samples_that_were_ended_before_the_first_token_answer_nothing(sampling: Any) -> None:
+    found = tempo_mlx.ask(small(8), PROMPT, decoder="sample", sampling=sampling, timeout=1e-9, chat=False)
+    assert len(found) == 0 and found.unseen == 1.0
+
+
 def test_samples_estimate_how_probable_an_answer_is() -> None:
     settings: dict[str, Any] = {"decoder": "sample", "beam_width": 30, "threshold": 0.0, "max_tokens": LENGTH}
     drawn = tempo_mlx.generate(small(8), PROMPT, sampling="independent", **settings)
@@ -112,6 +129,9 @@ def test_choices_have_their_exact_probability() -> None:
     assert found.unseen == pytest.approx(1.0 - sum(by_name.values()))
     with pytest.raises(ConfigError, match="different ones"):
         score_choices(model, prompt, ["yes", " yes"], config)
+    assert [answer.text for answer in tempo_mlx.ask(model, prompt, choices="yes")] == ["yes"]
+    with pytest.raises(ConfigError, match="choices is 4; choose text"):
+        tempo_mlx.ask(model, prompt, choices=[4, 5])  # type: ignore[list-item]
 
 
 def test_asking_shows_more_answers_one_by_one_and_ends_with_all() -> None:
@@ -148,7 +168,15 @@ def test_an_own_function_says_what_an_answer_is() -> None:
     settings: dict[str, Any] = {"leaves": 9, "max_tokens": LENGTH, "coverage": None, "chat": False}
     found = tempo_mlx.ask(small(8), PROMPT, by=lambda text: str(len(text)), **settings)
     assert {answer.text for answer in found} <= {"0", "1", "2", "3", "4"}
-    for wrong in ({"by": "colour"}, {"by": "number", "answer_regex": "x"}, {"decoder": "superposed"}):
+    for wrong in (
+        {"by": "colour"},
+        {"by": None},
+        {"by": "number", "answer_regex": "x"},
+        {"answer_regex": 3},
+        {"decoder": "superposed"},
+        {"config": resolve({"decoder": "enumerate"}), "leaves": 3},
+        {"config": resolve({"decoder": "enumerate"}), "choices": ["yes", "no"]},
+    ):
         with pytest.raises(ConfigError):
             tempo_mlx.ask(small(8), PROMPT, **wrong)  # type: ignore[arg-type]
 
@@ -199,6 +227,17 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(
         assert tempo_mlx.Run.load(tmp_path / "run.json").decoder == decoder
 
 
+@pytest.mark.parametrize("more", [
+    ["--vote", "majority"], ["--verify-with", "true"], ["--answer-number"], ["--answer-regex", "x"],
+    ["--json-output-file", "run.json"], ["--output-dir", "."], ["--view", "phrases"], ["--format", "html"],
+])  # fmt: skip
+def test_choices_go_with_nothing_that_is_about_texts_or_a_run(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", "Hello", "-m", "no-such-model", "--choices", "yes,no", *more]) == 2
+    assert "--choices are" in capsys.readouterr().err
+
+
 def test_an_open_ended_question_gets_what_the_model_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,9 +273,31 @@ def test_an_open_ended_question_gets_what_the_model_says(
     assert capsys.readouterr().out == out, "it says the same, however many were looked at"
     many = answers_of("Hello", tempo_mlx.Run.load(file), same_text)
     assert many.open_ended and len(many.run.paths) >= 20
+    assert main([*base, "--leaves", "20", "--answer-regex", "."]) == 0
+    come_to = answers_of("Hello", tempo_mlx.Run.load(file), first_match("."))
+    assert come_to.open_ended and come_to.best is not None
+    assert capsys.readouterr().out == come_to.best.text + "\n", "who says what texts come to is told that"
     print_answers(many, OutputConfig(), console)
     listed = [line for line in shown.getvalue().splitlines() if re.match(r" *\d+\. ", line)]
     assert len(listed) == len(many.texts) and out.split()[-1] in listed[0]
+
+
+def test_a_text_so_long_that_its_probability_is_no_float_has_been_found() -> None:
+    """Or a long answer would be looked for again and again, and shown as one of 0%."""
+    root = Place(-1, 0.0, 0, 0)
+    path = LeafPath((0.0, 0, -1, 0), 1, Place(1, -900.0, 1, 0, root, number=0), "leaf")
+    run = make_run(
+        [step(0, members({1: 0.5}, 3))],
+        decoder="enumerate",
+        paths=(RunPath((1,), "an essay", -900.0, True),),
+        tree=vars(masses([path])),
+        finish_reason="cancelled",
+    )
+    found = answers_of("?", run, same_text)
+    assert found.open_ended and found.unseen == 1.0
+    shown = io.StringIO()
+    show_open_ended(found, Console(file=shown, force_terminal=True, width=200), quiet=False)
+    assert "1e-391" in shown.getvalue()
 
 
 def test_a_text_stands_once_whatever_blanks_are_around_it() -> None:
@@ -277,5 +338,14 @@ def test_the_server_answers() -> None:
         assert value["not_looked_at"] == pytest.approx(mine.unseen, abs=1e-5)
         scored = served.post("/ask", {"prompt": "Hello", "choices": ["yes", "no"]}).json()
         assert {answer["text"] for answer in scored["answers"]} == {"yes", "no"} and scored["run"] is None
-        for wrong in ({"answer_regex": "("}, {"by": "colour"}, {"decoder": "superposed"}, {"colour": 1}):
+        one = served.post("/ask", {"prompt": "Hello", "choices": "yes"}).json()
+        assert [answer["text"] for answer in one["answers"]] == ["yes"]
+        for wrong in (
+            {"answer_regex": "("},
+            {"answer_regex": "a{99999999999999}"},
+            {"by": "colour"},
+            {"choices": ["yes", "no"], "by": "number"},
+            {"decoder": "superposed"},
+            {"colour": 1},
+        ):
             assert served.post("/ask", {**body, **wrong}).status_code == 422, wrong

@@ -48,6 +48,26 @@ def test_every_line_in_order_and_a_failure_stops_nothing(capsys: pytest.CaptureF
     assert "Line 3 failed: threshold is 7" in err and "1 of 4 prompts failed" in err
 
 
+def test_a_line_can_use_every_spelling_of_a_setting_and_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [
+        {"prompt": "a", "temp": 0.5},
+        {"prompt": "b", "treshold": 0.5},
+        {"prompt": "c", "model": "another"},
+        {"prompt": "d", "self": 1},
+    ]
+    Path("prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert batch() == 1
+    assert Run.from_json(lines_of()[0]).config["temperature"] == 0.5
+    err = capsys.readouterr().err
+    assert (
+        "did you mean threshold?" in err
+        and "Line 3 failed: model is" in err
+        and "Line 4 failed: self is" in err
+    )
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("half", ["", '{"format": "tempo', "\N{LATIN SMALL LETTER E WITH ACUTE}"])
 def test_a_killed_batch_goes_on_to_the_same_lines(kept: int, half: str) -> None:

@@ -6,12 +6,14 @@ import heapq
 import json
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tempo_mlx.api import generate, stream
+from tempo_mlx.cli.main import main
 from tempo_mlx.decode.enumeration import Enumeration
 from tempo_mlx.errors import ConfigError, RunFileError
 from tempo_mlx.report.run import Run
@@ -297,6 +299,19 @@ def test_verify_finds_a_forgery(what: str) -> None:
     except RunFileError:
         return
     assert not found.ok
+
+
+def test_decoded_again_it_takes_the_same_passes(tmp_path: Path) -> None:
+    """Which are not the steps of its file. To its end; to a number of passes; and one that was stopped."""
+    settings: dict[str, Any] = {"leaves": 8, "rows": 1, "max_tokens": 4, "threshold": 0.01}
+    stopped = stream(loaded(), prompt(1), **settings)
+    for _ in islice(stopped, 7):
+        pass
+    runs = generate(loaded(), prompt(1), **settings), generate(loaded(), prompt(1), max_passes=6, **settings)
+    for number, run in enumerate((*runs, stopped.run())):
+        assert len(run.steps) == 4 < (run.tree or {})["passes"]
+        run.save(tmp_path / f"{number}.json")
+        assert main(["verify", str(tmp_path / f"{number}.json"), "--rerun"]) == 0
 
 
 def test_a_leaf_that_is_not_the_best_left_is_found() -> None:

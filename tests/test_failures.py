@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempo_mlx import generate, load, score, stream
+from tempo_mlx import ask, generate, load, score, stream
 from tempo_mlx.cli.main import main
 from tempo_mlx.errors import ComputeError, DeviceError, NumbersError, TempoError
 from tempo_mlx.loading import LoadedModel
@@ -84,9 +84,10 @@ def test_every_decoder_keeps_what_it_has(
     assert steps or settings.get("decoder") == "mcts"
 
 
+@pytest.mark.parametrize("command", ["generate", "ask"])
 @pytest.mark.parametrize("passes", [0, 4])
 def test_the_command_line_keeps_what_it_has(
-    passes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    passes: int, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     through, left = Transformer.through, [passes]
 
@@ -97,11 +98,17 @@ def test_the_command_line_keeps_what_it_has(
         return through(self, *args, **options)
 
     monkeypatch.setattr(Transformer, "through", failing)
-    asked = ["generate", "-m", str(twin("llama")), "--max-tokens", "6", "--min-steps", "6", "ab cd"]
+    asked = [command, "-m", str(twin("llama")), "--max-tokens", "6", "--min-steps", "6", "ab cd"]
     assert main(asked) == 1
     shown = capsys.readouterr()
     assert bool(shown.out.strip()) == bool(passes)
     assert "--kv-bits 8" in shown.err and "Traceback" not in shown.err
+
+
+def test_answers_are_not_given_in_place_of_a_failure(loaded: LoadedModel) -> None:
+    for passes in (0, 4):
+        with pytest.raises(NumbersError):
+            ask(replace(loaded, model=Failing(loaded, passes, not_finite)), "ab cd", max_tokens=6)
 
 
 def test_a_score_is_no_number(loaded: LoadedModel) -> None:
@@ -180,6 +187,11 @@ def test_the_server_goes_on(loaded: LoadedModel, then: Any, status: int) -> None
         {"session": "s", "owner": None},
     )
     failed = asked("generate", prompt="ab cd", config=config)
+    assert isinstance(failed, Problem) and failed.status == status
+    model.passes = 3
+    question = {"messages": None, "choices": None, "by": "text", "answer_regex": None}
+    searched = resolve({"decoder": "enumerate", "max_tokens": 6, "min_steps": 6})
+    failed = asked("ask", prompt="ab cd", config=searched, **question)
     assert isinstance(failed, Problem) and failed.status == status
     model.passes = 2
     failed = asked("session", action="create", prompt="ab cd", config=config, run=None, steps=4, **mine)

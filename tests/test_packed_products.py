@@ -68,6 +68,21 @@ def test_rows_and_weights_that_lie_in_no_order() -> None:
     np.testing.assert_allclose(np.array(found), np.array(wide.T[1:4] @ weights[picked].T), atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [3, 70])
+def test_rows_that_overlap_or_go_backwards(rows: int) -> None:
+    """One row for all, each half of the one before it, and the last first."""
+    assert cpu_packs()
+    rng = np.random.default_rng(rows)
+    numbers = mx.array(rng.standard_normal((rows, 128), np.float32))
+    parts = mx.quantize(mx.array(rng.standard_normal((40, 128), np.float32)))
+    weights = mx.dequantize(*parts)
+    mx.eval(numbers)
+    half = mx.as_strided(numbers, (2 * rows - 1, 128), (64, 1))
+    for x in (mx.broadcast_to(numbers[:1], (rows, 128)), half, numbers[::-1]):
+        found = mx.quantized_matmul(x, *parts)
+        np.testing.assert_allclose(np.array(found), np.array(x @ weights.T), atol=1e-3)
+
+
 def test_what_it_does_not_compute_is_mlx_s() -> None:
     x, w = mx.random.normal((3, 64)), mx.random.normal((8, 64))
     counted = packed_products.counted(str(blas.ensure().packed))

@@ -147,3 +147,15 @@ def test_generate_writes_it_and_then_reads_it(tmp_path: Path, capsys: pytest.Cap
     second = capsys.readouterr()
     assert second.out == first.out and "Saved" not in second.err and file.read_bytes() == written
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_ask_writes_it_too_and_nothing_is_written_of_a_prompt_that_was_not_run(tmp_path: Path) -> None:
+    """An empty one would be refused by the next command as damaged."""
+    ask = ["ask", "Once upon a time", "-m", str(twin("llama")), "-n", "2", "--leaves", "2", "--prompt-cache"]
+    generate_ = ["generate", "Once upon a time", "-m", str(twin("llama")), "--prompt-cache"]
+    assert main([*ask, str(tmp_path / "asked")]) == 0 and (tmp_path / "asked").exists()
+    written = (tmp_path / "asked").read_bytes()
+    assert main([*ask, str(tmp_path / "asked")]) == 0 and (tmp_path / "asked").read_bytes() == written
+    for command in (ask, generate_):
+        assert main([*command, str(tmp_path / "none"), "--timeout", "1e-9"]) == 0
+        assert not (tmp_path / "none").exists()

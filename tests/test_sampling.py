@@ -143,6 +143,22 @@ def test_noise_given_its_greatest() -> None:
     assert weights_of([math.log(0.3)], 2.0)[0] == pytest.approx(0.3 / (1 - math.exp(-0.3 / math.exp(2.0))))
 
 
+def test_noise_is_kept_of_what_may_go_on_and_not_of_the_whole_vocabulary() -> None:
+    config = resolve(
+        {
+            "decoder": "sample",
+            "sampling": "stochastic-beam",
+            "beam_width": 2,
+            "threshold": 0.0,
+            "max_tokens": 8,
+        }
+    )
+    tree = samples(Setup(loaded().model, prompt(1), config))
+    for _ in range(8):
+        tree.advance()
+    assert isinstance(tree.rule, StochasticBeam) and len(tree.rule.noisy) <= 1 + 8 * 2 * 3
+
+
 @pytest.mark.parametrize("kind", ["arithmetic", "stochastic-beam"])
 def test_texts_are_exact_share_rows_and_can_be_verified(kind: str) -> None:
     settings: dict[str, Any] = {

@@ -28,8 +28,14 @@ def test_what_a_program_says_and_how_it_ends() -> None:
     assert python("print('right')") == Outcome(0, "right\n")
     assert python("raise SystemExit(3)") == Outcome(3, "")
     assert run([sys.executable, "-c", "print(input()[::-1])"], "abc\n").output == "cba\n"
-    with pytest.raises(ConfigError, match="no-such-program"):
-        run(["no-such-program"])
+    for code in (1, 121, 122):
+        assert python(f"print('network: x'); raise SystemExit({code})") == Outcome(code, "network: x\n")
+    for command, words in (
+        ("no-such-program", "no-such-program: No such file"),
+        ("/", "/: Permission denied"),
+    ):
+        with pytest.raises(ConfigError, match=f"Cannot run {words}"):
+            run([command])
 
 
 def test_time_is_up() -> None:
@@ -39,11 +45,14 @@ def test_time_is_up() -> None:
     assert time.perf_counter() - begun < 20
 
 
-def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="by a namespace of processes"))])  # fmt: skip
+def test_what_it_started_ends_with_it(apart: bool, tmp_path: Path) -> None:
     file = tmp_path / "alive"
     child = f"import time\nwhile True: open({str(file)!r}, 'a').write('x'); time.sleep(0.05)"
     begin = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(2)"
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], "
+        f"start_new_session={apart}); time.sleep(2)"
     )
     assert python(begin).ok
     size = file.stat().st_size

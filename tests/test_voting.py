@@ -50,6 +50,12 @@ def test_a_text_that_was_drawn_twice_has_its_mass_once() -> None:
     assert choose(run, "mass", last_number) == 1  # 0.22 + 0.20 against 0.37
 
 
+def test_texts_so_long_that_their_probability_is_no_float_are_told_apart() -> None:
+    run = voted(("2", -900.0, 1), ("1", -800.0, 1), ("2", -790.0, 1))
+    assert choose(run, "mass", last_number) == 2
+    assert choose(run, "majority", last_number) == 2
+
+
 def test_the_surest_least_sure_stretch() -> None:
     assert lowest_group(np.array([-1.0, -3.0])) == -2.0
     log_probs = np.array([-1.0, -5.0, -3.0, 0.0, 0.0])
@@ -92,13 +98,17 @@ def test_the_command_chooses(
     assert main([*base, "--vote", "mean"]) == 0
     run = Run.load("run.json")
     assert capsys.readouterr().out.strip() == run.paths[choose(run, "mean", same_text)].text.strip()
+    Path("run.json").unlink()
     assert main([*base, "--verify-with", f"{sys.executable} -c 'raise SystemExit(1)'"]) == 1
     assert "None of the" in capsys.readouterr().err
+    assert Run.load("run.json").paths == run.paths  # of which one may be wanted all the same
     for wrong in (
         ["--vote", "best"],
         ["--vote", "mean", "--verify-with", "true"],
         ["--vote", "mean", "--decoder", "plain"],
         ["--vote", "mean", "--view", "sets"],
+        ["--vote", "mean", "--format", "json"],
+        ["--verify-with", "true", "--output-json"],
     ):
         assert main([*base[:6], *wrong]) == 2
 

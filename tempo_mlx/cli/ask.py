@@ -7,13 +7,22 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, waiting, write_text
-from tempo_mlx.cli.generate import CONFIGS, continue_prompt, generation_of, load_with_progress, report
+from tempo_mlx.cli.generate import (
+    CONFIGS,
+    cache_to_keep,
+    continue_prompt,
+    generation_of,
+    load_with_progress,
+    report,
+    save_cache,
+)
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, settings_but, with_settings
 from tempo_mlx.cli.output import check_writable, format_of, save
 from tempo_mlx.cli.prompts import read_prompt
@@ -100,6 +109,7 @@ def ask(
     defaults = defaults_of(given, verify_with is not None)
     choices = given.flags.get("choices")
     if isinstance(choices, list | tuple) and choices:
+        check_alone(given, by, chooser)
         show_choices(given.with_flags(choices=()), text, [str(choice) for choice in choices])
     elif chooser is None and by == BY_TEXT and defaults is None:
         continue_prompt(given, text)
@@ -120,7 +130,7 @@ def answering(given: Given) -> Given:
 
 
 def defaults_of(given: Given, verified: bool) -> Mapping[str, Any] | None:
-    """What finds the texts, unless it is given. None: all that is given is for another decoder, or shows a whole run."""
+    """What finds the texts, unless it is given. None: what is given is for another decoder, or shows a whole run."""
     from tempo_mlx.asking import ASKED, VERIFIED
 
     if shows_a_run(given):
@@ -191,25 +201,39 @@ def show_answers(
     from tempo_mlx.asking import begin
 
     output, question = given.make(OutputConfig), read(given, text)
+    if chooser is not None and format_of(output) == "json":
+        raise ConfigError(
+            "--vote and --verify-with print the text they choose; leave out --format json, or save the run with "
+            "--json-output-file."
+        )
     settings = generation_of(given.with_flags(**open_to(given, defaults)))
     check_writable(output)
     loaded, out, err, started = start(given, output)
     brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
     with Interrupts() as interrupts:
         asking = begin(loaded, question, config=settings, interrupted=interrupts.reason, brief=brief, **by)
+        keep = cache_to_keep(asking.decoding)
         follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
         answers: Answers = asking.answers()
+        save_cache(asking.decoding, keep, output, err)
     run = answers.run
     assert run is not None
-    if brief and answers.open_ended:
-        show_open_ended(answers, out, output.quiet)
-    elif chooser is None or format_of(output) == "json":
-        print_answers(answers, output, out)
-    else:
-        show_chosen(run, chooser, out)
-    for file in save(run, output):
-        if not output.quiet:
-            err.print(f"Saved {file}", soft_wrap=True)
+    failure = asking.decoding.failure
+    try:
+        if failure is not None and not run.paths:
+            raise failure
+        if brief and answers.open_ended:
+            show_open_ended(answers, out, output.quiet)
+        elif chooser is None:
+            print_answers(answers, output, out, texts=by == BY_TEXT)
+        else:
+            show_chosen(run, chooser, out)
+    finally:  # also where no text passes
+        for file in save(run, output):
+            if not output.quiet:
+                err.print(f"Saved {file}", soft_wrap=True)
+    if failure is not None:
+        raise failure
     report(run, {"total_seconds": time.perf_counter() - started}, output, err)
     raise typer.Exit(interrupts.exit_code)
 
@@ -230,10 +254,15 @@ def show_open_ended(answers: Answers, out: Console, quiet: bool) -> None:
     write_text(out, said.text.strip() + "\n")
     if out.is_terminal and not quiet:
         out.print(
-            f"\nOne of very many texts (its probability is {math.exp(said.log_mass):.1g}), so others are not "
+            f"\nOne of very many texts (its probability is {power(said.log_mass)}), so others are not "
             "listed. To see some: --leaves 8; to go by what they come to: --answer-number, --answer-regex, --choices.",
             style=MARK_STYLE,
         )
+
+
+def power(log: float) -> str:
+    """A probability by its logarithm, which of a long text is too small for a float."""
+    return f"{math.exp(log):.1g}" if log > -700.0 else f"1e{log / math.log(10.0):.0f}"
 
 
 def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
@@ -246,6 +275,22 @@ def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
         if name == "decoder"
         or (not any(name in source for source in sources) and unused(name, values) is None)
     }
+
+
+def check_alone(given: Given, by: dict[str, Any], chooser: Chooser | None) -> None:
+    """Raises ConfigError for what has no effect where given answers are scored: there are no texts, and no run."""
+    if chooser is not None or by != BY_TEXT:
+        raise ConfigError(
+            "--choices are the answers themselves; leave out --answer-regex, --answer-number, --vote and "
+            "--verify-with."
+        )
+    asked = replace(given, environment={})  # which sets defaults, and asks for nothing
+    output = asked.make(OutputConfig)
+    if shows_a_run(asked) or output.json_output_file is not None or output.output_dir is not None:
+        raise ConfigError(
+            "--choices are scored without a run to show or save; leave that out, or print the answers with --format "
+            "json."
+        )
 
 
 def show_choices(given: Given, text: str | None, choices: list[str]) -> None:
@@ -294,17 +339,19 @@ def follow(asking: Asking, console: Console, quiet: bool) -> None:
                 live.update(shown(answers), refresh=True)
 
 
-def print_answers(answers: Answers, output: OutputConfig, out: Console) -> None:
-    """Bars on a terminal, the best answer alone elsewhere, or JSON. Texts instead where there are too many for bars."""
+def print_answers(answers: Answers, output: OutputConfig, out: Console, texts: bool = True) -> None:
+    """Bars on a terminal, the best answer alone elsewhere, or JSON. texts: those instead, where there are too many for
+    bars.
+    """
     from tempo_mlx.report.bars import bars
     from tempo_mlx.report.listing import listing
 
-    people = out.is_terminal and not output.quiet
+    people, texts = out.is_terminal and not output.quiet, texts and answers.open_ended
     if format_of(output) == "json":
         write_text(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
-    elif answers.open_ended and not people:
+    elif texts and not people:
         write_text(out, answers.texts[0].text.strip() + "\n")
     elif people:
-        out.print(listing(answers.texts) if answers.open_ended else bars(answers, out.width))
+        out.print(listing(answers.texts) if texts else bars(answers, out.width))
     elif answers.best is not None:
         write_text(out, answers.best.text + "\n")

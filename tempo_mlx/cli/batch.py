@@ -14,6 +14,7 @@ from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.resolution import Shortcuts
+from tempo_mlx.settings import canonical, settings_of
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def batch(
     given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
     given.generation()  # what is wrong for every line is wrong now
 
+    of_runs = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}
+
     def configure(own: Mapping[str, Any]) -> GenerateConfig:
-        return given.with_flags(**own).generation()
+        return given.with_flags(**canonical(own, of_runs)).generation()
 
     _, err = make_consoles()
     items = read_items(prompts, configure)

@@ -33,6 +33,7 @@ from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import Given, load_settings
 
 if TYPE_CHECKING:
+    from tempo_mlx.api import Stream
     from tempo_mlx.loading import LoadedModel
     from tempo_mlx.report.run import Run
 
@@ -162,13 +163,10 @@ def decode(
     Returns the run and the exit code: 0, or 128 + the signal that ended it.
     """
     from tempo_mlx.api import stream
-    from tempo_mlx.prompt_cache import PromptCache
 
     with Interrupts() as interrupts:
         decoding = stream(loaded, prompt, settings, interrupted=interrupts.reason)
-        keep = loaded.config.prompt_cache if loaded.prompt_cache is None else None
-        if keep is not None:
-            decoding.cache = loaded.model.new_cache()
+        keep = cache_to_keep(decoding)
         reading = f"Reading the prompt ({len(decoding.prompt.token_ids)} tokens) ..."
         closed = None
         with waiting(err, reading, output.quiet) as ended:
@@ -179,10 +177,7 @@ def decode(
                 closed = error
                 decoding.cancel()
         run = decoding.run()
-        if keep is not None:
-            PromptCache(decoding.prompt.token_ids, decoding.cache).save(keep, loaded.model)
-            if not output.quiet:
-                err.print(f"Saved the prompt's cache in {keep}", soft_wrap=True)
+        save_cache(decoding, keep, output, err)
         if closed is None:
             try:
                 printer.finish(run)
@@ -196,6 +191,26 @@ def decode(
         if decoding.failure is not None:
             raise decoding.failure
         return run, interrupts.exit_code
+
+
+def cache_to_keep(decoding: Stream) -> str | None:
+    """The file that the prompt's cache is for where there is none yet; the decoding gets a cache that can be kept."""
+    loaded = decoding.loaded
+    if loaded.config.prompt_cache is None or loaded.prompt_cache is not None:
+        return None
+    decoding.cache = loaded.model.new_cache()
+    return loaded.config.prompt_cache
+
+
+def save_cache(decoding: Stream, file: str | None, output: OutputConfig, err: Console) -> None:
+    """Write what was run of the prompt; nothing where that was ended before its first part."""
+    from tempo_mlx.prompt_cache import PromptCache
+
+    if file is None or not len(decoding.cache):
+        return
+    PromptCache(decoding.prompt.token_ids, decoding.cache).save(file, decoding.loaded.model)
+    if not output.quiet:
+        err.print(f"Saved the prompt's cache in {file}", soft_wrap=True)
 
 
 def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out: Console) -> None:

@@ -104,13 +104,23 @@ def _say(sentence: str, out: Console) -> None:
     out.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
 
+def steps_taken(run: Run) -> int | None:
+    """How many steps the decoding took, which may be others than its file has; None: as far as it goes."""
+    from tempo_mlx.decode.registry import DECODERS
+
+    if not run.steps or not DECODERS[run.decoder].masses:
+        return len(run.steps)
+    passes = (run.tree or {}).get("passes")  # the first step goes by the prompt's
+    return passes + 1 if isinstance(passes, int) and passes >= 0 else None
+
+
 def _rerun(run: Run, loaded: LoadedModel, out: Console) -> bool:
     from tempo_mlx.api import stream
     from tempo_mlx.report.verify import compare, decode_settings, tolerance_for
 
     config = decode_settings(run)
     decoding = stream(loaded, run.prompt, config)
-    for _ in islice(decoding, len(run.steps)):
+    for _ in islice(decoding, steps_taken(run)):
         pass
     tolerance = tolerance_for(loaded.model, run, config)
     found = compare(run, decoding.run(), tolerance, loaded.tokenizer)

@@ -28,6 +28,7 @@ import numpy as np
 from tempo_mlx.arrays import Floats, Ints
 from tempo_mlx.decode.tree import Node
 
+SMALLEST = math.ulp(0.0)  # of a text that was found: a long one's is no float, and yet it is there
 NOTHING: Ints = np.empty(0, np.int64)
 Key = tuple[
     float, int, int, int
@@ -294,7 +295,8 @@ def masses(paths: Iterable[Path]) -> Masses:
     }
     sums = {"found": 0.0, "open": 0.0, "truncated": 0.0, "merged": 0.0, "unsure": 0.0}
     for path in paths:
-        sums[{"leaf": "found", "": "open"}.get(path.ended, path.ended)] += math.exp(path.tip.log_prob)
+        mass = math.exp(path.tip.log_prob) or (SMALLEST if path.ended == "leaf" else 0.0)
+        sums[{"leaf": "found", "": "open"}.get(path.ended, path.ended)] += mass
     for place in places.values():
         if place.number in ends:
             continue

@@ -87,11 +87,12 @@ class StochasticBeam(Samples):
             log_prob, noisy = self.of(node)
             logs = log_prob + np.log(chances)
             noise = np.random.default_rng([self.seed, *node.token_ids()]).gumbel(size=len(tokens))
-            for token, log, noised in zip(
-                tokens.tolist(), logs, conditioned(logs + noise, noisy), strict=True
-            ):
-                self.noisy[node, token] = float(log), float(noised)
-                found.append((float(noised), frontier.child(row, token), (node, token)))
+            noised = conditioned(logs + noise, noisy)
+            best = np.argsort(-noised, kind="stable")[: self.width + 1]  # the rest decides nothing
+            for at in best.tolist():
+                key = node, int(tokens[at])
+                self.noisy[key] = float(logs[at]), float(noised[at])
+                found.append((float(noised[at]), frontier.child(row, key[1]), key))
         found.sort(key=lambda item: -item[0])
         self.beam = {key for *_, key in found[: self.width]}
         if len(found) > self.width:

@@ -19,6 +19,7 @@ from tempo_mlx.errors import ConfigError, OutputError
 from tempo_mlx.report.notebook import escaped, percent
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.texts import ListedText, as_seen, listed
+from tempo_mlx.settings import shown as quoted
 
 if TYPE_CHECKING:
     import pandas
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 By = Callable[[str], str | None]  # what a text answers; None: nothing
 NO_ANSWER = "(no answer)"
 OPEN_ENDED = 0.01  # of all texts: under this none of those found is an answer
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# A sign follows no word, as the dash of 10-20 does; commas set thousands apart; .5 is a number.
+NUMBER = re.compile(
+    r"(?:(?<![\w)])[-\u2212])?(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+)
 EDGES = " \t\n\r\"'`*_.,;:!?()[]“”‘’…"  # what may stand around an answer and says nothing
+BEFORE = re.compile(rf"^(?:(?!(?<!\.)\.\d)[{re.escape(EDGES)}])+")  # but for the point of .5
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def answers_of(question: str, run: Run, by: By) -> Answers:
         masses[:] = 0.0  # texts that have not ended answer nothing yet
     unseen = min(max(1.0 - float(masses.sum()), 0.0), 1.0)
     weights = None
-    if run.decoder == "sample":
+    if run.decoder == "sample" and run.paths:
         weights = (run.tree or {}).get("weights") or [1.0 / len(run.paths)] * len(run.paths)
     found = []
     for key, places in together.items():
@@ -197,7 +202,7 @@ def shown(key: str, text: str) -> str:
 def same_text(text: str) -> str | None:
     """Texts that differ in nothing but case, blanks and what stands around them say the same."""
     words = unicodedata.normalize("NFKC", text).casefold().split()
-    return " ".join(words).strip(EDGES) or None
+    return BEFORE.sub("", " ".join(words).rstrip(EDGES)) or None
 
 
 def last_number(text: str) -> str | None:
@@ -205,7 +210,7 @@ def last_number(text: str) -> str | None:
     found = NUMBER.findall(text)
     if not found:
         return None
-    number = found[-1].replace(",", "")
+    number = re.sub(r"^(-?)\.", r"\g<1>0.", found[-1].replace(",", "").replace("\u2212", "-"))
     return re.sub(r"\.?0+$", "", number) if "." in number else number
 
 
@@ -213,8 +218,8 @@ def first_match(pattern: str) -> By:
     """What a regular expression finds first: its first group, or all of it. Raises ConfigError."""
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{pattern!r} is no regular expression: {error}; correct it.") from error
+    except (re.error, OverflowError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{quoted(pattern)} is no regular expression: {error}; correct it.") from error
 
     def answer(text: str) -> str | None:
         match = compiled.search(text)

@@ -61,6 +61,8 @@ def ask(
                 known = count
                 so_far = answers_of(question, stream.run(), by).to_dict()
                 yield Output("found", {**so_far, "run": None})
+        if stream.failure is not None:
+            raise stream.failure
         found = answers_of(question, stream.run(), by)
     yield Output("answers", found.to_dict(), last=True)
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
-from tempo_mlx.asking import asked, chat_of, way_of
+from tempo_mlx.asking import asked, chat_of, check_choices, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
@@ -70,6 +70,8 @@ async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
     choices = given.pop("choices", None)
     try:
         way_of(body.by, body.answer_regex)
+        if choices:
+            check_choices(body.by, body.answer_regex)
         settings = {**chat_of(template), **given} if choices else asked(template, given)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error)) from error
