@@ -34,6 +34,9 @@ is a flag or a line of a settings file without effect: one that the decoder cann
 setting. The environment only sets defaults; there, what has no effect is dropped, and what can only be meant for others
 (`DEVICE=cuda:0`, a `MODEL_PATH` where nothing is, an unknown `TEMPO_X`) is ignored with a note.
 
+The first tables are those of `generate`. `ask` and `chat` have some defaults of their own, which their `--help` names,
+and so has `POST /ask`.
+
 Each setting is for everyday use, for study, or for ablation: to see what a part of the method is worth by leaving it
 out or doing it otherwise. A shortcut is a further spelling, often the original tool's, that sets another setting; run
 files hold the other setting.

@@ -17,7 +17,7 @@ from tempo_mlx.errors import ConfigError
 from tempo_mlx.keywords import GenerateSettings
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.answers import Answer, Answers, By, answers_of, first_match, last_number, same_text
-from tempo_mlx.resolution import resolve
+from tempo_mlx.resolution import ASKED, resolve
 from tempo_mlx.settings import settings_of, shown
 
 if sys.version_info >= (3, 11):
@@ -25,12 +25,6 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Unpack
 
-# Unless they are given: an answer is a short text, and the rare ones are asked for too.
-ASKED: Mapping[str, Any] = {
-    "decoder": "enumerate", "leaves": 16, "coverage": 0.95, "threshold": 0.001, "max_tokens": 512,
-}  # fmt: skip
-# Where a program tests the texts: of eight diverse beams more pass than of eight leaves (docs/tasks.md).
-VERIFIED: Mapping[str, Any] = {"decoder": "diverse-beam", "beam_width": 8}
 ENOUGH = 64  # passes that a brief look goes on for other answers, once the first is whole
 WAYS: Mapping[str, By] = {"text": same_text, "number": last_number}
 

@@ -83,7 +83,7 @@ def _text(default: object, help: str, audience: Audience = "everyday", **rest: A
 def _window(penalty: str) -> Any:
     needs, bounds = {penalty: ()}, {"minimum": 1, "maximum": 1_000_000}
     return _text(
-        20, "How many tokens are the last.", "study", implies=(), needs=needs, default_text=None, **bounds
+        20, "How many tokens it looks back.", "study", implies=(), needs=needs, default_text=None, **bounds
     )
 
 
@@ -133,7 +133,7 @@ class GenerateConfig(Checked):
         maximum=256,
     )
     selection: Literal["threshold", "min-p", "top-p", "top-k"] = _set(
-        "threshold", "How a set is formed: by --threshold, or by --min-p, --top-p or --top-k.", "selection",
+        "threshold", "Which tokens are kept: by --threshold, --min-p, --top-p or --top-k.", "selection",
         audience="study",
     )
     combine: Literal["mix", "last", "mean", "product", "max"] = _set(
@@ -268,8 +268,8 @@ class GenerateConfig(Checked):
         names_file=True,
     )
 
-    decoder: str = row("superposed", "Search", "What a step appends, and who sees whom.", choices=tuple(USES))
-    beam_width: int = _search(5, "Beams, or samples.", "beams", minimum=1, maximum=256)
+    decoder: str = row("superposed", "Search", "How texts are made; docs/method.md has a table.", choices=tuple(USES))
+    beam_width: int = _search(5, "So many beams, or samples.", "beams", minimum=1, maximum=256)
     sampling: Literal["independent", "arithmetic", "stochastic-beam"] = _search(
         "independent", "How several samples are drawn: each by itself; spread over the distribution, sharing rows; or "
         "without repeats, with weights that make estimates unbiased.", "sampling",
@@ -281,7 +281,7 @@ class GenerateConfig(Checked):
     mcts_c_puct: float = _search(1.0, "Weight of exploration.", "mcts", minimum=0, maximum=1e6)
     mcts_depth: int = _search(5, "Length of a rollout.", "mcts", minimum=1, maximum=10_000)
     branches: int = _search(
-        5, "Exact tree decoding: so many distinct continuations. Selects --decoder tree.", "branches", "everyday",
+        5, "Exact tree decoding: up to so many distinct continuations. Selects --decoder tree.", "branches", "everyday",
         minimum=1, maximum=256, implies=("decoder",), default_text="off (5 under --decoder tree)",
     )
     branch_choice: Literal["best", "sample"] = _search("best", "Which child a branch keeps.", "branches")
@@ -297,11 +297,11 @@ class GenerateConfig(Checked):
         0.0, "Least entropy of the next token, in nats, for a text to branch there.", "gate", minimum=0, maximum=100,
     )
     merge_length: int = _search(
-        3, "Branches whose last so many tokens agree are merged; 0: never.", "merging", minimum=0, maximum=1_000_000,
+        3, "Texts whose last so many tokens agree become one; 0: never.", "merging", minimum=0, maximum=1_000_000,
         default_text="3; 10 under --decoder enumerate",
     )
     leaves: int = _search(
-        8, "Distinct texts with their exact probabilities: so many. Selects --decoder enumerate.", "leaves", "everyday",
+        8, "Up to so many distinct texts, with exact probabilities. Selects --decoder enumerate.", "leaves", "everyday",
         minimum=1, maximum=1_000_000, implies=("decoder",), default_text="off (8 under --decoder enumerate)",
     )
     leaf_order: Literal["mass", "doubt"] = _search("mass", "Next: the likeliest text, or the closest calls.", "leaves")

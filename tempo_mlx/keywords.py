@@ -78,7 +78,7 @@ class GenerateSettings(TypedDict, total=False):
     max_parallel_tokens: int | Literal["auto"]
     """Most tokens in a set; auto chooses by the device's measured cost of rows."""
     selection: Literal["threshold", "min-p", "top-p", "top-k"]
-    """How a set is formed: by --threshold, or by --min-p, --top-p or --top-k."""
+    """Which tokens are kept: by --threshold, --min-p, --top-p or --top-k."""
     combine: Literal["mix", "last", "mean", "product", "max"]
     """How a set's logits rows become one next-token distribution."""
     attend: Literal["lineage", "all", "weighted", "best"]
@@ -132,15 +132,15 @@ class GenerateSettings(TypedDict, total=False):
     repetition_penalty: float
     """Divide the logits of tokens among the last ones, the prompt's included, by this; multiply negative ones."""
     repetition_context_size: int
-    """How many tokens are the last."""
+    """How many tokens it looks back."""
     presence_penalty: float
     """Subtract this from the logits of tokens among the last ones."""
     presence_context_size: int
-    """How many tokens are the last."""
+    """How many tokens it looks back."""
     frequency_penalty: float
     """Subtract this from the logits of tokens among the last ones, for each time they are there."""
     frequency_context_size: int
-    """How many tokens are the last."""
+    """How many tokens it looks back."""
     top_p: float | None
     """Choose among the fewest tokens that together have this probability."""
     top_k: int | None
@@ -160,7 +160,7 @@ class GenerateSettings(TypedDict, total=False):
     grammar: str | Mapping[str, Any] | None
     """The text follows this grammar, in Lark's notation; a file, on the command line."""
     beam_width: int
-    """Beams, or samples."""
+    """So many beams, or samples."""
     sampling: Literal["independent", "arithmetic", "stochastic-beam"]
     """How several samples are drawn: each by itself; spread over the distribution, sharing rows; or without
     repeats, with weights that make estimates unbiased."""
@@ -173,7 +173,7 @@ class GenerateSettings(TypedDict, total=False):
     mcts_depth: int
     """Length of a rollout."""
     branches: int
-    """Exact tree decoding: so many distinct continuations. Selects --decoder tree."""
+    """Exact tree decoding: up to so many distinct continuations. Selects --decoder tree."""
     branch_choice: Literal["best", "sample"]
     """Which child a branch keeps."""
     branch_diversity: float
@@ -184,9 +184,9 @@ class GenerateSettings(TypedDict, total=False):
     branch_entropy: float
     """Least entropy of the next token, in nats, for a text to branch there."""
     merge_length: int
-    """Branches whose last so many tokens agree are merged; 0: never."""
+    """Texts whose last so many tokens agree become one; 0: never."""
     leaves: int
-    """Distinct texts with their exact probabilities: so many. Selects --decoder enumerate."""
+    """Up to so many distinct texts, with exact probabilities. Selects --decoder enumerate."""
     leaf_order: Literal["mass", "doubt"]
     """Next: the likeliest text, or the closest calls."""
     coverage: float | None

@@ -24,6 +24,14 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 # Defaults that a decoder has of its own.
 OWN: Mapping[str, Mapping[str, object]] = {"enumerate": {"merge_length": 10}}
 
+# Of answers in a conversation, and of a question: an answer is a short text, and the rare ones are asked for too.
+ANSWER_TOKENS = 512
+ASKED: Mapping[str, Any] = {
+    "decoder": "enumerate", "leaves": 16, "coverage": 0.95, "threshold": 0.001, "max_tokens": ANSWER_TOKENS,
+}  # fmt: skip
+# Where a program tests the texts: of eight diverse beams more pass than of eight leaves (docs/tasks.md).
+VERIFIED: Mapping[str, Any] = {"decoder": "diverse-beam", "beam_width": 8}
+
 # Flags of the original: ACCEPTED name what always holds here, REFUSED what does not exist here (and why).
 ACCEPTED = ("--no-lci-dynamic-threshold", "--no-use-lci-dynamic-threshold", "--no-preserve-isolated-tokens")
 REFUSED: Mapping[str, str] = {

@@ -99,6 +99,22 @@ def test_help_shows_a_dozen_everyday_options_and_no_other(
     assert 10 <= len(others) <= 14
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "default"),
+    [("generate", "--max-tokens", "100"), ("ask", "--max-tokens", "512"), ("chat", "--max-tokens", "512"),
+     ("ask", "--leaves", "16"), ("ask", "--threshold", "0.001; 0.1 under other decoders"),
+     ("ask", "--coverage", "0.95"), ("verify", "--model", "the run's own")],
+)  # fmt: skip
+def test_help_names_the_defaults_of_its_command(
+    command: str, flag: str, default: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help" if command == "verify" else "--help-all"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.findall(rf" {flag}(?:, --[\w-]+)* (?:INTEGER|TEXT|0\.\.1) [^\[]*\[default: (.*?)\]", shown) == [
+        default
+    ]
+
+
 @pytest.mark.parametrize("columns", [40, 80, 120])
 @pytest.mark.parametrize(
     "command", [[], ["generate", "--help-all"], ["serve", "--help"], ["models", "--help"]]

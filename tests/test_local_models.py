@@ -245,7 +245,11 @@ def test_memory_is_that_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from tempo_mlx.cli.models import weights_in_memory
 
     monkeypatch.setattr("tempo_mlx.model.mlx_backend.choose_device", lambda name: mx.cpu)
+    monkeypatch.setattr("tempo_mlx.model.device.cpu_packs", lambda: False)
     assert weights_in_memory(1e9, 0.6e9) == 4e9  # float32
+    monkeypatch.setattr("tempo_mlx.model.device.cpu_packs", lambda: True)
+    assert weights_in_memory(1e9, 0.6e9) == pytest.approx(0.69e9)  # packed, its scales in float32
+    assert weights_in_memory(1e9, 2e9) == 4e9  # nothing to pack
     monkeypatch.setattr("tempo_mlx.model.mlx_backend.choose_device", lambda name: mx.gpu)
     assert weights_in_memory(0.2e9, 0.1e9) == 0.4e9  # 16 bits
     assert weights_in_memory(4e9, 2.3e9) == 2.3e9  # as it is stored

@@ -124,7 +124,7 @@ GENERATE = [
     ("a --use-cprofile", 2, "use --profile"),
     ("a -x", 2, "There is no -x here"),
     ("a --no-threshold", 2, "There is no --no-threshold here"),
-    ("a --nonsense", 2, "There is no --nonsense here; tempo-mlx generate --help shows what there is"),
+    ("a --nonsense", 2, "There is no --nonsense here; tempo-mlx generate --help-all shows what there is"),
     ("a --quiet=maybe", 2, "--quiet"),
 ]
 OTHERS = [

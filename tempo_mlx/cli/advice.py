@@ -102,10 +102,11 @@ def _unknown_option(error: typer.TyperException, option: str) -> str:
     context = getattr(error, "ctx", None)
     known = [name for parameter in context.command.params for name in parameter.opts] if context else []
     near = difflib.get_close_matches(option, known, 1, 0.7)
+    whole = "--help-all" if "--help-all" in known else "--help"
     said = (
         f"did you mean {near[0]}?"
         if near
-        else f"tempo-mlx {_command_name(error)} --help shows what there is."
+        else f"tempo-mlx {_command_name(error)} {whole} shows what there is."
     )
     return f"There is no {option} here; {said}"
 

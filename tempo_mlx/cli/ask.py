@@ -30,6 +30,7 @@ from tempo_mlx.config import GenerateConfig, unused
 from tempo_mlx.errors import ConfigError, TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.resolution import ANSWER_TOKENS, ASKED, VERIFIED
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import Given, load_settings
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from tempo_mlx.report.answers import Answers
     from tempo_mlx.report.run import Run
 
-ANSWER_TOKENS = 512  # unless max_tokens is given
 SEARCHING = "Looking for other answers; Ctrl-C ends with these."
 BY_TEXT = {"answer_regex": None, "by": "text"}
 
@@ -58,8 +58,8 @@ Vote = Annotated[
     str | None,
     _option(
         "--vote",
-        "Choose one text: by what most say, by their probability, by the best mean log-probability, or by the surest "
-        "least sure stretch.",
+        "Choose one text. majority: of the answer that most give; mass: of the most probable answer; mean: of the best "
+        "mean log-probability a token; window: whose least sure stretch is the surest.",
         "majority|mass|mean|window",
     ),
 ]
@@ -75,7 +75,17 @@ VerifyWith = Annotated[
 
 
 @with_settings(
-    *CONFIGS, only=settings_but(*CONFIGS, leave=("chat",)), everyday=(*EVERYDAY, "choices", "leaves")
+    *CONFIGS,
+    only=settings_but(*CONFIGS, leave=("chat",)),
+    everyday=(*EVERYDAY, "choices", "leaves"),
+    defaults={
+        "max_tokens": str(ANSWER_TOKENS),
+        "decoder": f"{ASKED['decoder']}; {VERIFIED['decoder']} with --verify-with",
+        "leaves": str(ASKED["leaves"]),
+        "coverage": str(ASKED["coverage"]),
+        "threshold": f"{ASKED['threshold']}; {GenerateConfig.threshold} under other decoders",
+        "beam_width": f"{GenerateConfig.beam_width}; {VERIFIED['beam_width']} with --verify-with",
+    },
 )
 def ask(
     flags: dict[str, object],
@@ -131,8 +141,6 @@ def answering(given: Given) -> Given:
 
 def defaults_of(given: Given, verified: bool) -> Mapping[str, Any] | None:
     """What finds the texts, unless it is given. None: what is given is for another decoder, or shows a whole run."""
-    from tempo_mlx.asking import ASKED, VERIFIED
-
     if shows_a_run(given):
         return None
     choices = (VERIFIED, ASKED) if verified else (ASKED,)

@@ -16,7 +16,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
-from tempo_mlx.resolution import Shortcuts
+from tempo_mlx.resolution import ANSWER_TOKENS, Shortcuts
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
@@ -38,7 +38,12 @@ SETTINGS = (
 WELCOME = "Type a message. /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat."
 
 
-@with_settings(LoadConfig, GenerateConfig, Shortcuts, OutputConfig, only=SETTINGS, everyday=EVERYDAY)
+@with_settings(
+    *(LoadConfig, GenerateConfig, Shortcuts, OutputConfig),
+    only=SETTINGS,
+    everyday=EVERYDAY,
+    defaults={"max_tokens": str(ANSWER_TOKENS)},
+)
 def chat(
     flags: dict[str, object],
     config: ConfigFile = None,
@@ -48,8 +53,7 @@ def chat(
 ) -> None:
     """Talk with a model; it remembers what was said.
 
-    Answers end after 512 steps unless --max-tokens says otherwise. Type /help for what else can be done. Without a
-    terminal every line of standard input is a message.
+    Type /help for what else can be done. Without a terminal every line of standard input is a message.
 
     \b
     Examples:

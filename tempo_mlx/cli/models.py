@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tempo_mlx.weights.memory import Memory
     from tempo_mlx.weights.precision import Precision
 
+SCALES_IN_FLOAT32 = 1.15  # times the bytes of 4-bit weights with scales in 16 bits
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 Name = Annotated[
     str,
@@ -73,11 +74,13 @@ def list_models() -> None:
 def weights_in_memory(parameters: float, stored: float) -> float:
     """Bytes of a model's weights once they are loaded on this machine's own device."""
     from tempo_mlx.mlx import mx
+    from tempo_mlx.model.device import cpu_packs
     from tempo_mlx.model.mlx_backend import choose_device
     from tempo_mlx.weights.precision import UNPACKED_BELOW
 
     if choose_device("auto") == mx.cpu:
-        return 4 * parameters
+        quantised = stored < parameters  # less than 8 bits a weight
+        return SCALES_IN_FLOAT32 * stored if quantised and cpu_packs() else 4 * parameters
     return 2 * parameters if parameters < UNPACKED_BELOW else stored
 
 

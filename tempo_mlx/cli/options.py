@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ ConfigFile = Annotated[
     ),
 ]
 
+NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
 
 # What --help shows of those that a command has; --help-all shows the rest.
 EVERYDAY = (
@@ -42,12 +44,14 @@ def with_settings(
     only: Collection[str] | None = None,
     original: bool = False,
     everyday: Collection[str] | None = None,
+    defaults: Mapping[str, str] = NO_DEFAULTS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every setting of `configs`.
 
     The command's function gets what was given as `flags`: a dict of checked values by setting name.
     only: the names of those settings that the command has a use for.
     everyday: those that --help shows, where that is not all; --help-all shows the others.
+    defaults: what help says where the command's own differ.
     original: also take the flags of the original tool that have no setting (config.ACCEPTED, REFUSED).
     """
     settings = {name: setting for config in configs for name, setting in settings_of(config).items()}
@@ -57,7 +61,11 @@ def with_settings(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
         options = [
-            _parameter(setting, everyday is not None and setting.name not in everyday)
+            _parameter(
+                setting,
+                hidden=everyday is not None and setting.name not in everyday,
+                default=defaults.get(setting.name, setting.default_text),
+            )
             for setting in by_audience(settings.values())
         ]
         if everyday is not None:
@@ -99,11 +107,10 @@ def _help_all() -> inspect.Parameter:
     )
 
 
-def _parameter(setting: Setting, hidden: bool) -> inspect.Parameter:
+def _parameter(setting: Setting, hidden: bool, default: str) -> inspect.Parameter:
     on = [alias for alias in setting.row.aliases if alias.startswith("-")]
     off = [f" {alias}" for alias in setting.row.aliases if alias.startswith("/")]
-    default = "" if setting.default_text == "none" else f" [default: {setting.default_text}]"
-    help_text = setting.row.help + default
+    help_text = setting.row.help + ("" if default == "none" else f" [default: {default}]")
     kind: Any = str | None
     names = [setting.flag, *on]
     metavar = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tempo_mlx.report.verify import Verification
 
 
-@with_settings(LoadConfig)
+@with_settings(LoadConfig, defaults={"model": "the run's own"})
 def verify(
     flags: dict[str, object],
     file: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run file, as generate saves it.")],
@@ -36,9 +36,8 @@ def verify(
 ) -> None:
     """Recompute all that a run file says, with one dense forward pass, and name what cannot be.
 
-    The model is the run's own unless --model is given; dtype and cache are as the flags say, so load it as it was for
-    the run. Exit code 1 when anything is not what the model gives. Steps that left the model early promise agreement
-    and not exactness, and are held to that.
+    dtype and cache are as the flags say, so load the model as it was for the run. Exit code 1 when anything is not
+    what the model gives. Steps that left the model early promise agreement and not exactness, and are held to that.
     """
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
     from tempo_mlx.report.run import Run

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from tempo_mlx.asking import ASKED
 from tempo_mlx.config import USES, GenerateConfig
 from tempo_mlx.decode.constraint import check_grammar
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.resolution import PRESETS, SWITCHES, Shortcuts, resolve
+from tempo_mlx.resolution import ANSWER_TOKENS, ASKED, PRESETS, SWITCHES, Shortcuts, resolve
 from tempo_mlx.server.errors import ApiError
-from tempo_mlx.sessions.conversation import ANSWER_TOKENS
 from tempo_mlx.settings import Setting, by_audience, settings_of
 
 MODEL = "As GET /v1/models names it; the first of those served, unless given."
@@ -110,7 +108,14 @@ class Asked(Prompted):
     )
 
 
-AskBody: Any = create_model("AskBody", __base__=(Asked, Settings))
+def asked_field(name: str) -> tuple[Any, Any]:
+    """A setting that has another default where a question is asked."""
+    setting = SETTINGS[name]
+    return setting_field(replace(setting, default=ASKED[name], row=replace(setting.row, default_text=None)))
+
+
+_ASKED_FIELDS: dict[str, Any] = {name: asked_field(name) for name in ASKED}
+AskBody: Any = create_model("AskBody", __base__=(Asked, Settings), **_ASKED_FIELDS)
 
 
 class Created(ForModel):

@@ -17,7 +17,7 @@ from tempo_mlx.files import read_text, write_atomic
 from tempo_mlx.keywords import DecoderName, GenerateSettings
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
-from tempo_mlx.resolution import resolve
+from tempo_mlx.resolution import ANSWER_TOKENS, resolve
 from tempo_mlx.sessions.session import Session
 from tempo_mlx.settings import shown
 
@@ -28,7 +28,6 @@ else:
 
 FORMAT = "tempo-mlx/conversation"
 VERSION = 1
-ANSWER_TOKENS = 512  # unless max_tokens is given
 NO_SETTINGS = ("prune", "select", "schedule", "value", "logits_processors", "interrupted", "cache")
 
 
@@ -48,7 +47,8 @@ class Conversation:
     A terminal's chat is one, too (cli/conversation.py).
 
     messages: what was said, as {"role", "content"}, without the system message; it may be changed between turns.
-    settings: of the answers to come; it may be replaced. session: runs what prompts share only once.
+    settings: of the answers to come, which end after 512 steps unless `max_tokens` is given; it may be replaced.
+    session: runs what prompts share only once.
     """
 
     def __init__(
