@@ -206,7 +206,7 @@ def save_cache(decoding: Stream, file: str | None, output: OutputConfig, err: Co
     """Write what was run of the prompt; nothing where that was ended before its first part."""
     from tempo_mlx.prompt_cache import PromptCache
 
-    if file is None or not len(decoding.cache):
+    if file is None or decoding.cache is None or not len(decoding.cache):
         return
     PromptCache(decoding.prompt.token_ids, decoding.cache).save(file, decoding.loaded.model)
     if not output.quiet:
