@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -14,7 +15,7 @@ from tempo_mlx.asking import asked, chat_of, check_choices, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.server.context import ERRORS, EVENTS, JSON, answers, context, owner
+from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, owner
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.schemas import MODEL, AskBody, GenerateBody, as_chat, explicit_settings, settings_table
@@ -59,6 +60,17 @@ async def generate_stream(body: GenerateBody, request: Request) -> Response:
     return EventStream(engine, c.submit(request, engine, "generate", generate_payload(request, body)))
 
 
+def asked_here(c: Context, template: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """With a question's defaults, where the environment says nothing else, and within this server's limit."""
+    settings = asked(template, given)
+    for name in settings.keys() - given.keys() - {"decoder"}:
+        if name in c.ambient:
+            del settings[name]
+        elif name == "max_tokens":
+            settings[name] = min(settings[name], c.config.max_tokens_limit)
+    return settings
+
+
 async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
     """A question of a body, checked against the limits, on its way to the model that it names."""
     c = context(request)
@@ -72,7 +84,7 @@ async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
         way_of(body.by, body.answer_regex)
         if choices:
             check_choices(body.by, body.answer_regex)
-        settings = {**chat_of(template), **given} if choices else asked(template, given)
+        settings = {**chat_of(template), **given} if choices else asked_here(c, template, given)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error)) from error
     config = c.configuration(settings)
