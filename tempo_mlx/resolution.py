@@ -133,8 +133,21 @@ def resolve(explicit: Mapping[str, object], ambient: Mapping[str, object] | None
     for name, value in values.items():
         asks = value != _default(name)  # a default asks for nothing
         if asks and (problem := unused(name, values)):
-            raise ConfigError(problem)
+            raise ConfigError(_rivals(name, explicit) or problem)
     return GenerateConfig(**values)
+
+
+def _rivals(name: str, explicit: Mapping[str, object]) -> str | None:
+    """That no decoder takes a setting and another given one, where neither was told which decoder to take."""
+    settings = settings_of(GenerateConfig)
+    able = settings[name].row.decoders
+    if able is None or "decoder" in explicit:
+        return None
+    for other in (other for other in explicit if other in settings):
+        row = settings[other].row
+        if "decoder" in row.implies and not {*able} & {*(row.decoders or ())}:
+            return f"{name} and {other} are for different decoders; leave one of them out."
+    return None
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,12 @@ GENERATE = [
     ("a --mcts-depth 2", 2, "mcts_depth has no effect"),
     ("a --paths -1", 2, "--paths is -1"),
     ("a --path-distance 0.3", 2, "path_distance has no effect without paths"),
+    (
+        "a --repetition-penalty 1.2 --attend all",
+        2,
+        "attend and repetition_penalty are for different decoders",
+    ),
+    ("a --leaves 3 --branches 2", 2, "branches and leaves are for different decoders"),
     ("a --paths 2 --decoder plain", 2, "paths has no effect with the plain decoder"),
     ("a --default-mode --threshold 0.3", 2, "threshold has no effect with the plain decoder; leave it out"),
     ("a --default-mode --decoder tree", 2, "decoder is tree, which default_mode contradicts"),
