@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.sandbox import Limits, Outcome, run
+from tempo_mlx.sandbox import Limits, Outcome, own_processes, run
 
 
 def python(code: str, **limits: float) -> Outcome:
@@ -28,6 +30,7 @@ def test_what_a_program_says_and_how_it_ends() -> None:
     assert python("print('right')") == Outcome(0, "right\n")
     assert python("raise SystemExit(3)") == Outcome(3, "")
     assert run([sys.executable, "-c", "print(input()[::-1])"], "abc\n").output == "cba\n"
+    assert run(["sh", "-c", "echo right | cat"]) == Outcome(0, "right\n")  # processes of its own
     for code in (1, 121, 122):
         assert python(f"print('network: x'); raise SystemExit({code})") == Outcome(code, "network: x\n")
     for command, words in (
@@ -83,3 +86,14 @@ def test_it_works_in_a_directory_of_its_own_with_no_secrets(monkeypatch: pytest.
         "import os; print(os.listdir('.'), 'SECRET_KEY' in os.environ, os.environ['HOME'] == os.getcwd())"
     )
     assert said.output == "[] False True\n"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="by ps, which every Mac has")
+def test_the_processes_of_a_user_are_counted() -> None:
+    sleeping = [subprocess.Popen(["sleep", "60"]) for _ in range(40)]
+    try:
+        assert own_processes() >= 40
+    finally:
+        for each in sleeping:
+            each.kill()
+            each.wait()
