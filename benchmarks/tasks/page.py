@@ -32,7 +32,7 @@ from benchmarks.tasks.summary import (
 Found = Mapping[str, Mapping[str, Record]]  # by arm, by problem
 NAMES = {
     "humaneval": "HumanEval: programs, solved where the hidden tests pass",
-    "gsm8k": "GSM8K, the first 100 problems of its test split: sums, right by the last number",
+    "gsm8k": "GSM8K, 100 problems after three worked ones of ours: sums, right by the last number",
     "questions": "Short questions: 150 of our own (benchmarks/tasks/questions.jsonl)",
 }  # fmt: skip
 HEAD = """# Tasks: do several texts help?
@@ -40,13 +40,13 @@ HEAD = """# Tasks: do several texts help?
 Written by `python -m benchmarks.tasks report` out of [the recorded runs](../benchmarks/results/tasks); `python -m
 benchmarks.tasks --help` says how to run them. Every figure has its 95% interval by a bootstrap over problems (BCa);
 differences are paired. Each stands for itself: of twenty that are read together one is expected to miss. Rows and
-passes are a problem's mean, the prompt left out; seconds are those of the first ten problems, one by one, arms
-measured in one go. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of eight
-is right; maj@8 takes the answer most texts give, or the program most are, by mass each text counts by its probability;
-best mean is the text of the best mean log-probability a token; checked is the first text that passes the examples
-which the problem itself shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all of them.
-Programs differ if more than their variables' names, comments and layout does. Every eighth problem of HumanEval (8th,
-16th, ...) was also used for tuning.
+passes are a problem's mean, the prompt left out; seconds are those of the first ten problems, one by one, on a machine
+that did nothing else. pass@1 is the first text's, of samples the mean over all of them; pass@8 asks whether one of
+eight is right; maj@8 takes the answer most texts give, or the program most are, by mass each text counts by its
+probability; best mean is the text of the best mean log-probability a token; checked is the first text that passes the
+examples which the problem itself shows. As many rows as an arm took give k of nucleus sampling's 8 texts, at most all
+of them. Programs differ if more than their variables' names, comments and layout does. Every eighth problem of
+HumanEval (8th, 16th, ...) was also used for tuning.
 """
 
 
