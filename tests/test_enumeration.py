@@ -350,9 +350,9 @@ def test_settings_that_belong_to_it() -> None:
     config = resolve({"leaves": 4})
     assert (config.decoder, config.merge_length) == ("enumerate", 10)
     assert resolve({"decoder": "tree"}).merge_length == 3
-    with pytest.raises(ConfigError, match="temperature has no effect with the enumerate decoder"):
+    with pytest.raises(ConfigError, match="temperature and leaves are for different decoders"):
         resolve({"leaves": 4, "temperature": 0.5})
-    with pytest.raises(ConfigError, match="coverage has no effect with the tree decoder"):
+    with pytest.raises(ConfigError, match="coverage and branches are for different decoders"):
         resolve({"branches": 4, "coverage": 0.5})
 
 
