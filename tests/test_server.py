@@ -97,12 +97,13 @@ class Background:
 
 
 def test_the_defaults_of_a_question_give_way_to_the_server_and_its_environment(model: Path) -> None:
-    env = {"TEMPO_COVERAGE": "0.5", "TEMPO_DECODER": "sample"}
+    env = {"TEMPO_COVERAGE": "0.5", "TEMPO_LEAVES": "3", "TEMPO_DECODER": "sample"}
     with serving(model, "--max-tokens-limit", "6", env=env) as served:
         plain = served.post("/ask", {"prompt": "Hello"})
         assert plain.status_code == 200
         config = plain.json()["run"]["config"]
-        assert [config[name] for name in ("decoder", "max_tokens", "coverage")] == ["enumerate", 6, 0.5]
+        found = [config[name] for name in ("decoder", "max_tokens", "coverage", "leaves")]
+        assert found == ["enumerate", 6, 0.5, 3]
         given = served.post("/ask", {"prompt": "Hello", "coverage": 0.1, "leaves": 2, "max_tokens": 3}).json()
         assert [given["run"]["config"][name] for name in ("max_tokens", "coverage", "leaves")] == [3, 0.1, 2]
         assert served.post("/ask", {"prompt": "Hello", "max_tokens": 7}).status_code == 422

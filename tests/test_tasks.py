@@ -12,7 +12,7 @@ import pytest
 import tempo_mlx
 from benchmarks.tasks import page
 from benchmarks.tasks.arms import ARMS, Arm, arms_for
-from benchmarks.tasks.problems import Problem, Task, has, read_task, words_of
+from benchmarks.tasks.problems import WORKED, Problem, Task, has, read_task, sum_, words_of
 from benchmarks.tasks.running import run_arm
 from benchmarks.tasks.summary import (
     auroc,
@@ -103,6 +103,14 @@ def test_the_questions_are_150_and_another_data_set_is_refused(tmp_path: Path) -
     other.write_text("{}\n")
     with pytest.raises(SystemExit, match="the results are of"):
         read_task("humaneval", other)
+
+
+def test_a_sum_follows_worked_ones_and_is_right_by_its_last_number() -> None:
+    problem = sum_("one", {"question": "How many?", "answer": "2 * 600 = 1200\n#### 1,200"})
+    assert problem.prompt.startswith(WORKED) and problem.prompt.endswith("Question: How many?\nAnswer:")
+    worked = [part.rsplit("The answer is ", 1)[1] for part in WORKED.strip().split("\n\n")]
+    assert worked == ["42.", "185.", "298."]
+    assert problem.solves(" 2 * 600 = 1200. The answer is 1,200.") and not problem.solves(" 1200 or 1201")
 
 
 @pytest.mark.parametrize("name", ["greedy", "nucleus", "enumerate", "branches-3"])
