@@ -143,6 +143,17 @@ def test_noise_given_its_greatest() -> None:
     assert weights_of([math.log(0.3)], 2.0)[0] == pytest.approx(0.3 / (1 - math.exp(-0.3 / math.exp(2.0))))
 
 
+def test_of_one_row_too_the_first_that_is_left_out_bounds_the_weights() -> None:
+    totals = []
+    for seed in range(400):
+        settings = {"decoder": "sample", "sampling": "stochastic-beam", "beam_width": 2, "max_tokens": 1}
+        config = resolve({**settings, "threshold": 0.0, "seed": seed})
+        tree = samples(Setup(small(8).model, PROMPT, config, eos_ids=(7,)))
+        tree.advance()
+        totals.append(sum((tree.statistics(str) or {})["weights"]))
+    assert abs(np.mean(totals) - 1.0) < 3.0 * np.std(totals) / math.sqrt(len(totals))
+
+
 def test_noise_is_kept_of_what_may_go_on_and_not_of_the_whole_vocabulary() -> None:
     config = resolve(
         {

@@ -68,7 +68,7 @@ class StochasticBeam(Samples):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.seed = setup.config.seed
-        self.noisy: dict[tuple[Node | None, int], tuple[float, float]] = {(None, -1): (0.0, 0.0)}
+        self.noisy: dict[tuple[Node | None, int], tuple[float, float]] = {(None, -1): (0.0, math.inf)}
         self.beam: set[tuple[Node | None, int]] = {(None, -1)}
         self.bound = -math.inf
 
@@ -87,7 +87,8 @@ class StochasticBeam(Samples):
             log_prob, noisy = self.of(node)
             logs = log_prob + np.log(chances)
             noise = np.random.default_rng([self.seed, *node.token_ids()]).gumbel(size=len(tokens))
-            noised = conditioned(logs + noise, noisy)
+            free = logs + noise  # the greatest of all is free: were it fixed, the weights would be biased
+            noised = free if noisy == math.inf else conditioned(free, noisy)
             best = np.argsort(-noised, kind="stable")[: self.width + 1]  # the rest decides nothing
             for at in best.tolist():
                 key = node, int(tokens[at])
