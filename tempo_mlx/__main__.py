@@ -5,12 +5,17 @@ import sys
 
 
 def main() -> int:
-    """The command line's exit code. Nothing is under way before it is there, so Ctrl-C may end the program at once."""
+    """The command line's exit code. Ctrl-C may end the program at once before it runs, and after."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tempo_mlx.cli.main import main as run
 
-    signal.signal(signal.SIGINT, before)
-    return run()
+    try:
+        signal.signal(signal.SIGINT, before)
+        return run()
+    except KeyboardInterrupt:  # while it said what was wrong
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

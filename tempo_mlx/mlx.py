@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tempo_mlx import blas
 
@@ -10,7 +14,26 @@ blas.ensure()
 # Float32 is asked for where numbers shall be exact; CUDA and Apple's newest GPUs multiply it in 10 bits unless told.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-import mlx.core as mx  # noqa: E402
+
+@contextmanager
+def _ctrl_c_put_off() -> Iterator[None]:
+    """Ctrl-C waits: an exception while MLX makes its types would abort the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # no Python is run in this thread for it
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+with _ctrl_c_put_off():
+    import mlx.core as mx
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optimizers  # noqa: E402
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from tempo_mlx.report.listing import common_front, listing
 from tempo_mlx.report.phrases import Alternative, Phrase
 from tempo_mlx.report.records import RunPath
-from tempo_mlx.report.styles import Bit, drawn, isolated, printable, raw, styled_phrases
+from tempo_mlx.report.safe import isolated, printable
+from tempo_mlx.report.styles import Bit, drawn, raw, styled_phrases
 from tempo_mlx.report.texts import listed
 
 

@@ -163,6 +163,62 @@ def test_ctrl_c_at_any_time_leaves_no_traceback() -> None:
         assert "tempo_mlx" not in error or "Traceback" not in error, error
 
 
+def test_ctrl_c_waits_while_mlx_makes_its_types() -> None:
+    """An exception inside would abort the process; afterwards the import can be tried again."""
+    program = """
+import enum, signal
+make = enum.EnumType.__call__
+def interrupted(kind, *given, **named):
+    if "DeviceType" in given:
+        signal.raise_signal(signal.SIGINT)
+    return make(kind, *given, **named)
+enum.EnumType.__call__ = interrupted
+try:
+    import tempo_mlx.mlx
+except KeyboardInterrupt:
+    print("Ctrl-C")
+from tempo_mlx.mlx import mx
+print(mx.array(2).item(), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Ctrl-C\n2 True\n"), done.stderr
+
+
+IMPORTED = """
+class Interrupted:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "{}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupted)
+"""
+SAYING = """
+import tempo_mlx.cli.main
+tempo_mlx.cli.main.say = lambda console, sentence: signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "model", "code", "said"),
+    [
+        (IMPORTED.format("tempo_mlx.cli.ask"), "twin", -signal.SIGINT, ""),  # before anything runs
+        (IMPORTED.format("numpy"), "twin", 130, "Error: Interrupted.\n"),
+        (SAYING, "none", 130, ""),
+    ],
+)
+def test_ctrl_c_outside_a_run(when: str, model: str, code: int, said: str) -> None:
+    """Also while modules are imported, and while an error is said."""
+    program = f"""
+import signal, sys
+{when}
+from tempo_mlx.__main__ import main
+sys.argv[1:] = ["generate", "a", "--model", "{model}"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said), done.stderr
+
+
 def test_no_home_is_no_fault(tmp_path: Path) -> None:
     for home in ("/dev/null", str(tmp_path / "none" / "such"), None):
         environ = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}

@@ -13,7 +13,8 @@ from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import terminal
 from tempo_mlx.report.checks import FINISH_REASONS
 from tempo_mlx.report.listing import run_bits
-from tempo_mlx.report.styles import SHADES, Bit, drawn, printable, shade
+from tempo_mlx.report.safe import printable
+from tempo_mlx.report.styles import SHADES, Bit, drawn, shade
 from tempo_mlx.report.summary import ENDINGS, summary
 from tempo_mlx.report.terminal import LivePrinter, PlainPrinter, Printer, make_branch_printer
 from tempo_mlx.report.text import Label, make_label

@@ -17,6 +17,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.report.safe import isolated
 from tempo_mlx.resolution import Shortcuts, resolve
 from tempo_mlx.settings import settings_of, shown, suggestion
 from tempo_mlx.sources import Given
@@ -44,8 +45,6 @@ class Chat:
         return self.given.make(OutputConfig)
 
     def say(self, text: str) -> None:
-        from tempo_mlx.report.styles import isolated
-
         self.err.print(isolated(text), style="dim")
 
     def change(self, **flags: object) -> None:
@@ -209,7 +208,6 @@ def pick(chat: Chat, rest: str) -> None:
 def why(chat: Chat, rest: str) -> None:
     """Show where your last answer could have been another, and how probable that was."""
     from tempo_mlx.report.phrases import phrases_in
-    from tempo_mlx.report.styles import isolated
 
     run = chat.conversation.last
     if run is None or not run.is_lattice:

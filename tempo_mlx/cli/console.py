@@ -17,6 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
+from tempo_mlx.report.safe import printable
+
 NO_BREAK = "\u00a0"
 
 
@@ -155,8 +157,6 @@ def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") ->
 
 def write_text(console: Console, text: str) -> None:
     """Write text as it is, at once; on a terminal without control characters."""
-    from tempo_mlx.report.styles import printable
-
     console.file.write(printable(text) if console.is_terminal else text)
     console.file.flush()
 

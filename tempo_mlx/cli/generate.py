@@ -29,6 +29,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.report.safe import isolated
 from tempo_mlx.resolution import Shortcuts
 from tempo_mlx.sources import Given, load_settings
 
@@ -218,7 +219,6 @@ def side_by_side(loaded: LoadedModel, prompt: str, settings: GenerateConfig, out
     from tempo_mlx.bench.exits import HEADINGS, arms_of, cells, decode_all
     from tempo_mlx.bench.exits import compare as hold_together
     from tempo_mlx.bench.results import text_table
-    from tempo_mlx.report.styles import isolated
 
     found = hold_together(loaded, decode_all(loaded, prompt, arms_of(settings), rounds=2))
     for item in found:
@@ -230,7 +230,6 @@ def report(run: Run, seconds: dict[str, Any], output: OutputConfig, err: Console
     """The reasoning, the summary line and the time table: all that is not the text."""
     from tempo_mlx.bench.child import peak_bytes
     from tempo_mlx.files import write_atomic
-    from tempo_mlx.report.styles import isolated
     from tempo_mlx.report.summary import summary
 
     streamed = output.stream and run.is_lattice

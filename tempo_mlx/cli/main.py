@@ -40,6 +40,7 @@ from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
 from tempo_mlx.files import reason_of
 from tempo_mlx.ranks import processes as ranks
+from tempo_mlx.report.safe import printable
 
 COMPLETE = "_TEMPO_MLX_COMPLETE"  # set by what --install-completion installs
 app = typer.Typer(
@@ -137,8 +138,6 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    from tempo_mlx.report.styles import printable
-
     err = make_consoles()[1]
     say(err, f"Error: {printable(sentence) if err.is_terminal else sentence}")
     return code

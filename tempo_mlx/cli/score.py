@@ -16,6 +16,7 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import PromptError
 from tempo_mlx.files import read_lines
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.report.safe import isolated
 from tempo_mlx.settings import settings_of
 from tempo_mlx.sources import load_settings
 
@@ -44,7 +45,6 @@ def score(
     """
     from tempo_mlx.cli.generate import CONFIGS, load_with_progress
     from tempo_mlx.decode.score import score as score_all
-    from tempo_mlx.report.styles import isolated
 
     given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
     load, control = given.make(LoadConfig), None

@@ -14,6 +14,7 @@ from tempo_mlx.cli.options import with_settings
 from tempo_mlx.cli.output import look_of, print_texts
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.report.safe import isolated
 
 if TYPE_CHECKING:
     from tempo_mlx.decode.step import RunStep, RunToken
@@ -99,7 +100,7 @@ def _save_embedded(run: Run, folder: Path, name: str, out: Console, err: Console
 
 def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> None:
     from tempo_mlx.report.listing import run_bits
-    from tempo_mlx.report.styles import LEGEND, Bit, drawn, isolated, raw
+    from tempo_mlx.report.styles import LEGEND, Bit, drawn, raw
     from tempo_mlx.report.summary import summary
 
     look = look_of(output, out)
@@ -120,7 +121,6 @@ def _print_text(run: Run, output: OutputConfig, out: Console, err: Console) -> N
 
 def _print_steps(run: Run, out: Console) -> None:
     """A row for each member, and for each candidate that was rejected."""
-    from tempo_mlx.report.styles import isolated
     from tempo_mlx.report.text import visible_whitespace
 
     tokens = [token for step in run.steps for token in step.tokens]

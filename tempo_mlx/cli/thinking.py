@@ -9,7 +9,8 @@ from rich.console import Console
 
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.thinking import Splitter
-from tempo_mlx.report.styles import Bit, isolated, raw
+from tempo_mlx.report.safe import isolated
+from tempo_mlx.report.styles import Bit, raw
 from tempo_mlx.report.terminal import Lines
 from tempo_mlx.report.views import View
 

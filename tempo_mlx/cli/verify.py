@@ -17,6 +17,7 @@ from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.load_config import LoadConfig
+from tempo_mlx.report.safe import printable
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -98,8 +99,6 @@ def _table(result: Verification, out: Console) -> None:
 
 def _say(sentence: str, out: Console) -> None:
     """As it is: what a file says may look like markup, or move the cursor."""
-    from tempo_mlx.report.styles import printable
-
     out.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
 

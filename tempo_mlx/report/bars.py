@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tempo_mlx.report.answers import Answers
-from tempo_mlx.report.styles import MARK_STYLE, isolated
+from tempo_mlx.report.safe import isolated
+from tempo_mlx.report.styles import MARK_STYLE
 
 LINES = 10  # answers that have a line of their own
 LEAST = 0.005  # share of one that has

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from tempo_mlx.report.phrases import UNSPACED, WORD, phrases_in
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.styles import MARK_STYLE, Bit, isolated, printable, styled, styled_phrases
+from tempo_mlx.report.safe import isolated, printable
+from tempo_mlx.report.styles import MARK_STYLE, Bit, styled, styled_phrases
 from tempo_mlx.report.text import pieces
 from tempo_mlx.report.texts import ListedText
 from tempo_mlx.report.views import Look

@@ -11,7 +11,8 @@ from rich.tree import Tree
 
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.styles import SHADES, printable, shade
+from tempo_mlx.report.safe import printable
+from tempo_mlx.report.styles import SHADES, shade
 from tempo_mlx.report.text import visible_whitespace
 from tempo_mlx.strict import Number, Record, Text, Whole, read
 

@@ -1,4 +1,4 @@
-"""How text looks on a terminal: what is dim, what is coloured, and what must not reach it as it stands.
+"""How text looks on a terminal: what is dim and what is coloured.
 
 The colours are the terminal's own, so that they suit a light and a dark background. Alternatives have one hue, the
 paler the smaller their share; without colours brackets and slashes say the same.
@@ -7,7 +7,6 @@ paler the smaller their share; without colours brackets and slashes say the same
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from tempo_mlx.decode.paths import is_usable
 from tempo_mlx.report.phrases import Phrase
+from tempo_mlx.report.safe import isolated, printable
 from tempo_mlx.report.text import Piece
 
 SHADES = ((0.6, "green"), (0.3, "cyan"), (0.15, "yellow"), (0.05, "magenta"), (0.0, "red"))  # least, colour
@@ -23,28 +23,6 @@ REMOVED_STYLE = "strike dim"
 MARK_STYLE = "dim"
 LEGEND = "[best/other]: what else was probable, in whole words; the paler, the less."
 LISTED = "Shares are of these texts together; coloured is what the first has not."
-
-# Control characters, which could drive the terminal, as visible symbols; line breaks and tabs stay. So the marks that
-# change the direction of all that follows them.
-_CONTROLS = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
-    0x7F: 0x2421,
-}
-_ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
-
-
-def printable(text: str) -> str:
-    """Text that cannot drive the terminal."""
-    return text.translate(_CONTROLS)
-
-
-def isolated(text: str) -> str:
-    """Printable text that leaves the order of what stands around it alone, should it run from right to left."""
-    text = printable(text)
-    if text.isascii() or not any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text):
-        return text
-    return f"{_ISOLATE}{text}{_END_ISOLATE}"
 
 
 class Bit(NamedTuple):

@@ -19,7 +19,8 @@ from rich.live import Live
 from rich.text import Text
 
 from tempo_mlx.decode.step import Step
-from tempo_mlx.report.styles import Bit, drawn, isolated, printable, raw
+from tempo_mlx.report.safe import isolated, printable
+from tempo_mlx.report.styles import Bit, drawn, raw
 from tempo_mlx.report.text import Tokenizer, texts_along, visible_whitespace
 from tempo_mlx.report.views import View
 
