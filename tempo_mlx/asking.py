@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tempo_mlx.api import Prompt, Stream, check_config, encode_prompt, is_messages, stream
@@ -87,10 +87,9 @@ def ask(
     given: dict[str, Any] = {**settings}
     if config is None and given.get("choices"):
         choices = given.pop("choices")
-        check_choices(by, answer_regex)
-        return score_choices(
-            loaded, question, choices, resolve({**chat_of(loaded.tokenizer.has_chat_template), **given})
-        )
+        resolved = resolve({**chat_of(loaded.tokenizer.has_chat_template), **given})
+        check_choices(by, answer_regex, resolved, given)
+        return score_choices(loaded, question, choices, resolved)
     asking = begin(loaded, question, by=by, answer_regex=answer_regex, config=config, **settings)
     for _ in asking:
         pass
@@ -136,10 +135,27 @@ def way_of(by: str | By, answer_regex: str | None) -> By:
     return WAYS[by]
 
 
-def check_choices(by: str | By, answer_regex: str | None) -> None:
-    """Raises ConfigError where something else says what an answer is."""
+def check_choices(
+    by: str | By, answer_regex: str | None, asked_for: GenerateConfig, given: Iterable[str]
+) -> None:
+    """Raises ConfigError where something else says what an answer is, and for settings that scores do not follow.
+
+    asked_for: what the settings given by name come to, without an environment's. Those of the prompt count; lengths
+    and limits are harmless.
+    """
     if by != "text" or answer_regex is not None:
         raise ConfigError("choices are the answers themselves; leave out by and answer_regex.")
+    changed = [
+        name
+        for name, setting in settings_of(GenerateConfig).items()
+        if (setting.row.group not in ("Input", "Lengths", "Limits") or name == "temperature")
+        and getattr(asked_for, name) != setting.default
+    ]
+    if changed:
+        name = next((name for name in given if name in changed), changed[0])
+        raise ConfigError(
+            f"choices are scored by the model's own probabilities, which {name} does not change; leave it out."
+        )
 
 
 def chat_of(template: bool) -> dict[str, Any]:

@@ -230,12 +230,25 @@ def test_the_command_asks_and_leaves_other_decoders_their_own(
 @pytest.mark.parametrize("more", [
     ["--vote", "majority"], ["--verify-with", "true"], ["--answer-number"], ["--answer-regex", "x"],
     ["--json-output-file", "run.json"], ["--output-dir", "."], ["--view", "phrases"], ["--format", "html"],
+    ["--temperature", "0.5"], ["--leaves", "4"], ["--decoder", "enumerate"], ["--logit-bias", "5=1"],
 ])  # fmt: skip
 def test_choices_go_with_nothing_that_is_about_texts_or_a_run(
     more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ask", "Hello", "-m", "no-such-model", "--choices", "yes,no", *more]) == 2
-    assert "--choices are" in capsys.readouterr().err
+    assert "choices are" in capsys.readouterr().err
+
+
+def test_choices_go_with_settings_that_change_no_score() -> None:
+    model = loaded()
+    plain = tempo_mlx.ask(model, "Hello", choices=["yes", "no"])
+    assert (
+        tempo_mlx.ask(model, "Hello", choices=["yes", "no"], max_tokens=4, seed=3, temperature=1.0) == plain
+    )
+    other = tempo_mlx.ask(model, "Hello", choices=["yes", "no"], system="Be brief.")
+    assert other.unseen != plain.unseen
+    with pytest.raises(ConfigError, match="which top_p does not change"):
+        tempo_mlx.ask(model, "Hello", choices=["yes", "no"], top_p=0.5)
 
 
 def test_an_open_ended_question_gets_what_the_model_says(
@@ -345,6 +358,7 @@ def test_the_server_answers() -> None:
             {"answer_regex": "a{99999999999999}"},
             {"by": "colour"},
             {"choices": ["yes", "no"], "by": "number"},
+            {"choices": ["yes", "no"], "temperature": 0.5},
             {"decoder": "superposed"},
             {"colour": 1},
         ):

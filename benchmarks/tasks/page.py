@@ -31,9 +31,9 @@ from benchmarks.tasks.summary import (
 
 Found = Mapping[str, Mapping[str, Record]]  # by arm, by problem
 NAMES = {
-    "humaneval": "HumanEval: programs, solved where the hidden tests pass",
-    "gsm8k": "GSM8K, 100 problems after three worked ones of ours: sums, right by the last number",
-    "questions": "Short questions: 150 of our own (benchmarks/tasks/questions.jsonl)",
+    "humaneval": ("HumanEval", "Programs, solved where the hidden tests pass"),
+    "questions": ("Short questions", "150 of our own (benchmarks/tasks/questions.jsonl)"),
+    "gsm8k": ("GSM8K", "100 problems after three worked ones of ours: sums, right by the last number"),
 }  # fmt: skip
 HEAD = """# Tasks: do several texts help?
 
@@ -52,7 +52,8 @@ HumanEval (8th, 16th, ...) was also used for tuning.
 
 def write_page(out: Path, page: Path) -> str:
     parts = [HEAD]
-    for folder in sorted(each for each in out.glob("*/*") if each.name in NAMES):
+    folders = [each for each in out.glob("*/*") if each.name in NAMES]
+    for folder in sorted(folders, key=lambda each: (each.parent.name, [*NAMES].index(each.name))):
         found, missing = whole(read(folder))
         if found:
             parts += section(folder, found, read(folder.with_name(f"{folder.name}-timing")), page)
@@ -79,7 +80,8 @@ def whole(found: Found) -> tuple[Found, str]:
 
 def section(folder: Path, found: Found, timed: Found, page: Path) -> Iterator[str]:
     task = folder.name
-    yield f"\n## {folder.parent.name}\n\n{NAMES[task]}.\n"
+    title, what_it_is = NAMES[task]
+    yield f"\n## {title}: {folder.parent.name}\n\n{what_it_is}.\n"
     columns: dict[str, Score] = {"pass@1": pass_at(1), f"pass@{TEXTS}": pass_at(TEXTS)}
     what = program_of if task == "humaneval" else None
     columns |= {"maj@8": majority(False, what), "maj@8 by mass": majority(True, what)}

@@ -119,8 +119,9 @@ def ask(
     defaults = defaults_of(given, verify_with is not None)
     choices = given.flags.get("choices")
     if isinstance(choices, list | tuple) and choices:
+        given = replace(given, flags={name: given.flags[name] for name in given.flags if name != "choices"})
         check_alone(given, by, chooser)
-        show_choices(given.with_flags(choices=()), text, [str(choice) for choice in choices])
+        show_choices(given, text, [str(choice) for choice in choices])
     elif chooser is None and by == BY_TEXT and defaults is None:
         continue_prompt(given, text)
     elif shows_a_run(given):
@@ -287,12 +288,15 @@ def open_to(given: Given, defaults: Mapping[str, Any]) -> dict[str, object]:
 
 def check_alone(given: Given, by: dict[str, Any], chooser: Chooser | None) -> None:
     """Raises ConfigError for what has no effect where given answers are scored: there are no texts, and no run."""
+    from tempo_mlx.asking import check_choices
+
     if chooser is not None or by != BY_TEXT:
         raise ConfigError(
             "--choices are the answers themselves; leave out --answer-regex, --answer-number, --vote and "
             "--verify-with."
         )
     asked = replace(given, environment={})  # which sets defaults, and asks for nothing
+    check_choices("text", None, asked.generation(), {**asked.flags, **asked.file})
     output = asked.make(OutputConfig)
     if shows_a_run(asked) or output.json_output_file is not None or output.output_dir is not None:
         raise ConfigError(

@@ -15,6 +15,7 @@ from tempo_mlx.asking import asked, chat_of, check_choices, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
+from tempo_mlx.resolution import resolve
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, owner
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
@@ -83,7 +84,7 @@ async def asking(request: Request, body: Any) -> tuple[Engine, Ticket]:
     try:
         way_of(body.by, body.answer_regex)
         if choices:
-            check_choices(body.by, body.answer_regex)
+            check_choices(body.by, body.answer_regex, resolve(given), given)
         settings = {**chat_of(template), **given} if choices else asked_here(c, template, given)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error)) from error
