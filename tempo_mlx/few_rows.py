@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
+from tempo_mlx.cores import threads
 from tempo_mlx.errors import BackendError
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -36,7 +36,7 @@ def load(behind: ctypes.CDLL, directory: Path) -> Path:
     """
     path = compiled(SOURCE, COMPILERS, (), directory)
     library = ctypes.CDLL(str(path), ctypes.RTLD_LOCAL)
-    library.few_rows_start(ctypes.cast(behind.cblas_sgemm, ctypes.c_void_p), _threads())
+    library.few_rows_start(ctypes.cast(behind.cblas_sgemm, ctypes.c_void_p), threads())
     check(library, behind)
     ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     return path
@@ -115,11 +115,3 @@ def _processor() -> bytes:
     except OSError:
         return platform.machine().encode()
     return next((line for line in lines if line.lower().startswith((b"flags", b"features"))), b"")
-
-
-def _threads() -> int:
-    """As many as this process has cores, or as OpenBLAS is told to take."""
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (told := os.environ.get(name, "")).isdecimal() and int(told) > 0:
-            return int(told)
-    return len(os.sched_getaffinity(0))

@@ -130,8 +130,9 @@ def test_what_a_cache_keeps_is_there_for_another_thread(removed: list[int]) -> N
 def test_a_load_takes_little_more_than_the_model(
     dtype: Any, packed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a quantised file, whose numbers pass through float32, by pieces."""
-    monkeypatch.setattr(reader, "PIECE", 1 << 16)
+    """Of a quantised file, whose numbers pass through float32, by pieces, as many at once as there are threads."""
+    monkeypatch.setattr(reader, "CHUNK", 1 << 14)
+    monkeypatch.setattr(reader, "threads", lambda: 3)
     path = tmp_path / "model"
     wide_model(path)
     checkpoint = open_checkpoint(str(path))

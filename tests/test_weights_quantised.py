@@ -17,10 +17,11 @@ from tempo_mlx.errors import ModelError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import load_model
 from tempo_mlx.mlx import mx
+from tempo_mlx.model import reader
 from tempo_mlx.model.linear import QuantizedLinear, fuse
 from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import open_checkpoint
-from tempo_mlx.weights.tensor import MODES, Layout, PackedTensor, unpack_bits
+from tempo_mlx.weights.tensor import MODES, DenseTensor, Layout, PackedTensor, packed_bits, unpack_bits
 from tests.twins import twin
 
 LAYOUTS = [Layout(bits, size, mode) for mode, (sizes, _) in MODES.items() for bits, size in sorted(sizes)]
@@ -233,7 +234,47 @@ def test_quantised_weights_need_their_scales(directory: Path, part: str) -> None
         open_checkpoint(str(directory))
 
 
-@pytest.mark.parametrize("bits", [3, 6])
-def test_odd_bits_unpack_to_what_was_packed(bits: int) -> None:
-    packed = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=bits)[0]
-    assert unpack_bits(np.array(packed), bits).max() < 2**bits
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bits_are_packed_one_number_after_the_other(bits: int) -> None:
+    numbers = np.random.default_rng(bits).integers(0, 2**bits, (3, 64)).astype(np.uint8)
+    packed = packed_bits(numbers, bits)
+    for row, words in zip(numbers.tolist(), packed, strict=True):
+        whole = sum(number << bits * place for place, number in enumerate(row))
+        assert int.from_bytes(words.tobytes(), "little") == whole
+    assert np.array_equal(unpack_bits(packed, bits), numbers)
+    if bits in (2, 3, 4, 5, 6, 8):  # and it is how MLX does it
+        own = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=bits)[0]
+        back = mx.dequantize(own, mx.ones((4, 2)), mx.zeros((4, 2)), 32, bits)
+        assert np.array_equal(unpack_bits(np.array(own), bits), np.array(back))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("shape", [(64, 256), (8, 6, 256)])
+def test_a_weight_is_read_by_pieces_in_several_threads(
+    shape: tuple[int, ...], packed: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = mx.random.normal(shape, key=mx.random.key(1))
+    tensor = PackedTensor(*map(np.array, mx.quantize(values, 32, 4)), Layout(4, 32))
+
+    def read(chunk: int) -> list[np.ndarray[Any, Any]]:
+        monkeypatch.setattr(reader, "CHUNK", chunk)
+        own = reader.Reader(open_checkpoint(str(twin("llama"))), getattr(mx, dtype), packed)
+        found = own.packed_parts(tensor)[:3] if packed else (own.array(tensor),)
+        assert all(each.dtype in (mx.uint32, own.dtype) for each in found if each is not None)
+        return [np.array(each.astype(mx.float32)) for each in found if each is not None]
+
+    for whole, pieces in zip(read(1 << 30), read(3000), strict=True):
+        assert whole.any() and np.array_equal(whole, pieces)
+
+
+def test_what_is_wrong_with_a_piece_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(piece: Any) -> list[np.ndarray[Any, Any]]:
+        if len(starts := piece.numpy()) and starts[0, 0] >= 40:
+            raise ModelError("no such numbers")
+        return [starts]
+
+    monkeypatch.setattr(reader, "CHUNK", 8 * 4)
+    tensor = DenseTensor(np.arange(64.0, dtype=np.float32)[:, None].repeat(4, 1))
+    with pytest.raises(ModelError, match="no such numbers"):
+        reader.in_pieces(tensor, read)

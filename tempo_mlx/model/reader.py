@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from tempo_mlx.architecture.architecture import (
     ShortConv,
 )
 from tempo_mlx.architecture.names import norm_names
+from tempo_mlx.arrays import Float32s
+from tempo_mlx.cores import threads
 from tempo_mlx.mlx import mx
 from tempo_mlx.model.attention import SoftmaxAttention
 from tempo_mlx.model.experts import ExpertLinear, Mixture, QuantizedExpertLinear, Router
@@ -40,25 +43,42 @@ from tempo_mlx.model.streams import LayerStreams, OwnEmbeddings, OwnInput, Strea
 from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
 from tempo_mlx.weights.adapter import Adapted
-from tempo_mlx.weights.tensor import DenseTensor, Layout, Packing, kept_layout, unpack_bits
+from tempo_mlx.weights.tensor import (
+    CHUNK,
+    Array,
+    DenseTensor,
+    Layout,
+    Packing,
+    float32_to_bfloat16,
+    kept_layout,
+    unpack_bits,
+)
 
-# Numbers dequantised at once: a whole vocabulary's in float32 would be a good part of a small model.
-PIECE = 1 << 22
+Read = Callable[[Tensor], list[Array]]
 
 
-def in_pieces(tensor: Tensor, read: Callable[[Tensor], list[mx.array]]) -> list[mx.array]:
-    """What is read of a weight, some of its rows at a time, so that it is never there twice."""
+def in_pieces(tensor: Tensor, read: Read) -> list[mx.array]:
+    """What is read of a weight, by several threads, each some of its rows at a time.
+
+    They write into MLX's own memory, so that nothing is there twice. bfloat16 comes as uint16.
+    """
     count = tensor.shape[0]
-    rows = max(1, PIECE * count // math.prod(tensor.shape))
+    rows = max(1, CHUNK * count // math.prod(tensor.shape))
+    first = read(tensor.rows(slice(0, rows)))
     if rows >= count:
-        return read(tensor)
-    whole: list[mx.array] = []
-    for start in range(0, count, rows):
-        pieces = read(tensor.rows(slice(start, start + rows)))
-        whole = whole or [mx.zeros((count, *piece.shape[1:]), piece.dtype) for piece in pieces]
-        for each, piece in zip(whole, pieces, strict=True):
-            each[start : start + rows] = piece
-        mx.eval(whole)
+        return [mx.array(each) for each in first]
+    whole = [mx.zeros((count, *each.shape[1:]), getattr(mx, each.dtype.name)) for each in first]
+    mx.eval(whole)
+    views = [np.asarray(each) for each in whole]
+
+    def fill(start: int) -> None:
+        part = slice(start, start + rows)
+        for view, each in zip(views, read(tensor.rows(part)) if start else first, strict=True):
+            view[part] = each
+
+    with ThreadPoolExecutor(threads()) as pool:
+        for _ in pool.map(fill, range(0, count, rows)):
+            pass  # raises what one of them raised
     return whole
 
 
@@ -79,7 +99,16 @@ class Reader:
             return mx.array(tensor.raw()).view(mx.bfloat16).astype(self.dtype)
         if tensor.layout is None:
             return mx.array(tensor.raw()).astype(self.dtype)
-        return in_pieces(tensor, lambda piece: [mx.array(piece.numpy()).astype(self.dtype)])[0]
+        return self.floats(in_pieces(tensor, lambda piece: [self.stored(piece.numpy())])[0])
+
+    def stored(self, numbers: Float32s) -> Array:
+        """As this model keeps them; uint16 for bfloat16."""
+        if self.dtype == mx.bfloat16:
+            return float32_to_bfloat16(numbers)
+        return numbers.astype(np.float16 if self.dtype == mx.float16 else np.float32, copy=False)
+
+    def floats(self, stored: mx.array) -> mx.array:
+        return stored.view(mx.bfloat16) if self.dtype == mx.bfloat16 else stored
 
     def named(self, name: str) -> mx.array:
         return self.array(self.checkpoint.tensor(name))
@@ -111,16 +140,18 @@ class Reader:
         layout = kept_layout(tensor, self.packed) or tensor.layout
         assert layout is not None
 
-        def parts(piece: Tensor) -> list[mx.array]:
+        def parts(piece: Tensor) -> list[Array]:
             packed, scales, biases, own = piece.quantized()
             if biases is None:
-                return [mx.array(packed), mx.array(scales)]
+                return [packed, scales]
             if own != layout:
                 packed = unpack_bits(packed, own.bits).view(np.uint32)
-            return [mx.array(packed), *(self.array(DenseTensor(each)) for each in (scales, biases))]
+            return [packed, *(self.stored(DenseTensor(each).numpy()) for each in (scales, biases))]
 
         packed, scales, *biases = in_pieces(tensor, parts)
-        return packed, scales, biases[0] if biases else None, layout
+        if not biases:
+            return packed, scales, None, layout
+        return packed, self.floats(scales), self.floats(biases[0]), layout
 
     def expert_linear(self, name: str, bias: bool) -> ExpertLinear:
         tensor = self.checkpoint.tensor(f"{name}.weight")

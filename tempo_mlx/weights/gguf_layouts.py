@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from tempo_mlx.arrays import Float32s
-from tempo_mlx.weights.tensor import CHUNK, Array, Layout, Quantized
+from tempo_mlx.weights.tensor import CHUNK, Array, Layout, Quantized, packed_bits
 
 GROUP = 32
 # (n, groups, 32) uint8, and scale and minimum (n, groups)
@@ -59,21 +59,6 @@ def pack(blocks: Array, type_name: str, columns: int) -> Quantized:
     return packed, scales, minima, packing.layout
 
 
-def packed_bits(q: Array, bits: int) -> Array:
-    """(N, M) numbers below 2^bits -> (N, M * bits / 32), the first in the lowest bits."""
-    if bits == 4:
-        octets = q[:, 0::2] | q[:, 1::2] << 4
-    elif bits == 8:
-        octets = q
-    else:  # eight of them fill so many bytes
-        eight = q.reshape(len(q), -1, 8)
-        wide = np.zeros(eight.shape[:2], "<u8")
-        for place in range(8):
-            wide |= eight[..., place].astype(np.uint64) << np.uint64(bits * place)
-        octets = wide[..., None].view(np.uint8)[..., :bits].reshape(len(q), -1)
-    return np.ascontiguousarray(octets).view("<u4")
-
-
 def _half(octets: Array) -> Float32s:
     """(n, 2) -> (n, 1)."""
     return np.ascontiguousarray(octets).view("<f2").astype(np.float32)
@@ -81,7 +66,11 @@ def _half(octets: Array) -> Float32s:
 
 def _nibbles(octets: Array) -> Array:
     """(..., n) -> (..., 2 n): the low halves of the bytes, then the high ones."""
-    return np.concatenate([octets & 15, octets >> 4], axis=-1)
+    half = octets.shape[-1]
+    out = np.empty((*octets.shape[:-1], 2 * half), np.uint8)
+    np.bitwise_and(octets, 15, out=out[..., :half])
+    np.right_shift(octets, 4, out=out[..., half:])
+    return out
 
 
 def _around(q: Array, scale: Array, zero: float) -> Numbers:
@@ -119,11 +108,11 @@ def _mxfp4(b: Array) -> Numbers:
 
 
 def _k_scales(b: Array) -> tuple[Float32s, Float32s]:
-    """Of Q4_K and Q5_K: scale and minimum (n, 8) from d, dmin, and 6 bits for each in 12 bytes."""
-    low, mixed, high = b[:, 4:8], b[:, 8:12], b[:, 12:16]
-    scale = np.concatenate([low & 63, high & 15 | low >> 2 & 48], axis=-1)
-    minimum = np.concatenate([mixed & 63, high >> 4 | mixed >> 2 & 48], axis=-1)
-    return _half(b[:, :2]) * scale, -(_half(b[:, 2:4]) * minimum)
+    """Of Q4_K and Q5_K: scale and minimum (n, 8) from d, dmin, and 6 bits for each in 12 bytes, four at once."""
+    low, mixed, high = np.ascontiguousarray(b[:, 4:16]).view("<u4").T
+    scale = np.stack([low & 0x3F3F3F3F, high & 0x0F0F0F0F | low >> 2 & 0x30303030], axis=-1)
+    minimum = np.stack([mixed & 0x3F3F3F3F, high >> 4 & 0x0F0F0F0F | mixed >> 2 & 0x30303030], axis=-1)
+    return _half(b[:, :2]) * scale.view(np.uint8), -(_half(b[:, 2:4]) * minimum.view(np.uint8))
 
 
 def _q4_k(b: Array) -> Numbers:
@@ -136,17 +125,26 @@ def _q5_k(b: Array) -> Numbers:
     return q | fifth << 4, *_k_scales(b)
 
 
-def _q6_k(b: Array) -> Numbers:
+def _six_bits(b: Array) -> tuple[Array, Array, Float32s]:
+    """Of Q6_K: numbers (n, 8, 2, 16) and their scales (n, 8, 2), int8, by a scale of all (n, 1)."""
     low = _nibbles(b[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     high = b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    q = (low | high << 4).view(np.int8).reshape(-1, 8, 2, 16) - np.int8(32)
-    sub = b[:, 192:208].view(np.int8).reshape(-1, 8, 2).astype(np.float32)
-    larger = np.take_along_axis(sub, np.abs(sub).argmax(-1, keepdims=True), -1)
-    share = np.divide(4 * sub, larger, out=np.zeros_like(sub), where=larger != 0)
+    high <<= 4
+    low |= high
+    q = low.view(np.int8).reshape(-1, 8, 2, 16)
+    q -= 32
+    return q, b[:, 192:208].view(np.int8).reshape(-1, 8, 2), _half(b[:, 208:])
+
+
+def _q6_k(b: Array) -> Numbers:
+    q, scales, scale = _six_bits(b)
+    sub = scales.astype(np.float32)
+    larger = np.where(np.abs(sub[..., 1]) > np.abs(sub[..., 0]), sub[..., 1], sub[..., 0])
+    share = np.divide(4 * sub, larger[..., None], out=np.zeros_like(sub), where=larger[..., None] != 0)
     eight = q * share[..., None]
     eight += 128
     np.minimum(np.rint(eight, out=eight), 255, out=eight)
-    return _around(eight.astype(np.uint8).reshape(-1, 8, 32), _half(b[:, 208:]) * larger[..., 0] / 4, 128)
+    return _around(eight.astype(np.uint8).reshape(-1, 8, 32), scale * larger / 4, 128)
 
 
 def _codes() -> Array:
@@ -237,3 +235,25 @@ PACKINGS: Mapping[str, Packing] = MappingProxyType(
 
 def packing_of(type_name: str) -> Packing:
     return PACKINGS.get(type_name) or _between(type_name, 6)
+
+
+# Whose numbers come to the very weights: scale * q needs no more than float32's 24 bits, or is what defines the weight.
+_BY_NUMBERS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q4_K", "Q5_K"})
+
+
+def dequantize(blocks: Array, type_name: str, out: Float32s) -> None:
+    """Write the weights of blocks (N, bytes of a row) to `out` (N, M)."""
+    packing = packing_of(type_name)
+    if type_name in _BY_NUMBERS:
+        q, scale, minimum = packing.numbers(blocks.reshape(out.size // packing.block, -1))
+        groups = out.reshape(-1, GROUP)
+        np.multiply(q.reshape(groups.shape), scale.reshape(-1, 1), out=groups)
+        groups += minimum.reshape(-1, 1)
+    elif type_name == "Q8_0":
+        parts = blocks.reshape(out.size // GROUP, -1)
+        np.multiply(parts[:, 2:].view(np.int8), _half(parts[:, :2]), out=out.reshape(-1, GROUP))
+    elif type_name == "Q6_K":
+        q, scales, scale = _six_bits(blocks.reshape(out.size // packing.block, -1))
+        np.multiply(q, (scale[..., None] * scales)[..., None], out=out.reshape(q.shape))
+    else:
+        out[...] = _dequantised(blocks, type_name).reshape(out.shape)

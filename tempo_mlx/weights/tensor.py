@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -377,23 +378,43 @@ _E8M0 = np.append(2.0 ** (np.arange(255.0) - 127), np.nan).astype(np.float32)
 _SCALES = {"mxfp4": _E8M0, "mxfp8": _E8M0, "nvfp4": _FLOATS[8]}
 
 
+def packed_bits(q: Array, bits: int) -> Array:
+    """(N, M) numbers below 2^bits -> (N, M * bits / 32) uint32, the first in the lowest bits."""
+    octets = np.ascontiguousarray(q)
+    if bits == 4:
+        pairs = octets.view("<u2")
+        octets = (pairs | pairs >> 4).astype(np.uint8)  # of which the lower bytes stay
+    elif bits < 8:  # eight numbers fill so many bytes
+        words = octets.view("<u8")
+        for lower, upper, shift in _lanes(bits):
+            words = words & lower | words >> shift & upper
+        octets = np.ascontiguousarray(words[..., None].view(np.uint8)[..., :bits])
+    return octets.reshape(len(q), -1).view("<u4")
+
+
 def unpack_bits(packed: Array, bits: int) -> Array:
     """(N, W) uint32 -> (N, W * 32 / bits) uint8, first weight in the lowest bits."""
     octets = np.ascontiguousarray(packed).view(np.uint8)
     if bits == 8:
         return np.asarray(octets)
-    if bits in (2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return np.asarray((octets[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
-    # 3, 5 and 6 bits straddle bytes: eight weights fill as many
-    eight = octets.reshape(len(packed), -1, bits)
-    wide = np.zeros(eight.shape[:2], np.uint64)
-    for place in range(bits):
-        wide |= eight[..., place].astype(np.uint64) << np.uint64(8 * place)
-    weights = np.empty((*wide.shape, 8), np.uint8)
-    for place in range(8):
-        weights[..., place] = wide >> np.uint64(bits * place) & np.uint64(2**bits - 1)
-    return weights.reshape(len(packed), -1)
+    eight = np.zeros((len(octets), octets.shape[1] // bits, 8), np.uint8)
+    eight[..., :bits] = octets.reshape(len(octets), -1, bits)
+    words = eight.view("<u8")
+    for lower, upper, shift in reversed(_lanes(bits)):
+        words = words & lower | (words & upper) << shift
+    return words.view(np.uint8).reshape(len(packed), -1)
+
+
+@cache
+def _lanes(bits: int) -> tuple[tuple[np.uint64, np.uint64, np.uint64], ...]:
+    """How the numbers of eight bytes come together in three steps, in lanes of 2, 4 and 8 bytes: of each lane the bits
+    of its first half, those where its second half goes, and how far that is."""
+    found = []
+    for half in (1, 2, 4):
+        numbers = (1 << half * bits) - 1
+        every = sum(1 << start for start in range(0, 64, 16 * half))
+        found.append((numbers * every, (numbers << half * bits) * every, half * (8 - bits)))
+    return tuple((np.uint64(lower), np.uint64(upper), np.uint64(shift)) for lower, upper, shift in found)
 
 
 def bfloat16_to_float32(data: Array) -> Float32s:
