@@ -268,10 +268,9 @@ def test_the_makefile_keeps_to_make_3_81() -> None:
 # Layers
 
 ORDER = ["errors", "arrays", "files", "cores", "kept", "strict", "token_ids", "settings", "_version", "config",
-         "load_config", "output_config", "resolution", "keywords", "sources", "few_rows", "packed_products", "blas", "mlx",
-         "lattice", "architecture", "weights", "model", "ranks", "prompt_cache", "loading", "exits", "decode", "report",
-         "task", "api", "sandbox",
-         "voting", "asking",
+         "load_config", "output_config", "resolution", "keywords", "sources", "few_rows", "packed_products", "blas",
+         "mlx", "lattice", "architecture", "weights", "model", "ranks", "prompt_cache", "loading", "exits", "decode",
+         "report", "task", "api", "sandbox", "voting", "asking",
          "sessions", "batch_file", "batch", "bench", "server", "cli"]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_a_load_takes_little_more_than_the_model(
     dtype: Any, packed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a quantised file, whose numbers pass through float32, by pieces, as many at once as there are threads."""
-    monkeypatch.setattr(reader, "CHUNK", 1 << 14)
+    monkeypatch.setattr(reader, "PIECE", 1 << 14)
     monkeypatch.setattr(reader, "threads", lambda: 3)
     path = tmp_path / "model"
     wide_model(path)

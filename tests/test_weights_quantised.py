@@ -258,7 +258,7 @@ def test_a_weight_is_read_by_pieces_in_several_threads(
     tensor = PackedTensor(*map(np.array, mx.quantize(values, 32, 4)), Layout(4, 32))
 
     def read(chunk: int) -> list[np.ndarray[Any, Any]]:
-        monkeypatch.setattr(reader, "CHUNK", chunk)
+        monkeypatch.setattr(reader, "PIECE", chunk)
         own = reader.Reader(open_checkpoint(str(twin("llama"))), getattr(mx, dtype), packed)
         found = own.packed_parts(tensor)[:3] if packed else (own.array(tensor),)
         assert all(each.dtype in (mx.uint32, own.dtype) for each in found if each is not None)
@@ -274,7 +274,7 @@ def test_what_is_wrong_with_a_piece_is_said(monkeypatch: pytest.MonkeyPatch) -> 
             raise ModelError("no such numbers")
         return [starts]
 
-    monkeypatch.setattr(reader, "CHUNK", 8 * 4)
+    monkeypatch.setattr(reader, "PIECE", 8 * 4)
     tensor = DenseTensor(np.arange(64.0, dtype=np.float32)[:, None].repeat(4, 1))
     with pytest.raises(ModelError, match="no such numbers"):
         reader.in_pieces(tensor, read)

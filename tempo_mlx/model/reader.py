@@ -44,7 +44,6 @@ from tempo_mlx.model.transformer import Parts
 from tempo_mlx.weights import Checkpoint, Tensor
 from tempo_mlx.weights.adapter import Adapted
 from tempo_mlx.weights.tensor import (
-    CHUNK,
     Array,
     DenseTensor,
     Layout,
@@ -54,6 +53,7 @@ from tempo_mlx.weights.tensor import (
     unpack_bits,
 )
 
+PIECE = 1 << 20  # weights that a thread reads at once: less is slower, more is memory
 Read = Callable[[Tensor], list[Array]]
 
 
@@ -63,17 +63,19 @@ def in_pieces(tensor: Tensor, read: Read) -> list[mx.array]:
     They write into MLX's own memory, so that nothing is there twice. bfloat16 comes as uint16.
     """
     count = tensor.shape[0]
-    rows = max(1, CHUNK * count // math.prod(tensor.shape))
-    first = read(tensor.rows(slice(0, rows)))
+    rows = max(1, PIECE * count // math.prod(tensor.shape))
     if rows >= count:
-        return [mx.array(each) for each in first]
-    whole = [mx.zeros((count, *each.shape[1:]), getattr(mx, each.dtype.name)) for each in first]
+        return [mx.array(each) for each in read(tensor)]
+    whole = [
+        mx.zeros((count, *each.shape[1:]), getattr(mx, each.dtype.name))
+        for each in read(tensor.rows(slice(1)))
+    ]
     mx.eval(whole)
     views = [np.asarray(each) for each in whole]
 
     def fill(start: int) -> None:
         part = slice(start, start + rows)
-        for view, each in zip(views, read(tensor.rows(part)) if start else first, strict=True):
+        for view, each in zip(views, read(tensor.rows(part)), strict=True):
             view[part] = each
 
     with ThreadPoolExecutor(threads()) as pool:
