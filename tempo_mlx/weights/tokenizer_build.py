@@ -124,24 +124,33 @@ def add_tokens(tokenizer: Tokenizer, special: Mapping[str, bool]) -> None:
         (tokenizer.add_special_tokens if wanted else tokenizer.add_tokens)(chosen)
 
 
-def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, tuple[str, bool]], path: Path) -> None:
-    """Add tokens (text, special) under the ids they were given after the vocabulary was made.
+def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, AddedToken], path: Path) -> None:
+    """Add tokens under the ids they were given after the vocabulary was made, or change how one is matched.
 
     A token that the vocabulary has keeps its id there. Raises: ModelError if an id is another token's.
     """
-    known = tokenizer.get_added_tokens_decoder()
+    known = {token.content: token.__getstate__() for token in tokenizer.get_added_tokens_decoder().values()}
     for index in sorted(later):
-        text, special = later[index]
-        own = tokenizer.token_to_id(text)
-        if own is None:
+        token = later[index]
+        if tokenizer.token_to_id(token.content) is None:
             free = tokenizer.get_vocab_size()
             if index < free or index - free > _MAX_GAP:
                 raise ModelError(
-                    f"The tokenizer in {path} gives {text[:40]!r} the id {index}, which is not free."
+                    f"The tokenizer in {path} gives {token.content[:40]!r} the id {index}, which is not free."
                 )
             add_tokens(tokenizer, {f"{_GAP}{each}": True for each in range(free, index)})
-        if own not in known:
-            add_tokens(tokenizer, {text: special})
+        if known.get(token.content) != token.__getstate__():
+            tokenizer.add_tokens([token])
+
+
+def add_named_tokens(tokenizer: Tokenizer, named: Sequence[AddedToken], vocab_size: int) -> None:
+    """Add those that the files name and no list of theirs holds: words of the vocabulary, or, as transformers does,
+    new ones under the next ids, as far as the model has rows for them."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in named:
+        there = tokenizer.token_to_id(token.content) is not None
+        if token.content not in known and (there or tokenizer.get_vocab_size() < vocab_size):
+            tokenizer.add_tokens([token])
 
 
 def set_affixes(tokenizer: Tokenizer, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
