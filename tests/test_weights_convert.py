@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -125,11 +126,33 @@ def test_a_type_alone_makes_everything_dense(tmp_path: Path) -> None:
             np.testing.assert_array_equal(checkpoint.tensor(name).raw(), kept)
 
 
+def test_transformers_loads_the_type_that_was_written(tmp_path: Path) -> None:
+    """Its own word for the type wins over the older one that mlx-lm reads."""
+    assert json.loads((twin("llama") / "config.json").read_text())["dtype"] == "float32"
+    path = convert(str(twin("llama")), tmp_path / "half", dtype="bfloat16")
+    config = pytest.importorskip("transformers").AutoConfig.from_pretrained(path)
+    assert str(config.dtype) == "torch.bfloat16"
+
+
 def test_what_is_quantised_already_is_copied(tmp_path: Path) -> None:
     first = convert(str(twin("llama")), tmp_path / "a", bits=6, group_size=32, dtype="bfloat16")
     second = convert(str(first), tmp_path / "b")
     for file in ("model.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+def test_whatever_a_tokenizer_came_as_comes_along(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(twin("llama"), tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    words = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    (source / "qwen.tiktoken").write_bytes(b"\n".join(words))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    found = [
+        open_checkpoint(str(each)).tokenizer() for each in (source, convert(str(source), tmp_path / "copy"))
+    ]
+    assert found[0].encode("the cat") == found[1].encode("the cat")
+    assert found[0].chat_templates == found[1].chat_templates and "tool_use" in found[1].chat_templates
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

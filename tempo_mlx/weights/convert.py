@@ -32,8 +32,9 @@ _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # What a tokenizer or a reader needs, copied as it is.
 _COPIED = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "tokenizer.json", "tokenizer.model", "tekken.json", "*.tiktoken", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json",
     "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md",
 )  # fmt: skip
 
@@ -199,7 +200,7 @@ def _header(plans: list[Plan]) -> bytes:
 
 def _write_config(checkpoint: Checkpoint, plans: list[Plan], directory: Path, dtype: str | None) -> None:
     config = _with_classic_rope(checkpoint.config)
-    for key in ("quantization", "quantization_config", "_name_or_path", "torch_dtype"):
+    for key in ("quantization", "quantization_config", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     dense = Counter(plan.dtype for plan in plans if len(plan.shape) == 2)
     config["torch_dtype"] = dtype or dense.most_common(1)[0][0]
@@ -235,9 +236,11 @@ def _with_classic_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     if checkpoint.path.is_dir():
-        for name in _COPIED:
-            if (checkpoint.path / name).is_file():
-                shutil.copyfile(checkpoint.path / name, directory / name)
+        for file in (each for pattern in _COPIED for each in checkpoint.path.glob(pattern)):
+            copy = directory / file.relative_to(checkpoint.path)
+            if file.is_file():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
         return
     tokenizer = checkpoint.tokenizer()
     tokenizer.backend.save(str(directory / "tokenizer.json"))
