@@ -176,7 +176,7 @@ def test_a_directory_needs_weights_of_one_of_two_kinds(model: Path) -> None:
 
 def test_of_a_foreign_quantisation_there_may_be_one_in_mlx_s_or_as_gguf(model: Path, tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    foreign = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    foreign = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
     (model / "config.json").write_text(json.dumps(foreign))
     assert "look for an mlx-community or GGUF version of it" in message(model)
     assert works(convert(str(twin("llama")), tmp_path / "mlx", bits=4, group_size=32))
