@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -237,3 +238,20 @@ def test_quantised_weights_need_their_scales(directory: Path, part: str) -> None
 def test_odd_bits_unpack_to_what_was_packed(bits: int) -> None:
     packed = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=bits)[0]
     assert unpack_bits(np.array(packed), bits).max() < 2**bits
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_table_of_layouts_is_what_mlx_has(mode: str) -> None:
+    found = set()
+    weight = mx.random.normal((4, 256))
+    for bits, size in itertools.product(range(1, 9), (8, 16, 32, 64, 128, 256)):
+        try:
+            parts = mx.quantize(weight, group_size=size, bits=bits, mode=mode)
+        except ValueError:
+            continue
+        found.add((bits, size))
+        theirs = mx.dequantize(*parts, group_size=size, bits=bits, mode=mode, dtype=mx.float32)
+        packed, scales, *biases = map(np.array, parts)
+        ours = PackedTensor(packed, scales, biases[0] if biases else None, Layout(bits, size, mode)).numpy()
+        np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-6)
+    assert found == MODES[mode][0]
