@@ -19,7 +19,7 @@ from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import convert as convert_module
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import Dtype, convert
-from tempo_mlx.weights.tensor import Layout, float32_to_bfloat16
+from tempo_mlx.weights.tensor import DenseTensor, Layout, float32_to_bfloat16
 from tests.ggufs import gguf_twin
 from tests.twin_table import TWINS
 from tests.twins import reference, twin
@@ -139,6 +139,31 @@ def test_what_is_quantised_already_is_copied(tmp_path: Path) -> None:
     second = convert(str(first), tmp_path / "b")
     for file in ("model.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "quantised"),
+    [
+        ("ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias", False),
+        ("cohere", "model.layers.0.self_attn.q_norm.weight", False),
+        ("cohere", "model.layers.0.self_attn.q_proj.weight", True),
+        ("mixtral", "model.layers.0.block_sparse_moe.experts.1.w1.weight", True),
+        ("llama", "model.embed_tokens.weight", True),
+    ],
+)
+def test_matrices_are_quantised_and_no_biases_and_norms_of_several_rows(
+    family: str, name: str, quantised: bool
+) -> None:
+    a = open_checkpoint(str(twin(family))).architecture
+    plan = convert_module._plan(name, DenseTensor(np.ones((4, 64), np.float32)), 4, 32, None, a)
+    assert (plan.layout is not None) == quantised
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "granitemoe"])
+def test_stacked_experts_are_not_left_dense_in_silence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="convert it without --quantize"):
+        convert(str(twin(name)), tmp_path / "q", bits=4, group_size=32)
+    assert open_checkpoint(str(convert(str(twin(name)), tmp_path / "copy"))).architecture.family == name
 
 
 def test_whatever_a_tokenizer_came_as_comes_along(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tempo_mlx.architecture import names
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
 from tempo_mlx.mlx import mx
 from tempo_mlx.weights.checkpoint import Checkpoint, open_checkpoint
@@ -92,7 +94,10 @@ def convert(
     if destination.exists():
         raise OutputError(f"{destination} exists already; give a directory that does not.")
     checkpoint = open_checkpoint(model)
-    plans = [_plan(name, tensor, bits, group_size, dtype) for name, tensor in checkpoint.published().items()]
+    a = checkpoint.architecture
+    plans = [
+        _plan(name, tensor, bits, group_size, dtype, a) for name, tensor in checkpoint.published().items()
+    ]
     work = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -111,16 +116,24 @@ def convert(
     return destination
 
 
-def _plan(name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None) -> Plan:
-    shape = source.shape
+def _plan(
+    name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None, a: Architecture
+) -> Plan:
+    shape, ours = source.shape, names.own_name(name, a) or name
     if source.kind == "mlx_quantized" and bits is None and dtype is None:
         _, scales, _, layout = source.rows(slice(0, 1)).quantized()
         kind = DenseTensor(scales).kind if layout.mode == "affine" else "bfloat16"
         return Plan(name, source, shape, kind, layout, copied=True)
     own: str = "bfloat16" if source.kind == "mlx_quantized" else source.kind
     chosen = dtype or own
-    # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups
-    if bits is not None and len(shape) == 2 and shape[1] % group_size == 0:
+    if bits is not None and len(shape) == 3 and ".experts." in ours:
+        raise ModelError(
+            f"The files stack this model's experts ({name}), which convert does not quantise; take a copy that is "
+            "quantised already, of mlx-community or as GGUF, or convert it without --quantize."
+        )
+    # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups; biases and norms may have rows too
+    matrix = len(shape) == 2 and ours.endswith(".weight") and not ours.endswith("norm.weight")
+    if bits is not None and matrix and shape[1] % group_size == 0:
         return Plan(name, source, shape, chosen, Layout(bits, group_size))
     return Plan(name, source, shape, chosen)
 
