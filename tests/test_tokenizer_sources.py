@@ -218,6 +218,7 @@ def test_a_list_of_bytes(name: str, trained: tokenizers.Tokenizer, tmp_path: Pat
     ours = from_directory(tmp_path, {"model_type": "qwen2"}, 341)
     assert_same(ours, trained)
     assert ours.encode("<|eot_id|>") == [340]
+    assert ours.encode("e\u0301") == ours.encode("é")
     settings(tmp_path, added_tokens_decoder={"340": added("<|b|>")}, bos_token="<|b|>", add_bos_token=True)
     assert from_directory(tmp_path, {"model_type": "qwen2"}, 341).encode("a")[0] == 340
     (tmp_path / name).write_bytes(b"\n".join(lines[1:]) + b"\n")

@@ -27,12 +27,19 @@ _MAX_PIECE = 256  # characters of a piece that merges lead to; the longest in us
 
 
 def byte_level_bpe(
-    tokens: Sequence[str], merges: Sequence[tuple[str, str]], splits: Sequence[str], *, ignore_merges: bool
+    tokens: Sequence[str],
+    merges: Sequence[tuple[str, str]],
+    splits: Sequence[str],
+    *,
+    ignore_merges: bool,
+    composes: bool = False,
 ) -> Tokenizer:
-    """GPT-2's kind of tokenizer: `splits` cut the text, merges join bytes within the pieces."""
+    """GPT-2's kind of tokenizer: `splits` cut the text, merges join bytes within the pieces. composes: NFC first."""
     with tokenizer_errors("The model's tokenizer"):
         model = models.BPE(vocab=_numbered(tokens), merges=list(merges), ignore_merges=ignore_merges)
     tokenizer = Tokenizer(model)
+    if composes:
+        tokenizer.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splits]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
