@@ -240,7 +240,12 @@ class ChatTemplate:
         environment = self._environment
         environment.left = _BUDGET
         template = jinja2.Template.from_code(environment, self._code, environment.make_globals(None))
-        values = {"tools": None, "documents": None, **settings, "messages": [dict(each) for each in messages]}
+        values = {
+            "tools": None,
+            "documents": None,
+            **settings,
+            "messages": [_with_reasoning(each) for each in messages],
+        }
         try:
             return template.render(values)
         except TemplateRefusal as error:
@@ -250,6 +255,15 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError,
                 RecursionError, MemoryError) as error:  # fmt: skip  # what a program in Jinja can end in
             raise ModelError(f"The model's chat template failed ({_reason(error)}); use --raw.") from None
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message, with its reasoning under the names that templates read: Gpt-oss' reads `thinking`."""
+    stated = (message.get(key) for key in ("reasoning_content", "thinking", "reasoning"))
+    reasoning = next((each for each in stated if each is not None), None)
+    if reasoning is None:
+        return dict(message)
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _meter(tree: jinja2.nodes.Template) -> None:
