@@ -122,6 +122,12 @@ def test_reasoning_is_found_under_the_name_that_a_template_reads(name: str) -> N
     assert template.render([{"role": "assistant", "content": "4", name: "2 + 2"}], {}) == "2 + 2 2 + 2"
 
 
+def test_what_a_message_leaves_open_is_not_written() -> None:
+    """As OpenAI's SDK gives an answer that is a call alone."""
+    template = ChatTemplate("{{ messages[0].content }}{{ messages[0].get('refusal', '-') }}")
+    assert template.render([{"role": "assistant", "content": None, "refusal": None}], {}) == "-"
+
+
 def test_a_refusal_is_the_users_to_mend() -> None:
     with pytest.raises(PromptError, match="System role not supported"):
         ChatTemplate(GEMMA).render([{"role": "system", "content": "x"}], {"bos_token": ""})

@@ -244,7 +244,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
             **settings,
-            "messages": [_with_reasoning(each) for each in messages],
+            "messages": [_stated(each) for each in messages],
         }
         try:
             return template.render(values)
@@ -257,13 +257,14 @@ class ChatTemplate:
             raise ModelError(f"The model's chat template failed ({_reason(error)}); use --raw.") from None
 
 
-def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message, with its reasoning under the names that templates read: Gpt-oss' reads `thinking`."""
-    stated = (message.get(key) for key in ("reasoning_content", "thinking", "reasoning"))
-    reasoning = next((each for each in stated if each is not None), None)
-    if reasoning is None:
-        return dict(message)
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+def _stated(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says, as transformers gives it to templates: no key whose value is None, which many write out, and
+    its reasoning under the names that they read (Gpt-oss': `thinking`)."""
+    found = {key: each for key, each in message.items() if each is not None}
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        if key in found:
+            return {"thinking": found[key], **found, "reasoning_content": found[key]}
+    return found
 
 
 def _meter(tree: jinja2.nodes.Template) -> None:
