@@ -137,27 +137,37 @@ def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, AddedToken], path
     A token that the vocabulary has keeps its id there. Raises: ModelError if an id is another token's.
     """
     known = {token.content: token.__getstate__() for token in tokenizer.get_added_tokens_decoder().values()}
+    free = tokenizer.get_vocab_size()
+    added: dict[str, AddedToken] = {}
     for index in sorted(later):
         token = later[index]
-        if tokenizer.token_to_id(token.content) is None:
-            free = tokenizer.get_vocab_size()
+        if tokenizer.token_to_id(token.content) is None and token.content not in added:
             if index < free or index - free > _MAX_GAP:
                 raise ModelError(
                     f"The tokenizer in {path} gives {token.content[:40]!r} the id {index}, which is not free."
                 )
-            add_tokens(tokenizer, {f"{_GAP}{each}": True for each in range(free, index)})
+            for each in range(free, index):
+                added[f"{_GAP}{each}"] = AddedToken(f"{_GAP}{each}", normalized=False, special=True)
+            free = index + 1
         if known.get(token.content) != token.__getstate__():
-            tokenizer.add_tokens([token])
+            added.setdefault(token.content, token)
+    tokenizer.add_tokens(list(added.values()))  # at once: each call looks at all there are
 
 
 def add_named_tokens(tokenizer: Tokenizer, named: Sequence[AddedToken], vocab_size: int) -> None:
     """Add those that the files name and no list of theirs holds: words of the vocabulary, or, as transformers does,
     new ones under the next ids, as far as the model has rows for them."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    added: dict[str, AddedToken] = {}
+    free = vocab_size - tokenizer.get_vocab_size()
     for token in named:
-        there = tokenizer.token_to_id(token.content) is not None
-        if token.content not in known and (there or tokenizer.get_vocab_size() < vocab_size):
-            tokenizer.add_tokens([token])
+        if token.content in known or token.content in added:
+            continue
+        new = tokenizer.token_to_id(token.content) is None
+        if not new or free > 0:
+            added[token.content] = token
+            free -= new
+    tokenizer.add_tokens(list(added.values()))
 
 
 def set_affixes(tokenizer: Tokenizer, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
