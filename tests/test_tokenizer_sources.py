@@ -112,6 +112,10 @@ def test_a_token_named_twice_keeps_its_first_id(directory: Path) -> None:
         ({"added_tokens_decoder": {"268": {**added("at", False), "single_word": True}}}, "a cat at"),
         ({"eos_token": "the", "pad_token": "[PAD]"}, "in the[PAD] end"),
         ({"additional_special_tokens": ["<|a|>", "<|b|>"]}, "<|b|> <|a|>"),
+        (
+            {"eos_token": "<|im_end|>", "added_tokens_decoder": {"259": added("<|im_end|>", False)}},
+            "<|im_end|>",
+        ),
         ({"extra_special_tokens": {"image_token": "<|a|>"}}, "<|b|> <|a|>"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -154,14 +154,21 @@ def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, AddedToken], path
     tokenizer.add_tokens(list(added.values()))  # at once: each call looks at all there are
 
 
-def add_named_tokens(tokenizer: Tokenizer, named: Sequence[AddedToken], vocab_size: int) -> None:
+def add_named_tokens(
+    tokenizer: Tokenizer, named: Sequence[AddedToken], roles: Collection[str], vocab_size: int
+) -> None:
     """Add those that the files name and no list of theirs holds: words of the vocabulary, or, as transformers does,
-    new ones under the next ids, as far as the model has rows for them."""
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    new ones under the next ids, as far as the model has rows for them. Those with a role are special whatever the list
+    says."""
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     added: dict[str, AddedToken] = {}
     free = vocab_size - tokenizer.get_vocab_size()
     for token in named:
-        if token.content in known or token.content in added:
+        if (listed := known.get(token.content)) is not None:
+            if token.content in roles and not listed.special:
+                added[token.content] = AddedToken(**{**listed.__getstate__(), "special": True})
+            continue
+        if token.content in added:
             continue
         new = tokenizer.token_to_id(token.content) is None
         if not new or free > 0:

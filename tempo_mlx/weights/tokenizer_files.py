@@ -29,7 +29,7 @@ def from_directory(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
     special = {role: text for role in _ROLES if (text := _text(settings.get(role))) is not None}
     backend, starts = _read(path, settings, str(config.get("model_type")))
     build.add_later_tokens(backend, _later_tokens(path, settings), path)
-    build.add_named_tokens(backend, list(_named_tokens(settings)), vocab_size)
+    build.add_named_tokens(backend, list(_named_tokens(settings)), special.values(), vocab_size)
     if starts is not None:
         _set_affixes(backend, settings, starts)
     stated = _optional_table(path / "generation_config.json").get("eos_token_id")
