@@ -94,6 +94,18 @@ def test_beside_packed_weights_it_is_what_it_is_fused_with_them(kind: str, tmp_p
     assert np.abs(found[0] - found[1]).max() < 1e-4
 
 
+def test_an_adapter_of_a_model_that_sees_is_that_of_its_language_model(tmp_path: Path) -> None:
+    """mlx-lm names such a model's layers as its files do, `language_model.` before each."""
+    source = adapter("lora")
+    (tmp_path / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+    weights = mx.load(str(source / "adapters.safetensors"))
+    named = {f"language_model.{name}": each for name, each in weights.items()}
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), named)
+    ids = prompt(0, 12)
+    found = [ours(load(twin("llama"), adapter=str(each)), ids) for each in (tmp_path, source)]
+    assert np.array_equal(*found)
+
+
 def test_a_run_says_its_adapter_and_verifies_with_no_other() -> None:
     adapted = load(twin("llama"), adapter=str(adapter("lora")))
     run = generate(adapted, prompt(2), decoder="plain", max_tokens=6)

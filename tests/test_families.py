@@ -255,6 +255,13 @@ def test_the_text_part_of_a_gemma3_vision_config() -> None:
         ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm"),
         ({"model_type": "granite", "attention_multiplier": 0.0}, "attention_multiplier"),
         ({"model_type": "gpt_neox", "rotary_pct": 0.1}, "rotate"),
+        ({"model_type": "qwen3_next", "hidden_act": "gelu"}, "hidden_act"),  # of its convolutions too
+        ({"model_type": "granitemoehybrid", "hidden_act": "gelu"}, "hidden_act"),
+        (
+            {"model_type": "nemotron_h", "layers_block_type": ["mamba"], "mamba_hidden_act": "gelu"},
+            "mamba_hidden_act",
+        ),
+        ({"model_type": "phi", "tie_word_embeddings": True}, "tied embeddings"),
     ],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], named: str) -> None:

@@ -138,6 +138,9 @@ def test_the_limits_of_devices(tmp_path: Path) -> None:
     assert free_memory(meminfo, group) == 2_048_000
     group.write_text("1000000\n")
     assert free_memory(meminfo, group) == 1_000_000
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 150000\nactive_file 50000\n")
+    assert free_memory(meminfo, group) == 500_000  # 500,000 are taken, and 200,000 of files can go
     machine = free_memory(tmp_path / "none", group)  # not Linux
     assert machine is not None and machine > 10**8
 

@@ -9,6 +9,7 @@ import string
 import struct
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from tempo_mlx.errors import ModelError, PromptError
 from tempo_mlx.weights import Tokenizer, open_checkpoint
 from tempo_mlx.weights.gguf_file import read_gguf
-from tempo_mlx.weights.pre_tokenizers import SPLITS
+from tempo_mlx.weights.pre_tokenizers import COMPOSING, SPLITS
 from tempo_mlx.weights.tokenizer_files import from_directory
 from tempo_mlx.weights.tokenizer_gguf import from_gguf
 from tests.ggufs import add_sentencepiece_tokenizer, pieces, sentencepiece_model, write
@@ -38,10 +39,11 @@ TEXTS = [
     "<|im_start|><|im_end|>", "x<|im_start|>y <|endoftext|> z", "!!??...;:'\"", "camelCaseWORDS", "\r\n\r\n",
     "\U0010ffff\ue000",
 ]  # fmt: skip
-# All of Unicode but what SmolLM2's vocabulary has no bytes for (its tokenizer leaves those out, as transformers').
+# All of Unicode but what SmolLM2's vocabulary has no bytes for (its tokenizer leaves those out, as transformers'), and
+# SentencePiece's mark for a space, which comes back as one.
 UNICODE = st.text(
     st.characters(
-        exclude_categories=["Cs"], exclude_characters="\x04\x06\x13\x14\x16\x1d", max_codepoint=0x3FFFF
+        exclude_categories=["Cs"], exclude_characters="\x04\x06\x13\x14\x16\x1d▁", max_codepoint=0x3FFFF
     ),
     max_size=60,
 )
@@ -434,7 +436,8 @@ def _gguf(directory: Path, **changes: Any) -> Path:
 def test_every_pre_tokenizer_keeps_every_byte(pre: str, tmp_path: Path) -> None:
     tokenizer = from_gguf(read_gguf(_gguf(tmp_path, pre=pre)), 258)
     for text in TEXTS:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        kept = unicodedata.normalize("NFC", text) if pre in COMPOSING else text
+        assert tokenizer.decode(tokenizer.encode(text)) == kept
     assert tokenizer.encode("the<|end|>")[-1] == 257
 
 

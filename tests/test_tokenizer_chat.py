@@ -116,6 +116,18 @@ def test_jinja_s_own_filters_and_any_variable_are_there(template: str) -> None:
     assert ours == theirs[0]
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_found_under_the_name_that_a_template_reads(name: str) -> None:
+    template = ChatTemplate("{{ messages[0].thinking }} {{ messages[0].reasoning_content }}")
+    assert template.render([{"role": "assistant", "content": "4", name: "2 + 2"}], {}) == "2 + 2 2 + 2"
+
+
+def test_what_a_message_leaves_open_is_not_written() -> None:
+    """As OpenAI's SDK gives an answer that is a call alone."""
+    template = ChatTemplate("{{ messages[0].content }}{{ messages[0].get('refusal', '-') }}")
+    assert template.render([{"role": "assistant", "content": None, "refusal": None}], {}) == "-"
+
+
 def test_a_refusal_is_the_users_to_mend() -> None:
     with pytest.raises(PromptError, match="System role not supported"):
         ChatTemplate(GEMMA).render([{"role": "system", "content": "x"}], {"bos_token": ""})

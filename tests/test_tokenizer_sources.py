@@ -104,6 +104,38 @@ def test_a_token_named_twice_keeps_its_first_id(directory: Path) -> None:
     assert from_directory(directory, {}, first + 2).encode("<pad>", add_special=False) == [first]
 
 
+@pytest.mark.parametrize(
+    ("stated", "text"),
+    [
+        ({"added_tokens_decoder": {"259": {**added("<|im_end|>"), "rstrip": True}}}, "a<|im_end|> \n b"),
+        ({"added_tokens_decoder": {"268": {**added("<|x|>"), "lstrip": True}}}, "a <|x|> b"),
+        ({"added_tokens_decoder": {"268": {**added("at", False), "single_word": True}}}, "a cat at"),
+        ({"eos_token": "the", "pad_token": "[PAD]"}, "in the[PAD] end"),
+        ({"additional_special_tokens": ["<|a|>", "<|b|>"]}, "<|b|> <|a|>"),
+        (
+            {"eos_token": "<|im_end|>", "added_tokens_decoder": {"259": added("<|im_end|>", False)}},
+            "<|im_end|>",
+        ),
+        ({"extra_special_tokens": {"image_token": "<|a|>"}}, "<|b|> <|a|>"),
+    ],
+)
+def test_tokens_are_matched_as_transformers_matches_them(stated: Any, text: str, directory: Path) -> None:
+    """With the spaces around them that they take, and those that only their role names."""
+    transformers = pytest.importorskip("transformers")
+    settings(directory, tokenizer_class="PreTrainedTokenizerFast", **stated)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    ours = from_directory(directory, {}, 320)
+    assert ours.encode(text) == theirs.encode(text)
+    assert set(ours.special_ids) == {
+        index for index, token in theirs.added_tokens_decoder.items() if token.special
+    }
+
+
+def test_a_role_adds_no_token_that_the_model_has_no_row_for(directory: Path) -> None:
+    settings(directory, pad_token="[PAD]")
+    assert from_directory(directory, {}, size(directory)).token_id("[PAD]") is None
+
+
 # ---- what ends a text
 
 
@@ -175,6 +207,8 @@ def test_vocab_json_and_merges_txt(trained: tokenizers.Tokenizer, tmp_path: Path
     ours = from_directory(tmp_path, {}, 341)
     assert_same(ours, trained)
     assert ours.encode("e\u0301<|im_end|>") == [*ours.encode("é"), 340]  # Qwen composes characters
+    settings(tmp_path, bos_token="the", add_bos_token=True)
+    assert from_directory(tmp_path, {}, 340).encode("a")[0] == trained.token_to_id("the")
     settings(tmp_path, tokenizer_class="GPT2Tokenizer")
     cuts = from_directory(tmp_path, {}, 341).backend.pre_tokenizer.pre_tokenize_str("a1234")
     assert len(cuts) == 2
@@ -188,6 +222,9 @@ def test_a_list_of_bytes(name: str, trained: tokenizers.Tokenizer, tmp_path: Pat
     ours = from_directory(tmp_path, {"model_type": "qwen2"}, 341)
     assert_same(ours, trained)
     assert ours.encode("<|eot_id|>") == [340]
+    assert ours.encode("e\u0301") == ours.encode("é")
+    settings(tmp_path, added_tokens_decoder={"340": added("<|b|>")}, bos_token="<|b|>", add_bos_token=True)
+    assert from_directory(tmp_path, {"model_type": "qwen2"}, 341).encode("a")[0] == 340
     (tmp_path / name).write_bytes(b"\n".join(lines[1:]) + b"\n")
     with pytest.raises(ModelError, match="rank"):
         from_directory(tmp_path, {}, 341)

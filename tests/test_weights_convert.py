@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from tempo_mlx.model.mlx_backend import build
 from tempo_mlx.weights import convert as convert_module
 from tempo_mlx.weights import open_checkpoint
 from tempo_mlx.weights.convert import Dtype, convert
-from tempo_mlx.weights.tensor import Layout, float32_to_bfloat16
+from tempo_mlx.weights.tensor import DenseTensor, Layout, float32_to_bfloat16
 from tests.ggufs import gguf_twin
 from tests.twin_table import TWINS
 from tests.twins import reference, twin
@@ -125,11 +126,58 @@ def test_a_type_alone_makes_everything_dense(tmp_path: Path) -> None:
             np.testing.assert_array_equal(checkpoint.tensor(name).raw(), kept)
 
 
+def test_transformers_loads_the_type_that_was_written(tmp_path: Path) -> None:
+    """Its own word for the type wins over the older one that mlx-lm reads."""
+    assert json.loads((twin("llama") / "config.json").read_text())["dtype"] == "float32"
+    path = convert(str(twin("llama")), tmp_path / "half", dtype="bfloat16")
+    config = pytest.importorskip("transformers").AutoConfig.from_pretrained(path)
+    assert str(config.dtype) == "torch.bfloat16"
+
+
 def test_what_is_quantised_already_is_copied(tmp_path: Path) -> None:
     first = convert(str(twin("llama")), tmp_path / "a", bits=6, group_size=32, dtype="bfloat16")
     second = convert(str(first), tmp_path / "b")
     for file in ("model.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "quantised"),
+    [
+        ("ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias", False),
+        ("cohere", "model.layers.0.self_attn.q_norm.weight", False),
+        ("cohere", "model.layers.0.self_attn.q_proj.weight", True),
+        ("mixtral", "model.layers.0.block_sparse_moe.experts.1.w1.weight", True),
+        ("llama", "model.embed_tokens.weight", True),
+    ],
+)
+def test_matrices_are_quantised_and_no_biases_and_norms_of_several_rows(
+    family: str, name: str, quantised: bool
+) -> None:
+    a = open_checkpoint(str(twin(family))).architecture
+    plan = convert_module._plan(name, DenseTensor(np.ones((4, 64), np.float32)), 4, 32, None, a)
+    assert (plan.layout is not None) == quantised
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "granitemoe"])
+def test_stacked_experts_are_not_left_dense_in_silence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="convert it without --quantize"):
+        convert(str(twin(name)), tmp_path / "q", bits=4, group_size=32)
+    assert open_checkpoint(str(convert(str(twin(name)), tmp_path / "copy"))).architecture.family == name
+
+
+def test_whatever_a_tokenizer_came_as_comes_along(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(twin("llama"), tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    words = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    (source / "qwen.tiktoken").write_bytes(b"\n".join(words))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    found = [
+        open_checkpoint(str(each)).tokenizer() for each in (source, convert(str(source), tmp_path / "copy"))
+    ]
+    assert found[0].encode("the cat") == found[1].encode("the cat")
+    assert found[0].chat_templates == found[1].chat_templates and "tool_use" in found[1].chat_templates
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

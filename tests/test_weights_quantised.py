@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -242,7 +243,7 @@ def test_bits_are_packed_one_number_after_the_other(bits: int) -> None:
         whole = sum(number << bits * place for place, number in enumerate(row))
         assert int.from_bytes(words.tobytes(), "little") == whole
     assert np.array_equal(unpack_bits(packed, bits), numbers)
-    if bits in (2, 3, 4, 5, 6, 8):  # and it is how MLX does it
+    if (bits, 32) in MODES["affine"][0]:  # and it is how MLX does it
         own = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=bits)[0]
         back = mx.dequantize(own, mx.ones((4, 2)), mx.zeros((4, 2)), 32, bits)
         assert np.array_equal(unpack_bits(np.array(own), bits), np.array(back))
@@ -278,3 +279,21 @@ def test_what_is_wrong_with_a_piece_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     tensor = DenseTensor(np.arange(64.0, dtype=np.float32)[:, None].repeat(4, 1))
     with pytest.raises(ModelError, match="no such numbers"):
         reader.in_pieces(tensor, read)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mlx_has_the_layouts_of_the_table(mode: str) -> None:
+    """And what more it has that we do not know is read as it reads it."""
+    found = set()
+    weight = mx.random.normal((4, 256))
+    for bits, size in itertools.product(range(1, 9), (8, 16, 32, 64, 128, 256)):
+        try:
+            parts = mx.quantize(weight, group_size=size, bits=bits, mode=mode)
+        except ValueError:
+            continue
+        found.add((bits, size))
+        theirs = mx.dequantize(*parts, group_size=size, bits=bits, mode=mode, dtype=mx.float32)
+        packed, scales, *biases = map(np.array, parts)
+        ours = PackedTensor(packed, scales, biases[0] if biases else None, Layout(bits, size, mode)).numpy()
+        np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-6)
+    assert found >= MODES[mode][0]

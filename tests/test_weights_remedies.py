@@ -68,6 +68,22 @@ def test_a_fresh_copy_mends_a_gguf(damage: Callable[[Path], None], tmp_path: Pat
     assert works(path)
 
 
+def test_of_a_gguf_that_nobody_can_read_there_is_another(tmp_path: Path) -> None:
+    """A fresh copy of a file in a removed type, or of an old version, is the same file."""
+    path, whole = tmp_path / "model.gguf", gguf_twin("llama").read_bytes()
+    name = b"output_norm.weight"
+    kind = whole.index(name) + len(name) + 4 + 8  # after the number of dimensions and the one there is
+    path.write_bytes(whole[:kind] + (31).to_bytes(4, "little") + whole[kind + 4 :])
+    said = message(path)
+    assert "type 31 (Q4_0_4_4)" in said and "take another quantisation of the model" in said
+    for version in (1, 3 << 24):
+        path.write_bytes(whole[:4] + version.to_bytes(4, "little") + whole[8:])
+        said = message(path)
+        assert f"version {version}" in said and "take a newer conversion of the model" in said
+    path.write_bytes(whole)
+    assert works(path)
+
+
 def test_what_is_damaged_in_the_hub_s_cache_is_removed_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +176,7 @@ def test_a_directory_needs_weights_of_one_of_two_kinds(model: Path) -> None:
 
 def test_of_a_foreign_quantisation_there_may_be_one_in_mlx_s_or_as_gguf(model: Path, tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    foreign = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    foreign = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
     (model / "config.json").write_text(json.dumps(foreign))
     assert "look for an mlx-community or GGUF version of it" in message(model)
     assert works(convert(str(twin("llama")), tmp_path / "mlx", bits=4, group_size=32))

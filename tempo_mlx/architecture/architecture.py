@@ -347,5 +347,9 @@ class Architecture:
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 < value < 2**31:
                 raise ModelError(f"The model's {name} is {value!r}; a positive whole number is needed.")
+        if self.head_bias and self.tie_word_embeddings:
+            raise ModelError(
+                "The model has tied embeddings and a bias of the head, which are not built together."
+            )
         if not 0 < len(self.layers) <= 1024:
             raise ModelError(f"The model has {len(self.layers)} layers; between 1 and 1024 are supported.")

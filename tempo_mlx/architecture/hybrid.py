@@ -151,7 +151,8 @@ HYBRID: dict[str, Family] = {
     "nemotron_h": Family(
         {**without(LLAMA, "rms_norm_eps", "hidden_act"), "vocab_size": 131072, "intermediate_size": 21504,
          "num_hidden_layers": 52, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
-         "layer_norm_epsilon": 1e-5, "mlp_hidden_act": "relu2", "mamba_num_heads": 128, "mamba_head_dim": 64,
+         "layer_norm_epsilon": 1e-5, "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu",
+         "mamba_num_heads": 128, "mamba_head_dim": 64,
          "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "use_conv_bias": True, "use_bias": False,
          "mamba_proj_bias": False, "layers_block_type": None, "hybrid_override_pattern": None,
          "moe_latent_size": None, "time_step_limit": None, "n_routed_experts": 8, "num_experts_per_tok": 2,
@@ -160,7 +161,7 @@ HYBRID: dict[str, Family] = {
         "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano", mlp={"gated": False}, names=_NEMOTRON_NAMES,
         experts={"router": "sigmoid", "correction": True, "group_top": 2, "gated": False},
         aliases={"attention_head_dim": "head_dim", "rms_norm_eps": "layer_norm_epsilon"}, kinds=nemotron_blocks,
-        rotates=(), recurrent=mamba2, ignored=frozenset({"sliding_window", "mamba_hidden_act", "norm_eps", "expand",
+        rotates=(), recurrent=mamba2, ignored=frozenset({"sliding_window", "norm_eps", "expand",
             "residual_in_fp32", "attention_bias", "rope_theta", "partial_rotary_factor", "time_step_floor"}),
     ),
     "mamba2": Family(

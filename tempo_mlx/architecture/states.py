@@ -21,7 +21,13 @@ def bytes_of_states(a: Architecture, slots: int, width: int) -> int:
     return needed + min(HELD_BYTES, state * slots) + row * min(slots, 2 * JOURNAL)
 
 
+def _require_silu(values: Config) -> None:
+    """The activation of convolutions and gates, where configs name one for it or share the MLPs'."""
+    values.one_of("mamba_hidden_act" if "mamba_hidden_act" in values else "hidden_act", ("silu", "swish"))
+
+
 def delta_net(values: Config) -> DeltaNet:
+    _require_silu(values)
     return DeltaNet(
         key_heads=values.integer("linear_num_key_heads"),
         value_heads=values.integer("linear_num_value_heads"),
@@ -38,6 +44,7 @@ def short_conv(values: Config) -> ShortConv:
 
 def mamba2(values: Config) -> Mamba2:
     """Under the names of Granite, Bamba and Falcon (mamba_d_head), or of Nemotron and Mamba itself."""
+    _require_silu(values)
     long = "mamba_d_head" in values or "mamba_n_heads" in values
 
     def of(ours: str, theirs: str) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tempo_mlx.architecture.names import from_huggingface
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import digest
@@ -148,7 +149,7 @@ def read_adapter(directory: str) -> Adapter:
             raise ModelError(
                 f"{path / WEIGHTS} holds the tensor {name!r}, which is no part of a LoRA or DoRA adapter."
             )
-        parts.setdefault(part[1], {})[part[2]] = _numbers(file, name)
+        parts.setdefault(from_huggingface(part[1]), {})[part[2]] = _numbers(file, name)
     wanted = {"lora_a", "lora_b"} | ({"m"} if kind == "dora" else set())
     for name, each in parts.items():
         if set(each) != wanted or each["lora_a"].ndim != 2 or each["lora_b"].ndim != 2:

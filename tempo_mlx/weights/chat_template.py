@@ -240,7 +240,12 @@ class ChatTemplate:
         environment = self._environment
         environment.left = _BUDGET
         template = jinja2.Template.from_code(environment, self._code, environment.make_globals(None))
-        values = {"tools": None, "documents": None, **settings, "messages": [dict(each) for each in messages]}
+        values = {
+            "tools": None,
+            "documents": None,
+            **settings,
+            "messages": [_stated(each) for each in messages],
+        }
         try:
             return template.render(values)
         except TemplateRefusal as error:
@@ -250,6 +255,16 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError,
                 RecursionError, MemoryError) as error:  # fmt: skip  # what a program in Jinja can end in
             raise ModelError(f"The model's chat template failed ({_reason(error)}); use --raw.") from None
+
+
+def _stated(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says, as transformers gives it to templates: no key whose value is None, which many write out, and
+    its reasoning under the names that they read (Gpt-oss': `thinking`)."""
+    found = {key: each for key, each in message.items() if each is not None}
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        if key in found:
+            return {"thinking": found[key], **found, "reasoning_content": found[key]}
+    return found
 
 
 def _meter(tree: jinja2.nodes.Template) -> None:

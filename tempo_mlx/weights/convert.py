@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tempo_mlx.architecture import names
+from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.errors import ConfigError, ModelError, OutputError
 from tempo_mlx.mlx import mx
 from tempo_mlx.weights.checkpoint import Checkpoint, open_checkpoint
@@ -32,8 +34,9 @@ _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # What a tokenizer or a reader needs, copied as it is.
 _COPIED = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "tokenizer.json", "tokenizer.model", "tekken.json", "*.tiktoken", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json",
     "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md",
 )  # fmt: skip
 
@@ -91,7 +94,10 @@ def convert(
     if destination.exists():
         raise OutputError(f"{destination} exists already; give a directory that does not.")
     checkpoint = open_checkpoint(model)
-    plans = [_plan(name, tensor, bits, group_size, dtype) for name, tensor in checkpoint.published().items()]
+    a = checkpoint.architecture
+    plans = [
+        _plan(name, tensor, bits, group_size, dtype, a) for name, tensor in checkpoint.published().items()
+    ]
     work = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -110,16 +116,24 @@ def convert(
     return destination
 
 
-def _plan(name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None) -> Plan:
-    shape = source.shape
+def _plan(
+    name: str, source: Tensor, bits: int | None, group_size: int, dtype: Dtype | None, a: Architecture
+) -> Plan:
+    shape, ours = source.shape, names.own_name(name, a) or name
     if source.kind == "mlx_quantized" and bits is None and dtype is None:
         _, scales, _, layout = source.rows(slice(0, 1)).quantized()
         kind = DenseTensor(scales).kind if layout.mode == "affine" else "bfloat16"
         return Plan(name, source, shape, kind, layout, copied=True)
     own: str = "bfloat16" if source.kind == "mlx_quantized" else source.kind
     chosen = dtype or own
-    # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups
-    if bits is not None and len(shape) == 2 and shape[1] % group_size == 0:
+    if bits is not None and len(shape) == 3 and ".experts." in ours:
+        raise ModelError(
+            f"The files stack this model's experts ({name}), which convert does not quantise; take a copy that is "
+            "quantised already, of mlx-community or as GGUF, or convert it without --quantize."
+        )
+    # as mlx_lm.convert: every Linear and Embedding whose rows divide into groups; biases and norms may have rows too
+    matrix = len(shape) == 2 and ours.endswith(".weight") and not ours.endswith("norm.weight")
+    if bits is not None and matrix and shape[1] % group_size == 0:
         return Plan(name, source, shape, chosen, Layout(bits, group_size))
     return Plan(name, source, shape, chosen)
 
@@ -199,7 +213,7 @@ def _header(plans: list[Plan]) -> bytes:
 
 def _write_config(checkpoint: Checkpoint, plans: list[Plan], directory: Path, dtype: str | None) -> None:
     config = _with_classic_rope(checkpoint.config)
-    for key in ("quantization", "quantization_config", "_name_or_path", "torch_dtype"):
+    for key in ("quantization", "quantization_config", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     dense = Counter(plan.dtype for plan in plans if len(plan.shape) == 2)
     config["torch_dtype"] = dtype or dense.most_common(1)[0][0]
@@ -235,9 +249,11 @@ def _with_classic_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     if checkpoint.path.is_dir():
-        for name in _COPIED:
-            if (checkpoint.path / name).is_file():
-                shutil.copyfile(checkpoint.path / name, directory / name)
+        for file in (each for pattern in _COPIED for each in checkpoint.path.glob(pattern)):
+            copy = directory / file.relative_to(checkpoint.path)
+            if file.is_file():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
         return
     tokenizer = checkpoint.tokenizer()
     tokenizer.backend.save(str(directory / "tokenizer.json"))

@@ -87,7 +87,7 @@ def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     if isinstance(table, dict) and table.get("quant_method") in ("mxfp4", "mxfp8"):
         return {"mode": table["quant_method"]}
-    if not isinstance(table, dict) or not {"bits", "group_size"} <= set(table):
+    if not isinstance(table, dict) or "quant_method" in table or not {"bits", "group_size"} <= set(table):
         method = table.get("quant_method") if isinstance(table, dict) else table
         raise ModelError(
             f"The model is quantised with {str(method)[:40]!r}; of quantised safetensors only MLX's own are "

@@ -36,6 +36,8 @@ TYPES = {
     21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
+# Further ones in files people have, for the sentence that refuses them.
+_OTHERS = {31: " (Q4_0_4_4)", 32: " (Q4_0_4_8)", 33: " (Q4_0_8_8)", 40: " (NVFP4)", 41: " (Q1_0)"}
 _DENSE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _MAX_ENTRIES = 1 << 16  # metadata keys, or tensors: far above any model, far below what would hurt
 _MAX_KEY = 1 << 16
@@ -181,7 +183,10 @@ def read_gguf(path: Path) -> GGUFFile:
     version = header.u32()
     if version not in (2, 3):
         endian = " (a big-endian file)" if version & 0xFFFF == 0 and version else ""
-        raise header.fail(f"its version is {version}{endian}, and only versions 2 and 3 can be read")
+        raise ModelError(
+            f"{path} is a GGUF file of version {version}{endian}, and only versions 2 and 3 are read; take a newer "
+            "conversion of the model."
+        )
     tensor_count, key_count = header.u64(), header.u64()
     if max(tensor_count, key_count) > _MAX_ENTRIES or tensor_count * 32 + key_count * 13 > header.size:
         raise header.fail(f"it claims {tensor_count} tensors and {key_count} metadata keys")
@@ -227,7 +232,10 @@ def _read_tensor(header: _Header, alignment: int) -> _Info:
     shape = tuple(header.u64() for _ in range(dimensions))[::-1]
     kind, offset = header.u32(), header.u64()
     if kind not in TYPES:
-        raise header.fail(f"tensor {name!r} has the unknown or removed type {kind}")
+        raise ModelError(
+            f"{header.path} holds the tensor {name!r} in ggml's type {kind}{_OTHERS.get(kind, '')}, which tempo-mlx "
+            "does not read; take another quantisation of the model, such as Q4_K_M or Q8_0."
+        )
     type_name, block, block_bytes = TYPES[kind]
     weights = 1
     for size in shape:  # Python's integers do not overflow

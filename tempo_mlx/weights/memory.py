@@ -161,13 +161,24 @@ def device_limit(device: Device, info: Mapping[str, Any]) -> Limit | None:
 def free_memory(
     meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup/memory.max")
 ) -> int | None:
-    """Bytes that programs can have without swapping: Linux's estimate, and what a container is allowed; elsewhere all
-    of the machine's, as what is cached there goes when it is needed. None: nobody knows."""
+    """Bytes that programs can have without swapping: Linux's estimate, and what a container has left of what it is
+    allowed; elsewhere all of the machine's, as what is cached there goes when it is needed. None: nobody knows."""
     try:
         kilobytes = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
         available = int(kilobytes[1]) * 1024 if kilobytes else None
-        allowed = group.read_text().strip() if group.exists() else "max"
+        left = _left_to_group(group) if group.exists() else None
     except OSError:
         names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
         return math.prod(map(os.sysconf, names)) if set(names) <= set(os.sysconf_names) else None
-    return available if available is None or not allowed.isdigit() else min(available, int(allowed))
+    return available if available is None or left is None else min(available, left)
+
+
+def _left_to_group(allowed: Path) -> int | None:
+    """What a control group (version 2) may still take: cached files count as taken there, and go when need be."""
+    if not (most := allowed.read_text().strip()).isdigit():
+        return None
+    used, stat = allowed.with_name("memory.current"), allowed.with_name("memory.stat")
+    if not (used.exists() and stat.exists()):
+        return int(most)
+    cached = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", stat.read_text(), re.MULTILINE)))
+    return max(0, int(most) - max(0, int(used.read_text()) - cached))

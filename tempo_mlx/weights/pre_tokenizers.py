@@ -103,3 +103,5 @@ SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 STARTING = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split())  # noqa: SIM905
 # Whose words are taken whole where the vocabulary has them, whatever the merges lead to.
 WHOLE_WORDS = STARTING | {"youtu", "minicpm5"}
+# Whose tokenizers compose characters first (NFC); GGUF files do not say so.
+COMPOSING = frozenset({"qwen2", "qwen35", "command-r"})

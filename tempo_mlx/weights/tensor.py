@@ -46,7 +46,7 @@ class Layout:
 # Mode -> the (bits, group size) that MLX has, and those it takes unless told.
 MODES: Mapping[str, tuple[frozenset[tuple[int, int]], tuple[int, int]]] = MappingProxyType(
     {
-        "affine": (frozenset(itertools.product((2, 3, 4, 5, 6, 8), (32, 64, 128))), (4, 64)),
+        "affine": (frozenset(itertools.product((1, 2, 3, 4, 5, 6, 8), (32, 64, 128))), (4, 64)),
         "mxfp4": (frozenset({(4, 32)}), (4, 32)),
         "mxfp8": (frozenset({(8, 32)}), (8, 32)),
         "nvfp4": (frozenset({(4, 16)}), (4, 16)),

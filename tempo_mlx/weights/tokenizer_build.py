@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -27,12 +27,19 @@ _MAX_PIECE = 256  # characters of a piece that merges lead to; the longest in us
 
 
 def byte_level_bpe(
-    tokens: Sequence[str], merges: Sequence[tuple[str, str]], splits: Sequence[str], *, ignore_merges: bool
+    tokens: Sequence[str],
+    merges: Sequence[tuple[str, str]],
+    splits: Sequence[str],
+    *,
+    ignore_merges: bool,
+    composes: bool = False,
 ) -> Tokenizer:
-    """GPT-2's kind of tokenizer: `splits` cut the text, merges join bytes within the pieces."""
+    """GPT-2's kind of tokenizer: `splits` cut the text, merges join bytes within the pieces. composes: NFC first."""
     with tokenizer_errors("The model's tokenizer"):
         model = models.BPE(vocab=_numbered(tokens), merges=list(merges), ignore_merges=ignore_merges)
     tokenizer = Tokenizer(model)
+    if composes:
+        tokenizer.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splits]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
@@ -124,24 +131,50 @@ def add_tokens(tokenizer: Tokenizer, special: Mapping[str, bool]) -> None:
         (tokenizer.add_special_tokens if wanted else tokenizer.add_tokens)(chosen)
 
 
-def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, tuple[str, bool]], path: Path) -> None:
-    """Add tokens (text, special) under the ids they were given after the vocabulary was made.
+def add_later_tokens(tokenizer: Tokenizer, later: Mapping[int, AddedToken], path: Path) -> None:
+    """Add tokens under the ids they were given after the vocabulary was made, or change how one is matched.
 
     A token that the vocabulary has keeps its id there. Raises: ModelError if an id is another token's.
     """
-    known = tokenizer.get_added_tokens_decoder()
+    known = {token.content: token.__getstate__() for token in tokenizer.get_added_tokens_decoder().values()}
+    free = tokenizer.get_vocab_size()
+    added: dict[str, AddedToken] = {}
     for index in sorted(later):
-        text, special = later[index]
-        own = tokenizer.token_to_id(text)
-        if own is None:
-            free = tokenizer.get_vocab_size()
+        token = later[index]
+        if tokenizer.token_to_id(token.content) is None and token.content not in added:
             if index < free or index - free > _MAX_GAP:
                 raise ModelError(
-                    f"The tokenizer in {path} gives {text[:40]!r} the id {index}, which is not free."
+                    f"The tokenizer in {path} gives {token.content[:40]!r} the id {index}, which is not free."
                 )
-            add_tokens(tokenizer, {f"{_GAP}{each}": True for each in range(free, index)})
-        if own not in known:
-            add_tokens(tokenizer, {text: special})
+            for each in range(free, index):
+                added[f"{_GAP}{each}"] = AddedToken(f"{_GAP}{each}", normalized=False, special=True)
+            free = index + 1
+        if known.get(token.content) != token.__getstate__():
+            added.setdefault(token.content, token)
+    tokenizer.add_tokens(list(added.values()))  # at once: each call looks at all there are
+
+
+def add_named_tokens(
+    tokenizer: Tokenizer, named: Sequence[AddedToken], roles: Collection[str], vocab_size: int
+) -> None:
+    """Add those that the files name and no list of theirs holds: words of the vocabulary, or, as transformers does,
+    new ones under the next ids, as far as the model has rows for them. Those with a role are special whatever the list
+    says."""
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    added: dict[str, AddedToken] = {}
+    free = vocab_size - tokenizer.get_vocab_size()
+    for token in named:
+        if (listed := known.get(token.content)) is not None:
+            if token.content in roles and not listed.special:
+                added[token.content] = AddedToken(**{**listed.__getstate__(), "special": True})
+            continue
+        if token.content in added:
+            continue
+        new = tokenizer.token_to_id(token.content) is None
+        if not new or free > 0:
+            added[token.content] = token
+            free -= new
+    tokenizer.add_tokens(list(added.values()))
 
 
 def set_affixes(tokenizer: Tokenizer, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:

@@ -19,7 +19,7 @@ from tempo_mlx.weights.tokenizer_sentencepiece import read_sentencepiece
 from tempo_mlx.weights.tokenizer_tiktoken import read_tekken, read_tiktoken, read_vocabulary
 
 _MAX_TOKENIZER = 128 << 20
-_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 
 
@@ -27,8 +27,11 @@ def from_directory(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
     """The tokenizer of a model directory. Raises: ModelError saying what is missing or malformed."""
     settings = _settings(path)
     special = {role: text for role in _ROLES if (text := _text(settings.get(role))) is not None}
-    backend = _read(path, settings, str(config.get("model_type")))
+    backend, starts = _read(path, settings, str(config.get("model_type")))
     build.add_later_tokens(backend, _later_tokens(path, settings), path)
+    build.add_named_tokens(backend, list(_named_tokens(settings)), special.values(), vocab_size)
+    if starts is not None:
+        _set_affixes(backend, settings, starts)
     stated = _optional_table(path / "generation_config.json").get("eos_token_id")
     ends = config.get("eos_token_id") if stated is None else stated
     eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
@@ -65,28 +68,32 @@ def _text(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _read(path: Path, settings: Mapping[str, Any], model_type: str) -> tokenizers.Tokenizer:
-    """The vocabulary, from the first of the files that there is."""
+def _read(
+    path: Path, settings: Mapping[str, Any], model_type: str
+) -> tuple[tokenizers.Tokenizer, bool | None]:
+    """The vocabulary, from the first of the files that there is; and whether a text starts with BOS unless the settings
+    say otherwise, as in Llama's tokenizer class, or None where the file itself says."""
     fast, pieces, tekken = path / "tokenizer.json", path / "tokenizer.model", path / "tekken.json"
     lists = sorted(path.glob("*.tiktoken"))
     if fast.exists():
         _bound(fast)
         with tokenizer_errors(fast):
-            return tokenizers.Tokenizer.from_file(str(fast))
+            return tokenizers.Tokenizer.from_file(str(fast)), None
     if tekken.exists():
-        return read_tekken(tekken, read_json(tekken, _MAX_TOKENIZER))
+        return read_tekken(tekken, read_json(tekken, _MAX_TOKENIZER)), None
     if pieces.exists():
         _bound(pieces)
         if _TIKTOKEN.match(pieces.read_bytes()[:4096]) is None:
-            return _with_affixes(read_sentencepiece(pieces), settings)
+            return read_sentencepiece(pieces), True
         lists = [pieces]
     kind = f"{settings.get('tokenizer_class')} {model_type}".lower()
     if lists:
         _bound(lists[0])
-        return read_tiktoken(lists[0], kind)
+        return read_tiktoken(lists[0], kind), False
     if (path / "vocab.json").exists() and (path / "merges.txt").exists():
         _bound(path / "merges.txt")
-        return read_vocabulary(read_json(path / "vocab.json", _MAX_TOKENIZER), path / "merges.txt", kind)
+        vocabulary = read_json(path / "vocab.json", _MAX_TOKENIZER)
+        return read_vocabulary(vocabulary, path / "merges.txt", kind), False
     raise ModelError(
         f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, *.tiktoken, nor vocab.json with merges.txt; "
         "put those of the model it was made from beside it."
@@ -98,38 +105,55 @@ def _bound(path: Path) -> None:
         raise ModelError(f"{path} is larger than {_MAX_TOKENIZER >> 20} MiB; the model is refused.")
 
 
-def _later_tokens(path: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Tokens that were added after the vocabulary was made: id -> text, and whether it is special."""
+def _later_tokens(path: Path, settings: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
+    """Tokens that were added after the vocabulary was made, by id."""
     stated = settings.get("added_tokens_decoder")
-    later: dict[int, tuple[str, bool]] = {}
-    if isinstance(stated, dict):
-        for key, value in stated.items():
-            text = _text(value)
-            if text and str(key).isdigit() and len(str(key)) < 10:
-                later[int(key)] = text, isinstance(value, dict) and value.get("special") is True
-    special = {_text(settings.get(role)) for role in _ROLES} | {*_additional(settings)}
+    normalizes = (path / "tokenizer.json").exists()  # others are matched before anything is rewritten
+    later: dict[int, tokenizers.AddedToken] = {}
+    for key, value in stated.items() if isinstance(stated, dict) else ():
+        special = isinstance(value, dict) and value.get("special") is True
+        token = _added(value, special, normalizes)
+        if token is not None and str(key).isdigit() and len(str(key)) < 10:
+            later[int(key)] = token
+    special_texts = {token.content for token in _named_tokens(settings)}
     for text, index in _optional_table(path / "added_tokens.json").items():
-        if type(index) is int and text:
-            later.setdefault(index, (text, text in special))
+        if type(index) is int and (token := _added(text, text in special_texts)) is not None:
+            later.setdefault(index, token)
     return later
 
 
-def _additional(settings: Mapping[str, Any]) -> Iterator[str]:
-    stated = settings.get("additional_special_tokens")
-    for each in stated if isinstance(stated, list) else []:
-        if (text := _text(each)) is not None:
-            yield text
+def _named_tokens(settings: Mapping[str, Any]) -> Iterator[tokenizers.AddedToken]:
+    """The special tokens that have a role, and the further ones."""
+    further: list[Any] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        stated = settings.get(key)
+        further += stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else []
+    for value in (*map(settings.get, _ROLES), *further):
+        if (token := _added(value, True)) is not None:
+            yield token
 
 
-def _with_affixes(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BOS (unless told otherwise, as in Llama's tokenizer class) and EOS around a text."""
+def _added(token: Any, special: bool, normalizes: bool = False) -> tokenizers.AddedToken | None:
+    """A token as files state one: its text, or a table with that and how it is matched."""
+    if not (text := _text(token)):
+        return None
+    stated = token if isinstance(token, dict) else {}
+    matched = {key: stated.get(key) is True for key in ("single_word", "lstrip", "rstrip")}
+    normalized = normalizes and stated.get("normalized") is True
+    return tokenizers.AddedToken(text, special=special, normalized=normalized, **matched)
+
+
+def _set_affixes(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], starts: bool) -> None:
+    """BOS and EOS around a text, as the settings tell."""
     affixes = []
-    for role, flag, default in (("bos_token", "add_bos_token", True), ("eos_token", "add_eos_token", False)):
+    for role, flag, default in (
+        ("bos_token", "add_bos_token", starts),
+        ("eos_token", "add_eos_token", False),
+    ):
         text = _text(settings.get(role)) or {"bos_token": "<s>", "eos_token": "</s>"}[role]
         index = backend.token_to_id(text)
         affixes.append((text, index) if settings.get(flag, default) is True and index is not None else None)
     build.set_affixes(backend, affixes[0], affixes[1])
-    return backend
 
 
 def _chat_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
 from tempo_mlx.weights.gguf_file import GGUFFile, StringArray
-from tempo_mlx.weights.pre_tokenizers import SPLITS, STARTING, WHOLE_WORDS
+from tempo_mlx.weights.pre_tokenizers import COMPOSING, SPLITS, STARTING, WHOLE_WORDS
 from tempo_mlx.weights.tokenizer import Tokenizer
 
 
@@ -85,7 +85,9 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Any
             f"The GGUF pre-tokenizer {str(pre)[:40]!r} is not supported; supported are {', '.join(SPLITS)}."
         )
     merges = _merges(metadata)
-    backend = build.byte_level_bpe(tokens, merges, SPLITS[pre], ignore_merges=pre in WHOLE_WORDS)
+    backend = build.byte_level_bpe(
+        tokens, merges, SPLITS[pre], ignore_merges=pre in WHOLE_WORDS, composes=pre in COMPOSING
+    )
     return backend, pre in STARTING
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import normalizers
 
 from tempo_mlx.errors import ModelError
 from tempo_mlx.weights import tokenizer_build as build
-from tempo_mlx.weights.pre_tokenizers import SPLITS
+from tempo_mlx.weights.pre_tokenizers import COMPOSING, SPLITS
 from tempo_mlx.weights.tokenizer import byte_letters
 
 # What a tokenizer's class or a model's type says of the cuts; nothing there does.
@@ -27,8 +26,8 @@ _CUTS = (
 )  # fmt: skip
 
 
-def _cuts(kind: str, default: str) -> tuple[str, ...]:
-    return SPLITS[next((pre for word, pre in _CUTS if word in kind), default)]
+def _pre(kind: str, default: str) -> str:
+    return next((pre for word, pre in _CUTS if word in kind), default)
 
 
 def read_vocabulary(vocabulary: Any, merges: Path, kind: str) -> tokenizers.Tokenizer:
@@ -43,10 +42,8 @@ def read_vocabulary(vocabulary: Any, merges: Path, kind: str) -> tokenizers.Toke
         if right and not line.startswith("#version"):
             pairs.append((left, right))
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    backend = build.byte_level_bpe(tokens, pairs, _cuts(kind, "gpt-2"), ignore_merges=False)
-    if "qwen" in kind:
-        backend.normalizer = normalizers.NFC()
-    return backend
+    pre = _pre(kind, "gpt-2")
+    return build.byte_level_bpe(tokens, pairs, SPLITS[pre], ignore_merges=False, composes=pre in COMPOSING)
 
 
 def read_tiktoken(path: Path, kind: str) -> tokenizers.Tokenizer:
@@ -58,7 +55,8 @@ def read_tiktoken(path: Path, kind: str) -> tokenizers.Tokenizer:
             ranked[_bytes(text, path)] = int(rank) if rank.isdigit() else -1
     if sorted(ranked.values()) != list(range(len(ranked))):
         raise ModelError(f"{path} does not rank its tokens from 0 on; the model is refused.")
-    return _from_bytes(sorted(ranked, key=ranked.__getitem__), _cuts(kind, "llama3"), first=[])
+    pre, words = _pre(kind, "llama3"), sorted(ranked, key=ranked.__getitem__)
+    return _from_bytes(words, SPLITS[pre], first=[], composes=pre in COMPOSING)
 
 
 def read_tekken(path: Path, table: Any) -> tokenizers.Tokenizer:
@@ -99,8 +97,10 @@ def _bytes(text: bytes, path: Path) -> bytes:
         raise ModelError(f"{path} holds a token that is not base64; the model is refused.") from None
 
 
-def _from_bytes(words: Sequence[bytes], cuts: Sequence[str], *, first: Sequence[str]) -> tokenizers.Tokenizer:
+def _from_bytes(
+    words: Sequence[bytes], cuts: Sequence[str], *, first: Sequence[str], composes: bool = False
+) -> tokenizers.Tokenizer:
     letters: Mapping[int, str] = byte_letters()
     tokens = ["".join(letters[byte] for byte in word) for word in words]
     merges = build.merges_from_ranks(tokens, range(0, -len(tokens), -1), [build.NORMAL] * len(tokens))
-    return build.byte_level_bpe([*first, *tokens], merges, cuts, ignore_merges=True)
+    return build.byte_level_bpe([*first, *tokens], merges, cuts, ignore_merges=True, composes=composes)
