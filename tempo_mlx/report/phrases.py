@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
@@ -152,10 +152,28 @@ class Stretch:
             layers = [Layer(layers[0].members, np.zeros((1, 1))), *layers[1:]]
         return cls(layers, start, last, read)
 
-    def reading(self, choice: Sequence[int]) -> Reading:
-        texts = tuple(texts[index] for texts, index in zip(self.texts, choice, strict=True))
+    def characters(self, choice: Sequence[int]) -> Iterator[dict[int, int]]:
+        """The tokens on this path, by set, that make up characters together: all but the last are without text."""
+        parts: dict[int, int] = {}
+        for t, (layer, index) in enumerate(zip(self.layers, choice, strict=True)):
+            begins = is_read(layer.members[index]) and not self.texts[t][index]
+            if parts or begins:
+                parts[t] = index
+            if self.texts[t][index] and parts:
+                yield parts
+                parts = {}
+
+    def reading(self, choice: Sequence[int], characters: Sequence[Mapping[int, int]] = ()) -> Reading:
+        """characters: of the path along which members have their texts; what tokens say that are in one of those
+        which the choice does not take whole is not known.
+        """
+        texts = [texts[index] for texts, index in zip(self.texts, choice, strict=True)]
+        for parts in characters:
+            shared = [t for t, index in parts.items() if choice[t] == index]
+            for t in shared if len(shared) < len(parts) else ():
+                texts[t] = REPLACEMENT
         slots = tuple(layer.members[index].slot for layer, index in zip(self.layers, choice, strict=True))
-        return Reading(texts, self.start, slots, tuple(words_of(texts)))
+        return Reading(tuple(texts), self.start, slots, tuple(words_of(texts)))
 
 
 def words_of(texts: Iterable[str]) -> Iterator[str]:
@@ -187,7 +205,7 @@ def phrases_along(
     layers: Sequence[Layer[TextToken]], start: int, show_above: float, seed: int = 0
 ) -> list[Phrase]:
     """The phrases from step `start`, which is 0 or a cut, to the end."""
-    cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
+    cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t], layers[t - 1])), len(layers)]
     found: list[Phrase] = []
     for since, until in pairwise(cuts):
         part = layers[since : until + 1]
@@ -220,13 +238,15 @@ def phrases_in(
     return within(found, start, start + len(final_text))
 
 
-def is_cut(layer: Layer[TextToken]) -> bool:
+def is_cut(layer: Layer[TextToken], before: Layer[TextToken]) -> bool:
     """Whether all readings go through one member, and a word begins there.
 
-    What comes before such a set and what comes after are then independent, and are read each on its own.
+    What comes before such a set and what comes after are then independent, and are read each on its own. Not so where
+    it completes a character that the set before began.
     """
     (first, *others) = layer.members
-    return not others and is_read(first) and begins_word(first.text)
+    begun = any(is_read(member) and not member.text for member in before.members)
+    return not others and is_read(first) and begins_word(first.text) and not begun
 
 
 def begins_word(text: str) -> bool:
@@ -243,8 +263,9 @@ def phrases_of(
         return [plain(best, 0, len(best.text))] if best.text else []
     aligned: list[Aligned] = []
     choices, weights = yield from weighed(stretch.layers, seed)
+    characters = [*stretch.characters(choice)]
     for other in choices:
-        aligned.append(Aligned.of(best, stretch.reading(other), stops=stretch.last))
+        aligned.append(Aligned.of(best, stretch.reading(other, characters), stops=stretch.last))
         yield
     forks: list[Phrase] = []
     for group in (yield from groups(best, aligned, weights, show_above)):
