@@ -262,6 +262,13 @@ def test_an_mlx_lm_processor_can_be_given_as_it_is() -> None:
     assert own.final_text == theirs.final_text
 
 
+def test_a_bias_given_twice_counts_twice() -> None:
+    model, rest = loaded(), {"decoder": "plain", "temperature": 0, "max_tokens": 3}
+    twice = generate(model, prompt(4), logit_bias=("7=3", "9=-1", "7=1.5"), **rest)
+    once = generate(model, prompt(4), logit_bias=("7=4.5", "9=-1"), **rest)
+    assert twice.steps == once.steps
+
+
 def test_scores_are_of_the_controlled_distributions() -> None:
     model = loaded()
     run = generate(model, prompt(4), branches=3, threshold=0.02, max_tokens=6, **MANY, top_k=20)
