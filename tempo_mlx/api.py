@@ -168,10 +168,12 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
     """
 
     def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
-        self.task = task.measured()
-        self.cache = task.loaded.cache_for(task.prompt.token_ids) if cache is None else cache
-        self.loaded, self.prompt, self.config = task.loaded, task.prompt, self.task.config
-        self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
+        self.loaded, self.prompt = task.loaded, task.prompt
+        with self.loaded.lock:
+            self.task = task.measured()
+            self.config = self.task.config
+            self.cache = self.loaded.cache_for(self.prompt.token_ids) if cache is None else cache
+            self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
         self.failure: ComputeError | None = None
         self.decoder: Decoder | None = None
@@ -389,7 +391,9 @@ def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -
         return replace(prompt, token_ids=token_ids(prompt.token_ids, vocabulary))
     if is_messages(prompt):
         if not config.chat:
-            raise ConfigError("Messages go through the chat template; leave out chat=False, or give a text.")
+            raise ConfigError(
+                "Messages go through the chat template; leave out chat=False (a config says chat=True), or give a text."
+            )
         return encode_chat(tokenizer, checked_messages(prompt), config)
     if not isinstance(prompt, str):
         ids = token_ids(prompt, vocabulary)
