@@ -267,7 +267,7 @@ def phrases_of(
     for other in choices:
         aligned.append(Aligned.of(best, stretch.reading(other, characters), stops=stretch.last))
         yield
-    forks: list[Phrase] = []
+    forks: list[tuple[int, Phrase]] = []
     for group in (yield from groups(best, aligned, weights, show_above)):
         fork = yield from fork_of(best, aligned, weights, group, show_above)
         forks += [fork] if fork else []
@@ -398,8 +398,10 @@ def common(one: set[int], other: set[int], weights: Floats) -> float:
 
 def fork_of(
     best: Reading, aligned: Sequence[Aligned], weights: Floats, group: tuple[int, int], show_above: float
-) -> Pieces[Phrase | None]:
-    """The alternatives to the best reading's words of a group; None where no single one is probable enough."""
+) -> Pieces[tuple[int, Phrase] | None]:
+    """The alternatives to the best reading's words of a group, and where in its text those are; None where no single
+    one is probable enough.
+    """
     start, end = group
     own = content(best.words[start:end])
     shares: dict[Content, float] = defaultdict(float)
@@ -421,16 +423,13 @@ def fork_of(
     if not found:
         return None
     first, last = best.spans[start][0], best.spans[end - 1][1]
-    return Phrase(best.text[first:last], shares[own], tuple(found), *best.steps(first, last))
+    return first, Phrase(best.text[first:last], shares[own], tuple(found), *best.steps(first, last))
 
 
-def joined(best: Reading, forks: Sequence[Phrase]) -> Iterator[Phrase]:
-    """The forks with the plain text between them."""
+def joined(best: Reading, forks: Sequence[tuple[int, Phrase]]) -> Iterator[Phrase]:
+    """The forks, which begin at these characters, with the plain text between them."""
     at = 0
-    for fork in forks:
-        place = best.text.index(
-            fork.text, max(at, best.ends[fork.start - best.start - 1] if fork.start > best.start else 0)
-        )
+    for place, fork in forks:
         if place > at:
             yield plain(best, at, place)
         yield fork
