@@ -212,6 +212,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         if self.finish_reason is not None:
             self._settle()
             raise StopIteration
+        step = None
         try:
             if self.decoder is None:
                 self.decoder = self._start()
@@ -225,6 +226,8 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
             raise StopIteration from None
         finally:
             self.ended = time.perf_counter()
+            if step is None and self.finish_reason is None:  # a step half done cannot be gone on with
+                self.finish_reason = "cancelled"
         self._write(step)
         return step
 

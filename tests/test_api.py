@@ -257,6 +257,23 @@ def test_a_conversation_is_saved_and_loaded(model: LoadedModel, tmp_path: Path) 
         talk.save(tmp_path / "none" / "talk.json")
 
 
+@pytest.mark.parametrize("decoder", ["plain", "tree", "mcts"])
+def test_a_stream_that_raised_has_ended(model: LoadedModel, decoder: Any) -> None:
+    def fails_later(ids: Any, logits: Any) -> Any:
+        if len(ids) >= len(decoding.prompt.token_ids) + 3:
+            raise ZeroDivisionError
+        return logits
+
+    settings: dict[str, Any] = {"max_tokens": 6, "min_steps": 6, "logits_processors": [fails_later]}
+    decoding = tempo_mlx.stream(model, PROMPT, decoder=decoder, **settings)
+    with pytest.raises(ZeroDivisionError):
+        list(decoding)
+    made = len(decoding.steps)
+    assert next(decoding, None) is None and len(decoding.steps) == made
+    run = decoding.run()
+    assert run.finish_reason == "cancelled" and len(run.steps) == made
+
+
 # Threads and asyncio
 
 
