@@ -136,7 +136,7 @@ class Control:
         found = np.full(logits.shape, -np.inf, np.float32)
         followed = np.flatnonzero(allowed.any(axis=1))  # what has left the grammar has nothing to truncate
         if len(followed):
-            found[followed] = self(logits[followed], [texts[row] for row in followed]).log_probs
+            found[followed] = self(logits[followed], [texts[row] for row in followed.tolist()]).log_probs
         return found
 
     def adjusted(self, logits: Float32s, texts: Texts) -> Float32s:
@@ -146,7 +146,7 @@ class Control:
         logits = logits.astype(np.float32, copy=True)
         if self.bias is not None:
             ids, values = self.bias
-            np.add.at(logits, (slice(None), ids), values)  # a token may be named more than once
+            np.add.at(logits.T, ids, values[:, None])  # a token may be named more than once
         for row, text in zip(logits, texts, strict=True) if self.penalties or self.processors else ():
             tokens = np.array([*self.prompt_ids, *text], np.int64)
             for penalty, strength, window in self.penalties:
