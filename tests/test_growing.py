@@ -29,6 +29,7 @@ from tempo_mlx.report.phrases import (
     phrases_of,
 )
 from tempo_mlx.report.text import texts_along
+from tempo_mlx.report.verify.texts import SaysAtOnce
 from tests.runs import ByteTokenizer, make_run
 
 PIECES = [
@@ -115,10 +116,9 @@ def test_characters_of_several_tokens_are_whole_and_nothing_is_said_that_no_path
 
 
 def test_a_token_says_nothing_before_its_last_character_is_whole() -> None:
-    texts = texts_along(
-        [PIECES.index(piece) for piece in (b" w1", " 我".encode()[:3], "我".encode()[2:])], TOKENIZER
-    )
-    assert texts == [" w1", "", " 我"]
+    ids = [PIECES.index(piece) for piece in (b" w1", " 我".encode()[:3], "我".encode()[2:], b"s")]
+    assert texts_along(ids, TOKENIZER) == [" w1", "", " 我", "s"]
+    assert texts_along(ids, SaysAtOnce(TOKENIZER)) == [" w1", " ", "我", "s"]  # older files are read so
 
 
 @pytest.mark.slow
