@@ -242,7 +242,8 @@ class LatticeReplay:
             if early:
                 book.early_agreed.append(best == ids[0])
         threshold = None if "select" in self.claims.own else self._threshold(index)
-        if "schedule" not in self.claims.own and not self.single:  # old files say one that decided nothing
+        old = self.single and record.threshold == config.threshold  # of an older file; it decided nothing
+        if "schedule" not in self.claims.own and not old:
             book.same(f"the threshold of step {index}", record.threshold, threshold)
         if forced is not None:
             book.same(f"the tokens of step {index}, which the thinking budget forces", ids, [forced])
