@@ -168,10 +168,12 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
     """
 
     def __init__(self, task: Task, interrupted: Interrupt = never, cache: Any | None = None) -> None:
-        self.task = task.measured()
-        self.cache = task.loaded.cache_for(task.prompt.token_ids) if cache is None else cache
-        self.loaded, self.prompt, self.config = task.loaded, task.prompt, self.task.config
-        self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
+        self.loaded, self.prompt = task.loaded, task.prompt
+        with self.loaded.lock:
+            self.task = task.measured()
+            self.config = self.task.config
+            self.cache = self.loaded.cache_for(self.prompt.token_ids) if cache is None else cache
+            self.exits = open_exits(self.loaded.model, self.config, self.prompt.token_ids)
         self.finish_reason: str | None = None
         self.failure: ComputeError | None = None
         self.decoder: Decoder | None = None
@@ -210,6 +212,7 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
         if self.finish_reason is not None:
             self._settle()
             raise StopIteration
+        step = None
         try:
             if self.decoder is None:
                 self.decoder = self._start()
@@ -223,6 +226,8 @@ class Stream(Iterator[Step], AsyncIterator[Step]):
             raise StopIteration from None
         finally:
             self.ended = time.perf_counter()
+            if step is None and self.finish_reason is None:  # a step half done cannot be gone on with
+                self.finish_reason = "cancelled"
         self._write(step)
         return step
 
@@ -389,7 +394,9 @@ def encode_prompt(loaded: LoadedModel, prompt: Prompt, config: GenerateConfig) -
         return replace(prompt, token_ids=token_ids(prompt.token_ids, vocabulary))
     if is_messages(prompt):
         if not config.chat:
-            raise ConfigError("Messages go through the chat template; leave out chat=False, or give a text.")
+            raise ConfigError(
+                "Messages go through the chat template; leave out chat=False (a config says chat=True), or give a text."
+            )
         return encode_chat(tokenizer, checked_messages(prompt), config)
     if not isinstance(prompt, str):
         ids = token_ids(prompt, vocabulary)

@@ -128,13 +128,24 @@ def resolve(explicit: Mapping[str, object], ambient: Mapping[str, object] | None
             source.setdefault(switch.setting, switch.on if value == switch.off else value)
     values: dict[str, Any] = {**preset, **weak, **given}
     values = {**OWN.get(str(values.get("decoder")), {}), **values}
-    for name in [name for name in values if name not in given and unused(name, values)]:
+    for name in [name for name in values if name not in given and _idle(name, values)]:
         del values[name]
     for name, value in values.items():
         asks = value != _default(name)  # a default asks for nothing
-        if asks and (problem := unused(name, values)):
+        if asks and (problem := _idle(name, values)):
             raise ConfigError(_rivals(name, explicit) or problem)
     return GenerateConfig(**values)
+
+
+def _idle(name: str, values: Mapping[str, Any]) -> str | None:
+    """Why a setting has no effect among `values`; a moving threshold, too, has none where no set is formed by it."""
+    selection, target = (values.get(other, _default(other)) for other in ("selection", "dynamic_target"))
+    if name == "final_threshold" and selection != "threshold" and target == "selection":
+        return (
+            f"final_threshold has no effect with selection {selection}; choose --selection threshold, or "
+            "--dynamic-target pruning, or leave it out."
+        )
+    return unused(name, values)
 
 
 def _rivals(name: str, explicit: Mapping[str, object]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,19 +30,17 @@ class ByteTokenizer:
 class ByteDetokenizer:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = pieces
-        self.bytes = b""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def open(self) -> bool:
+        return bool(self.decoder.getstate()[0])
 
     def add(self, token_id: int) -> str:
-        self.bytes += self.pieces[token_id]
-        try:
-            text = self.bytes.decode("utf-8")
-        except UnicodeDecodeError:
-            return ""
-        self.bytes = b""
-        return text
+        return self.decoder.decode(self.pieces[token_id])
 
     def finish(self) -> str:
-        return self.bytes.decode("utf-8", "replace")
+        return self.decoder.decode(b"", True)
 
 
 WORDS = ByteTokenizer(

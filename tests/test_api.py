@@ -15,6 +15,8 @@ import pytest
 
 import tempo_mlx
 from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.decode import score as scoring
+from tempo_mlx.decode import width
 from tempo_mlx.errors import ConfigError, ModelError, OutputError, PromptError, RunFileError, TempoError
 from tempo_mlx.keywords import DecoderName, GenerateSettings, LoadSettings
 from tempo_mlx.load_config import LoadConfig
@@ -205,6 +207,9 @@ def test_a_conversation_remembers_and_forgets(model: LoadedModel) -> None:
     assert talk.messages[3]["content"] == second.final_text
     again = talk.again(max_tokens=7)
     assert again.text == second.text and len(talk.messages) == 4
+    with pytest.raises(ConfigError, match="top_kk"):
+        talk.again(top_kk=7)  # type: ignore[call-arg]
+    assert talk.messages[3]["content"] == second.final_text
     assert talk.undo() == "And then?" and talk.messages[1]["content"] == first.final_text
     assert repr(talk) == f"<Conversation of 1 turns with {twin('llama')}>"
     assert talk.undo() == "Hello" and talk.undo() is None
@@ -237,6 +242,8 @@ def test_a_conversation_is_saved_and_loaded(model: LoadedModel, tmp_path: Path) 
     again = Conversation.load(model, path)
     assert again.messages == talk.messages and again.settings == talk.settings
     assert "Grüß dich" in path.read_text("utf-8")
+    Conversation(model, GenerateConfig(decoder="plain", threshold=0.5, seed=7)).save(path)  # of no use to it
+    assert Conversation.load(model, path).settings == GenerateConfig(decoder="plain", chat=True, seed=7)
     for content in (
         "{",
         "[]",
@@ -248,6 +255,23 @@ def test_a_conversation_is_saved_and_loaded(model: LoadedModel, tmp_path: Path) 
             Conversation.load(model, path)
     with pytest.raises(OutputError):
         talk.save(tmp_path / "none" / "talk.json")
+
+
+@pytest.mark.parametrize("decoder", ["plain", "tree", "mcts"])
+def test_a_stream_that_raised_has_ended(model: LoadedModel, decoder: Any) -> None:
+    def fails_later(ids: Any, logits: Any) -> Any:
+        if len(ids) >= len(decoding.prompt.token_ids) + 3:
+            raise ZeroDivisionError
+        return logits
+
+    settings: dict[str, Any] = {"max_tokens": 6, "min_steps": 6, "logits_processors": [fails_later]}
+    decoding = tempo_mlx.stream(model, PROMPT, decoder=decoder, **settings)
+    with pytest.raises(ZeroDivisionError):
+        list(decoding)
+    made = len(decoding.steps)
+    assert next(decoding, None) is None and len(decoding.steps) == made
+    run = decoding.run()
+    assert run.finish_reason == "cancelled" and len(run.steps) == made
 
 
 # Threads and asyncio
@@ -287,6 +311,26 @@ def test_threads_take_turns_at_a_model(model: LoadedModel) -> None:
         assert waiting.is_alive() and not decoding.steps
     waiting.join(60)
     assert len(decoding.steps) == 1
+
+
+@pytest.mark.parametrize("call", ["score", "stream"])
+def test_what_else_computes_waits_for_its_turn(
+    model: LoadedModel, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(scoring, "score_sequences", lambda *_, **__: ran.append("score") or [np.zeros(1)])
+    monkeypatch.setattr(width, "row_costs", lambda _: ran.append("stream") or {1: 1.0, 2: 3.0})
+    calls = {
+        "score": lambda: tempo_mlx.score(model, PROMPT, ["."]),
+        "stream": lambda: tempo_mlx.stream(model, PROMPT, max_parallel_tokens="auto"),
+    }
+    waiting = threading.Thread(target=calls[call])
+    with model.lock:
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive() and not ran
+    waiting.join(60)
+    assert ran == [call]
 
 
 def test_a_stream_is_an_asynchronous_iterator(model: LoadedModel) -> None:
@@ -360,7 +404,7 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("no content", lambda m: generate(m, [*QUESTION, {"role": "user"}]), {}, "Message 2 is .* a content"),
     ("a message of none", lambda m: generate(m, [*QUESTION, None]), {}, "Message 2 is None; give it a role"),
     ("messages raw", lambda m: generate(m, QUESTION, chat=False), {}, "leave out chat=False"),
-    ("messages by config", lambda m: generate(m, QUESTION, GenerateConfig()), {}, "chat template"),
+    ("messages by config", lambda m: generate(m, QUESTION, GenerateConfig()), {}, "a config says chat=True"),
     ("config a dict", lambda m: generate(m, "Hi", {"seed": 1}), {}, r"config is .'seed': 1.; .*\*\*a_dict"),
     ("config twice", lambda m: generate(m, "Hi", GenerateConfig(), seed=1), {}, "leave out seed, or it"),
     ("a typo", lambda m: generate(m, "Hi", thresold=0.1), {}, "did you mean threshold"),
@@ -392,7 +436,11 @@ def test_settings_that_are_not_at_their_defaults_make_the_same_configuration() -
     from tempo_mlx.resolution import resolve
     from tempo_mlx.sessions.conversation import changed
 
-    for given in ({}, {"branches": 3}, {"preset": "original"}, {"stop": ["a"], "chat": True, "system": "x"}):
+    cases: list[dict[str, Any]] = [
+        {}, {"branches": 3}, {"preset": "original"}, {"stop": ["a"], "chat": True, "system": "x"},
+        {"threshold": 0.1, "top_p": 0.9}, {"decoder": "enumerate", "merge_length": 3},
+    ]  # fmt: skip
+    for given in cases:
         config = resolve(given)
         assert resolve(changed(config)) == config
         assert set(changed(config)) <= set(as_dict(config))

@@ -60,6 +60,12 @@ def test_one_row_is_taken_as_it_is(rule: str) -> None:
     np.testing.assert_array_equal(combine(log_probs, [1.0], rule), np.exp(log_probs[0]))
 
 
+def test_rows_that_have_nothing_in_common_are_mixed() -> None:
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(np.array([[0.75, 0.25, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]], np.float32))
+    np.testing.assert_array_equal(combine(log_probs, [0.5, 0.5], "product"), [0.375, 0.125, 0.25, 0.25])
+
+
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="median"):
         combine(np.zeros((2, 3), np.float32), [0.5, 0.5], "median")

@@ -173,7 +173,9 @@ def test_choices_are_scored_exactly_and_what_is_no_choice_is_impossible() -> Non
     assert set(texts) == set(words)  # some of them spelled in several ways
     found = score(model, prompt(1), [path.token_ids for path in run.paths], choices=words)
     assert [s.log_prob for s in found] == pytest.approx([p.logprob for p in run.paths], abs=1e-4)
-    assert score(model, prompt(1), ["maybe"], choices=words)[0].log_prob == -np.inf
+    for truncation in ({}, {"top_p": 0.9}):
+        found = score(model, prompt(1), ["maybe", "no"], choices=words, **truncation)
+        assert found[0].log_prob == -np.inf < found[1].log_prob
 
 
 def test_mass_is_the_texts_and_what_the_grammar_took_away() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,6 +261,21 @@ def test_an_mlx_lm_processor_can_be_given_as_it_is() -> None:
     own = generate(model, prompt(2), **settings, presence_penalty=1.5)
     theirs = generate(model, prompt(2), **settings, logits_processors=[lm.make_presence_penalty(1.5)])
     assert own.final_text == theirs.final_text
+
+
+def test_a_plain_run_names_no_threshold_and_an_older_file_that_does_verifies() -> None:
+    model = loaded()
+    run = generate(model, prompt(4), decoder="plain", max_tokens=4)
+    older = replace(run, steps=tuple(replace(step, threshold=0.1) for step in run.steps))
+    assert {step.threshold for step in run.steps} == {None}
+    assert verify(run, model).ok and verify(older, model).ok
+
+
+def test_a_bias_given_twice_counts_twice() -> None:
+    model, rest = loaded(), {"decoder": "plain", "temperature": 0, "max_tokens": 3}
+    twice = generate(model, prompt(4), logit_bias=("7=3", "9=-1", "7=1.5"), **rest)
+    once = generate(model, prompt(4), logit_bias=("7=4.5", "9=-1"), **rest)
+    assert twice.steps == once.steps
 
 
 def test_scores_are_of_the_controlled_distributions() -> None:

@@ -68,7 +68,7 @@ def test_at_a_step_the_same_set_is_chosen_from_the_same_rows(
     assert len(whole.steps) == STEPS  # the run itself stays where it is
 
 
-@pytest.mark.parametrize("settings", [case for name, case in CASES.items() if name != "plain"])
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_what_was_taken_over_goes_on_as_the_run_did(model: LoadedModel, settings: dict[str, Any]) -> None:
     whole = begin(model, STEPS, **settings)
     records = copy.deepcopy(whole.tempo.steps)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tempo_mlx.arrays import Ints
 from tempo_mlx.decode.paths import best_paths, layers_of, sample_paths
 from tempo_mlx.decode.step import Edge, Member, Removal, Step
 from tempo_mlx.report import growing as growing_module
@@ -27,6 +28,8 @@ from tempo_mlx.report.phrases import (
     phrases_in,
     phrases_of,
 )
+from tempo_mlx.report.text import texts_along
+from tempo_mlx.report.verify.texts import SaysAtOnce
 from tests.runs import ByteTokenizer, make_run
 
 PIECES = [
@@ -39,17 +42,26 @@ PIECES = [
     b" \xe2",
     b"\x82",
     b"\xac",
+    "我".encode()[:2],
+    " 我".encode()[:3],
+    "我".encode()[2:],
+    "我我".encode()[2:4],
+    "我我".encode()[4:],
 ]
 TOKENIZER = ByteTokenizer(PIECES)
+EVERY = np.arange(1, len(PIECES))
+PARTS = np.array([1, 2, *(index for index, piece in enumerate(PIECES) if max(piece) > 127)])
 
 
-def random_steps(seed: int, length: int, width: int, single: float = 0.3, ends: bool = True) -> list[Step]:
+def random_steps(
+    seed: int, length: int, width: int, single: float = 0.3, ends: bool = True, among: Ints = EVERY
+) -> list[Step]:
     """Sets of random tokens; `single`: how many have one member. ends: the last may end the text."""
     random = np.random.default_rng(seed)
     slots, steps, before = itertools.count(3), [], []
     for index in range(length):
         count = 1 if random.random() < single else int(random.integers(2, width + 1))
-        ids = [int(i) for i in random.choice(np.arange(1, len(PIECES)), count, replace=False)]
+        ids = [int(i) for i in random.choice(among, count, replace=False)]
         if ends and random.random() < 0.1:
             ids.append(0)
         rows = {slot: random.dirichlet(np.full(len(ids) + 1, 0.5)) for slot in before}
@@ -85,6 +97,28 @@ def test_what_grows_is_what_the_run_comes_to(seed: int, stop: tuple[str, ...], w
     whole = phrases_in(run.steps, run.final_text)
     assert text_of(found) == text_of(whole) == run.final_text
     assert [p for p in found if p.alternatives] == [p for p in whole if p.alternatives]
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_characters_of_several_tokens_are_whole_and_nothing_is_said_that_no_path_spells(seed: int) -> None:
+    steps = random_steps(seed, length=6, width=3, single=0.5, ends=False, among=PARTS)
+    run = make_run(steps, TOKENIZER)
+    growing = GrowingPhrases(TOKENIZER, 0)
+    found = [*itertools.chain.from_iterable(map(growing.add, steps)), *growing.finish()]
+    assert text_of(found) == text_of(run.phrases) == run.final_text
+    assert [p for p in found if p.alternatives] == [p for p in run.phrases if p.alternatives]
+    paths = itertools.product(*([token.id for token in step.tokens] for step in steps))
+    spelled = {b"".join(PIECES[token] for token in path).decode("utf-8", "replace") for path in paths}
+    assert run.final_text in spelled
+    for other in (other for phrase in found for other in phrase.alternatives):
+        said = other.text + other.follows.partition("\ufffd")[0]
+        assert any(said in text for text in spelled)
+
+
+def test_a_token_says_nothing_before_its_last_character_is_whole() -> None:
+    ids = [PIECES.index(piece) for piece in (b" w1", " 我".encode()[:3], "我".encode()[2:], b"s")]
+    assert texts_along(ids, TOKENIZER) == [" w1", "", " 我", "s"]
+    assert texts_along(ids, SaysAtOnce(TOKENIZER)) == [" w1", " ", "我", "s"]  # older files are read so
 
 
 @pytest.mark.slow

@@ -193,6 +193,13 @@ def test_characters_are_units_where_words_have_no_spaces() -> None:
     assert shown(phrases(steps)) == "天[空/气]很"
 
 
+def test_a_word_that_a_token_has_twice_differs_where_it_differs() -> None:
+    steps = lattice(
+        {" a": 1.0}, {" 谢谢": {" a": 0.6}, " 谢了": {" a": 0.4}}, {" b": {" 谢谢": 0.9, " 谢了": 0.9}}
+    )
+    assert shown(phrases(steps)) == " a 谢[谢/了] b"
+
+
 def test_small_shares_are_not_shown() -> None:
     steps = lattice(
         {" a": 1.0}, {" dog": {" a": 0.96}, " cat": {" a": 0.04}}, {" ran": {" dog": 0.9, " cat": 0.9}}

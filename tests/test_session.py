@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tempo_mlx
+from tempo_mlx.decode.prefill import never, prefill
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
@@ -85,6 +86,15 @@ def test_texts_and_generate() -> None:
     same(first, second)
     assert rows - (model.rows - rows) == len(first.prompt.token_ids) - 1
     assert first.prompt.text == second.prompt.text == text
+
+
+def test_a_cache_that_is_given_is_gone_on_from() -> None:
+    loaded = load()
+    cache = loaded.model.new_cache()
+    prefill(loaded.model, IDS[:-1], cache, never)
+    decoding = tempo_mlx.Session(loaded).stream(IDS, cache=cache, **SETTINGS)
+    assert decoding.cache is cache
+    same(decoding.complete(), tempo_mlx.generate(loaded, IDS, **SETTINGS))
 
 
 def test_streams_begun_earlier_go_on_undisturbed() -> None:

@@ -151,11 +151,13 @@ def test_plain_decoding_samples_at_the_temperature(loaded: LoadedModel) -> None:
     draws = []
     for seed in range(2000):
         state = start.copy()
-        state.random = np.random.default_rng(seed)
+        state.config = replace(start.config, seed=seed)
         draws.append(int(state.select(wanted)[0]))
     share = np.bincount(draws, minlength=VOCABULARY) / 2000
     assert (abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / 2000) + 1e-3).all()
-    texts = {generate(loaded, PROMPT, decoder="plain", max_tokens=8, seed=s).final_text for s in (1, 1, 2, 3)}
+    runs = [generate(loaded, PROMPT, decoder="plain", max_tokens=8, seed=s) for s in (1, 1, 2, 3)]
+    texts = {run.final_text for run in runs}
+    assert {step.threshold for step in runs[0].steps} == {None}  # no token was held against one
     assert 1 < len(texts) <= 3  # the same seed gives the same text
 
 
@@ -238,6 +240,14 @@ def test_limits_end_a_run_and_keep_it(loaded: LoadedModel) -> None:
     assert run.finish_reason == "memory" and 0 < len(run.steps) < 30 and rows <= 12
     late = generate(loaded, PROMPT, max_tokens=30, timeout=1e-9)
     assert late.finish_reason == "timeout" and not late.steps
+
+
+def test_a_member_that_ends_the_text_takes_no_slot_of_the_limit() -> None:
+    from tests.small import PROMPT, small
+
+    whole = {"threshold": 0.0, "max_parallel_tokens": 8, "max_tokens": 2, "max_cache_tokens": len(PROMPT) + 7}
+    run = generate(small(8), PROMPT, **whole)
+    assert [len(step.tokens) for step in run.steps] == [8, 8]
 
 
 def test_cancelling_keeps_what_there_is(loaded: LoadedModel) -> None:

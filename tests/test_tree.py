@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from tempo_mlx.api import generate, stream
 from tempo_mlx.decode.branches import Branches
 from tempo_mlx.decode.decoder import Reading
+from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.decode.score import score_sequences
-from tempo_mlx.decode.tree import Frontier, Node, most_different
+from tempo_mlx.decode.tree import Choice, Frontier, Node, Tree, most_different
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.report.run import Run
 from tempo_mlx.report.verify import verify
@@ -240,6 +242,23 @@ def test_a_run_ends_when_as_many_texts_have_ended_as_were_wanted() -> None:
     eos = loaded(often=True).tokenizer.eos_ids
     assert run.finish_reason == "stop" and len(run.steps) < 60
     assert [path.token_ids[-1] in eos for path in run.paths] == [True] * 3
+
+
+def test_texts_under_way_are_given_where_a_rule_ends_the_run() -> None:
+    class Short:
+        threshold, width = None, 2
+
+        def __call__(self, frontier: Frontier) -> Choice:
+            best = np.argsort(-frontier.log_probs[-1])[:2].tolist()
+            first = not frontier.nodes[0].length
+            rows = (
+                [(0, token) for token in best] if first else [(row, 7) for row in range(len(frontier.nodes))]
+            )
+            return Choice([frontier.child(*pair) for pair in rows], done=frontier.nodes[0].length == 2)
+
+    decoder = replace(DECODERS["tree"], start=lambda setup: Tree(setup, Short()))
+    run = generate(loaded(), prompt(1), decoder=decoder, max_tokens=9, min_steps=9)
+    assert [len(path.token_ids) for path in run.paths] == [3, 3] and run.final_text == run.paths[0].text
 
 
 def test_a_stop_string_ends_its_own_text_only() -> None:

@@ -89,7 +89,7 @@ class Ahead:
 
 def choice_of(tempo: Tempo, weights: Floats, length: int) -> Choice:
     """What to choose for set number `length`, of rows with these weights."""
-    place = tempo.random.random() if tempo.rules.sampled else None
+    place = tempo.place(length) if tempo.rules.sampled else None
     excluded = tuple(tempo.excluded(length))
     return Choice(weights, scale_of(tempo.config.temperature), tempo.rules.width, excluded, place)
 

@@ -67,6 +67,8 @@ def combine(log_probs: Float32s, weights: ArrayLike, rule: str = "mix") -> Float
         result = np.exp(log_probs).mean(axis=0)
     else:
         pooled = log_probs.mean(axis=0) if rule == "product" else log_probs.max(axis=0)
+        if np.isneginf(pooled).all():  # truncation left the rows nothing in common
+            return combine(log_probs, weights)
         result = np.exp(pooled - pooled.max())
         result /= result.sum()
     return result

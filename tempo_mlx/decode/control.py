@@ -127,10 +127,17 @@ class Control:
 
     def score(self, logits: Float32s, texts: Texts) -> Float32s:
         """The `log_probs` alone, of texts that need not be of the grammar: -inf for all that it does not allow."""
-        if self.truncations:
+        allowed = None if self.constraint is None else self.constraint.allowed(texts, any_text=True)
+        if not self.truncations:
+            gone = None if allowed is None else ~allowed
+            return without(log_probabilities(self.adjusted(logits, texts)), gone)
+        if allowed is None:
             return self(logits, texts).log_probs
-        gone = None if self.constraint is None else ~self.constraint.allowed(texts, any_text=True)
-        return without(log_probabilities(self.adjusted(logits, texts)), gone)
+        found = np.full(logits.shape, -np.inf, np.float32)
+        followed = np.flatnonzero(allowed.any(axis=1))  # what has left the grammar has nothing to truncate
+        if len(followed):
+            found[followed] = self(logits[followed], [texts[row] for row in followed.tolist()]).log_probs
+        return found
 
     def adjusted(self, logits: Float32s, texts: Texts) -> Float32s:
         """The logits (k, V) after bias, penalties and functions."""
@@ -139,7 +146,7 @@ class Control:
         logits = logits.astype(np.float32, copy=True)
         if self.bias is not None:
             ids, values = self.bias
-            logits[:, ids] += values
+            np.add.at(logits.T, ids, values[:, None])  # a token may be named more than once
         for row, text in zip(logits, texts, strict=True) if self.penalties or self.processors else ():
             tokens = np.array([*self.prompt_ids, *text], np.int64)
             for penalty, strength, window in self.penalties:

@@ -112,7 +112,7 @@ class Decoder(ABC):
     @property
     def slots_next(self) -> int:
         """How many it holds when the newest rows are run."""
-        return self.slots + len(self.steps[-1].tokens)
+        return self.slots + sum(token.slot is not None for token in self.steps[-1].tokens)
 
     def recorded(self) -> Sequence[Step]:
         """The steps as the run file has them."""

@@ -50,7 +50,9 @@ def make_rules(config: GenerateConfig, functions: Functions | None = None, *, si
         select=make_selector(config, width, threshold, own),
         width=width,
         sampled=single and config.temperature > 0,
-        threshold=threshold if config.selection == "threshold" and own.select is None else None,
+        threshold=threshold
+        if config.selection == "threshold" and own.select is None and not single
+        else None,
         screen=make_strategy(config),
         prune=prune if prune is None or isinstance(prune, PruneRule) else PruneRule(prune),
         pruning_threshold=scheduled(config, pruning, "pruning"),

@@ -82,7 +82,8 @@ def score(
     if config is not None:
         check_grammar(config)
         control = Control(config, prompt_ids, tokenizer.eos_ids, make_constraint(config, tokenizer))
-    log_probs = score_sequences(loaded.model, prompt_ids, sequences, control=control)
+    with loaded.lock:
+        log_probs = score_sequences(loaded.model, prompt_ids, sequences, control=control)
     return [
         Score(
             item if isinstance(item, str) else tokenizer.decode(ids, continues=True),

@@ -40,7 +40,6 @@ class Tempo(Decoder):
         self.ahead = ahead_of(setup, rules, self.control)
         self.pinned: frozenset[int] = frozenset()  # slots that no rule removes
         self.spared: frozenset[int] = frozenset()  # those that one would have removed
-        self.random = np.random.default_rng(self.config.seed)
         self.first = self.control(self.run_prompt(setup), [[]])  # of one row
         self.rewind()
 
@@ -216,8 +215,14 @@ class Tempo(Decoder):
             if not self.rules.sampled and not np.delete(probabilities, columns).any():
                 return np.array([eligible.argmax()])  # all others underflowed: no rule can tell them apart
         if self.rules.sampled:
-            return np.array([draw(eligible, self.random.random())])
+            return np.array([draw(eligible, self.place(index))])
         return self.rules.select(probabilities, index, columns)
+
+    def place(self, index: int) -> float:
+        """Where in its distribution a step draws, 0..1: by seed and step alone, wherever a run was gone on with."""
+        random = np.random.PCG64(self.config.seed)
+        random.advance(index)
+        return float(np.random.Generator(random).random())
 
     def screen(self, tokens: Ints, probabilities: Float32s) -> tuple[Ints, tuple[Rejected, ...]]:
         """Those of the selected tokens (best first) that join the set, and those that do not."""
@@ -296,7 +301,7 @@ class Tempo(Decoder):
         """An independent state; the arrays are shared until written."""
         other = copy.copy(self)
         other.cache, other.lattice = self.cache.copy(), copy.copy(self.lattice)
-        other.random, other.steps = copy.deepcopy((self.random, self.steps))
+        other.steps = copy.deepcopy(self.steps)
         other.ahead = None if self.ahead is None else self.ahead.copy()
         slotted = (m for s in other.steps for m in s.tokens if m.slot is not None)
         other.members = {m.slot: m for m in slotted if m.slot in self.members}

@@ -142,7 +142,8 @@ class Tree(Decoder):
         """The texts so far, ended or not, by falling mean log-probability per token; at most the rule's width, and
         under `best_of` the `branches` that are probable and say what no other does.
         """
-        texts = self.ended if self.done else [*self.ended, *(node for node in self.nodes if node.length)]
+        going = [] if self.done and self.ended else [node for node in self.nodes if node.length]
+        texts = [*self.ended, *going]
         ranked = sorted(texts, key=lambda node: -node.log_prob / node.length)[: self.rule.width]
         readings = [reading_of(node) for node in ranked]
         if not self.config.best_of:

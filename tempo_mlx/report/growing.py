@@ -29,7 +29,7 @@ from tempo_mlx.report.phrases import (
     within,
 )
 from tempo_mlx.report.stops import cut_at_stop
-from tempo_mlx.report.text import REPLACEMENT, JointText, Tokenizer, texts_along
+from tempo_mlx.report.text import Tokenizer, texts_along
 
 UPDATE_SECONDS = 0.001  # that a step spends on reading what has settled
 
@@ -145,14 +145,7 @@ class GrowingPhrases:
     def _is_cut(self, index: int) -> bool:
         """As phrases.is_cut, of an open set whose member has no text yet. Were it a cut, the best path has settled."""
         (first, *others) = usable(self._open[index], last=False)
-        if others or not is_read(first):
-            return False
-        text = self._tokenizer.token_text(first.id)
-        if REPLACEMENT in text:  # part of a character, which counts where it is whole
-            joint = JointText(self._tokenizer)
-            for chosen in self._best[: index + 1]:
-                text = joint.add(chosen.member.id)[1] if is_read(chosen.member) else ""
-        return begins_word(text)
+        return not others and is_read(first) and begins_word(self._tokenizer.token_text(first.id))
 
     def _last(self) -> list[Phrase]:
         """Of the open sets, which the text ends with."""

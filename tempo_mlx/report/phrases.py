@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
@@ -152,10 +152,28 @@ class Stretch:
             layers = [Layer(layers[0].members, np.zeros((1, 1))), *layers[1:]]
         return cls(layers, start, last, read)
 
-    def reading(self, choice: Sequence[int]) -> Reading:
-        texts = tuple(texts[index] for texts, index in zip(self.texts, choice, strict=True))
+    def characters(self, choice: Sequence[int]) -> Iterator[dict[int, int]]:
+        """The tokens on this path, by set, that make up characters together: all but the last are without text."""
+        parts: dict[int, int] = {}
+        for t, (layer, index) in enumerate(zip(self.layers, choice, strict=True)):
+            begins = is_read(layer.members[index]) and not self.texts[t][index]
+            if parts or begins:
+                parts[t] = index
+            if self.texts[t][index] and parts:
+                yield parts
+                parts = {}
+
+    def reading(self, choice: Sequence[int], characters: Sequence[Mapping[int, int]] = ()) -> Reading:
+        """characters: of the path along which members have their texts; what tokens say that are in one of those
+        which the choice does not take whole is not known.
+        """
+        texts = [texts[index] for texts, index in zip(self.texts, choice, strict=True)]
+        for parts in characters:
+            shared = [t for t, index in parts.items() if choice[t] == index]
+            for t in shared if len(shared) < len(parts) else ():
+                texts[t] = REPLACEMENT
         slots = tuple(layer.members[index].slot for layer, index in zip(self.layers, choice, strict=True))
-        return Reading(texts, self.start, slots, tuple(words_of(texts)))
+        return Reading(tuple(texts), self.start, slots, tuple(words_of(texts)))
 
 
 def words_of(texts: Iterable[str]) -> Iterator[str]:
@@ -187,7 +205,7 @@ def phrases_along(
     layers: Sequence[Layer[TextToken]], start: int, show_above: float, seed: int = 0
 ) -> list[Phrase]:
     """The phrases from step `start`, which is 0 or a cut, to the end."""
-    cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t])), len(layers)]
+    cuts = [0, *(t for t in range(1, len(layers)) if is_cut(layers[t], layers[t - 1])), len(layers)]
     found: list[Phrase] = []
     for since, until in pairwise(cuts):
         part = layers[since : until + 1]
@@ -220,13 +238,15 @@ def phrases_in(
     return within(found, start, start + len(final_text))
 
 
-def is_cut(layer: Layer[TextToken]) -> bool:
+def is_cut(layer: Layer[TextToken], before: Layer[TextToken]) -> bool:
     """Whether all readings go through one member, and a word begins there.
 
-    What comes before such a set and what comes after are then independent, and are read each on its own.
+    What comes before such a set and what comes after are then independent, and are read each on its own. Not so where
+    it completes a character that the set before began.
     """
     (first, *others) = layer.members
-    return not others and is_read(first) and begins_word(first.text)
+    begun = any(is_read(member) and not member.text for member in before.members)
+    return not others and is_read(first) and begins_word(first.text) and not begun
 
 
 def begins_word(text: str) -> bool:
@@ -243,10 +263,11 @@ def phrases_of(
         return [plain(best, 0, len(best.text))] if best.text else []
     aligned: list[Aligned] = []
     choices, weights = yield from weighed(stretch.layers, seed)
+    characters = [*stretch.characters(choice)]
     for other in choices:
-        aligned.append(Aligned.of(best, stretch.reading(other), stops=stretch.last))
+        aligned.append(Aligned.of(best, stretch.reading(other, characters), stops=stretch.last))
         yield
-    forks: list[Phrase] = []
+    forks: list[tuple[int, Phrase]] = []
     for group in (yield from groups(best, aligned, weights, show_above)):
         fork = yield from fork_of(best, aligned, weights, group, show_above)
         forks += [fork] if fork else []
@@ -377,8 +398,10 @@ def common(one: set[int], other: set[int], weights: Floats) -> float:
 
 def fork_of(
     best: Reading, aligned: Sequence[Aligned], weights: Floats, group: tuple[int, int], show_above: float
-) -> Pieces[Phrase | None]:
-    """The alternatives to the best reading's words of a group; None where no single one is probable enough."""
+) -> Pieces[tuple[int, Phrase] | None]:
+    """The alternatives to the best reading's words of a group, and where in its text those are; None where no single
+    one is probable enough.
+    """
     start, end = group
     own = content(best.words[start:end])
     shares: dict[Content, float] = defaultdict(float)
@@ -400,16 +423,13 @@ def fork_of(
     if not found:
         return None
     first, last = best.spans[start][0], best.spans[end - 1][1]
-    return Phrase(best.text[first:last], shares[own], tuple(found), *best.steps(first, last))
+    return first, Phrase(best.text[first:last], shares[own], tuple(found), *best.steps(first, last))
 
 
-def joined(best: Reading, forks: Sequence[Phrase]) -> Iterator[Phrase]:
-    """The forks with the plain text between them."""
+def joined(best: Reading, forks: Sequence[tuple[int, Phrase]]) -> Iterator[Phrase]:
+    """The forks, which begin at these characters, with the plain text between them."""
     at = 0
-    for fork in forks:
-        place = best.text.index(
-            fork.text, max(at, best.ends[fork.start - best.start - 1] if fork.start > best.start else 0)
-        )
+    for place, fork in forks:
         if place > at:
             yield plain(best, at, place)
         yield fork

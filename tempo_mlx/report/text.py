@@ -17,6 +17,8 @@ REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
 
 
 class Detokenizer(Protocol):
+    @property
+    def open(self) -> bool: ...
     def add(self, token_id: int, /) -> str: ...
     def finish(self) -> str: ...
 
@@ -32,13 +34,15 @@ Label = Callable[[Token], str]
 class JointText:
     """Texts of the tokens of a sequence, one by one, so that joined they are the text of the sequence.
 
-    A token that holds only part of a character has no text of its own: the character goes to the token that
-    completes it. Bytes that never become a character read as U+FFFD.
+    A token that ends inside a character has no text of its own: what it says goes to the token that completes the
+    character. So a token begins inside one if, and only if, the text of the one before it is empty. Bytes that never
+    become a character read as U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._open: Detokenizer | None = None
+        self._held = ""
 
     def add(self, token: int) -> tuple[str, str]:
         """(what is to be said of bytes left over from earlier tokens, the text of this one)."""
@@ -47,11 +51,13 @@ class JointText:
             return self.finish(), text
         if self._open is None:
             self._open = self._tokenizer.detokenizer(continues=True)
-        return "", self._open.add(token)
+        text = self._held + self._open.add(token)
+        self._held = text if self._open.open else ""
+        return "", "" if self._open.open else text
 
     def finish(self) -> str:
-        rest = self._open.finish() if self._open is not None else ""
-        self._open = None
+        rest = self._held + self._open.finish() if self._open is not None else ""
+        self._open, self._held = None, ""
         return rest
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tempo_mlx.api import DecodingKeywords, Message, Stream, check_config, checked_messages
-from tempo_mlx.config import GenerateConfig, as_dict
+from tempo_mlx.config import GenerateConfig, as_dict, unused
 from tempo_mlx.decode.decoder import DecoderSpec
 from tempo_mlx.errors import PromptError
 from tempo_mlx.files import read_text, write_atomic
@@ -116,10 +116,15 @@ class Conversation:
 
     def again(self, **settings: Unpack[DecodingKeywords]) -> Run:
         """Another answer to the last question, in place of the first; another `seed`, say. Raises PromptError."""
+        said = [*self.messages]
         question = self.undo()
         if question is None:
             raise PromptError("Nothing was asked yet; ask something first.")
-        return self.ask(question, **settings)
+        try:
+            return self.ask(question, **settings)
+        except BaseException:
+            self.messages[:] = said
+            raise
 
     def reset(self) -> None:
         """Forget all that was said."""
@@ -163,6 +168,11 @@ def read_conversation(path: str | os.PathLike[str]) -> tuple[list[Message], Gene
 
 
 def changed(config: GenerateConfig) -> dict[str, Any]:
-    """Those settings that are not at their defaults; they make the same configuration."""
-    default = as_dict(GenerateConfig())
-    return {name: value for name, value in as_dict(config).items() if value != default[name]}
+    """Those settings in force that are not what the others make of them: at their defaults, mostly. They make the
+    same configuration.
+    """
+    values, default = as_dict(config), as_dict(GenerateConfig())
+    values = {name: value for name, value in values.items() if not unused(name, values)}
+    found = {name: value for name, value in values.items() if value != default[name]}
+    made = as_dict(resolve({}, found))
+    return {name: value for name, value in values.items() if name in found or value != made[name]}

@@ -310,6 +310,6 @@ def explain(member: Member, step: Step, best: bool) -> tuple[str, str]:
         return "end", f"Ends the text; probability {probability}."
     if step.threshold is not None and member.probability >= step.threshold:
         return "kept", f"Kept: its probability {probability} is at least the threshold {step.threshold:.3g}."
-    if best:
+    if best and step.threshold is not None:
         return "kept", f"Kept: with probability {probability} it is the best of its step."
     return "kept", f"Kept: chosen with probability {probability}."

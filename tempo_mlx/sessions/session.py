@@ -39,10 +39,11 @@ class Session:
     def stream(
         self, prompt: Prompt, config: GenerateConfig | None = None, **settings: Unpack[DecodingKeywords]
     ) -> Stream:
-        """As `tempo_mlx.stream`."""
+        """As `tempo_mlx.stream`. A `cache` is gone on from in place of what was run before."""
         decoding = stream(self.loaded, prompt, config, **settings)
         ids = decoding.prompt.token_ids
-        decoding.cache = self._known.prefix(self.loaded.model, ids)
+        if settings.get("cache") is None:
+            decoding.cache = self._known.prefix(self.loaded.model, ids)
         self._known = PromptCache(ids, decoding.cache)
         return decoding
 

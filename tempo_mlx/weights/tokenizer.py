@@ -258,6 +258,11 @@ class Detokenizer:
         self._strip = strip_first_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def open(self) -> bool:
+        """Whether a character has begun and is not complete."""
+        return bool(self._decoder.getstate()[0])
+
     def add(self, index: int) -> str:
         if index in self._skip:
             return ""

@@ -51,7 +51,8 @@ class LatticeReplay:
         own = None
         if "prune" in claims.own:  # not to be known, but what it looked at is recorded
             own = PruneRule(lambda context: (), needs_attention=has_looked(claims))
-        self.rules = make_rules(config, Functions(prune=own), single=run.decoder == "plain")
+        self.single = run.decoder == "plain"
+        self.rules = make_rules(config, Functions(prune=own), single=self.single)
         attention = self.rules.prune is not None and self.rules.prune.needs_attention
         probes = self.rules.screen is not None and self.rules.screen.coherence is not None
         model = Replayed(dense, claims.loaded.model, attention=attention or probes, one_by_one=probes)
@@ -241,7 +242,8 @@ class LatticeReplay:
             if early:
                 book.early_agreed.append(best == ids[0])
         threshold = None if "select" in self.claims.own else self._threshold(index)
-        if "schedule" not in self.claims.own:
+        old = self.single and record.threshold == config.threshold  # of an older file; it decided nothing
+        if "schedule" not in self.claims.own and not old:
             book.same(f"the threshold of step {index}", record.threshold, threshold)
         if forced is not None:
             book.same(f"the tokens of step {index}, which the thinking budget forces", ids, [forced])
