@@ -1,5 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { auditTable, earlyExit } from './describe'
+import { auditTable, earlyExit, why } from './describe'
+import type { Member } from './lattice'
+import type { Step } from './run'
 
 const exit = { layer: 24, target: 0.95, least: 4.2, left: 9, audited: 8, agreed: 7, closed: false }
 const audit = { kv: 'exact', passes: 18, mean_layers: 28.25, agreement: 0.875, exits: [exit] }
@@ -22,4 +24,16 @@ describe('the audit of an early-exit run', () => {
       'layer 27': '9 left, 7 of 8 agreed, closed',
     })
   })
+})
+
+describe('why a token is there', () => {
+  const member = (rank: number) =>
+    ({ rank, token: { id: 5, slot: 3, removed_after: null, probability: 0.25 } }) as unknown as Member
+  const step = (threshold: number | null) => ({ threshold }) as unknown as Step
+
+  it.each([
+    [0, 0.1, 'The most probable token of its step, which is always kept.'],
+    [1, 0.1, 'Its probability 0.25 reaches the threshold 0.1.'],
+    [0, null, 'Chosen by the decoder.'], // it may have been drawn
+  ])('of rank %i at threshold %s', (rank, threshold, words) => expect(why(member(rank), step(threshold))).toBe(words))
 })

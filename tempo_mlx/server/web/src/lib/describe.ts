@@ -25,8 +25,8 @@ export function why(member: Member, step: Step): string {
     return `${what} ${when}: ${removal.signal} ${short(removal.score)} is under ${short(removal.threshold)}.${kept}`
   }
   if (endsText(token)) return 'Ends the text here; it has no row, so nothing follows it.'
-  if (rank === 0) return 'The most probable token of its step, which is always kept.'
   if (step.threshold === null) return 'Chosen by the decoder.'
+  if (rank === 0) return 'The most probable token of its step, which is always kept.'
   return `Its probability ${short(token.probability)} reaches the threshold ${short(step.threshold)}.`
 }
 
