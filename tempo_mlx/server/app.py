@@ -19,7 +19,7 @@ from tempo_mlx._version import __version__
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server import anthropic, docs_page, ollama, openai, responses, routes, session_routes
 from tempo_mlx.server.context import Context
-from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.errors import ApiError, nested_too_deeply
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.models import Models
 from tempo_mlx.server.security import Guard
@@ -137,6 +137,10 @@ def _add_errors(app: FastAPI) -> None:
         code = CODES.get(error.status_code, "bad_request")
         sentence = SENTENCES.get(error.status_code, str(error.detail))
         return answer(request, ApiError(error.status_code, code, sentence, headers=dict(error.headers or {})))
+
+    @app.exception_handler(RecursionError)
+    async def nested(request: Request, error: RecursionError) -> Response:
+        return answer(request, nested_too_deeply())
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:

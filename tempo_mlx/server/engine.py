@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.ranks import processes as ranks
-from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.errors import ApiError, nested_too_deeply
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.process import WorkerProcess
 from tempo_mlx.server.protocol import (
@@ -368,7 +368,10 @@ class Engine:
             ticket.state = "running"
             self._running[ticket.id] = ticket
             self.metrics.queue_seconds.observe(time.monotonic() - ticket.created)
-            self._send(Submit(ticket.id, ticket.kind, ticket.payload))
+            try:
+                self._send(Submit(ticket.id, ticket.kind, ticket.payload))
+            except RecursionError:
+                self._finish(ticket, nested_too_deeply())
 
     def _finish(self, ticket: Ticket, error: ApiError | None = None) -> None:
         if ticket.state == "done":

@@ -78,6 +78,11 @@ STATUSES: tuple[tuple[type[TempoError], int, str, str | None], ...] = (
 )
 
 
+def nested_too_deeply() -> ApiError:
+    """Of values that Python's own limit on nesting keeps from being read, written or handed on."""
+    return ApiError(400, "invalid_value", "The request is nested too deeply; send values with fewer levels.")
+
+
 def translate(error: TempoError) -> ApiError:
     """How an error of ours is shown to the client."""
     message = str(error)
