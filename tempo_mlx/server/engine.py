@@ -203,6 +203,8 @@ class Engine:
         """The model cannot be had. Where others can make room for it, it is loaded again; where requests had it loaded,
         the next may try again; else that is the end.
         """
+        if self._process is not None:
+            self._ending = self._keep(self._process.end())  # with the thread that writes to it
         self._process = None
         freed = self.make_room() if failure.memory else None
         meanwhile = (

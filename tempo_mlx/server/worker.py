@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.errors import MemoryLimitError, RankLostError, TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Ask, Forward
@@ -151,6 +152,9 @@ class Worker:
                 message = event(job, reply)
         except (TempoError, ApiError) as error:
             message = problem(job.id, error)
+        except Interrupted as stop:  # what was made so far is nothing by itself
+            sentence = f"The request ended ({stop}) before there was an answer."
+            message = Problem(job.id, 504 if str(stop) == "timeout" else 409, str(stop), sentence)
         except RecursionError:
             message = problem(job.id, nested_too_deeply())
         except Exception:  # must not end the other requests; the traceback is logged
