@@ -77,7 +77,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=["*"],  # clients send many of their own; what a page may read is said by its origin
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Guard, config=config, metrics=metrics)
@@ -120,7 +120,9 @@ def _add_pages(app: FastAPI) -> None:
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, error: ApiError) -> Response:
         id = request.scope.get("state", {}).get("request_id")
-        return Response(error.encoded(id), error.status, error.headers, media_type="application/json")
+        return Response(
+            error.encoded(id, request.url.path), error.status, error.headers, media_type="application/json"
+        )
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

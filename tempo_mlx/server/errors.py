@@ -1,4 +1,4 @@
-"""The one shape of all errors that the server sends: OpenAI's, with our message."""
+"""The shape of all errors that the server sends: OpenAI's, with our message, and others on the routes of others."""
 
 from __future__ import annotations
 
@@ -57,9 +57,14 @@ class ApiError(Exception):
             }
         }
 
-    def encoded(self, request_id: str | None) -> bytes:
-        """The body as ASCII JSON, so that no text from a client can break it."""
-        return json.dumps(self.body(request_id)).encode("ascii")
+    def encoded(self, request_id: str | None, path: str) -> bytes:
+        """The body as clients of this path read it, as ASCII JSON, so that no text from a client can break it."""
+        body = self.body(request_id)
+        if path.startswith("/api/"):
+            body = {**body["error"], "error": self.message}
+        elif path.startswith("/v1/messages"):
+            body = {"type": "error", **body}
+        return json.dumps(body).encode("ascii")
 
 
 # What each of our errors is to a client: the first class that fits. Status, code, and the parameter at fault.
