@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -20,13 +21,16 @@ import tempo_mlx
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode.prefill import never
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.server.engine import Engine, Ticket
+from tempo_mlx.server.app import create_app
+from tempo_mlx.server.engine import REMEMBERED_SESSIONS, Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.openai import Chunks, Shape
 from tempo_mlx.server.protocol import Event
+from tempo_mlx.server.session_routes import keeper
 from tempo_mlx.server.sessions import Sessions
 from tempo_mlx.server.settings import Pace, ServerConfig
+from tests.patience import patient
 from tests.serving import Served, serving, with_context
 from tests.test_server_tools import TEMPLATE
 from tests.twins import twin
@@ -166,10 +170,22 @@ def test_a_model_that_cannot_be_loaded_leaves_no_thread_behind() -> None:
         before = writers()
         with pytest.raises(ApiError):
             await engine.awake()
-        assert engine._ending is not None
-        await engine._ending
-        await asyncio.sleep(0.1)
+        until = time.monotonic() + patient(3)
+        while writers() > before and time.monotonic() < until:
+            await asyncio.sleep(0.05)
         assert writers() == before
         await engine.stop()
 
     asyncio.run(ask())
+
+
+def test_a_session_that_is_used_is_not_forgotten_for_newer_ones() -> None:
+    """With several models it would be looked for at another, and its loss could not be told."""
+    app = create_app([LoadConfig()], ServerConfig())
+    request, engine = cast(Any, SimpleNamespace(app=app)), app.state.context.models.default
+    engine.remember_session("mine")
+    for number in range(2 * REMEMBERED_SESSIONS):
+        engine.remember_session(f"session-{number}")
+        assert keeper(request, "mine") is engine
+    assert "mine" in engine.sessions and len(engine.sessions) == REMEMBERED_SESSIONS
+    assert "session-0" not in engine.sessions

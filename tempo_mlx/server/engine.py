@@ -314,7 +314,9 @@ class Engine:
         return ticket
 
     def remember_session(self, id: str) -> None:
+        """Made, or used."""
         self.sessions[id] = None
+        self.sessions.move_to_end(id)
         if len(self.sessions) > REMEMBERED_SESSIONS:
             self.sessions.popitem(last=False)
 

@@ -39,6 +39,8 @@ def keeper(request: Request, session: str) -> Engine:
     if session in engine.lost_sessions:
         raise ApiError(410, "session_lost", "The session was lost when the model's process ended; import its run, or "
                        "create a new one.")  # fmt: skip
+    if session in engine.sessions:
+        engine.remember_session(session)
     return engine
 
 
