@@ -439,5 +439,5 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], config: Gener
     begun = ""
     if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         messages, begun = messages[:-1], messages[-1]["content"]
-    text, ids = tokenizer.encode_chat([*first, *messages], begun=begun, **variables)
+    text, ids = tokenizer.encode_chat([*first, *messages], begun, **variables)
     return RunPrompt(text, tuple(ids))

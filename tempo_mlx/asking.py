@@ -188,11 +188,12 @@ def score_choices(
     choices: Sequence[str],
     config: GenerateConfig,
     said: str | None = None,
+    interrupted: Interrupt = never,
 ) -> Answers:
     """The probability that the answer begins with each choice, as given or with another first letter's case.
 
     All are scored in one pass on the prompt they share. Of a choice that others begin with, theirs is taken off. said:
-    the question's text, where the prompt is encoded already. Raises ConfigError.
+    the question's text, where the prompt is encoded already. Raises ConfigError, Interrupted.
     """
     names = [choice.strip() for choice in settings_of(GenerateConfig)["choices"].check(choices)]
     if not all(names) or len(set(names)) < len(names):
@@ -200,7 +201,7 @@ def score_choices(
     prompt = encode_prompt(loaded, question, config)
     spelled = spellings(loaded, names, blank=not config.chat)
     sequences = sorted({ids for each in spelled.values() for ids in each}, key=len)
-    scores = score_sequences(loaded.model, prompt.token_ids, sequences)
+    scores = score_sequences(loaded.model, prompt.token_ids, sequences, interrupted=interrupted)
     mass = {ids: math.exp(float(found.sum())) for ids, found in zip(sequences, scores, strict=True)}
     inclusive = dict(mass)
     for ids in sequences:

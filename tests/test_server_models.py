@@ -71,7 +71,9 @@ def test_a_model_is_loaded_when_a_request_names_it(server: Served) -> None:
 def test_an_unknown_name_is_told_those_there_are(path: str, server: Served) -> None:
     answer = server.post(path, {"model": "gpt-4", "prompt": "a"})
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"] == "This server serves the models llama, qwen2."
+    error = answer.json()["error"]
+    message = error if path == "/api/generate" else error["message"]  # as Ollama's clients read it
+    assert message == "This server serves the models llama, qwen2."
 
 
 def test_every_tongue_reaches_every_model(server: Served) -> None:
@@ -122,6 +124,16 @@ def test_where_the_first_is_unloaded_it_is_loaded_again(server: Served) -> None:
     assert known(server)["llama"]["state"] == "ready"
     unload(server, "llama")
     assert text(server, None) == expected
+
+
+@pytest.mark.parametrize("always", [-1, "-1m", "-1"])
+def test_a_model_may_stay_loaded_for_ever(always: Any, server: Served) -> None:
+    asked = server.post("/api/generate", {"model": "llama", "keep_alive": always})
+    assert (asked.status_code, asked.json().get("done_reason")) == (200, "load"), asked.text
+    wrong = server.post(
+        "/api/generate", None, content=b'{"keep_alive": NaN}', headers={"Content-Type": "application/json"}
+    )
+    assert wrong.status_code == 422
 
 
 def test_the_least_recently_used_model_makes_room(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -119,7 +119,7 @@ def test_an_answer_begun_is_continued(server: Served, loaded: LoadedModel) -> No
         max_tokens=6,
     )
     assert answer["choices"][0]["message"]["content"] == more.final_text
-    assert loaded.tokenizer.encode_chat([USER], begun="Well, hello")[0] == text + "Well, hello"
+    assert loaded.tokenizer.encode_chat([USER], "Well, hello")[0] == text + "Well, hello"
 
 
 def test_best_of_gives_the_most_probable_of_more_branches(server: Served) -> None:

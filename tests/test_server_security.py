@@ -91,6 +91,13 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         ServerConfig(api_key_file=str(file))
 
 
+def test_blanks_around_a_key_are_no_part_of_it() -> None:
+    """No header could carry them."""
+    ask = Client(api_keys=(" alpha ",))
+    for headers in ({"Authorization": "Bearer alpha"}, {"X-API-Key": "alpha"}):
+        assert code(ask("POST", "/generate", json=BODY, headers=headers)) == LET_IN
+
+
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     real = security.hmac.compare_digest
@@ -146,6 +153,9 @@ def test_cors_is_off_unless_configured() -> None:
     granted = ask("OPTIONS", "/generate", headers=preflight)
     assert granted.status_code == 200
     assert granted.headers["access-control-allow-origin"] == "https://app.example"
+    for client in ("x-stainless-lang", "anthropic-version,x-api-key"):  # what their own clients send
+        asked = {**preflight, "Access-Control-Request-Headers": client}
+        assert ask("OPTIONS", "/v1/messages", headers=asked).status_code == 200
     refused = ask("POST", "/generate", json=BODY, headers={"Origin": "https://app.example"})
     assert code(refused) == (401, "invalid_api_key")
     assert refused.headers["access-control-allow-origin"] == "https://app.example", "the page can read why"
@@ -392,6 +402,20 @@ def test_it_listens_on_this_machine_only_unless_told() -> None:
     with bind(ServerConfig().host, 0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
         assert listening.family == socket.AF_INET
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("::", "http://localhost:80"),
+        ("fe80::1", "http://[fe80::1]:80"),
+        ("10.0.0.1", "http://10.0.0.1:80"),
+    ],
+)
+def test_the_address_that_is_told_can_be_opened(address: str, url: str) -> None:
+    from tempo_mlx.server.serve import url_of
+
+    assert url_of(address, 80) == url
 
 
 def test_logs_name_requests_and_hide_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

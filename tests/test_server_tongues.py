@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +13,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 pytest.importorskip("llguidance")
 
+from tempo_mlx.server import responses
+from tempo_mlx.server.protocol import Event
 from tests.serving import Served, serving, with_context
 from tests.test_server_tools import TEMPLATE
 from tests.twins import twin
@@ -65,6 +68,20 @@ def test_a_message_of_anthropics(anthropic: Any, server: Served) -> None:
     assert anthropic.messages.create(**ASK, messages=again).content[0].text
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_stop_sequence_of_anthropics(streams: bool, anthropic: Any) -> None:
+    whole = anthropic.messages.create(**{**ASK, "max_tokens": 20}, messages=[USER]).content[0].text
+    last = whole[len(whole) // 2]
+    body = {**ASK, "max_tokens": 20, "messages": [USER], "stop_sequences": ["never said", last]}
+    if streams:
+        with anthropic.messages.stream(**body) as stream:
+            answer = stream.get_final_message()
+    else:
+        answer = anthropic.messages.create(**body)
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", last)
+    assert "".join(block.text for block in answer.content) == whole[: whole.index(last)]
+
+
 def test_a_stream_of_anthropics(anthropic: Any, server: Served) -> None:
     whole = anthropic.messages.create(**ASK, messages=[USER])
     with anthropic.messages.stream(**ASK, messages=[USER]) as stream:
@@ -105,8 +122,10 @@ def test_errors_reach_anthropics_client(anthropic: Any) -> None:
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
     with pytest.raises(package.BadRequestError, match="leave out images"):
         anthropic.messages.create(**ASK, messages=[{"role": "user", "content": [picture]}])
-    with pytest.raises(package.NotFoundError):
+    with pytest.raises(package.NotFoundError) as raised:
         anthropic.messages.create(**{**ASK, "model": "claude"}, messages=[USER])
+    assert raised.value.body["type"] == "error"
+    assert raised.value.body["error"]["type"] == "not_found_error"
     with pytest.raises(package.BadRequestError):
         anthropic.messages.create(**{**ASK, "extra_body": {"temperature": -1}}, messages=[USER])
 
@@ -177,8 +196,11 @@ def test_what_ollamas_clients_ask_about_the_model(ollama: Any, server: Served) -
     assert "completion" in ollama.show(MODEL).capabilities
     assert server.get("/api/version").json()["version"]
     package = pytest.importorskip("ollama")
-    with pytest.raises(package.ResponseError):
+    with pytest.raises(package.ResponseError) as raised:
         ollama.chat(model="llama3", messages=[USER])
+    assert raised.value.error == "This server serves the model twin only."
+    told = server.post("/api/chat", {"model": "llama3", "messages": [USER]}).json()
+    assert (told["error"], told["code"], told["param"]) == (raised.value.error, "model_not_found", "model")
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +252,32 @@ def test_what_a_response_cannot_be_is_refused(server: Served) -> None:
     for more in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}):
         answer = server.post("/v1/responses", {"input": "Hello", **more})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(more)))
+
+
+def test_a_blank_before_a_call_is_a_message_of_its_own() -> None:
+    """What was begun in a stream is ended in it, and no two items have one place."""
+    asked: Any = SimpleNamespace(id="1", model=MODEL, engine=None, config=SimpleNamespace(seed=0))
+    call = {"id": "c", "name": "weather", "arguments": "{}"}
+    for text, calls, expected in (
+        ("\n", [call], ["message", "function_call"]),
+        ("", [call], ["function_call"]),
+        ("", [], ["message"]),
+    ):
+        events = responses.Events(asked, cast(Any, None))
+        ended = {"text": text, "calls": calls, "finish_reason": "stop"}
+        end = {
+            "choices": [ended],
+            "rest": {"text": ""},
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+        }
+        told = [
+            Event("1", "delta", json.dumps({"text": text})),
+            Event("1", "end", json.dumps(end), last=True),
+        ]
+        said = [json.loads(chunk.split(b"data: ")[1]) for event in told for chunk in events.written(event)]
+        for kind in ("added", "done"):
+            items = [each for each in said if each["type"] == f"response.output_item.{kind}"]
+            assert [(each["output_index"], each["item"]["type"]) for each in items] == list(
+                enumerate(expected)
+            )
+        assert [item["type"] for item in said[-1]["response"]["output"]] == expected

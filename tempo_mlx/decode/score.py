@@ -106,8 +106,7 @@ def score_sequences(
 
     cache: holds the prompt in its first slots, which are taken from there; it is left as it is.
     control: what changes the distributions, if anything does.
-    Raises PromptError for a prompt or sequence the model has no room for, Interrupted while the prompt is
-    run.
+    Raises PromptError for a prompt or sequence the model has no room for, Interrupted between two passes.
     """
     check_prompt(model, prompt_ids)
     _check_lengths(model, len(prompt_ids), sequences)
@@ -121,7 +120,11 @@ def score_sequences(
         cache.keep(np.arange(shared))
     whole = model.architecture.recurrent and len(sequences)  # whose states would be those of one group's end
     groups = [sequences] if whole else in_groups(sequences, TREE)
-    return [found for group in groups for found in _score_tree(model, prompt_ids, group, cache, control)]
+    return [
+        found
+        for group in groups
+        for found in _score_tree(model, prompt_ids, group, cache, control, interrupted)
+    ]
 
 
 def in_groups(sequences: Sequence[Sequence[int]], most: int) -> Iterator[Sequence[Sequence[int]]]:
@@ -142,6 +145,7 @@ def _score_tree(
     sequences: Sequence[Sequence[int]],
     cache: Any,
     control: Control | None,
+    interrupted: Interrupt,
 ) -> list[Floats]:
     """As `score_sequences`; cache holds the prompt but its last token, which is the root of the tree."""
     shared = len(prompt_ids) - 1
@@ -152,6 +156,8 @@ def _score_tree(
     found = np.empty(len(wanted))
     chunk = max(1, min(512, LOGITS_AT_ONCE // model.architecture.vocab_size))
     for start in range(0, len(tokens), chunk):
+        if reason := interrupted():
+            raise Interrupted(reason)
         stop = min(start + chunk, len(tokens))
         bias = np.zeros((stop - start, shared + stop), np.float32)
         bias[:, shared:] = ancestor_bias(parents[:stop], stop - start)

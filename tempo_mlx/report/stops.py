@@ -20,6 +20,12 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
+def stop_in(text: str, stop: Sequence[str]) -> str | None:
+    """The stop string that ends `text`: the first in it."""
+    found = [(at, each) for each in stop if (at := text.find(each)) >= 0]
+    return min(found)[1] if found else None
+
+
 class Stops:
     """The stop strings of a run, and which texts hold one."""
 

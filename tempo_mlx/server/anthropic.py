@@ -192,7 +192,10 @@ def head(id: str, model: str) -> dict[str, Any]:
 
 
 def ending(choice: dict[str, Any]) -> dict[str, Any]:
-    return {"stop_reason": REASONS[choice["finish_reason"]], "stop_sequence": None}
+    reason, stop = choice["finish_reason"], choice["stop"]
+    if reason == "stop" and stop is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    return {"stop_reason": REASONS[reason], "stop_sequence": None}
 
 
 def usage(counts: dict[str, int]) -> dict[str, int]:

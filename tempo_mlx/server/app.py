@@ -19,7 +19,7 @@ from tempo_mlx._version import __version__
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server import anthropic, docs_page, ollama, openai, responses, routes, session_routes
 from tempo_mlx.server.context import Context
-from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.errors import ApiError, nested_too_deeply
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.models import Models
 from tempo_mlx.server.security import Guard
@@ -77,7 +77,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=["*"],  # clients send many of their own; what a page may read is said by its origin
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Guard, config=config, metrics=metrics)
@@ -120,7 +120,9 @@ def _add_pages(app: FastAPI) -> None:
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, error: ApiError) -> Response:
         id = request.scope.get("state", {}).get("request_id")
-        return Response(error.encoded(id), error.status, error.headers, media_type="application/json")
+        return Response(
+            error.encoded(id, request.url.path), error.status, error.headers, media_type="application/json"
+        )
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
@@ -137,6 +139,10 @@ def _add_errors(app: FastAPI) -> None:
         code = CODES.get(error.status_code, "bad_request")
         sentence = SENTENCES.get(error.status_code, str(error.detail))
         return answer(request, ApiError(error.status_code, code, sentence, headers=dict(error.headers or {})))
+
+    @app.exception_handler(RecursionError)
+    async def nested(request: Request, error: RecursionError) -> Response:
+        return answer(request, nested_too_deeply())
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:

@@ -15,14 +15,14 @@ from tempo_mlx.config import GenerateConfig
 from tempo_mlx.decode import thinking
 from tempo_mlx.decode.constraint import check_grammar
 from tempo_mlx.decode.paths import Chosen, is_read, trace
-from tempo_mlx.decode.prefill import Interrupt, Interrupted
+from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.score import score_prompt
 from tempo_mlx.decode.settled import SettledReading, removal_window
 from tempo_mlx.decode.step import Member
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.records import RunPath, RunPrompt
 from tempo_mlx.report.run import Run
-from tempo_mlx.report.stops import Stops, TextStream, cut_at_stop
+from tempo_mlx.report.stops import Stops, TextStream, cut_at_stop, stop_in
 from tempo_mlx.report.text import JointText
 from tempo_mlx.server.decoding import costs
 from tempo_mlx.server.errors import ApiError
@@ -88,7 +88,8 @@ def complete(
         tail = scores.entries(reading.tail, joint)
         ids += [c.member.id for c in reading.tail if is_read(c.member)]
         said = reader.said(ids, (run.reasoning, run.final_text))
-        one = choice(said, echo, run.finish_reason == "stop", len(run.steps), echoed + sent + tail)
+        stop = stop_in(tokenizer.decode(ids, continues=True), config.stop)
+        one = choice(said, echo, run.finish_reason == "stop", len(run.steps), echoed + sent + tail, stop)
         choices, rest = [one], {**parts.rest(said), "tokens": tail, "calls": one["calls"]}
     else:
         choices, rest = branches(stream, run.paths[: payload["n"]], reader, scores, (echo, echoed)), None
@@ -130,14 +131,21 @@ def ended(prompt: RunPrompt, choices: list[dict[str, Any]], rest: dict[str, Any]
 
 
 def choice(
-    said: Said | None, echo: str, ended: bool, count: int, tokens: list[dict[str, Any]]
+    said: Said | None,
+    echo: str,
+    ended: bool,
+    count: int,
+    tokens: list[dict[str, Any]],
+    stop: str | None = None,
 ) -> dict[str, Any]:
-    """count: of all tokens; `tokens`: those of the text, with their scores where asked for."""
+    """count: of all tokens; `tokens`: those of the text, with their scores where asked for. stop: the stop string that
+    ended it; told of the reading of a lattice only.
+    """
     said = said or Said(None, "", [])
     reason = "tool_calls" if said.calls else "stop" if ended else "length"
     return {
         "text": echo + said.text, "reasoning": said.reasoning, "calls": said.calls, "finish_reason": reason,
-        "count": count, "tokens": tokens,
+        "count": count, "tokens": tokens, "stop": stop,
     }  # fmt: skip
 
 
@@ -162,15 +170,10 @@ def echo_of(
     tokens = [{**entry(tokenizer, ids[0], joint), "logprob": None, "top": None}]
     if ids[0] == tokenizer.bos_id:
         tokens[0]["said"] = [0, 0]  # it stands before the text
-    try:
-        for chosen, rows in score_prompt(loaded.model, ids, cache, interrupted):
-            for token, row in zip(chosen.tolist(), rows, strict=True):
-                top = rivals_of(tokenizer, top_tokens(row, max(count, 1)), count)
-                tokens.append({**entry(tokenizer, token, joint), "logprob": float(row[token]), "top": top})
-    except Interrupted as stop:
-        raise ApiError(
-            409, "cancelled", f"The request ended ({stop}) before its prompt was scored."
-        ) from None
+    for chosen, rows in score_prompt(loaded.model, ids, cache, interrupted):
+        for token, row in zip(chosen.tolist(), rows, strict=True):
+            top = rivals_of(tokenizer, top_tokens(row, max(count, 1)), count)
+            tokens.append({**entry(tokenizer, token, joint), "logprob": float(row[token]), "top": top})
     return tokens
 
 

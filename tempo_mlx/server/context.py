@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from tempo_mlx.config import GenerateConfig
@@ -33,9 +34,14 @@ STATUSES = {
     503: "Loading, shutting down, or the queue is full; see Retry-After.",
     504: "The time was up before anything was done.",
 }  # fmt: skip
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text} for status, text in STATUSES.items()
-}
+
+
+def errors(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What every route may answer, for the documentation."""
+    return {status: {"model": body, "description": text} for status, text in STATUSES.items()}
+
+
+ERRORS = errors(ErrorBody)
 JSON: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
 EVENTS: dict[str, Any] = {
     "text/event-stream": {

@@ -50,7 +50,7 @@ def ask(
     """The outputs of /ask: a step a pass, and the answers whenever there are more; at last with the run."""
     question = payload["prompt"] if payload["messages"] is None else payload["messages"][-1]["content"]
     if payload["choices"]:
-        found = score_choices(loaded, prompt, payload["choices"], config, question)
+        found = score_choices(loaded, prompt, payload["choices"], config, question, interrupted)
     else:
         stream = Stream(Task(loaded, prompt, config), interrupted)
         by, known = way_of(payload["by"], payload["answer_regex"]), 0

@@ -36,7 +36,8 @@ def page(openapi: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width"><link rel="stylesheet" href="/docs.css">'
         f'<h1>{title}</h1><p>{about}</p><p>Machine-readable: <a href="/openapi.json">openapi.json</a>. '
-        f'Errors have one shape: <code>{{"error": {{"message", "type", "param", "code", "request_id"}}}}</code>.</p>'
+        f'Errors have one shape: <code>{{"error": {{"message", "type", "param", "code", "request_id"}}}}</code>; '
+        f'under /api, as Ollama\'s clients read it, <code>{{"error": "message"}}</code> with the rest beside it.</p>'
         f"{sections}</html>"
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.ranks import processes as ranks
-from tempo_mlx.server.errors import ApiError
+from tempo_mlx.server.errors import ApiError, nested_too_deeply
 from tempo_mlx.server.metrics import Metrics
 from tempo_mlx.server.process import WorkerProcess
 from tempo_mlx.server.protocol import (
@@ -203,6 +203,8 @@ class Engine:
         """The model cannot be had. Where others can make room for it, it is loaded again; where requests had it loaded,
         the next may try again; else that is the end.
         """
+        if self._process is not None:
+            self._ending = self._keep(self._process.end())  # with the thread that writes to it
         self._process = None
         freed = self.make_room() if failure.memory else None
         meanwhile = (
@@ -312,7 +314,9 @@ class Engine:
         return ticket
 
     def remember_session(self, id: str) -> None:
+        """Made, or used."""
         self.sessions[id] = None
+        self.sessions.move_to_end(id)
         if len(self.sessions) > REMEMBERED_SESSIONS:
             self.sessions.popitem(last=False)
 
@@ -368,7 +372,10 @@ class Engine:
             ticket.state = "running"
             self._running[ticket.id] = ticket
             self.metrics.queue_seconds.observe(time.monotonic() - ticket.created)
-            self._send(Submit(ticket.id, ticket.kind, ticket.payload))
+            try:
+                self._send(Submit(ticket.id, ticket.kind, ticket.payload))
+            except RecursionError:
+                self._finish(ticket, nested_too_deeply())
 
     def _finish(self, ticket: Ticket, error: ApiError | None = None) -> None:
         if ticket.state == "done":

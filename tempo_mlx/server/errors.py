@@ -1,4 +1,4 @@
-"""The one shape of all errors that the server sends: OpenAI's, with our message."""
+"""The shape of all errors that the server sends: OpenAI's, with our message, and others on the routes of others."""
 
 from __future__ import annotations
 
@@ -57,9 +57,14 @@ class ApiError(Exception):
             }
         }
 
-    def encoded(self, request_id: str | None) -> bytes:
-        """The body as ASCII JSON, so that no text from a client can break it."""
-        return json.dumps(self.body(request_id)).encode("ascii")
+    def encoded(self, request_id: str | None, path: str) -> bytes:
+        """The body as clients of this path read it, as ASCII JSON, so that no text from a client can break it."""
+        body = self.body(request_id)
+        if path.startswith("/api/"):
+            body = {**body["error"], "error": self.message}
+        elif path.startswith("/v1/messages"):
+            body = {"type": "error", **body}
+        return json.dumps(body).encode("ascii")
 
 
 # What each of our errors is to a client: the first class that fits. Status, code, and the parameter at fault.
@@ -76,6 +81,11 @@ STATUSES: tuple[tuple[type[TempoError], int, str, str | None], ...] = (
     (NotInRunError, 404, "not_found", None),
     (TempoError, 500, "internal_error", None),
 )
+
+
+def nested_too_deeply() -> ApiError:
+    """Of values that Python's own limit on nesting keeps from being read, written or handed on."""
+    return ApiError(400, "invalid_value", "The request is nested too deeply; send values with fewer levels.")
 
 
 def translate(error: TempoError) -> ApiError:

@@ -16,16 +16,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tempo_mlx._version import __version__
-from tempo_mlx.server.context import ERRORS, JSON, Context, answers, context
+from tempo_mlx.server.context import JSON, Context, answers, context, errors
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.openai import chat_logprobs
 from tempo_mlx.server.openai_bodies import ChatBody, CompletionBody, Sent, Text, refused
 from tempo_mlx.server.protocol import Event
+from tempo_mlx.server.schemas import OllamaErrorBody
 from tempo_mlx.server.streaming import EventStream, last
 from tempo_mlx.server.wanted import Asked, arguments_of, as_body, asked, chat_ticket
 
-router = APIRouter(prefix="/api", tags=["Ollama"], responses=ERRORS)
+router = APIRouter(prefix="/api", tags=["Ollama"], responses=errors(OllamaErrorBody))
 
 # Options whose names are OpenAI's, too.
 OPTIONS = (
@@ -47,7 +48,7 @@ def seconds_of(value: Any) -> Any:
     return math.inf if sign else sum(float(number) * units[unit] for number, unit in parts)
 
 
-Seconds = Annotated[float, BeforeValidator(seconds_of)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=True), BeforeValidator(seconds_of)]
 
 
 class Call(Sent):

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.server.protocol import FromServer, FromWorker, Stop
@@ -31,7 +32,7 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._loop, self._receive, self._died = asyncio.get_running_loop(), receive, died
-        self._outbox: queue.SimpleQueue[FromServer | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._process = context.Process(
             target=main, args=(theirs, load, config, beside), name="tempo-mlx worker", daemon=True
         )
@@ -45,7 +46,8 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, message: FromServer) -> None:
-        self._outbox.put(message)
+        """Raises RecursionError for what is nested too deeply; the thread that writes would end by it."""
+        self._outbox.put(bytes(ForkingPickler.dumps(message)))
 
     def kill(self) -> None:
         self._process.kill()
@@ -58,7 +60,7 @@ class WorkerProcess:
 
     async def end(self) -> None:
         """Ask it to end, then kill it."""
-        self._outbox.put(Stop())
+        self.send(Stop())
         self._outbox.put(None)
         await asyncio.to_thread(self._process.join, 2.0)
         if self._process.is_alive():
@@ -78,4 +80,4 @@ class WorkerProcess:
         """Thread: send the outbox, so that a full pipe never blocks the event loop."""
         with contextlib.suppress(OSError):  # the worker is dead: the reader reports it
             while (message := self._outbox.get()) is not None:
-                connection.send(message)
+                connection.send_bytes(message)

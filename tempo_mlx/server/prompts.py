@@ -19,8 +19,7 @@ def read_prompt(
     loaded: LoadedModel, payload: Mapping[str, Any], config: GenerateConfig, max_tokens: int | None
 ) -> RunPrompt:
     """`payload` has "prompt" (text or token ids) or "messages". Raises ApiError."""
-    limit = loaded.model.architecture.max_position_embeddings - 1
-    limit = limit if max_tokens is None else min(limit, max_tokens)
+    limit = longest(loaded, max_tokens)
     prompt: str | list[int] = payload.get("prompt") or ""
     messages: list[dict[str, Any]] = payload.get("messages") or []
     size = len(str(messages)) + sum(map(len, config.template_variables)) if messages else len(prompt)
@@ -46,9 +45,20 @@ def read_prompt(
         raise ApiError(
             400, "invalid_prompt", "The prompt is empty; give it at least one character.", "prompt"
         )
-    if len(encoded.token_ids) > limit:
-        raise too_long(limit)
+    check_length(loaded, encoded, max_tokens)
     return encoded
+
+
+def longest(loaded: LoadedModel, max_tokens: int | None) -> int:
+    """Tokens a prompt may have at most."""
+    limit = loaded.model.architecture.max_position_embeddings - 1
+    return limit if max_tokens is None else min(limit, max_tokens)
+
+
+def check_length(loaded: LoadedModel, prompt: RunPrompt, max_tokens: int | None) -> None:
+    """Raises ApiError."""
+    if len(prompt.token_ids) > (limit := longest(loaded, max_tokens)):
+        raise too_long(limit)
 
 
 def encode_infilling(loaded: LoadedModel, prompt: str | list[int], suffix: str) -> RunPrompt:

@@ -141,9 +141,9 @@ def response(
     return found
 
 
-def items_of(id: str, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The message, and then the calls."""
-    if choice["text"].strip() or not choice["calls"]:
+def items_of(id: str, choice: dict[str, Any], begun: bool = False) -> Iterator[dict[str, Any]]:
+    """The message, and then the calls. begun: the message has been sent already, be it a blank."""
+    if begun or choice["text"].strip() or not choice["calls"]:
         yield message(id, "completed", [part(choice["text"])])
     for call in choice["calls"]:
         yield {
@@ -198,17 +198,22 @@ class Events(EventStream):
     def piece(self, text: str) -> Iterator[bytes]:
         if not text:
             return
+        yield from self.begin()
+        self.text += text
+        yield self.said("response.output_text.delta", **self.place, delta=text, logprobs=[])
+
+    def begin(self) -> Iterator[bytes]:
+        """The message, if it has not begun."""
         if not self.open:
             self.open = True
             item = message(self.asked.id, "in_progress", [])
             yield self.said("response.output_item.added", output_index=0, item=item)
             yield self.said("response.content_part.added", **self.place, part=part(""))
-        self.text += text
-        yield self.said("response.output_text.delta", **self.place, delta=text, logprobs=[])
 
     def end(self, data: dict[str, Any]) -> Iterator[bytes]:
-        items = list(items_of(self.asked.id, data["choices"][0]))
-        if self.open:
+        items = list(items_of(self.asked.id, data["choices"][0], self.open))
+        if items[0]["type"] == "message":
+            yield from self.begin()
             yield self.said("response.output_text.done", **self.place, text=self.text, logprobs=[])
             yield self.said("response.content_part.done", **self.place, part=part(self.text))
         for index, item in enumerate(items):

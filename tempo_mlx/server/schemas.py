@@ -179,6 +179,12 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class OllamaErrorBody(ErrorDetail):
+    """The message in Ollama's place, beside it what ours say."""
+
+    error: str
+
+
 def explicit_settings(body: BaseModel) -> dict[str, Any]:
     """The settings a request gave, by field name."""
     return {name: getattr(body, name) for name in body.model_fields_set if name in SETTINGS}
@@ -203,13 +209,24 @@ def configuration(
         check_grammar(config)
     except ConfigError as error:
         raise ApiError(422, "invalid_value", str(error), _named(str(error))) from error
-    limits = {"max_tokens": max_tokens} | dict.fromkeys(WIDE, max_rows)
+    check_limits(given, {"max_tokens": max_tokens} | dict.fromkeys(WIDE, max_rows))
+    return config
+
+
+def check_limits(given: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Raises ApiError (422)."""
     for name, limit in limits.items():
         value = given.get(name)
         if isinstance(value, int) and value > limit:
             message = f"{name} is {value}; this server allows up to {limit}."
             raise ApiError(422, "invalid_value", message, name)
-    return config
+
+
+def check_imported(run: Mapping[str, Any], max_rows: int) -> None:
+    """A run file has all settings: those that differ from the defaults were given. Raises ApiError (422)."""
+    config = run.get("config")
+    if isinstance(config, dict):
+        check_limits(config, {n: max_rows for n in WIDE if config.get(n) != SETTINGS[n].default})
 
 
 def _named(message: str) -> str | None:

@@ -94,7 +94,7 @@ class Guard:
                                headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
             body = await self._read_body(scope, headers, receive)
         except ApiError as error:
-            await respond(guarded_send, error, id)
+            await respond(guarded_send, error, id, scope["path"])
         else:
             await self.app(inner, _replay(body, receive), guarded_send)
         finally:
@@ -187,9 +187,9 @@ async def _collect(receive: Receive, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def respond(send: Send, error: ApiError, request_id: str) -> None:
+async def respond(send: Send, error: ApiError, request_id: str, path: str) -> None:
     """An error as a whole response."""
-    body = error.encoded(request_id)
+    body = error.encoded(request_id, path)
     headers: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -71,13 +71,19 @@ def serve(
     )
     server.context = context
     address, port = listening.getsockname()[:2]
-    shown = "localhost" if address in ("127.0.0.1", "::1", "0.0.0.0", "::") else address
-    announce(f"http://{shown}:{port}")
+    announce(url_of(address, port))
     with listening:
         server.run([listening])
     first = context.models.default
     if first.failure is not None and not first.on_demand:
         raise Failure(first.failure.message, first.failure.exit_code)
+
+
+def url_of(address: str, port: int) -> str:
+    """What a browser on this machine opens."""
+    if address in ("127.0.0.1", "::1", "0.0.0.0", "::"):
+        return f"http://localhost:{port}"
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 class Failure(ModelError):

@@ -22,6 +22,7 @@ from tempo_mlx.server.schemas import (
     PinBody,
     RunBody,
     SlotBody,
+    check_imported,
 )
 from tempo_mlx.server.streaming import EventStream, last
 
@@ -38,6 +39,8 @@ def keeper(request: Request, session: str) -> Engine:
     if session in engine.lost_sessions:
         raise ApiError(410, "session_lost", "The session was lost when the model's process ended; import its run, or "
                        "create a new one.")  # fmt: skip
+    if session in engine.sessions:
+        engine.remember_session(session)
     return engine
 
 
@@ -71,9 +74,15 @@ async def create(body: CreateBody, request: Request) -> Response:
         models.named(body.model) if body.model is not None or body.run is None else models.of_run(body.run)
     )
     id = "session-" + secrets.token_hex(8)
-    payload = {"run": body.run, **({} if body.run is not None else generate_payload(request, body))}
+    payload = {"run": body.run}
+    if body.run is None:
+        payload |= generate_payload(request, body)
+    else:
+        check_imported(body.run, context(request).config.max_rows_limit)
     engine.remember_session(id)
-    return answer(await perform(request, engine, "create", id, steps=body.steps, **payload), 201)
+    return answer(
+        await perform(request, engine, "create", id, steps=limited(request, body.steps), **payload), 201
+    )
 
 
 @reading.post("/phrases", summary="The phrases of a run file", responses=answers("As asked.", JSON))

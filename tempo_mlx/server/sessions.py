@@ -9,14 +9,14 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempo_mlx.decode.prefill import Interrupt, Interrupted
+from tempo_mlx.decode.prefill import Interrupt
 from tempo_mlx.decode.step import Step
 from tempo_mlx.decode.width import with_measured_width
 from tempo_mlx.loading import LoadedModel
 from tempo_mlx.report.run import Run
 from tempo_mlx.server.errors import ApiError
 from tempo_mlx.server.events import Output, StepEvents, phrase_records
-from tempo_mlx.server.prompts import read_prompt
+from tempo_mlx.server.prompts import check_length, read_prompt
 from tempo_mlx.server.settings import ServerConfig
 from tempo_mlx.sessions.editable import EditableRun
 from tempo_mlx.sessions.imports import read_run
@@ -144,7 +144,7 @@ class Sessions:
             for step in run.extend(steps, interrupted) if steps else ():
                 yield events.event(step, len(run.arena.cache))
         finally:
-            session.busy = False
+            session.busy, session.used = False, time.time()
         yield self._state(session)
 
     def _create(self, payload: dict[str, Any], interrupted: Interrupt) -> Generator[None, None, EditableRun]:
@@ -157,13 +157,10 @@ class Sessions:
         steps: list[Step] = []
         if payload["run"] is not None:
             config, prompt, steps = read_run(payload["run"], loaded.model)
+            check_length(loaded, prompt, self.config.max_prompt_tokens)
         else:
             config = with_measured_width(payload["config"], loaded.model)
             prompt = read_prompt(loaded, payload, config, self.config.max_prompt_tokens)
-        try:
-            run = EditableRun(Task(loaded, prompt, config), self.config.session_slots, interrupted)
-            yield from run.take_over(steps, interrupted)
-        except Interrupted as stop:
-            raise ApiError(504 if str(stop) == "timeout" else 409, str(stop),
-                           "The session was not created: it was interrupted.") from None  # fmt: skip
+        run = EditableRun(Task(loaded, prompt, config), self.config.session_slots, interrupted)
+        yield from run.take_over(steps, interrupted)
         return run

@@ -145,8 +145,9 @@ class ServerConfig(Checked):
 
     def all_keys(self) -> tuple[str, ...]:
         """All API keys, those of the file included. Raises ConfigError when the file cannot be used."""
+        given = tuple(key.strip() for key in self.api_keys)  # as a header carries them
         if self.api_key_file is None:
-            return self.api_keys
+            return given
         try:
             lines = Path(self.api_key_file).read_text("ascii").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -154,7 +155,7 @@ class ServerConfig(Checked):
         keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
         if not keys:
             raise ConfigError(f"api_key_file {self.api_key_file} holds no key; write one a line.")
-        return self.api_keys + keys
+        return given + keys
 
     @property
     def max_body_bytes(self) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -110,7 +111,7 @@ class EventStream(Response):
                 begun = True
                 yield chunk
             async for event in self.engine.events(self.ticket, self._pause):
-                for chunk in self._silence() if event is None else self.written(event):
+                for chunk in chain(() if event is None else self.written(event), self._silence()):
                     begun = True
                     self.quiet_since = time.monotonic()
                     yield chunk

@@ -18,10 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempo_mlx.decode.prefill import Interrupted
 from tempo_mlx.errors import MemoryLimitError, RankLostError, TempoError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.model.forward import Ask, Forward
-from tempo_mlx.server.errors import ApiError, translate
+from tempo_mlx.server.errors import ApiError, nested_too_deeply, translate
 from tempo_mlx.server.events import Output
 from tempo_mlx.server.logs import configure
 from tempo_mlx.server.protocol import (
@@ -151,6 +152,11 @@ class Worker:
                 message = event(job, reply)
         except (TempoError, ApiError) as error:
             message = problem(job.id, error)
+        except Interrupted as stop:  # what was made so far is nothing by itself
+            sentence = f"The request ended ({stop}) before there was an answer."
+            message = Problem(job.id, 504 if str(stop) == "timeout" else 409, str(stop), sentence)
+        except RecursionError:
+            message = problem(job.id, nested_too_deeply())
         except Exception:  # must not end the other requests; the traceback is logged
             log.exception("request failed", extra={"request_id": job.id})
             sentence = "The request failed inside the server; see its log."

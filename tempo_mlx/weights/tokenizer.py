@@ -153,6 +153,7 @@ class Tokenizer:
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Any] | None = None,
         template: str | None = None,
@@ -172,7 +173,7 @@ class Tokenizer:
         return self._compiled[name].render(messages, {**self.special_tokens, **settings})
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, begun: str = "", **settings: Any
+        self, messages: Sequence[Mapping[str, Any]], begun: str = "", /, **settings: Any
     ) -> tuple[str, list[int]]:
         """`chat`'s text and its token ids; control tokens that a message spells are text there, and no tokens.
 
