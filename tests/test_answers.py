@@ -50,6 +50,14 @@ def test_what_texts_answer() -> None:
             first_match(wrong)
 
 
+def test_a_regular_expression_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempo_mlx.report.answers.MATCH_SECONDS", 0.05)
+    slow = first_match(r"(x|xx|xxx)+y?\1z")
+    assert slow("xxxyxz") == "x"
+    with pytest.raises(ConfigError, match="without a repeat of what repeats"):
+        slow("x" * 200)
+
+
 @pytest.mark.parametrize(("text", "number"), [
     ("7 x 8 = 56.", "56"), ("1,234.50 in all", "1234.5"), ("1,00,000", "100000"), ("1,2,3", "3"), ("x = 3, 4,", "4"),
     ("none", None), ("1.0", "1"), ("100.", "100"), ("it is .25", "0.25"), ("$.50", "0.5"), ("v1.2.3", "3"),

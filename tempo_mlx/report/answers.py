@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 
 from tempo_mlx.errors import ConfigError, OutputError
 from tempo_mlx.report.notebook import escaped, percent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 By = Callable[[str], str | None]  # what a text answers; None: nothing
 NO_ANSWER = "(no answer)"
+MATCH_SECONDS = 1.0  # that a user's regular expression may take on a text
 OPEN_ENDED = 0.01  # of all texts: under this none of those found is an answer
 # A sign follows no word, as the dash of 10-20 does; commas set thousands apart; .5 is a number.
 NUMBER = re.compile(
@@ -215,14 +217,23 @@ def last_number(text: str) -> str | None:
 
 
 def first_match(pattern: str) -> By:
-    """What a regular expression finds first: its first group, or all of it. Raises ConfigError."""
+    """What a regular expression finds first: its first group, or all of it.
+
+    Raises ConfigError, also where it takes too long on a text: those of repeats within repeats may take for ever.
+    """
     try:
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError, TypeError) as error:
+        compiled = regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError, TypeError) as error:
         raise ConfigError(f"{quoted(pattern)} is no regular expression: {error}; correct it.") from error
 
     def answer(text: str) -> str | None:
-        match = compiled.search(text)
+        try:
+            match = compiled.search(text, timeout=MATCH_SECONDS)
+        except TimeoutError:
+            raise ConfigError(
+                f"{quoted(pattern)} takes more than {MATCH_SECONDS} s on one text; write it without a repeat of what "
+                "repeats."
+            ) from None
         if match is None:
             return None
         said = match.group(1) if compiled.groups and match.group(1) is not None else match.group(0)
