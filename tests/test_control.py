@@ -256,6 +256,21 @@ def test_a_processor_is_named_in_the_file_and_asked_for() -> None:
         generate(model, prompt(1), logits_processors=[doubled])
 
 
+@pytest.mark.parametrize("decoder", ["plain", "beam", "tree", "enumerate"])
+def test_functions_that_leave_only_the_end_too_early(decoder: str) -> None:
+    model = loaded()
+
+    def ends(tokens: Any, logits: Any) -> Any:
+        gone = np.full_like(logits, -np.inf)
+        gone[..., list(model.tokenizer.eos_ids)] = 0.0
+        return gone
+
+    own: dict[str, Any] = {"decoder": decoder, "max_tokens": 4, "logits_processors": [ends]}
+    assert generate(model, "Hello", **own).finish_reason == "stop"
+    with pytest.raises(ConfigError, match="leave min_steps out"):
+        generate(model, "Hello", min_steps=2, **own)
+
+
 def test_an_mlx_lm_processor_can_be_given_as_it_is() -> None:
     model, settings = loaded(), {"decoder": "plain", "temperature": 0.0, "max_tokens": 6}
     own = generate(model, prompt(2), **settings, presence_penalty=1.5)

@@ -71,6 +71,7 @@ class Control:
         ]
         self.processors, self.constraint, self.observer = tuple(processors), constraint, observer
         self.truncations = truncations_of(config)
+        self.fewest = config.min_steps
         self.min_steps = config.min_steps if self.truncations else 0
 
     @property
@@ -140,7 +141,7 @@ class Control:
         return found
 
     def adjusted(self, logits: Float32s, texts: Texts) -> Float32s:
-        """The logits (k, V) after bias, penalties and functions."""
+        """The logits (k, V) after bias, penalties and functions. Raises ConfigError where those leave nothing."""
         if self.bias is None and not self.penalties and not self.processors:
             return logits
         logits = logits.astype(np.float32, copy=True)
@@ -153,6 +154,12 @@ class Control:
                 penalty(row, tokens[-window:], np.float32(strength))
             for processor in self.processors:
                 row[:] = processed(processor, tokens, row)
+            early = bool(self.processors) and len(text) < self.fewest
+            if early and np.isneginf(np.delete(row, self.eos_ids)).all():
+                raise ConfigError(
+                    f"The logits_processors let nothing but the end follow a text of {len(text)} tokens, and min_steps "
+                    f"is {self.fewest}; leave min_steps out, or have them allow something else."
+                )
         return logits
 
     def truncate(self, log_probs: Float32s) -> None:
