@@ -103,6 +103,9 @@ def test_exits_open_where_they_pay_at_the_margin_that_they_need(
     plan = planned(loaded, exits, raw_confidence=True, exit_layers=(2, 1), confidence_thresholds=(0.8, 0.7))
     assert [(item.layer, item.least) for item in plan.exits] == [(1, 0.7), (2, 0.8)]
     assert plan.drafts is plan.exits[1]
+    for grammar in ({"regex": "a+"}, {"choices": ("a", "b")}):  # which forbids what an exit is sure of
+        assert opened(**grammar) == ([], None)
+        assert opened(**grammar, lossless=True)[1] is not None, "which only drafts"
 
 
 def test_an_exit_may_choose_what_the_text_said_before_this_run(

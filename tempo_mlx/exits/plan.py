@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tempo_mlx.architecture.architecture import Architecture
 from tempo_mlx.arrays import Bools, Float32s, Ints
-from tempo_mlx.config import GenerateConfig
+from tempo_mlx.config import GRAMMARS, GenerateConfig
 from tempo_mlx.errors import ConfigError, ModelError
 from tempo_mlx.exits.agreement import at_most
 from tempo_mlx.exits.calibration import TARGETS, Calibration, Exit, candidates, find_calibration
@@ -169,6 +169,10 @@ def make_plan(model: Model, config: GenerateConfig) -> tuple[Transformer, ExitPl
             )
         return model, ExitPlan([], [])
     asked = candidates(a.num_hidden_layers, config.exit_layers)
+    if not config.lossless and any(getattr(config, name) for name in GRAMMARS):
+        return model, ExitPlan(
+            [], [], lookup=config.exit_lookup
+        )  # an exit knows few of the tokens that may come
     if any(follows_length(rope, a.max_position_embeddings) for rope in a.ropes):
         raise ModelError(
             "This model's positions depend on the length of the text, so rows cannot be caught up; leave out "
