@@ -167,6 +167,7 @@ def test_ctrl_c_waits_while_mlx_makes_its_types() -> None:
     """An exception inside would abort the process; afterwards the import can be tried again."""
     program = """
 import enum, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 make = enum.EnumType.__call__
 def interrupted(kind, *given, **named):
     if "DeviceType" in given:
@@ -210,6 +211,7 @@ def test_ctrl_c_outside_a_run(when: str, model: str, code: int, said: str) -> No
     """Also while modules are imported, and while an error is said."""
     program = f"""
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 {when}
 from tempo_mlx.__main__ import main
 sys.argv[1:] = ["generate", "a", "--model", "{model}"]

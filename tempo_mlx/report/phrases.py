@@ -29,14 +29,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from tempo_mlx.arrays import Floats
-from tempo_mlx.decode.paths import (
-    Layer,
-    Token,
-    best_paths,
-    drawing,
-    is_read,
-    layers_of,
-)
+from tempo_mlx.decode.paths import Layer, Token, best_paths, drawing, is_read, layers_of
 from tempo_mlx.decode.pieces import Pieces, whole
 
 SHOW_ABOVE = 0.05  # alternatives of a smaller share are not shown

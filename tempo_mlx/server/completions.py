@@ -64,8 +64,7 @@ def complete(
         return
     rivals = None if count is None else Rivals(len(prompt.token_ids) - 1, max(count, 1))
     stream = Stream(Task(loaded, prompt, config, observer=rivals), interrupted, cache)
-    growing = stream.task.spec.lattice
-    reading: SettledReading[Member] = SettledReading(removal_window(config))
+    growing, reading = stream.task.spec.lattice, SettledReading[Member](removal_window(config))
     text = TextStream(tokenizer, config.stop)
     splitter = thinking.Splitter(stream.task.opened, tokenizer.reasoning)
     parts = Parts(splitter if stream.task.thinks else None, Withheld(style) if tools else None)
