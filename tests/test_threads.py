@@ -3,6 +3,7 @@ memory that a load takes. MLX computes what was put off in the thread that put i
 
 from __future__ import annotations
 
+import os
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import tempo_mlx
+from tempo_mlx.cores import threads
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.exits import plan as exit_plan
 from tempo_mlx.mlx import mx
@@ -179,3 +181,20 @@ def wide_model(path: Path) -> None:
         "quantization": {"group_size": 64, "bits": 4},
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
+
+
+def test_as_many_threads_as_cores_or_as_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads() == 7
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert threads() == 2
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "0")  # as many as there are
+    assert threads() == 7
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert threads() == 8
