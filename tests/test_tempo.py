@@ -161,6 +161,14 @@ def test_plain_decoding_samples_at_the_temperature(loaded: LoadedModel) -> None:
     assert 1 < len(texts) <= 3  # the same seed gives the same text
 
 
+def test_each_step_draws_the_next_number_of_the_seed(loaded: LoadedModel) -> None:
+    """As one generator would give them, whichever step is asked for."""
+    config = resolve({"decoder": "plain", "seed": 5})
+    decoder = plain(Setup(loaded.model, [1, 2, 3], config))
+    numbers = np.random.default_rng(5).random(6).tolist()
+    assert [decoder.place(index) for index in (3, 0, 1, 2, 5, 4)] == [numbers[i] for i in (3, 0, 1, 2, 5, 4)]
+
+
 def test_temperature_zero_records_probabilities_at_one(loaded: LoadedModel) -> None:
     cold = generate(loaded, PROMPT, temperature=0.0, max_tokens=1).steps[0].tokens[0]
     warm = generate(loaded, PROMPT, threshold=1.0, max_tokens=1).steps[0].tokens[0]

@@ -265,8 +265,11 @@ def test_a_weight_is_read_by_pieces_in_several_threads(
         assert all(each.dtype in (mx.uint32, own.dtype) for each in found if each is not None)
         return [np.array(each.astype(mx.float32)) for each in found if each is not None]
 
-    for whole, pieces in zip(read(1 << 30), read(3000), strict=True):
-        assert whole.any() and np.array_equal(whole, pieces)
+    right = [tensor.packed, tensor.scales, tensor.biases] if packed else [tensor.numpy()]
+    for at, (numbers, whole, pieces) in enumerate(zip(right, read(1 << 30), read(3000), strict=True)):
+        kept = mx.uint32 if packed and at == 0 else getattr(mx, dtype)
+        expected = np.array(mx.array(numbers).astype(kept).astype(mx.float32))
+        assert np.array_equal(expected, whole) and np.array_equal(expected, pieces)
 
 
 def test_what_is_wrong_with_a_piece_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
