@@ -49,7 +49,8 @@ mistral3, llama4, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, glm4v.
   as llama.cpp does: gpt-oss (it rounds where the ramp of the YaRN begins and ends), Phi-3.5-MoE (it norms by RMS, and
   weighs experts by their softmax; the converter, for its part, writes another attention factor than the config's) and
   Bamba (it pairs dimensions over whole heads, of which half rotate). llama.cpp does not know Helium: there is no GGUF
-  of it.
+  of it. Tokens are those of the model's own tokenizer: Qwen's and Command R's composes characters first (an e and
+  its accent become é), which llama.cpp leaves out.
 - Sessions that go back run on all of them; with states, on MLX in one process.
 
 A setting that a model cannot do ends in a sentence that says so, and so does a config that asks for a part that is not
