@@ -133,6 +133,38 @@ def test_a_removal_is_a_replay_without_it(pair: tuple[Any, Any]) -> None:
     np.testing.assert_allclose(weights, without.parents[rows.start][slots + (slots >= gone)], rtol=1e-6)
 
 
+class BrokenOff:
+    """A model that begins every pass with other tokens first, and breaks it off between its layers."""
+
+    def __init__(self, model: Any, patch: pytest.MonkeyPatch) -> None:
+        self.model, self.patch, self.new_cache = model, patch, model.new_cache
+
+    def forward(self, tokens: np.ndarray, *arguments: Any, **rest: Any) -> Any:
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with self.patch.context() as patch:
+            if isinstance(self.model, TorchTransformer):
+                patch.setattr(self.model, "_fed", stop)
+            else:
+                patch.setattr(self.model, "blocks", [*self.model.blocks[:-1], stop])
+            with pytest.raises(KeyboardInterrupt):
+                self.model.forward(np.sort(tokens), *arguments, **rest)
+        return self.model.forward(tokens, *arguments, **rest)
+
+
+def test_a_pass_that_was_broken_off_leaves_nothing(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, or since memory ran out: a conversation goes on from its cache, and replays what it has of rows."""
+    removed = {1: [PROMPT + 1], 2: [PROMPT + WIDTH + i for i in range(WIDTH)]}
+    for model in pair:
+        for chunk in (PROMPT, 1):
+            wanted = Lattice(seed=6).run(model, removed, chunk)
+            got = Lattice(seed=6).run(BrokenOff(model, monkeypatch), removed, chunk)
+            np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
+
+
 def test_going_back_is_as_if_it_had_not_been(pair: tuple[Any, Any]) -> None:
     lattice = Lattice(seed=3)
     for model in pair:
