@@ -123,6 +123,7 @@ class States:
         self.length = 0
         self.plan: list[Segment] = []
         self.kept = True  # whether the pass under way is journalled
+        self.text = True  # whether it goes on with one text, of which nothing will be gone back on
         self.given: dict[Key, Inputs] = {}  # what it is given, for the journal
 
     def begin(self, rows: int, parents: Float32s | None) -> None:
@@ -130,7 +131,8 @@ class States:
         self._drop_unfinished()
         self.given = {}
         self.lineage.append(rows, parents)
-        self.kept = parents is not None or rows < STRETCH
+        self.text = parents is None
+        self.kept = not self.text or rows < STRETCH
         wanted = {slot for new in range(self.length, len(self.lineage)) for slot in self._before(new)}
         self.replay(wanted)
         self.plan = segments(
@@ -160,7 +162,7 @@ class States:
         if not self.kept:
             self._begin_anew(self.length)
         elif not self.pooled:
-            if self.lineage.chain == self.length:
+            if self.text and self.lineage.chain == self.length:
                 self.settle(self.length)
             if self.journal.count > 2 * len(self.rows) + JOURNAL:  # most of it is of rows that are no more
                 self.journal, self.rows = self.journal.taken(self.rows), np.arange(len(self.rows))
