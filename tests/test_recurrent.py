@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 import tempo_mlx  # noqa: E402
 from tempo_mlx.architecture import states as limits  # noqa: E402
+from tempo_mlx.decode import score as scoring  # noqa: E402
 from tempo_mlx.errors import ConfigError, ModelError  # noqa: E402
 from tempo_mlx.exits.ahead import Lookup, Payoff  # noqa: E402
 from tempo_mlx.mlx import mx  # noqa: E402
@@ -131,6 +132,38 @@ def test_a_removal_is_a_replay_without_it(pair: tuple[Any, Any]) -> None:
     lineage.keep(np.delete(np.arange(ROWS), gone))
     slots, weights = lineage.of(rows.start - 1)
     np.testing.assert_allclose(weights, without.parents[rows.start][slots + (slots >= gone)], rtol=1e-6)
+
+
+class BrokenOff:
+    """A model that begins every pass with other tokens first, and breaks it off between its layers."""
+
+    def __init__(self, model: Any, patch: pytest.MonkeyPatch) -> None:
+        self.model, self.patch, self.new_cache = model, patch, model.new_cache
+
+    def forward(self, tokens: np.ndarray, *arguments: Any, **rest: Any) -> Any:
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with self.patch.context() as patch:
+            if isinstance(self.model, TorchTransformer):
+                patch.setattr(self.model, "_fed", stop)
+            else:
+                patch.setattr(self.model, "blocks", [*self.model.blocks[:-1], stop])
+            with pytest.raises(KeyboardInterrupt):
+                self.model.forward(np.sort(tokens), *arguments, **rest)
+        return self.model.forward(tokens, *arguments, **rest)
+
+
+def test_a_pass_that_was_broken_off_leaves_nothing(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, or since memory ran out: a conversation goes on from its cache, and replays what it has of rows."""
+    removed = {1: [PROMPT + 1], 2: [PROMPT + WIDTH + i for i in range(WIDTH)]}
+    for model in pair:
+        for chunk in (PROMPT, 1):
+            wanted = Lattice(seed=6).run(model, removed, chunk)
+            got = Lattice(seed=6).run(BrokenOff(model, monkeypatch), removed, chunk)
+            np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
 
 
 def test_going_back_is_as_if_it_had_not_been(pair: tuple[Any, Any]) -> None:
@@ -380,6 +413,7 @@ def test_guesses_run_ahead_change_nothing(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two right guesses and a wrong one at a time, which is dropped, and with it what states were made of it."""
+    monkeypatch.setattr(states, "JOURNAL", 4)
     monkeypatch.setattr(Payoff, "allows", lambda self, source: True)
     loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
     settings = {"max_tokens": 16, "min_steps": 16, **settings}
@@ -407,6 +441,30 @@ def test_rules_that_mean_nothing_to_states_are_refused(attend: str) -> None:
     loaded = tempo_mlx.load(str(twin("lfm2")))
     with pytest.raises(ConfigError, match="whose layers keep a state"):
         tempo_mlx.generate(loaded, "the sand", max_tokens=3, attend=attend)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_long_texts_that_part_early_are_scored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several passes, of which the first are of one text alone; its journal goes where nothing goes on from it."""
+    random = np.random.default_rng(3)
+    one, other = (random.integers(256, size=40).tolist() for _ in range(2))
+    texts = [one, [*one[:20], *other[:20]], other]
+    loaded = tempo_mlx.load(str(twin(name)), dtype="float32")
+    whole = tempo_mlx.score(loaded, [5, 6, 7], texts)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 8 * loaded.model.architecture.vocab_size)
+    monkeypatch.setattr(states, "JOURNAL", 4)
+    for found, wanted in zip(tempo_mlx.score(loaded, [5, 6, 7], texts), whole, strict=True):
+        np.testing.assert_allclose(found.log_probs, wanted.log_probs, atol=TOLERANCE)
+    kept: list[int] = []
+    settle = states.States.settle
+
+    def noted(self: states.States, slot: int) -> None:
+        settle(self, slot)
+        kept.append(len(self.rows))
+
+    monkeypatch.setattr(states.States, "settle", noted)
+    tempo_mlx.score(loaded, [5, 6, 7], [one])
+    assert kept and max(kept) <= 4
 
 
 def test_scores_and_paths_on_a_hybrid() -> None:

@@ -211,7 +211,7 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "nemotron_h": (
         "NemotronH",
         {"head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2,
-         "layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
+         "use_bias": True, "layers_block_type": ["mamba", "attention", "mamba", "mlp"]},
     ),
     "nemotron_h-moe": ("NemotronH", {**_NEMOTRON_MOE, "n_group": 2, "topk_group": 1}),
     "falcon_h1": (

@@ -64,7 +64,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     if any(stated.get(key) is not None for key in ("rope_theta", "rope_scaling", "rope_parameters")):
         defaults.pop("rope_parameters", None)
     values = Config({**defaults, **{key: stated[key] for key in stated if key in understood}})
-    _check_supported(values)
+    _check_supported(values, family)
     layers, ropes = read_layers(values, family, name)
     fixed = {key: each for key, each in family.model.items() if key not in _READ_ELSEWHERE}
     return Architecture(
@@ -102,8 +102,10 @@ def _context(values: Config) -> int:
     return context
 
 
-def _check_supported(values: Config) -> None:
+def _check_supported(values: Config, family: Family) -> None:
     """Parts that a config can ask for and that are not built."""
+    if "hidden_act" in family.mlp:  # Gemma 1, whose first configs say gelu and mean its approximation
+        values.one_of("hidden_act", ("gelu", "gelu_new", "gelu_pytorch_tanh"))
     for key in ("qk_layernorm", "lm_head_bias", "projectors_bias"):
         if key in values and key != "lm_head_bias":
             values.one_of(key, (False, None))

@@ -312,5 +312,5 @@ def nemotron_h(header: Header) -> dict[str, Any]:
         "intermediate_size": max(widths, default=0),
         "mamba_head_dim": header.number("ssm.inner_size") // max(heads, 1),
         "use_conv_bias": header.holds("ssm_conv1d.bias"),
-        "mamba_proj_bias": header.holds("ssm_in.bias"),
+        "use_bias": header.holds("ssm_in.bias"),
     }

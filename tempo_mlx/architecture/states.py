@@ -69,9 +69,7 @@ def mamba2(values: Config) -> Mamba2:
         groups=of("mamba_n_groups", "n_groups"),
         kernel=of("mamba_d_conv", "conv_kernel"),
         conv_bias=values.flag("mamba_conv_bias" if long else "use_conv_bias", True),
-        bias=values.flag("mamba_proj_bias")
-        if long or "mamba_proj_bias" in values
-        else values.flag("use_bias"),
+        bias=values.flag("mamba_proj_bias" if long else "use_bias"),
         norm=norm,
         time_step_limit=_limits(values),
         scales=scales,

@@ -166,6 +166,8 @@ def _score_tree(
             continued[0, shared - 1] = 1.0
         forward = model.forward(tokens[start:stop], positions[start:stop], bias, cache, parents=continued)
         assert forward.logits is not None
+        if stop < len(tokens):  # no later row continues one before these
+            cache.settle(shared + int(parents[stop:].min()) + 1)
         here = np.flatnonzero((rows >= start) & (rows < stop))
         if control is None:
             log_probs = log_probabilities(forward.logits)

@@ -11,6 +11,7 @@ S slots, L new rows, E model dim. A recurrence says what a state is; this file d
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,8 +56,11 @@ class Journal:
         self.count = 0
         self._parts: dict[Key, list[Inputs]] = {}
 
-    def add(self, key: Key, inputs: Inputs) -> None:
-        self._parts.setdefault(key, []).append(inputs)
+    def add(self, count: int, inputs: Mapping[Key, Inputs]) -> None:
+        """So many rows, of every recurrence at once."""
+        for key, each in inputs.items():
+            self._parts.setdefault(key, []).append(each)
+        self.count += count
 
     def of(self, key: Key, rows: Ints) -> Inputs:
         parts = self._parts.get(key, [])
@@ -119,11 +123,16 @@ class States:
         self.length = 0
         self.plan: list[Segment] = []
         self.kept = True  # whether the pass under way is journalled
+        self.text = True  # whether it goes on with one text, of which nothing will be gone back on
+        self.given: dict[Key, Inputs] = {}  # what it is given, for the journal
 
     def begin(self, rows: int, parents: Float32s | None) -> None:
         """Rows are to come, which continue others as `parents` (L, S) says; None: a chain."""
+        self._drop_unfinished()
+        self.given = {}
         self.lineage.append(rows, parents)
-        self.kept = parents is not None or rows < STRETCH
+        self.text = parents is None
+        self.kept = not self.text or rows < STRETCH
         wanted = {slot for new in range(self.length, len(self.lineage)) for slot in self._before(new)}
         self.replay(wanted)
         self.plan = segments(
@@ -138,7 +147,7 @@ class States:
             self._go(memory.recurrence, known, part, self.length, inputs, queries) for part in self.plan
         ]
         if self.kept:
-            self.journal.add(key, inputs)
+            self.given[key] = inputs
         memory.held = known
         found = [piece for piece in pieces if piece is not None]
         return found[0] if len(found) == 1 else mx.concatenate(found)
@@ -148,12 +157,12 @@ class States:
         count = self.length - start
         if self.kept:
             self._own(np.arange(self.journal.count, self.journal.count + count))
-            self.journal.count += count
+            self.journal.add(count, self.given)
         self._forget(set(range(start if count <= FEW else self.length - 1, self.length)))
         if not self.kept:
             self._begin_anew(self.length)
         elif not self.pooled:
-            if self.lineage.chain == self.length:
+            if self.text and self.lineage.chain == self.length:
                 self.settle(self.length)
             if self.journal.count > 2 * len(self.rows) + JOURNAL:  # most of it is of rows that are no more
                 self.journal, self.rows = self.journal.taken(self.rows), np.arange(len(self.rows))
@@ -251,6 +260,13 @@ class States:
         """The slots before `slot` that those from there on continue."""
         slots = range(slot, self.length)
         return {above for new in slots for above in self.lineage.of(new)[0].tolist() if above < slot}
+
+    def _drop_unfinished(self) -> None:
+        """Forget the rows of a pass that was begun and broken off."""
+        if len(self.lineage) > self.length:
+            self.lineage.truncate(self.length)
+            for memory in self.memories.values():
+                memory.held = {slot: state for slot, state in memory.held.items() if slot < self.length}
 
     def _own(self, rows: Ints) -> None:
         self.rows = np.concatenate([self.rows, rows])

@@ -7,7 +7,8 @@ as in transformer.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -59,6 +60,16 @@ class TorchCache:
             wide[first:last] = row
         self.parts[key] = tuple(wide[:last] for wide in room)
         return self.parts[key]
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """A pass that adds rows, or none at all where it is broken off."""
+        before = len(self)
+        try:
+            yield
+        except BaseException:
+            self.truncate(before)
+            raise
 
     def keep(self, indices: Ints) -> None:
         for key, parts in self.parts.items():
@@ -130,25 +141,28 @@ class TorchTransformer:
         """Run L rows and append them to the cache. See `model.forward` for the contract."""
         a = self.architecture
         new = np.asarray(positions, np.int64)
-        cache.positions = np.concatenate([cache.positions, new])
-        cache.lineage.append(len(new), parents)
-        bias = causal_bias(len(new), len(cache)) if bias is None else bias
-        rows = Pass(a, new, bias, cache, self.device, self.fused and not attention)
-        ids = torch.as_tensor(np.asarray(tokens, np.int64), device=self.device)
-        x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(a.embedding_scale, dtype=self.dtype)
-        if a.embedding_norm:
-            x = layers.normed(a, x, None)
-        own = self._own_embeddings(ids, x)  # (L, layers, width) or None
-        x = self._streams(x)
-        masses = []
-        for index, layer in enumerate(a.layers):
-            x, mass = self._layer(index, layer, x, None if own is None else own[:, index], rows)
-            if mass is not None:
-                masses.append(mass if attention == "rows" else mass.mean(dim=0))
-        out = None
-        if logits != "none":
-            out = self._numpy(self._logits(self._one_stream(x), logits))
-        return Forward(out, self._numpy(torch.stack(masses)) if attention and masses else None)
+        with cache.growing():
+            cache.positions = np.concatenate([cache.positions, new])
+            cache.lineage.append(len(new), parents)
+            bias = causal_bias(len(new), len(cache)) if bias is None else bias
+            rows = Pass(a, new, bias, cache, self.device, self.fused and not attention)
+            ids = torch.as_tensor(np.asarray(tokens, np.int64), device=self.device)
+            x = self.weights["model.embed_tokens.weight"][ids] * torch.tensor(
+                a.embedding_scale, dtype=self.dtype
+            )
+            if a.embedding_norm:
+                x = layers.normed(a, x, None)
+            own = self._own_embeddings(ids, x)  # (L, layers, width) or None
+            x = self._streams(x)
+            masses = []
+            for index, layer in enumerate(a.layers):
+                x, mass = self._layer(index, layer, x, None if own is None else own[:, index], rows)
+                if mass is not None:
+                    masses.append(mass if attention == "rows" else mass.mean(dim=0))
+            out = None
+            if logits != "none":
+                out = self._numpy(self._logits(self._one_stream(x), logits))
+            return Forward(out, self._numpy(torch.stack(masses)) if attention and masses else None)
 
     def _logits(self, x: torch.Tensor, which: Logits) -> torch.Tensor:
         a = self.architecture

@@ -239,6 +239,7 @@ class Replayed:
         for start in range(0, ends[0], CHUNK):
             stop = min(start + CHUNK, ends[0])
             last = self._run(start, stop, "last" if stop == ends[0] else "none", False)
+            self.cache.settle(stop)
         assert last.logits is not None
         yield last.logits, None
         if self.compact:
