@@ -48,23 +48,29 @@ export class Talks {
   // --- which one is open ---
 
   async refresh(): Promise<void> {
-    this.all = await shelf.talks().catch(() => [])
+    this.all = await shelf.talks().catch(() => (this.open ? [this.open] : []))
   }
 
-  /** Open a conversation, or begin a new one. */
-  async show(id: string | null): Promise<void> {
+  /** Open a conversation, or begin a new one. `visit`: the way back leads to what was shown before. */
+  async show(id: string | null, visit = true): Promise<void> {
     await this.refresh()
     const talk = this.all.find((one) => one.id === id) ?? null
     if (talk?.id !== this.open?.id) this.leave()
-    this.turns = talk ? await shelf.turnsOf(talk.id) : []
+    this.turns = talk ? await this.turnsOf(talk) : []
     this.open = talk
     this.system = talk?.system ?? ''
     if (talk) {
       this.app.form.chosen = talk.chosen
       await this.app.form.chooseModel(talk.model)
     }
-    this.app.writeAddress(true)
+    this.app.writeAddress(visit)
     await this.takeUp()
+  }
+
+  /** As they are kept, or where nothing can be kept, as they are here. */
+  private turnsOf({ id }: Talk): Promise<Turn[]> {
+    const here = this.open?.id === id ? this.turns : []
+    return shelf.turnsOf(id).catch(() => here)
   }
 
   /** One token at a time is looked into. */
@@ -92,7 +98,7 @@ export class Talks {
   }
 
   async drop(talk: Talk): Promise<void> {
-    await shelf.dropTalk(talk.id)
+    await shelf.dropTalk(talk.id).catch(() => undefined)
     if (this.open?.id === talk.id) await this.show(null)
     else await this.refresh()
   }
@@ -101,7 +107,7 @@ export class Talks {
   async dropTurn(turn: Turn): Promise<void> {
     const gone = under(this.turns, turn)
     this.turns = this.turns.filter((one) => !gone.includes(one))
-    await shelf.dropTurns(gone, this.turns)
+    await shelf.dropTurns(gone, this.turns).catch(() => undefined)
   }
 
   async showTurn(turn: Turn): Promise<void> {
@@ -236,7 +242,9 @@ export class Talks {
     if (app.form.place !== 'talk' || app.work.busy || app.work.problem || this.looking || !this.open || !cut()) return
     if (health === 'unreachable' || (health && health.status !== 'ok')) return // it is asked again, every now and then
     this.looking = true
-    this.turns = await shelf.turnsOf(this.open.id) // another tab may have written it
+    const { open } = this
+    const turns = await this.turnsOf(open) // another tab may have written it
+    if (this.open?.id === open.id) this.turns = turns
     const last = cut()
     if (last && !app.work.busy) await this.goOn(last)
     this.looking = false

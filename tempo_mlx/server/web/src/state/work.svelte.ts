@@ -24,6 +24,8 @@ export type Job = (id: string, signal: AbortSignal) => Promise<void>
 export class Work {
   activity: Activity = $state.raw({ kind: 'idle' })
   notice: string | null = $state(null)
+  /** for those who listen: that what was asked for has been done */
+  done = $state('')
   problem: Problem | null = $state.raw(null)
   health: api.Health | 'unreachable' | null = $state.raw(null)
   private request: { id: string; abort: AbortController } | null = null
@@ -56,6 +58,7 @@ export class Work {
     this.request = request
     this.problem = null
     this.notice = null
+    this.done = ''
     if (this.activity.kind === 'idle') this.activity = { kind: 'waiting', position: null }
     const look = setTimeout(() => void this.watchHealth(), 1000) // is it the queue that takes so long?
     try {
@@ -72,6 +75,7 @@ export class Work {
       clearTimeout(look)
       this.request = null
       this.activity = { kind: 'idle' }
+      this.done = this.problem ? '' : 'Done.' // a problem is told as well
       void this.watchHealth()
     }
   }
