@@ -242,6 +242,54 @@ test('an answer of the server that breaks off is said to have', async () => {
   await closePage(page)
 })
 
+test('a conversation in two tabs: the second does not answer what the first is about to', async () => {
+  const page = await openPage(browser, `${server.url}/#conversation`)
+  await page.getByLabel('max tokens', { exact: true }).fill('3')
+  let go
+  await page.route(/sessions$/, (route) => (go = () => route.continue()))
+  await message(page).fill('Who?')
+  await page.keyboard.press('Enter')
+  await page.getByText('Reading the prompt').waitFor()
+  const second = await page.context().newPage()
+  const asked = []
+  second.on('request', (request) => request.method() === 'POST' && asked.push(request.url()))
+  await second.goto(page.url())
+  await second.getByRole('article', { name: 'Answer' }).waitFor()
+  await second.waitForTimeout(6000) // time for it to look after what is unfinished
+  assert.deepEqual(asked, [])
+  go()
+  await button(page, 'Copy the answer').waitFor()
+  await page.getByRole('status').getByText('Done.').waitFor({ state: 'attached' })
+  await closePage(page)
+})
+
+test('a message that is not sent yet waits', async () => {
+  const page = await openPage(browser, `${server.url}/#conversation`)
+  await message(page).fill('Who')
+  await place(page, 'Text')
+  await button(page, 'Generate').waitFor()
+  await place(page, 'Conversation')
+  assert.equal(await message(page).inputValue(), 'Who')
+  await closePage(page)
+})
+
+test('what cannot be stopped can be left', async () => {
+  const page = await openPage(browser, link({ max_tokens: 400, min_steps: 400 }))
+  await button(page, 'Generate').click()
+  await page.getByText(/^[1-9]\d* steps?$/).waitFor()
+  await page.getByLabel('Find a setting').fill('min p')
+  const unset = page.locator('.field', { hasText: 'min p' }).locator('input[type=range]')
+  assert.equal(await unset.inputValue(), '0', 'what is off is at the beginning of its slider')
+  await page.route(/requests/, () => undefined) // it never answers
+  await button(page, 'Stop').first().click()
+  await page.waitForTimeout(1500)
+  await button(page, 'Stop').first().click()
+  await idle(page)
+  await page.getByLabel('Steps to continue').fill('')
+  assert.ok(await button(page, 'Continue').isDisabled())
+  await closePage(page)
+})
+
 test('a menu that is left by Tab is closed', async () => {
   const page = await openPage(browser, server.url)
   const menu = page.getByRole('button', { name: 'View ▾' })

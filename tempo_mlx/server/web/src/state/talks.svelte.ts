@@ -2,6 +2,7 @@
 
 import { SvelteMap } from 'svelte/reactivity'
 import { findSession, requestId } from '../lib/api'
+import { holding, isHeld } from '../lib/locks'
 import type { Alternative, Phrase, Values } from '../lib/run'
 import * as shelf from '../lib/shelf'
 import {
@@ -32,6 +33,8 @@ export class Talks {
   turns: Turn[] = $state.raw([])
   /** the system prompt of a conversation that is not begun yet */
   system = $state('')
+  /** what is to be said next, as far as it is written */
+  draft = $state('')
   /** the answer that is being written */
   writing: string | null = $state(null)
   private views = new SvelteMap<string, RunView>()
@@ -219,10 +222,11 @@ export class Talks {
     const view = this.viewOf(turn)
     if (app.work.busy || !app.form.filled || !view || !question) return
     await this.load(view)
+    if (await isHeld(turn.id)) return // another tab writes it
     const { session } = turn.answer!
     if (!view.session && session) {
       const state = await findSession(session)
-      if (state === 'busy') return // another tab writes it
+      if (state === 'busy') return // another tab or page does
       if (state) view.setSession(state)
     }
     if (view.lattice.length > 0 && app.decoding.whyFixed(view) === null) {
@@ -272,15 +276,12 @@ export class Talks {
       return kept
     }
     const timer = setInterval(() => void keep('growing'), KEEP_EVERY)
-    await app.work.attempt(
-      held,
-      () => void (view.lattice.length > 0 ? this.goOn(turn) : this.write(turn, view, job, held)),
-      async (id, signal) => {
-        await this.showTurn(await keep('growing'))
-        await job(id, signal)
-      },
-      () => view.end(),
-    )
+    const retry = () => void (view.lattice.length > 0 ? this.goOn(turn) : this.write(turn, view, job, held))
+    const begin: Job = async (id, signal) => {
+      await this.showTurn(await keep('growing'))
+      await job(id, signal)
+    }
+    await holding(turn.id, () => app.work.attempt(held, retry, begin, () => view.end()))
     clearInterval(timer)
     this.writing = null
     if (view.lattice.length > 0 || app.work.problem?.retry) return keep(app.work.problem ? 'growing' : stateOf(view))

@@ -11,6 +11,9 @@ export type Activity =
   | { kind: 'running' }
   | { kind: 'editing'; what: string }
 
+/** milliseconds that the server has to stop when it is told */
+const PATIENCE = 1000
+
 export interface Problem {
   message: string
   code: string
@@ -28,7 +31,7 @@ export class Work {
   done = $state('')
   problem: Problem | null = $state.raw(null)
   health: api.Health | 'unreachable' | null = $state.raw(null)
-  private request: { id: string; abort: AbortController } | null = null
+  private request: { id: string; abort: AbortController; stopped?: number } | null = null
   /** the server did not answer when it was last asked how it is */
   private missed = false
 
@@ -84,6 +87,9 @@ export class Work {
   async stop(): Promise<void> {
     const request = this.request
     if (!request) return
+    // It was asked for, and nobody answers: leave.
+    if (performance.now() - (request.stopped ?? Infinity) > PATIENCE) return request.abort.abort()
+    request.stopped ??= performance.now()
     try {
       await api.cancelRequest(request.id)
     } catch {
