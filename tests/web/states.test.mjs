@@ -202,6 +202,7 @@ test('answers are taken away as they are shown, and can be read again', async (t
   await button(page, 'Ask').click()
   await page.getByText('not looked at', { exact: true }).waitFor()
   await page.locator('button.primary:enabled', { hasText: 'Ask' }).waitFor()
+  assert.equal(await button(page, 'Continue').count(), 0, 'there is no text to go on with')
   await button(page, 'Copy the text').click()
   await page.getByText('Copied.').waitFor({ state: 'attached' })
   assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^(Yes|No)\t.*%\n(Yes|No)\t.*%$/)

@@ -24,7 +24,7 @@ export class Decoding {
 
   whyFixed(view: RunView): string | null {
     const { table } = this.app.form
-    if (!table) return ''
+    if (!table || view.shown.run === null) return '' // given answers were weighed: there is no text
     const needed = 'Branching, pinning and removing'
     const decoders = table.session_decoders
     if (decoders.length === 0) return `${needed} need sessions, which this server does not keep.`
