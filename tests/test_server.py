@@ -107,6 +107,9 @@ def test_the_defaults_of_a_question_give_way_to_the_server_and_its_environment(m
         given = served.post("/ask", {"prompt": "Hello", "coverage": 0.1, "leaves": 2, "max_tokens": 3}).json()
         assert [given["run"]["config"][name] for name in ("max_tokens", "coverage", "leaves")] == [3, 0.1, 2]
         assert served.post("/ask", {"prompt": "Hello", "max_tokens": 7}).status_code == 422
+        shown = served.get("/settings").json()  # what the page fills its form with
+        assert shown["ask"] == {"decoder": "enumerate", "threshold": 0.001, "max_tokens": 6}
+        assert shown["answer_tokens"] == shown["defaults"]["max_tokens"] == 6
 
 
 def test_generate_is_the_python_api(server: Served, model: Path) -> None:

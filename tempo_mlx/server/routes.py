@@ -15,7 +15,7 @@ from tempo_mlx.asking import asked, chat_of, check_choices, way_of
 from tempo_mlx.config import GenerateConfig, as_dict
 from tempo_mlx.decode.registry import DECODERS
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.resolution import resolve
+from tempo_mlx.resolution import ANSWER_TOKENS, resolve
 from tempo_mlx.server.context import ERRORS, EVENTS, JSON, Context, answers, context, owner
 from tempo_mlx.server.engine import Engine, Ticket
 from tempo_mlx.server.errors import ApiError
@@ -156,6 +156,9 @@ async def settings(request: Request, model: ModelName = None) -> dict[str, Any]:
             spec.name for spec in DECODERS.values() if spec.editable and config.max_sessions
         ],
         **settings_table(),
+        # An answer as long as this server allows, as /ask has it.
+        "answer_tokens": min(ANSWER_TOKENS, config.max_tokens_limit),
+        "ask": asked_here(c, False, {}),
     }
 
 

@@ -220,6 +220,11 @@ test('runs are exported, dropped back in, compared, and opened on the server', a
   const phrases = await text(page).innerText()
   await closePage(page)
 
+  const alone = await openPage(browser, `file://${folder}/run.html`, { offline: true })
+  await alone.locator('.text.body').waitFor()
+  assert.equal(await text(alone).innerText(), phrases)
+  await closePage(alone)
+
   const other = await openPage(browser, server.url)
   await button(other, 'Generate').waitFor()
   await drop(other, 'run.json', saved.json.toString())

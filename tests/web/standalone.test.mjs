@@ -195,6 +195,54 @@ test('answers are bars that open their texts; what cannot be read says so', asyn
   await closePage(page)
 })
 
+test('a fork in an address, or in the name of a language, spoils neither', async (t) => {
+  const said = [['See [the guide](https://example.com/'], ['guide', 'manual'], [') or '], ['https://example.com/'], ['a', 'b'], ['\n\n```'], ['python', 'ruby'], ['\nprint(1)\n```\n']] // prettier-ignore
+  const phrases = said.map(([text, other], at) => ({
+    text,
+    share: other ? 0.6 : null,
+    alternatives: other ? [{ text: other, share: 0.4, slots: [], follows: '' }] : [],
+    start: at,
+    end: at + 1,
+  }))
+  const run = { ...capital(), final_text: said.map(([text]) => text).join('') }
+  const page = await openPage(browser, await blog(t, '<tempo-run src="x.json"></tempo-run>', { 'x.json': { run, phrases } })) // prettier-ignore
+  const text = page.locator('.markdown')
+  await text.waitFor()
+  assert.deepEqual(await text.locator('a').evaluateAll((all) => all.map((a) => a.getAttribute('href'))), [
+    'https://example.com/guide',
+    'https://example.com/a',
+  ])
+  assert.equal(await text.locator('pre').innerText(), 'print(1)\n')
+  assert.equal((await text.innerText()).trim(), 'See the guide or https://example.com/a\n\nprint(1)')
+  await closePage(page)
+})
+
+test('nothing of the page around it reaches the text, nor a file that came too late', async (t) => {
+  const url = await blog(t, '<tempo-run></tempo-run>', { 'run.json': capital() })
+  const page = await openPage(browser, url, { expected: [/404/] })
+  await page.route(/slow/, async (route) => {
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    await route.fulfill({ status: 404 })
+  })
+  await page.locator('tempo-run').evaluate((element) => {
+    const hostile = { textTransform: 'uppercase', textAlign: 'center', letterSpacing: '9px', whiteSpace: 'pre', direction: 'rtl' } // prettier-ignore
+    Object.assign(document.body.style, hostile)
+    element.setAttribute('src', 'slow.json')
+    element.setAttribute('src', 'run.json')
+  })
+  const text = page.getByRole('group', { name: 'Text, sets' })
+  await text.waitFor()
+  assert.match(await text.innerText(), /^The capital of France is Paris/)
+  const style = await text.evaluate((element) => {
+    const { textAlign, letterSpacing, direction } = getComputedStyle(element)
+    return [textAlign, letterSpacing, direction]
+  })
+  assert.deepEqual(style, ['start', 'normal', 'ltr'])
+  await page.waitForTimeout(1000)
+  assert.equal(await page.getByRole('alert').count(), 0)
+  await closePage(page)
+})
+
 test('from disk it shows what is inside it, wherever its script stands', async () => {
   const inside = `<script type="application/json">${JSON.stringify(EXAMPLE).replaceAll('<', '\\u003c')}</script>`
   const html = `<!doctype html><script src="${SCRIPT}"></script><tempo-run>${inside}</tempo-run><tempo-run src="x.json">`

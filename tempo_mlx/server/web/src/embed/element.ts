@@ -40,6 +40,7 @@ class TempoRun extends HTMLElement {
       this.shown.shown = parseShown(text)
       this.shown.problem = ''
     } catch (error) {
+      if (src !== this.getAttribute('src')) return
       this.shown.problem = (error as Error).message
     }
   }

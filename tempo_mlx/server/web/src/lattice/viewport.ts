@@ -39,11 +39,17 @@ export function zoomAt(viewport: Viewport, factor: number, x: number, y: number,
   return { k, x: x - (x - viewport.x) * ratio, y: y - (y - viewport.y) * ratio }
 }
 
-/** Move just so far that the world interval is in sight. */
-export function reveal(viewport: Viewport, left: number, right: number, view: Size, margin = 24): Viewport {
-  const from = left * viewport.k + viewport.x
-  const to = right * viewport.k + viewport.x
-  if (from < margin) return { ...viewport, x: viewport.x + margin - from }
-  if (to > view.width - margin) return { ...viewport, x: viewport.x + view.width - margin - to }
-  return viewport
+/** Move just so far that this part of the world is in sight, with some of what is beside it. */
+export function reveal({ k, x, y }: Viewport, part: Size & { x: number; y: number }, view: Size): Viewport {
+  return {
+    k,
+    x: moved(x, part.x * k, part.width * k, view.width, 48),
+    y: moved(y, part.y * k, part.height * k, view.height, 8),
+  }
+}
+
+function moved(offset: number, start: number, length: number, room: number, margin: number): number {
+  const [from, to] = [start + offset, start + length + offset]
+  if (from < margin) return offset + margin - from
+  return to > room - margin ? offset + room - margin - to : offset
 }

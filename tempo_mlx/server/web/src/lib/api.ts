@@ -4,6 +4,7 @@ import { createParser } from 'eventsource-parser'
 import type { Answers } from './answers'
 import type { Phrase, Rejected, Removal, Run, Step, Token, Values } from './run'
 import type { SettingsTable } from './settings'
+import { inTab } from './storage'
 
 /** A failed call. `status` 0: the server did not answer at all. */
 export class ApiError extends Error {
@@ -115,12 +116,12 @@ const KEY = 'tempo-mlx.api-key'
 
 /** The key for servers that ask for one; kept for this tab only. */
 export function apiKey(): string {
-  return sessionStorage.getItem(KEY) ?? ''
+  return inTab.get(KEY) ?? ''
 }
 
 export function setApiKey(key: string): void {
-  if (key) sessionStorage.setItem(KEY, key)
-  else sessionStorage.removeItem(KEY)
+  if (key) inTab.set(KEY, key)
+  else inTab.remove(KEY)
 }
 
 export function requestId(): string {
@@ -164,14 +165,18 @@ export async function getHealth(): Promise<Health> {
 async function call<T>(method: string, path: string, body?: object, id?: string, signal?: AbortSignal): Promise<T> {
   const response = await send(method, path, body, id, signal)
   if (!response.ok) throw await errorOf(response)
-  return (response.status === 204 ? undefined : await response.json()) as T
+  if (response.status === 204) return undefined as T
+  return (await response.json().catch((error: unknown) => {
+    throw signal?.aborted ? error : gone() // it went away in the midst of its answer
+  })) as T
 }
 
 async function send(method: string, path: string, body?: object, id?: string, signal?: AbortSignal): Promise<Response> {
   const headers: Record<string, string> = {}
   if (body) headers['Content-Type'] = 'application/json'
   if (id) headers['X-Request-ID'] = id
-  if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`
+  // No header holds other characters, nor does any key: the server then says that it is wrong.
+  if (apiKey()) headers.Authorization = `Bearer ${apiKey().replace(/[^ -~]/g, '?')}`
   try {
     return await fetch(path, { method, headers, body: body && JSON.stringify(body), signal, cache: 'no-store' })
   } catch (error) {
@@ -180,7 +185,7 @@ async function send(method: string, path: string, body?: object, id?: string, si
   }
 }
 
-function gone(): ApiError {
+export function gone(): ApiError {
   return new ApiError(0, 'unreachable', 'The server does not answer. Is it still running?')
 }
 

@@ -40,7 +40,15 @@ export function markdown(phrases: readonly Phrase[], tail: string, show: (text: 
     const [, before, word, after] = /^(\s*)([^]*?)(\s*)$/.exec(text)!
     return word ? `${before}${OPEN}${at}${CLOSE}${after}` : bare(text)
   })
-  const html = marked.parse(source.join('') + bare(tail), { async: false })
+  const plain = (text: string) => text.replace(FORKS, (_, at: string) => phrases[Number(at)]!.text.trim())
+  const html = marked.parse(source.join('') + bare(tail), {
+    async: false,
+    // An address and the name of a code's language are no place for a fork.
+    walkTokens(token) {
+      if (token.type === 'link' || token.type === 'image') token.href = plain(token.href as string)
+      else if (token.type === 'code' && token.lang) token.lang = plain(token.lang as string)
+    },
+  })
   const forked = html.replace(FORKS, (_, at: string) => {
     const text = escaped(bare(phrases[Number(at)]!.text.trim()))
     return `<span class="fork" role="button" tabindex="0" aria-haspopup="dialog" data-fork="${at}">${text}</span>`

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { capital, large } from '../testing/runs'
 import { diffText, diffValues } from './diff'
 import { RunFileError } from './run'
-import { checkShown, parseShown } from './shown'
+import { checkShown, fileOf, parseShown } from './shown'
 
 describe('a run file', () => {
   it('is read', () => {
@@ -25,7 +25,11 @@ describe('a run file', () => {
 })
 
 describe('what can be shown', () => {
-  const answers = { question: 'Who?', answers: [{ text: 'I', lower: 0.5, upper: 0.6, texts: [] }], not_looked_at: 0.1 }
+  const answers = {
+    question: 'Who?',
+    answers: [{ text: 'I', lower: 0.5, upper: 0.6, estimate: null, texts: [] }],
+    not_looked_at: 0.1,
+  }
 
   it('is a run, a run with its phrases, or answers with a run or without', () => {
     const phrases = [{ text: ' Paris', share: null, alternatives: [], start: 0, end: 1 }]
@@ -33,6 +37,17 @@ describe('what can be shown', () => {
     expect(checkShown({ run: capital(), phrases })).toEqual({ run: capital(), phrases, answers: null })
     expect(checkShown({ ...answers, run: null })).toMatchObject({ run: null, answers })
     expect(checkShown({ ...answers, run: capital() }).run).toEqual(capital())
+  })
+
+  it('is read again from the file that it was taken away as', () => {
+    const phrases = [{ text: ' Paris', share: null, alternatives: [], start: 0, end: 1 }]
+    for (const shown of [
+      { run: capital(), phrases, answers: null },
+      { run: null, phrases: [], answers: { ...answers, decided: true } },
+      { run: capital(), phrases: [], answers: { ...answers, decided: true } },
+    ]) {
+      expect(parseShown(JSON.stringify(fileOf(shown)))).toMatchObject(shown)
+    }
   })
 
   it.each([

@@ -10,6 +10,7 @@ import {
   recipeOf,
   recipes,
   unchanged,
+  usualText,
   writeLink,
   writeSetting,
 } from './settings'
@@ -53,6 +54,19 @@ describe('a field', () => {
     ] as const) {
       expect(writeSetting(setting(name), parseSetting(setting(name), text).value!)).toBe(text)
     }
+  })
+})
+
+describe('a server that was started with other defaults', () => {
+  const here = { ...table, defaults: { threshold: 0.3, max_tokens: 30 } }
+
+  it('has them in its form, and is told what differs from them', () => {
+    expect(fill(here, {}).values).toMatchObject({ threshold: 0.3, max_tokens: 30 })
+    expect(fill(here, { threshold: '0.1', max_tokens: '30' }).explicit).toEqual({ threshold: 0.1 })
+    expect(fill(here, { preset: 'original' }).values).toMatchObject({ threshold: 0.3, attend: 'all' })
+    expect(choicesOf(here, { threshold: 0.1, max_tokens: 30 })).toEqual({ threshold: '0.1' })
+    expect(usualText(here, setting('threshold'), {})).toBe('0.3')
+    expect(usualText(here, setting('attend'), { preset: 'original' })).toBe('all')
   })
 })
 

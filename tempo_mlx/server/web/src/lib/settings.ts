@@ -33,6 +33,8 @@ export interface SettingsTable {
   chat: boolean | null
   /** length of a conversation's answers, unless another is chosen */
   answer_tokens: number
+  /** the value of each setting where nothing is chosen, by what the server was started with */
+  defaults?: Values
   presets: Record<string, Values>
   /** what a question is asked with, unless it is given */
   ask: Values
@@ -113,14 +115,25 @@ export interface Filled {
   explicit: Values
 }
 
+/** What a setting is unless it is chosen: as the server has it, where it was started with another default. */
+export function usual({ defaults }: SettingsTable, { name, default: own }: Setting, preset: Values = {}): Value {
+  const here = defaults?.[name]
+  return here !== undefined && !same(here, own) ? here : (preset[name] ?? own)
+}
+
+/** The same in words, for who may set it back. */
+export function usualText(table: SettingsTable, setting: Setting, chosen: Chosen): string {
+  const value = usual(table, setting, table.presets[chosen[PRESET] ?? ''])
+  return same(value, setting.default) ? setting.default_text : writeSetting(setting, value)
+}
+
 export function fill(table: SettingsTable, chosen: Chosen): Filled {
   const preset = table.presets[chosen[PRESET] ?? ''] ?? {}
   const values: Values = {}
   const errors: Record<string, string> = {}
   const explicit: Values = {}
   for (const setting of table.settings) {
-    const base = preset[setting.name] ?? setting.default
-    values[setting.name] = base
+    values[setting.name] = usual(table, setting, preset)
     const text = chosen[setting.name]
     if (text === undefined) continue
     const parsed = parseSetting(setting, text)
@@ -134,8 +147,7 @@ export function fill(table: SettingsTable, chosen: Chosen): Filled {
       delete errors[setting.name] // what has no effect is not sent, so it cannot be wrong
       continue
     }
-    const base = preset[setting.name] ?? setting.default
-    if (chosen[setting.name] !== undefined && !same(values[setting.name], base)) {
+    if (chosen[setting.name] !== undefined && !same(values[setting.name], usual(table, setting, preset))) {
       explicit[setting.name] = values[setting.name]!
     }
   }
@@ -305,7 +317,7 @@ export function choicesOf(table: SettingsTable, config: Values): Chosen {
       if (values.selection !== name.replace('_', '-')) delete values[name]
     }
   }
-  const differs = ({ name, default: usual }: Setting) => name in values && !same(values[name], usual)
+  const differs = (s: Setting) => s.name in values && !same(values[s.name], usual(table, s))
   return Object.fromEntries(table.settings.filter(differs).map((s) => [s.name, writeSetting(s, values[s.name]!)]))
 }
 

@@ -45,10 +45,16 @@ const opened = () =>
       database.createObjectStore('turns', { keyPath: 'id' }).createIndex('talk', 'talk')
     },
     blocking: (_, __, { target }) => (target as IDBDatabase).close(), // a tab of a newer version waits for this one
+    terminated: () => forget(), // the browser's data was cleared
   })
 
 let connection: ReturnType<typeof opened> | null = null
-const database = () => (connection ??= opened())
+const forget = () => (connection = null)
+const database = () => {
+  connection ??= opened()
+  connection.catch(forget) // the next time it may be possible
+  return connection
+}
 
 /** Newest first. */
 export async function titles(): Promise<Title[]> {

@@ -11,6 +11,11 @@ export interface Shown {
   answers: Answers | null
 }
 
+/** As one file: what `parseShown` reads. */
+export function fileOf({ run, phrases, answers }: Shown): object {
+  return answers ? { ...answers, run } : { run, phrases }
+}
+
 export function parseShown(text: string): Shown {
   let value: unknown
   try {

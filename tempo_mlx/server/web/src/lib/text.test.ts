@@ -3,7 +3,7 @@ import { shorten } from '../lattice/canvas'
 import { capital, run, step, token } from '../testing/runs'
 import { Lattice } from './lattice'
 import type { Run } from './run'
-import { briefly, alternatives, label, printed, readable, segment, visible, visibleLines } from './text'
+import { briefly, alternatives, cut, label, printed, readable, segment, visible, visibleLines } from './text'
 
 const segments = (r: Run) => {
   const lattice = Lattice.of(r)
@@ -60,4 +60,10 @@ describe('what cannot be seen', () => {
 it('a name is the first words', () => {
   expect(briefly('  What \n is it? ')).toBe('What is it?')
   expect(briefly('x'.repeat(50))).toHaveLength(40)
+})
+
+it('a character of two units is not cut in the middle', () => {
+  expect(briefly(`${'a'.repeat(30)}🦊🦊`, 32)).toBe(`${'a'.repeat(30)}…`)
+  expect(cut('a🦊', 2)).toBe('a')
+  expect(cut('a🦊', 3)).toBe('a🦊')
 })

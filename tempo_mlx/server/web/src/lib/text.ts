@@ -122,11 +122,16 @@ const LONGEST = 100
 export function label(member: Member): string {
   if (endsText(member.token)) return 'end'
   const text = visible(member.token.text)
-  return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text || '▯'
+  return text.length > LONGEST ? `${cut(text, LONGEST)}…` : text || '▯'
+}
+
+/** How a text begins; a character of two units is not cut in the middle. */
+export function cut(text: string, length: number): string {
+  return text.slice(0, length).replace(/[\uD800-\uDBFF]$/, '')
 }
 
 /** The first words of a text. */
 export function briefly(text: string, longest = 40): string {
   const words = text.trim().replace(/\s+/g, ' ')
-  return words.length > longest ? `${words.slice(0, longest - 1)}…` : words
+  return words.length > longest ? `${cut(words, longest - 1)}…` : words
 }

@@ -1,6 +1,7 @@
 /** The page, in its parts, and what its address says. One instance, made in main.ts and handed down as a context. */
 
 import { readLink, writeLink } from '../lib/settings'
+import type { Title } from '../lib/shelf'
 import { Decoding } from './decoding.svelte'
 import { Form, type Place } from './form.svelte'
 import { Runs } from './runs.svelte'
@@ -17,7 +18,7 @@ export class App {
   readonly runs = new Runs(this.form, this.work)
   readonly decoding = new Decoding(this)
   readonly talks: Talks = new Talks(this)
-  /** what this page wrote into the address */
+  /** the address as this page wrote or read it last */
   private link = ''
 
   async start(): Promise<void> {
@@ -36,18 +37,18 @@ export class App {
     if (this.form.place === 'text') await this.runs.begin(location.hash.length < 2)
   }
 
-  /** Take prompt and settings from the address, unless it is what this page wrote there. */
+  /** Take prompt and settings from the address, unless they are what the page shows. */
   private async readAddress(): Promise<void> {
     const { form, work } = this
     if (!form.table || location.hash === this.link) return
+    this.link = location.hash
     const talk = CONVERSATION.exec(location.hash)
     form.place = talk ? 'talk' : 'text'
-    if (talk) return this.talks.show(talk[1] ?? null)
+    if (talk) return this.talks.show(talk[1] ?? null, false)
     if (location.hash.length < 2) return
     const { prompt, chosen, unknown } = readLink(form.table, location.hash)
     form.prompt = prompt
     form.chosen = chosen
-    form.refused = {}
     work.notice =
       unknown.length > 0 ? `The link holds settings that this server does not know: ${unknown.join(', ')}.` : null
   }
@@ -70,6 +71,12 @@ export class App {
     this.writeAddress(true)
     if (place === 'talk') await this.talks.show(this.talks.open?.id ?? null)
     else await this.runs.begin(true)
+  }
+
+  /** Open a run from a file, or one that this browser keeps: as a text, wherever the reader is. */
+  async open(run: File | Title): Promise<void> {
+    if (this.form.place !== 'text') await this.goTo('text')
+    await (run instanceof File ? this.runs.importFile(run) : this.runs.openKept(run))
   }
 
   /** An answer as a text by itself, to work on; in the conversation it stays as it is. */

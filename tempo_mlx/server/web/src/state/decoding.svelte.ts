@@ -1,5 +1,6 @@
 /** What the server is asked to make: texts that grow, answers, and changes in the lattice of a text. */
 
+import { tick } from 'svelte'
 import * as api from '../lib/api'
 import type { StepDetail } from '../lib/api'
 import type { Alternative, Phrase } from '../lib/run'
@@ -23,7 +24,7 @@ export class Decoding {
 
   whyFixed(view: RunView): string | null {
     const { table } = this.app.form
-    if (!table) return ''
+    if (!table || view.shown.run === null) return '' // given answers were weighed: there is no text
     const needed = 'Branching, pinning and removing'
     const decoders = table.session_decoders
     if (decoders.length === 0) return `${needed} need sessions, which this server does not keep.`
@@ -40,10 +41,7 @@ export class Decoding {
     const { filled } = form
     if (work.busy || !filled) return
     if (form.prompt.trim() === '') form.refuse('prompt', 'Write a prompt first.')
-    if (form.wrong) {
-      document.querySelector<HTMLElement>('[aria-invalid="true"]')?.focus()
-      return
-    }
+    if (form.wrong) return showWrong()
     app.writeAddress()
     const body = form.body()
     const view = new RunView(nameOf({ prompt: { text: form.prompt } }))
@@ -244,4 +242,12 @@ export class Decoding {
       },
     )
   }
+}
+
+/** To the first field that holds what cannot be asked for, wherever it is folded away. */
+async function showWrong(): Promise<void> {
+  await tick()
+  const field = document.querySelector<HTMLElement>('[aria-invalid="true"]')
+  for (let box = field?.closest('details'); box; box = box.parentElement?.closest('details')) box.open = true
+  field?.focus()
 }

@@ -3,6 +3,7 @@
 import * as api from '../lib/api'
 import type { Run, Values } from '../lib/run'
 import { choicesOf, fill, forAnswers, type Chosen, type Filled, type SettingsTable } from '../lib/settings'
+import { inTab } from '../lib/storage'
 
 const FIRST_PROMPT = 'The capital of France is'
 /** the model that this tab asks */
@@ -16,8 +17,8 @@ export class Form {
   models: api.Model[] = $state.raw([])
   prompt = $state(FIRST_PROMPT)
   private choices: Record<Place, Chosen> = $state.raw({ text: {}, talk: {} })
-  /** what the server refused, by setting; forgotten when the setting changes */
-  refused: Record<string, string> = $state.raw({})
+  /** what was refused, by setting, and of what: once anything else is asked for, it says nothing */
+  private refusal: { of: unknown[]; why: Record<string, string> } = $state.raw({ of: [], why: {} })
 
   /** what the reader chose, for texts and for conversations apart */
   get chosen(): Chosen {
@@ -31,6 +32,10 @@ export class Form {
   readonly filled: Filled | null = $derived(
     this.table && fill(this.table, this.place === 'talk' ? forAnswers(this.table, this.chosen) : this.chosen),
   )
+  private readonly refused: Record<string, string> = $derived.by(() => {
+    const asked = this.asked()
+    return this.refusal.of.every((part, at) => part === asked[at]) ? this.refusal.why : {}
+  })
   readonly errors: Record<string, string> = $derived({ ...this.refused, ...this.filled?.errors })
   readonly wrong: boolean = $derived(Object.keys(this.errors).length > 0)
   /** is it a question, with answers for a result? */
@@ -46,7 +51,7 @@ export class Form {
   async load(): Promise<void> {
     this.table = await api.getSettings()
     await this.listModels()
-    await this.chooseModel(sessionStorage.getItem(MODEL))
+    await this.chooseModel(inTab.get(MODEL))
   }
 
   async listModels(): Promise<void> {
@@ -57,7 +62,7 @@ export class Form {
   async chooseModel(id: string | null): Promise<void> {
     if (id === this.table?.model || this.models.every((model) => model.id !== id)) return
     this.table = await api.getSettings(id!)
-    sessionStorage.setItem(MODEL, id!)
+    inTab.set(MODEL, id!)
   }
 
   /** What is known of a model once it is loaded was not when the page was. */
@@ -71,16 +76,16 @@ export class Form {
   choose(name: string, text: string | undefined): void {
     const { [name]: _, ...rest } = this.chosen
     this.chosen = text === undefined ? rest : { ...rest, [name]: text }
-    this.forget(name)
   }
 
+  private asked(): unknown[] {
+    return [this.place, this.prompt, this.chosen, this.table?.model]
+  }
+
+  /** Say at its field why a value was refused, where there is a field that has it. */
   refuse(name: string, why: string): void {
-    this.refused = { ...this.refused, [name]: why }
-  }
-
-  forget(name: string): void {
-    const { [name]: _, ...rest } = this.refused
-    this.refused = rest
+    const field = name === 'prompt' ? this.place === 'text' : this.table?.settings.some((one) => one.name === name)
+    if (field) this.refusal = { of: this.asked(), why: { ...this.refused, [name]: why } }
   }
 
   /** Ask for a run again. The message of a chat cannot be told from its template, so the prompt stays as it is then. */
@@ -88,7 +93,6 @@ export class Form {
     if (!this.table) return
     if (config.chat !== true) this.prompt = prompt.text
     this.chosen = choicesOf(this.table, config)
-    this.refused = {}
   }
 
   /** Body of a request for one text. */
@@ -99,11 +103,17 @@ export class Form {
   /** Body of a question: what is in force, said outright, as the server asks with other defaults. */
   question(): Values {
     const { filled, table, chosen } = this
-    const given = ['chat', ...Object.keys(table!.ask)].filter((name) => filled!.applies.has(name))
+    const ask = Object.keys(table!.ask)
+    const { choices } = filled!.values
+    if (Array.isArray(choices) && choices.length > 0) {
+      // Given answers are weighed: there is nothing to be found, so what says how to find it has no place here.
+      const rest = Object.entries(filled!.explicit).filter(([name]) => !ask.includes(name))
+      return { prompt: this.prompt, chat: filled!.values.chat!, ...Object.fromEntries(rest), ...this.which }
+    }
+    const given = ['chat', ...ask].filter((name) => filled!.applies.has(name))
     const values = Object.fromEntries(given.map((name) => [name, filled!.values[name]!]))
     const regex = chosen.by === 'regex'
     const same: Values = regex ? { answer_regex: chosen.answer_regex || '.+' } : { by: chosen.by ?? 'text' }
-    const choices = Array.isArray(filled!.values.choices) && filled!.values.choices.length > 0
-    return { prompt: this.prompt, ...values, ...filled!.explicit, ...(choices ? {} : same), ...this.which }
+    return { prompt: this.prompt, ...values, ...filled!.explicit, ...same, ...this.which }
   }
 }

@@ -1,9 +1,11 @@
 /** Single-key commands can be switched off, for people whose speech or slips would trigger them. */
 
+import { inBrowser } from '../lib/storage'
+
 const KEY = 'tempo-mlx.single-keys'
 
 class Keys {
-  private on = $state(read())
+  private on = $state(inBrowser.get(KEY) !== 'false')
 
   get single(): boolean {
     return this.on
@@ -11,19 +13,7 @@ class Keys {
 
   set single(on: boolean) {
     this.on = on
-    try {
-      localStorage.setItem(KEY, String(on))
-    } catch {
-      // a page opened from disk may not store anything
-    }
-  }
-}
-
-function read(): boolean {
-  try {
-    return localStorage.getItem(KEY) !== 'false'
-  } catch {
-    return true
+    inBrowser.set(KEY, String(on))
   }
 }
 

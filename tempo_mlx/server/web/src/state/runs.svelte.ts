@@ -4,6 +4,8 @@ import * as api from '../lib/api'
 import * as shelf from '../lib/shelf'
 import type { Title } from '../lib/shelf'
 import { parseShown } from '../lib/shown'
+import { inTab } from '../lib/storage'
+import { cut } from '../lib/text'
 import type { Form } from './form.svelte'
 import { nameOf, RunView } from './view.svelte'
 import type { Work } from './work.svelte'
@@ -62,7 +64,7 @@ export class Runs {
     const { current } = this
     if (!current || current === this.example) return
     const shown: Shown = { id: current.id, name: current.name, session: current.session?.id ?? null }
-    sessionStorage.setItem(SHOWN, JSON.stringify(shown))
+    inTab.set(SHOWN, JSON.stringify(shown))
   }
 
   /** Show what this tab showed before it was loaded again, or else a finished run, so that there is something to read. */
@@ -73,7 +75,7 @@ export class Runs {
 
   /** The session as it is on the server, or the run as it was kept. */
   private async restore(): Promise<void> {
-    const { id, name, session } = JSON.parse(sessionStorage.getItem(SHOWN) ?? '{}') as Partial<Shown>
+    const { id, name, session } = noted()
     if (!id || !name || this.current || this.work.busy) return
     const view = new RunView(name)
     view.id = id
@@ -101,14 +103,14 @@ export class Runs {
   async keep(view: RunView): Promise<void> {
     const { id, name, run, phrases, answers } = view
     if (view === this.example || (view.lattice.length === 0 && !answers)) return
-    const text = (answers?.answers[0]?.text ?? run.final_text).trim().slice(0, 120)
+    const text = cut((answers?.answers[0]?.text ?? run.final_text).trim(), 120)
     const title = { id, name, at: Date.now(), text, steps: view.lattice.length }
     await shelf.keep(title, { id, run: { ...run, steps: view.lattice.steps }, phrases, answers }).catch(() => undefined)
   }
 
   async openKept({ id, name }: Title): Promise<void> {
     const known = this.all.find((view) => view.id === id)
-    const kept = known ? null : await shelf.take(id)
+    const kept = known ? null : await shelf.take(id).catch(() => undefined)
     if (known) this.show(known)
     if (!kept) return
     const view = RunView.of({ ...kept, answers: kept.answers ?? null }, name)
@@ -131,5 +133,14 @@ export class Runs {
     } catch (error) {
       work.problem = { message: `${file.name}: ${(error as Error).message}`, code: 'file', retry: null, retryAt: null }
     }
+  }
+}
+
+/** What the tab showed, as far as that can be read: other pages of this address may have written there. */
+function noted(): Partial<Shown> {
+  try {
+    return (JSON.parse(inTab.get(SHOWN) ?? '{}') ?? {}) as Partial<Shown>
+  } catch {
+    return {}
   }
 }

@@ -2,6 +2,7 @@
 
 import { SvelteMap } from 'svelte/reactivity'
 import { findSession, requestId } from '../lib/api'
+import { holding, isHeld } from '../lib/locks'
 import type { Alternative, Phrase, Values } from '../lib/run'
 import * as shelf from '../lib/shelf'
 import {
@@ -32,6 +33,8 @@ export class Talks {
   turns: Turn[] = $state.raw([])
   /** the system prompt of a conversation that is not begun yet */
   system = $state('')
+  /** what is to be said next, as far as it is written */
+  draft = $state('')
   /** the answer that is being written */
   writing: string | null = $state(null)
   private views = new SvelteMap<string, RunView>()
@@ -48,23 +51,29 @@ export class Talks {
   // --- which one is open ---
 
   async refresh(): Promise<void> {
-    this.all = await shelf.talks().catch(() => [])
+    this.all = await shelf.talks().catch(() => (this.open ? [this.open] : []))
   }
 
-  /** Open a conversation, or begin a new one. */
-  async show(id: string | null): Promise<void> {
+  /** Open a conversation, or begin a new one. `visit`: the way back leads to what was shown before. */
+  async show(id: string | null, visit = true): Promise<void> {
     await this.refresh()
     const talk = this.all.find((one) => one.id === id) ?? null
     if (talk?.id !== this.open?.id) this.leave()
-    this.turns = talk ? await shelf.turnsOf(talk.id) : []
+    this.turns = talk ? await this.turnsOf(talk) : []
     this.open = talk
     this.system = talk?.system ?? ''
     if (talk) {
       this.app.form.chosen = talk.chosen
       await this.app.form.chooseModel(talk.model)
     }
-    this.app.writeAddress(true)
+    this.app.writeAddress(visit)
     await this.takeUp()
+  }
+
+  /** As they are kept, or where nothing can be kept, as they are here. */
+  private turnsOf({ id }: Talk): Promise<Turn[]> {
+    const here = this.open?.id === id ? this.turns : []
+    return shelf.turnsOf(id).catch(() => here)
   }
 
   /** One token at a time is looked into. */
@@ -92,7 +101,7 @@ export class Talks {
   }
 
   async drop(talk: Talk): Promise<void> {
-    await shelf.dropTalk(talk.id)
+    await shelf.dropTalk(talk.id).catch(() => undefined)
     if (this.open?.id === talk.id) await this.show(null)
     else await this.refresh()
   }
@@ -101,7 +110,7 @@ export class Talks {
   async dropTurn(turn: Turn): Promise<void> {
     const gone = under(this.turns, turn)
     this.turns = this.turns.filter((one) => !gone.includes(one))
-    await shelf.dropTurns(gone, this.turns)
+    await shelf.dropTurns(gone, this.turns).catch(() => undefined)
   }
 
   async showTurn(turn: Turn): Promise<void> {
@@ -213,10 +222,11 @@ export class Talks {
     const view = this.viewOf(turn)
     if (app.work.busy || !app.form.filled || !view || !question) return
     await this.load(view)
+    if (await isHeld(turn.id)) return // another tab writes it
     const { session } = turn.answer!
     if (!view.session && session) {
       const state = await findSession(session)
-      if (state === 'busy') return // another tab writes it
+      if (state === 'busy') return // another tab or page does
       if (state) view.setSession(state)
     }
     if (view.lattice.length > 0 && app.decoding.whyFixed(view) === null) {
@@ -236,7 +246,9 @@ export class Talks {
     if (app.form.place !== 'talk' || app.work.busy || app.work.problem || this.looking || !this.open || !cut()) return
     if (health === 'unreachable' || (health && health.status !== 'ok')) return // it is asked again, every now and then
     this.looking = true
-    this.turns = await shelf.turnsOf(this.open.id) // another tab may have written it
+    const { open } = this
+    const turns = await this.turnsOf(open) // another tab may have written it
+    if (this.open?.id === open.id) this.turns = turns
     const last = cut()
     if (last && !app.work.busy) await this.goOn(last)
     this.looking = false
@@ -264,15 +276,12 @@ export class Talks {
       return kept
     }
     const timer = setInterval(() => void keep('growing'), KEEP_EVERY)
-    await app.work.attempt(
-      held,
-      () => void (view.lattice.length > 0 ? this.goOn(turn) : this.write(turn, view, job, held)),
-      async (id, signal) => {
-        await this.showTurn(await keep('growing'))
-        await job(id, signal)
-      },
-      () => view.end(),
-    )
+    const retry = () => void (view.lattice.length > 0 ? this.goOn(turn) : this.write(turn, view, job, held))
+    const begin: Job = async (id, signal) => {
+      await this.showTurn(await keep('growing'))
+      await job(id, signal)
+    }
+    await holding(turn.id, () => app.work.attempt(held, retry, begin, () => view.end()))
     clearInterval(timer)
     this.writing = null
     if (view.lattice.length > 0 || app.work.problem?.retry) return keep(app.work.problem ? 'growing' : stateOf(view))

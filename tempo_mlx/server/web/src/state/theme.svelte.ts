@@ -1,5 +1,7 @@
 /** Light or dark: what the system says, until the reader chooses. Sets `data-theme`, which the styles follow. */
 
+import { inBrowser } from '../lib/storage'
+
 const KEY = 'tempo-mlx.theme'
 const dark = matchMedia('(prefers-color-scheme: dark)')
 
@@ -19,11 +21,7 @@ class Theme {
 
   toggle(): void {
     this.chosen = this.current === 'dark' ? 'light' : 'dark'
-    try {
-      localStorage.setItem(KEY, this.chosen)
-    } catch {
-      // a page opened from disk may not store anything
-    }
+    inBrowser.set(KEY, this.chosen)
     this.apply()
   }
 
@@ -33,12 +31,8 @@ class Theme {
 }
 
 function read(): 'light' | 'dark' | null {
-  try {
-    const stored = localStorage.getItem(KEY)
-    return stored === 'light' || stored === 'dark' ? stored : null
-  } catch {
-    return null
-  }
+  const stored = inBrowser.get(KEY)
+  return stored === 'light' || stored === 'dark' ? stored : null
 }
 
 export const theme = new Theme()

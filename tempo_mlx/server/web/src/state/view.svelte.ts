@@ -67,9 +67,10 @@ export class RunView {
     return this.origin ? this.origin.view.root : this
   }
 
-  /** for keeping and taking away */
+  /** for taking away */
   get shown(): Shown {
-    return { run: this.run, phrases: this.phrases, answers: this.answers }
+    const run = this.answers && this.lattice.length === 0 ? null : this.run
+    return { run, phrases: this.phrases, answers: this.answers }
   }
 
   get member(): Member | null {

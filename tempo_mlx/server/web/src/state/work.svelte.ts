@@ -11,6 +11,9 @@ export type Activity =
   | { kind: 'running' }
   | { kind: 'editing'; what: string }
 
+/** milliseconds that the server has to stop when it is told */
+const PATIENCE = 1000
+
 export interface Problem {
   message: string
   code: string
@@ -24,9 +27,11 @@ export type Job = (id: string, signal: AbortSignal) => Promise<void>
 export class Work {
   activity: Activity = $state.raw({ kind: 'idle' })
   notice: string | null = $state(null)
+  /** for those who listen: that what was asked for has been done */
+  done = $state('')
   problem: Problem | null = $state.raw(null)
   health: api.Health | 'unreachable' | null = $state.raw(null)
-  private request: { id: string; abort: AbortController } | null = null
+  private request: { id: string; abort: AbortController; stopped?: number } | null = null
   /** the server did not answer when it was last asked how it is */
   private missed = false
 
@@ -56,6 +61,7 @@ export class Work {
     this.request = request
     this.problem = null
     this.notice = null
+    this.done = ''
     if (this.activity.kind === 'idle') this.activity = { kind: 'waiting', position: null }
     const look = setTimeout(() => void this.watchHealth(), 1000) // is it the queue that takes so long?
     try {
@@ -72,6 +78,7 @@ export class Work {
       clearTimeout(look)
       this.request = null
       this.activity = { kind: 'idle' }
+      this.done = this.problem ? '' : 'Done.' // a problem is told as well
       void this.watchHealth()
     }
   }
@@ -80,6 +87,9 @@ export class Work {
   async stop(): Promise<void> {
     const request = this.request
     if (!request) return
+    // It was asked for, and nobody answers: leave.
+    if (performance.now() - (request.stopped ?? Infinity) > PATIENCE) return request.abort.abort()
+    request.stopped ??= performance.now()
     try {
       await api.cancelRequest(request.id)
     } catch {
