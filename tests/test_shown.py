@@ -185,8 +185,7 @@ def test_steps_have_a_column_for_what_was_measured(
 ERASE = "\x1b[2J"
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def as_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stdout and stderr say that they are one."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -203,7 +202,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 )
 @pytest.mark.parametrize("columns", ["70", "220"])
 def test_what_a_file_says_does_not_drive_the_terminal(
-    change: dict[str, Any], arguments: list[str], columns: str, terminal: None, monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any], arguments: list[str], columns: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", columns)
@@ -212,17 +211,19 @@ def test_what_a_file_says_does_not_drive_the_terminal(
         rejected = [{"id": 1, "text": "a", "probability": 0.1, "why": ERASE}]
         change = {"steps": [{**step, "rejected": rejected} for step in run["steps"]]}
     Path("run.json").write_text(json.dumps({**run, **change}))
+    as_terminal(monkeypatch)
     assert main(["show", "run.json", *arguments]) == 0
     assert ERASE not in "".join(capsys.readouterr())
 
 
 def test_verify_says_what_a_file_says_and_no_more(
-    model: str, terminal: None, capsys: pytest.CaptureFixture[str]
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(model, "--json-output-file", "run.json") == 0
     run = json.loads(Path("run.json").read_text())
     run["model"]["dtype"] = ERASE
     Path("run.json").write_text(json.dumps(run))
+    as_terminal(monkeypatch)
     assert main(["verify", "run.json"]) == 0
     assert ERASE not in "".join(capsys.readouterr())
 
@@ -252,11 +253,10 @@ def test_an_audit_that_is_none_is_no_traceback(
 @pytest.mark.parametrize(
     "arguments", ["show run.json", "show run.json --steps", "generate x --bad", "models"]
 )
-def test_a_terminal_of_no_columns_is_one_of_80(
-    arguments: str, terminal: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_of_no_columns_is_one_of_80(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As some programs say that start others."""
     make_run(sky_steps()).save("run.json")
     monkeypatch.setenv("COLUMNS", "0")
+    as_terminal(monkeypatch)
     assert main(arguments.split()) in (0, 2)
     assert make_consoles()[0].width == 80
