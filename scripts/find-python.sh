@@ -39,7 +39,7 @@ for name in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3.10 pyt
     without_venv=$name
 done
 if [ -n "$without_venv" ]; then
-    echo "$without_venv cannot make virtual environments; install its venv package (Debian, Ubuntu: sudo apt install $without_venv-venv) and try again." >&2
+    echo "$without_venv cannot make virtual environments; install its venv package (Debian, Ubuntu: sudo apt install ${without_venv##*/}-venv) and try again." >&2
 elif [ -n "${PYTHON:-}" ]; then
     echo "PYTHON=$PYTHON is no Python 3.10 or newer; give the path of one, or leave it out." >&2
 else

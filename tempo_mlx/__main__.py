@@ -6,7 +6,9 @@ import sys
 
 def main() -> int:
     """The command line's exit code. Ctrl-C may end the program at once before it runs, and after."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    outside = signal.SIG_IGN if before is signal.SIG_IGN else signal.SIG_DFL
+    signal.signal(signal.SIGINT, outside)
     from tempo_mlx.cli.main import main as run
 
     try:
@@ -15,7 +17,7 @@ def main() -> int:
     except KeyboardInterrupt:  # while it said what was wrong
         return 130
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, outside)
 
 
 if __name__ == "__main__":

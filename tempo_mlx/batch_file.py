@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tempo_mlx.errors import OutputError
-from tempo_mlx.files import reason_of, replacing
+from tempo_mlx.files import explained, reason_of, replacing
+
+BEGINNING = b'{"format": "tempo-mlx/'  # of every line
 
 
 class BatchFile:
@@ -22,11 +25,13 @@ class BatchFile:
             return
         file.seek(0)
         for line in file:
-            if not line.endswith(b"\n"):  # half a line, from a kill
+            if not line.endswith(b"\n") and is_half(line):
                 file.truncate(file.tell() - len(line))
                 break
             check(self.kept, line)
             self.kept += 1
+            if not line.endswith(b"\n"):
+                file.write(b"\n")
 
     def append(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")
@@ -44,6 +49,15 @@ class BatchFile:
     def close(self) -> None:
         with suppress(OSError):  # of a full disk, which the write before has told
             self._file.close()
+
+
+def is_half(line: bytes) -> bool:
+    """Whether this is what a kill leaves of a line; the end of a file of another kind is not."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line.startswith(BEGINNING[: len(line)])
+    return False
 
 
 @contextmanager
@@ -71,7 +85,8 @@ def batch_file(path: Path, check: Callable[[int, bytes], None]) -> Iterator[Batc
 
 def _locked(path: Path) -> BinaryIO:
     """Open to append, and to read unless it is a pipe or device."""
-    file: BinaryIO = path.open("wb" if path.exists() and not path.is_file() else "a+b")
+    with explained(path):
+        file: BinaryIO = path.open("wb" if path.exists() and not path.is_file() else "a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -25,6 +25,14 @@ def path_of(path: object, error: type[TempoError]) -> Path:
     return Path(os.fsdecode(name))
 
 
+def at_home(path: str) -> Path:
+    """With the user's home for ~; as it stands where that names the home of nobody here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     """The lines of a text file (UTF-8): what stands between line feeds, and nothing else that Unicode breaks lines at.
 
@@ -70,10 +78,10 @@ def reason_of(error: OSError) -> str:
 def write_atomic(path: str | os.PathLike[str], text: str, *, make_folder: bool = False) -> None:
     """Write text (UTF-8) as `replacing` does; to a device or pipe directly, as there is nothing to rename."""
     target = path_of(path, OutputError)
-    if target.exists() and not target.is_file() and not target.is_dir():
-        with _explained(path):
+    with explained(path):
+        if target.exists() and not target.is_file() and not target.is_dir():
             target.write_text(text, encoding="utf-8")
-        return
+            return
     with replacing(path, make_folder=make_folder) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
@@ -87,9 +95,9 @@ def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Ite
     """
     target = Path(os.path.realpath(path_of(path, OutputError)))
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{target.suffix}")
-    if target.is_dir():
-        raise OutputError(f"Cannot write {path}: it is a directory; name a file in it.")
-    with _explained(path):
+    with explained(path):
+        if target.is_dir():
+            raise OutputError(f"Cannot write {path}: it is a directory; name a file in it.")
         if make_folder:
             target.parent.mkdir(parents=True, exist_ok=True)
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
@@ -106,7 +114,8 @@ def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Ite
 
 
 @contextmanager
-def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system refuses is an OutputError."""
     try:
         yield
     except OSError as error:

@@ -12,13 +12,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
-from tempo_mlx.files import fault_of_json, reason_of
+from tempo_mlx.files import at_home, fault_of_json, reason_of
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.resolution import Shortcuts, resolve
@@ -111,7 +112,11 @@ def _is_ours(key: str, environ: Mapping[str, str], setting: Setting) -> bool:
         return False
     place = Path(text)
     is_path = place.is_absolute() or text[0] in ".~" or place.suffix == ".gguf" or len(place.parts) > 2
-    return setting.name != "model" or not is_path or place.expanduser().exists()
+    if setting.name != "model" or not is_path:
+        return True
+    with suppress(OSError):  # too long a name
+        return at_home(text).exists()
+    return False
 
 
 def _foreign(
@@ -152,7 +157,8 @@ def _read_dotenv(path: Path) -> dict[str, str]:
     try:
         values = dotenv.dotenv_values(path, interpolate=False)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {_reason(error)}; mend or remove it.") from error
+        log.warning("%s is ignored: %s.", path, _reason(error))  # it may be others' alone
+        return {}
     if any(key in OTHER_NAMES for key in values):
         raise ConfigError(f"{path} sets TEMPO_BLAS, which names code to load; set it in the environment.")
     return {key: value for key, value in values.items() if value is not None}
@@ -182,7 +188,7 @@ def _reason(error: Exception) -> str:
 
 def _read_file(path: Path) -> Any:
     """The file's content; raises ValueError where it is malformed."""
-    text = path.read_text("utf-8")
+    text = path.read_text("utf-8-sig")
     if path.suffix == ".toml":
         if sys.version_info >= (3, 11):
             import tomllib
@@ -195,7 +201,8 @@ def _read_file(path: Path) -> Any:
         import yaml
 
         try:
-            return yaml.safe_load(text)
+            found = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(str(error)) from error
+        return {} if found is None else found  # of nothing but comments, as in TOML
     raise ConfigError(f"The settings file {path} is of no kind known; name it .toml, .yaml or .json.")

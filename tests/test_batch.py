@@ -69,7 +69,9 @@ def test_a_line_can_use_every_spelling_of_a_setting_and_nothing_else(
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("half", ["", '{"format": "tempo', "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+@pytest.mark.parametrize(
+    "half", ["", '{"format": "tempo', '{"format": "tempo-mlx/run", "\N{LATIN SMALL LETTER E WITH ACUTE}']
+)
 def test_a_killed_batch_goes_on_to_the_same_lines(kept: int, half: str) -> None:
     batch("whole.jsonl")
     whole = Path("whole.jsonl").read_text().splitlines(keepends=True)
@@ -271,3 +273,40 @@ def test_a_file_of_something_else_is_left_alone(line: str, capsys: pytest.Captur
     assert batch() == 1
     assert "other data than a batch's" in capsys.readouterr().err
     assert Path("runs.jsonl").read_text() == line + "\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["my notes", '"Hello there"', '{"format": "mine"', '{"format": "tempo-mlx/other"}']
+)
+def test_the_end_of_another_file_is_no_half_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it is the prompts' own file."""
+    for name in ("runs.jsonl", "prompts.jsonl"):
+        Path(name).write_text(text)
+        Path("prompts.jsonl").write_text('"Hello there"')
+        before = Path(name).read_text()
+        assert batch(name) == 1
+        assert "other data than a batch's" in capsys.readouterr().err
+        assert Path(name).read_text() == before
+
+
+def test_a_line_that_lost_its_end_is_kept() -> None:
+    batch()
+    before = Path("runs.jsonl").read_bytes()
+    Path("runs.jsonl").write_bytes(before[:-1])
+    batch()
+    assert Path("runs.jsonl").read_bytes() == before
+
+
+def test_what_can_never_be_written_has_a_remedy_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir()
+    for name in ("folder", "no/such/runs.jsonl"):
+        assert batch(name) == 1
+        assert "choose a place that exists" in capsys.readouterr().err
+
+
+def test_a_system_message_from_a_file() -> None:
+    Path("prompts.jsonl").write_text('"one"\n{"prompt": "two", "system": "Be kind."}')
+    Path("brief.txt").write_text("Be brief.\n")
+    Path("settings.toml").write_text('chat = true\nsystem_file = "brief.txt"\n')
+    assert batch("runs.jsonl", "--config", "settings.toml") == 0
+    assert [Run.from_json(line).config["system"] for line in lines_of()] == ["Be brief.", "Be kind."]

@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tempo_mlx.cli.line import PipeReader, is_open, message_of, typed_lines
 from tempo_mlx.cli.main import main
+from tempo_mlx.sessions.session import Session
 from tests.twins import twin
 
 pyte = pytest.importorskip("pyte")
@@ -318,3 +320,71 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], home: P
     again.wait_for(r"^> Go on$")
     again.type("\x03")
     assert again.end() == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["/save ~nobody-of-that-name/x.json", "/load ~nobody-of-that-name/x.json", "/save p.txt/x.json",
+     "/save /proc/none/x.json", "/save " + "x" * 300, "/save a\0b", "/load a\0b"],
+)  # fmt: skip
+def test_a_place_that_cannot_be_ends_no_chat(talk: Talk, home: Path, command: str) -> None:
+    (home / "p.txt").touch()
+    assert "seed is 3." in talk("Hello", command, "/set seed 3")[1]
+
+
+def test_a_new_answer_that_fails_leaves_the_old_one(talk: Talk, home: Path) -> None:
+    """Nothing is calibrated for the twin."""
+    _, said = talk("Hello", "/set early_exit true", "/again", "/save x.json")
+    assert "calibrate" in said
+    assert [m["role"] for m in json.loads((home / "x.json").read_text())["messages"]] == ["user", "assistant"]
+
+
+def test_other_answers_heed_the_settings_of_the_conversation(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+
+    class Watched(Session):
+        def stream(self, prompt: Any, config: Any, **more: Any) -> Any:
+            wanted.append(config)
+            return super().stream(prompt, config, **more)
+
+    monkeypatch.setattr("tempo_mlx.sessions.session.Session", Watched)
+    talk("Hello", "/set stop xyz", "/set repetition_penalty 1.5", "/set decoder plain", "/branches 2")
+    assert (wanted[-1].decoder, wanted[-1].branches, wanted[-1].chat) == ("tree", 2, True)
+    assert (wanted[-1].stop, wanted[-1].repetition_penalty) == (("xyz",), 1.5)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
+def test_a_pipe_is_utf_8_text(home: Path, encoding: str) -> None:
+    """What is none ends the chat in a sentence, after what came before it is answered."""
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [
+        sys.executable,
+        "-m",
+        "tempo_mlx",
+        "chat",
+        "-m",
+        str(twin("llama")),
+        "-n",
+        "2",
+        "--min-steps",
+        "2",
+    ]
+    done = subprocess.run(command, input=b"Hello\n\xff\n", capture_output=True, env=environ)
+    assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (
+        2,
+        "Error: What standard input holds is not UTF-8 text; convert it first.",
+    )
+    assert done.stdout
+
+
+def test_a_chat_goes_on_where_nothing_can_be_kept(terminal: Callable[..., Terminal], home: Path) -> None:
+    (home / "state").write_text("no directory")
+    chat = terminal()
+    chat.wait_for(r"tokens of context")
+    chat.type("Hello\r")
+    chat.wait_for(r"The conversation is not kept for --resume")
+    chat.type("/set seed 3\r")
+    chat.wait_for(r"seed is 3\.")
+    assert chat.end() == 0

@@ -12,23 +12,29 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tempo_mlx
+from tempo_mlx.__main__ import main as started
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.conversation import TerminalConversation
+from tempo_mlx.cli.doctor import _write as doctor_write
 from tempo_mlx.cli.main import main
 from tempo_mlx.cli.options import EVERYDAY
 from tempo_mlx.cli.output import RunPrinter
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import OutputError
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
+from tempo_mlx.prompt_cache import PromptCache
 from tempo_mlx.report.run import Run
 from tempo_mlx.resolution import REFUSED, Shortcuts, resolve
 from tempo_mlx.settings import settings_of
+from tests.runs import make_run, sky_steps
 from tests.twins import twin
 
 PROMPT = "Hello there, world"
@@ -553,3 +559,135 @@ def test_doctor_reports_and_fails_where_the_kernel_is_wrong(
         and str(Path.home()) not in report.read_text()
     )
     assert told["kernel"]["8 heads on 2, head dim 96, bfloat16"] == "checked 96" and "checked 96" in out
+
+
+def test_a_system_file_of_the_environment_is_a_default(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("brief.txt").write_text("Be brief.")
+    Path("settings.toml").write_text('chat = true\nsystem = "Be long."')
+    monkeypatch.setenv("TEMPO_SYSTEM_FILE", "brief.txt")
+    for more, system in (
+        ([], None),
+        (["--chat"], "Be brief."),
+        (["--config", "settings.toml"], "Be brief."),
+        (["--chat", "--system", "Be kind."], "Be kind."),
+    ):
+        assert generate(model, "--json-output-file", "run.json", *more) == 0, capsys.readouterr()
+        assert Run.load("run.json").config["system"] == system
+
+
+@pytest.mark.parametrize("command", ["generate", "ask"])
+def test_a_prompt_cache_that_cannot_be_written_is_told_before_the_run(
+    command: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, PROMPT, "-m", model, "-n", "4", "--prompt-cache", "no/such/cache"]) == 1
+    assert "no/such" in only_error(capsys)
+
+
+def test_a_prompt_cache_that_fails_takes_no_run_with_it(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("Cannot write cache: No space left on device.")
+
+    monkeypatch.setattr(PromptCache, "save", full)
+    for command in ("generate", "ask"):
+        more = ["-n", "4", "--prompt-cache", "cache", "--json-output-file", f"{command}.json"]
+        assert main([command, PROMPT, "-m", model, *more]) == 1
+        assert capsys.readouterr().out
+        assert Run.load(f"{command}.json").steps
+
+
+def test_data_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    run = replace(make_run(sky_steps()), final_text="\u00e9\u20ac\u4f60")
+    run.save("run.json")
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    for form in ("json", "jsonl", "html"):
+        command = [sys.executable, "-m", "tempo_mlx", "show", "run.json", "--format", form]
+        done = subprocess.run(command, capture_output=True, env=environ)
+        assert run.final_text.encode() in done.stdout
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_pipe_is_no_terminal_whatever_the_environment_says(
+    name: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert generate(model, "--threshold", "0.02", "--json-output-file", "run.json") == 0
+    out, err = capsys.readouterr()
+    assert out == Run.load("run.json").final_text + "\n" and "\x1b" not in err
+
+
+def test_shown_lines_are_those_of_a_run_under_way(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--format", "jsonl", "--json-output-file", "run.json") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["show", "run.json", "--format", "jsonl"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in shown] == [line["event"] for line in printed]
+    assert shown[-1] == printed[-1]
+    assert [line["data"]["step"] for line in shown[:-1]] == [line["data"]["step"] for line in printed[:-1]]
+
+
+def test_a_run_goes_to_a_pipe(model: str) -> None:
+    """Such as the shell's own, for `>(command)`."""
+    reader, writer = os.pipe()
+    assert generate(model, "--json-output-file", f"/dev/fd/{writer}") == 0
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as file:
+        assert Run.from_json(file.read()).steps
+
+
+def test_an_ignored_ctrl_c_stays_ignored(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a program in a script's background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt_at(monkeypatch, 2)
+        assert generate(model, "--json-output-file", "run.json") == 0
+        monkeypatch.setattr(
+            "tempo_mlx.cli.main.main", lambda: int(signal.getsignal(signal.SIGINT) != signal.SIG_IGN)
+        )
+        assert started() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(Run.load("run.json").steps) == 6
+
+
+def test_score_heeds_a_settings_file(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("settings.toml").write_text("top_k = 1\nthreshold = 0.3\n")
+    said = []
+    for more in ([], ["--top-k", "1"], ["--config", "settings.toml"]):
+        assert main(["score", PROMPT, "a", "b", "-m", model, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] != said[1] == said[2]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(model: str) -> None:
+    Path("p.txt").write_bytes(b"\xef\xbb\xbfHello\r\n")
+    assert (
+        main(["generate", "--prompt-file", "p.txt", "-m", model, "-n", "2", "--json-output-file", "run.json"])
+        == 0
+    )
+    assert Run.load("run.json").prompt.text == "Hello"
+
+
+def test_a_report_hides_the_home_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for home, text, written in (
+        ("/", "12 GFLOP/s in /work", "12 GFLOP/s in /work"),
+        ("/home/ann", "/home/anna/x and /home/ann/x", "/home/anna/x and ~/x"),
+        ("/home/ann", "/home/ann", "~"),
+    ):
+        monkeypatch.setenv("HOME", home)
+        doctor_write(tmp_path / "report.json", {"models": {"cache": text}})
+        assert json.loads((tmp_path / "report.json").read_text())["models"]["cache"] == written
+
+
+def test_models_are_listed_where_ollama_names_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", "~nobody-of-that-name/models")
+    assert main(["models"]) == 0
+
+
+def test_an_adapter_in_the_home_of_nobody(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "--adapter", "~nobody-of-that-name/a") == 1
+    assert "is missing" in only_error(capsys)

@@ -456,3 +456,31 @@ def test_names_and_spellings_are_unique() -> None:
             for flag in (setting.flag, *(alias.lstrip("/") for alias in setting.row.aliases)):
                 assert flag not in seen
                 seen.add(flag)
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-that-name/model", "/" + "a" * 300])
+def test_a_model_path_that_no_file_can_have_is_others(tmp_path: Path, text: str) -> None:
+    given = load_settings(None, {"MODEL_PATH": text}, {}, dotenv=tmp_path / "none")
+    assert given.make(LoadConfig) == LoadConfig()
+
+
+def test_a_dotenv_that_cannot_be_read_is_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".env").write_bytes(b"NAME=\xe9\nTEMPO_SEED=3\n")
+    assert load_settings(None, {}, {}, dotenv=tmp_path / ".env").generation() == GenerateConfig()
+    (record,) = caplog.records
+    assert ".env is ignored: it is not UTF-8 text" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("s.toml", "seed = 3"), ("s.json", '{"seed": 3}'), ("s.yaml", "seed: 3")]
+)
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_settings(str(tmp_path / name), {}, {}, dotenv=tmp_path / "none").generation().seed == 3
+
+
+@pytest.mark.parametrize("name", ["s.toml", "s.yaml"])
+def test_a_settings_file_may_hold_comments_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("# seed: 3\n")
+    given = load_settings(str(tmp_path / name), {}, {}, dotenv=tmp_path / "none")
+    assert given.generation() == GenerateConfig()

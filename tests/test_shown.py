@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import tempo_mlx
-from tempo_mlx.cli.console import waiting
+from tempo_mlx.cli.console import make_consoles, waiting
 from tempo_mlx.cli.generate import chat_hint, decode
 from tempo_mlx.cli.main import main
+from tempo_mlx.cli.verify import _table
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.report.phrases import phrases_in
 from tempo_mlx.report.run import Run
@@ -176,3 +180,83 @@ def test_steps_have_a_column_for_what_was_measured(
     assert main(["show", "run.json", "--steps"]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert "posterior" in header and ("attention" in header) == (signal == "attention")
+
+
+ERASE = "\x1b[2J"
+
+
+def as_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stdout and stderr say that they are one."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments"),
+    [
+        ({"tree": {ERASE: ERASE, "steps": []}}, ["--tree"]),
+        ({"early_exit": {"accepted": ERASE}}, []),
+        ({"steps": "rejected"}, ["--steps"]),
+    ],
+)
+@pytest.mark.parametrize("columns", ["70", "220"])
+def test_what_a_file_says_does_not_drive_the_terminal(
+    change: dict[str, Any], arguments: list[str], columns: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", columns)
+    run = json.loads(make_run(sky_steps()).to_json())
+    if "steps" in change:
+        rejected = [{"id": 1, "text": "a", "probability": 0.1, "why": ERASE}]
+        change = {"steps": [{**step, "rejected": rejected} for step in run["steps"]]}
+    Path("run.json").write_text(json.dumps({**run, **change}))
+    as_terminal(monkeypatch)
+    assert main(["show", "run.json", *arguments]) == 0
+    assert ERASE not in "".join(capsys.readouterr())
+
+
+def test_verify_says_what_a_file_says_and_no_more(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model, "--json-output-file", "run.json") == 0
+    run = json.loads(Path("run.json").read_text())
+    run["model"]["dtype"] = ERASE
+    Path("run.json").write_text(json.dumps(run))
+    as_terminal(monkeypatch)
+    assert main(["verify", "run.json"]) == 0
+    assert ERASE not in "".join(capsys.readouterr())
+
+
+def test_a_token_that_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    worst = SimpleNamespace(
+        quantity="probability", size=1e-6, step=0, token="[a]" + ERASE, recorded=0.5, recomputed=0.5
+    )
+    table = SimpleNamespace(worst=[worst])
+    _table(table, make_consoles()[0])  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "[a]" in out and "\\[a]" not in out and ERASE not in out
+
+
+@pytest.mark.parametrize(
+    "section", [{"exits": [1]}, {"exits": None}, {"exits": [{}]}, {"exits": [{"left": []}]}]
+)
+def test_an_audit_that_is_none_is_no_traceback(
+    section: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = json.loads(make_run(sky_steps()).to_json())
+    Path("run.json").write_text(json.dumps({**run, "early_exit": section}))
+    assert main(["show", "run.json"]) == 0
+    assert "nothing left early" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", ["show run.json", "show run.json --steps", "generate x --bad", "models"]
+)
+def test_a_terminal_of_no_columns_is_one_of_80(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some programs say that start others."""
+    make_run(sky_steps()).save("run.json")
+    monkeypatch.setenv("COLUMNS", "0")
+    as_terminal(monkeypatch)
+    assert main(arguments.split()) in (0, 2)
+    assert make_consoles()[0].width == 80

@@ -126,6 +126,20 @@ GENERATE = [
     ("a --json-output-file .", 1, "it is a directory; name a file in it"),
     ("a --output-dir empty.gguf/x", 1, "empty.gguf/x"),
     ("a --profile-output no/such/profile.json", 1, "no/such"),
+    (
+        "a --json-output-file r.json --profile-output ./r.json",
+        2,
+        "--json-output-file and --profile-output are both",
+    ),
+    (
+        "--prompt-file p.txt --json-output-file p.txt",
+        2,
+        "--prompt-file and --json-output-file are both p.txt",
+    ),
+    ("a --model empty.gguf --json-output-file empty.gguf", 2, "--model and --json-output-file are both"),
+    ("a --prompt-cache r.json --json-output-file r.json", 2, "are both r.json; write to another file"),
+    ("a --early-exit --compare --json-output-file r.json", 2, "--compare shows several decodings"),
+    ("a --early-exit --compare --format json", 2, "--compare shows several decodings"),
     ("a --disable-kv-cache", 2, "--disable-kv-cache would change nothing but the speed"),
     ("a --use-cprofile", 2, "use --profile"),
     ("a -x", 2, "There is no -x here"),
@@ -141,6 +155,8 @@ OTHERS = [
     ("ask a -n 0", 2, "--max-tokens is 0"),
     ("ask a --system-file missing.txt", 2, "Cannot read missing.txt"),
     ("ask a --choices b,c --system-file missing.txt", 2, "Cannot read missing.txt"),
+    ("ask a --choices b,c --profile", 2, "--choices are scored without a run"),
+    ("ask a --choices b,c --profile-output p.json", 2, "--choices are scored without a run"),
     ("ask a -m no-such-model", 1, "no-such-model"),
     ("chat hello", 2, "tempo-mlx chat has no use for hello"),
     ("chat --format json", 2, "There is no --format here"),
@@ -158,6 +174,9 @@ OTHERS = [
     ("show object.json", 1, "object.json"),
     ("show missing.json --view pictures", 2, "--view is 'pictures'"),
     ("show missing.json --view text --show-token-ids", 2, "show_token_ids has no effect"),
+    ("show p.txt --html p.txt", 2, "RUN.json and --html are both p.txt"),
+    ("calibrate no-such-model --output .", 1, "it is a directory; name a file in it"),
+    ("calibrate no-such-model --text p.txt --output p.txt", 2, "--text p.txt and --output are both p.txt"),
     ("verify missing.json", 2, "missing.json"),
     ("verify object.json", 1, "object.json"),
     ("score", 2, "Missing argument"),
@@ -234,6 +253,16 @@ def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Usage: tempo-mlx") and err == ""
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "2", "9"])
+@pytest.mark.parametrize("arguments", ["--help", "generate --help-all", "models --help"])
+def test_help_needs_no_room(
+    columns: str, arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(split(arguments)) == 0
+    assert "--help" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

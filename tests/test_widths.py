@@ -14,7 +14,7 @@ from rich.console import Console
 from tempo_mlx.cli.console import print_facts, say_figures
 from tempo_mlx.cli.main import main
 from tempo_mlx.report.answers import Answer, Answers
-from tempo_mlx.report.bars import bars
+from tempo_mlx.report.bars import ROWS, bars
 from tempo_mlx.weights.registry import KNOWN
 from tests.runs import sky_run
 
@@ -121,3 +121,11 @@ def test_answers_are_told_apart(columns: int) -> None:
     assert said.count("…") == 1 and said.count("word") < 200
     out.print(bars(Answers("?", answers[2:], 0.7), columns))
     assert " ".join(terminal.lines()).count("word") >= 200 + said.count("word"), "the best is there whole"
+
+
+@WIDTHS
+def test_wide_characters_take_no_more_lines(columns: int) -> None:
+    answers = Answers("?", (Answer("Yes", 0.5, 0.6), Answer("\u4f60\u597d\u4e16\u754c" * 60, 0.3, 0.4)), 0.2)
+    out, terminal = console(columns)
+    out.print(bars(answers, columns))
+    assert len(terminal.lines()) == 1 + ROWS + 1

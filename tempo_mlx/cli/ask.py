@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, waiting, write_text
+from tempo_mlx.cli.console import Interrupts, log_to_stderr, make_consoles, waiting, write_data, write_text
 from tempo_mlx.cli.generate import (
     CONFIGS,
     cache_to_keep,
@@ -24,7 +24,7 @@ from tempo_mlx.cli.generate import (
     save_cache,
 )
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, settings_but, with_settings
-from tempo_mlx.cli.output import check_writable, format_of, save
+from tempo_mlx.cli.output import check_writable, format_of, save, shows_or_saves_a_run
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig, unused
 from tempo_mlx.errors import ConfigError, TempoError
@@ -216,7 +216,7 @@ def show_answers(
             "--json-output-file."
         )
     settings = generation_of(given.with_flags(**open_to(given, defaults)))
-    check_writable(output)
+    check_writable(output, given.make(LoadConfig))
     loaded, out, err, started = start(given, output)
     brief = chooser is None and by == BY_TEXT and format_of(output) != "json" and not limited(given)
     with Interrupts() as interrupts:
@@ -224,7 +224,6 @@ def show_answers(
         keep = cache_to_keep(asking.decoding)
         follow(asking, out if out.is_terminal and format_of(output) == "text" else err, output.quiet)
         answers: Answers = asking.answers()
-        save_cache(asking.decoding, keep, output, err)
     run = answers.run
     assert run is not None
     failure = asking.decoding.failure
@@ -241,6 +240,7 @@ def show_answers(
         for file in save(run, output):
             if not output.quiet:
                 err.print(f"Saved {file}", soft_wrap=True)
+        save_cache(asking.decoding, keep, output, err)
     if failure is not None:
         raise failure
     report(run, {"total_seconds": time.perf_counter() - started}, output, err)
@@ -297,8 +297,7 @@ def check_alone(given: Given, by: dict[str, Any], chooser: Chooser | None) -> No
         )
     asked = replace(given, environment={})  # which sets defaults, and asks for nothing
     check_choices("text", None, asked.generation(), {**asked.flags, **asked.file})
-    output = asked.make(OutputConfig)
-    if shows_a_run(asked) or output.json_output_file is not None or output.output_dir is not None:
+    if shows_or_saves_a_run(asked.make(OutputConfig)):
         raise ConfigError(
             "--choices are scored without a run to show or save; leave that out, or print the answers with --format "
             "json."
@@ -360,7 +359,7 @@ def print_answers(answers: Answers, output: OutputConfig, out: Console, texts: b
 
     people, texts = out.is_terminal and not output.quiet, texts and answers.open_ended
     if format_of(output) == "json":
-        write_text(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+        write_data(out, json.dumps(answers.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
     elif texts and not people:
         write_text(out, answers.texts[0].text.strip() + "\n")
     elif people:

@@ -49,9 +49,9 @@ def batch(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from tempo_mlx.batch import Here, Spread, read_items, run_batch
-    from tempo_mlx.cli.generate import CONFIGS, load_with_progress
+    from tempo_mlx.cli.generate import CONFIGS, load_with_progress, with_system
 
-    given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
+    given = with_system(load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables))
     given.generation()  # what is wrong for every line is wrong now
 
     of_runs = {**settings_of(GenerateConfig), **settings_of(Shortcuts)}

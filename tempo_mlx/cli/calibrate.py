@@ -9,6 +9,7 @@ import typer
 
 from tempo_mlx.cli.console import make_consoles
 from tempo_mlx.cli.generate import load_with_progress
+from tempo_mlx.cli.output import check_apart, check_file
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.load_config import LoadConfig
 
@@ -57,6 +58,9 @@ def calibrate(
     for file in text or ():
         if not file.is_file():
             raise ConfigError(f"--text {file} is no file; name a text file.")
+    if output is not None:
+        check_file(output)
+        check_apart({"--output": output}, {f"--text {file}": file for file in text or ()})
     load = LoadConfig(model=model, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked there
     loaded = load_with_progress(load, err, quiet=False)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=err) as bars:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -74,7 +75,9 @@ def chat(
     talk = Chat(conversation, given, out, err)
     if resume:
         take_up(talk, LAST)
-    people = sys.stdin.isatty() and sys.stdout.isatty()
+    people = keeps = sys.stdin.isatty() and sys.stdout.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper) and not people:
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # whatever the locale is
     reader: Reader = PipeReader(sys.stdin)
     if people:
         names = [f"/{name}" for name in COMMANDS]
@@ -95,5 +98,9 @@ def chat(
             if not people and not text.startswith("/"):
                 raise
             talk.say(str(error))
-        if people and conversation.messages:
-            conversation.save_as(LAST)
+        if keeps and conversation.messages:
+            try:
+                conversation.save_as(LAST)
+            except TempoError as error:
+                keeps = False
+                talk.say(f"The conversation is not kept for --resume: {error}")

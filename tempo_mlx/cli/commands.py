@@ -130,14 +130,18 @@ def undo(chat: Chat, rest: str) -> None:
 
 def again(chat: Chat, rest: str) -> None:
     """Answer your last message anew, with the settings as they are now and another seed."""
+    said = [*chat.conversation.messages]
     message = chat.conversation.undo()
     if message is None:
         chat.say("There is nothing to answer yet.")
         return
     count, before = chat.again + 1, chat.conversation.settings
-    chat.conversation.settings = replace(before, seed=before.seed + count)
     try:
+        chat.conversation.settings = replace(before, seed=before.seed + count)
         chat.ask(message)
+    except BaseException:
+        chat.conversation.messages = said
+        raise
     finally:
         chat.conversation.settings, chat.again = before, count
 
@@ -169,6 +173,7 @@ def take_up(chat: Chat, name: str) -> None:
 def branches(chat: Chat, rest: str) -> None:
     """List other answers to your last message, with their shares; /pick takes one."""
     from tempo_mlx.api import encode_chat
+    from tempo_mlx.sessions.conversation import changed
 
     count = settings_of(GenerateConfig)["branches"].parse(rest or str(BRANCHES), "/branches")
     conversation = chat.conversation
@@ -177,11 +182,7 @@ def branches(chat: Chat, rest: str) -> None:
         chat.say("There is nothing to answer yet.")
         return
     now = conversation.settings
-    kept = {
-        name: getattr(now, name)
-        for name in ("chat", "system", "max_tokens", "seed", "threshold", "temperature")
-    }
-    wanted = resolve({**kept, "branches": count})
+    wanted = replace(resolve({"branches": count}, changed(now)), chat=True)
     messages = conversation.messages[:-1]
     decoding = conversation.session.stream(
         encode_chat(conversation.session.loaded.tokenizer, messages, now), wanted

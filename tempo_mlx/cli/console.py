@@ -30,9 +30,16 @@ def make_consoles(color: bool = True) -> tuple[Console, Console]:
         "markup": False,
         "emoji": False,
     }
-    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):  # rich would take them for 80 columns wide
+    wide = os.environ.get("COLUMNS", "")
+    # rich would take the one for 80 columns wide, and the other at its word
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown") or (wide.isdigit() and not int(wide)):
         how["width"], how["height"] = shutil.get_terminal_size()
-    return Console(file=sys.stdout, **how), Console(file=sys.stderr, **how)
+    # Other programs' FORCE_COLOR makes no terminal of a pipe.
+    out, err = (
+        Console(file=file, force_terminal=None if file.isatty() else False, **how)
+        for file in (sys.stdout, sys.stderr)
+    )
+    return out, err
 
 
 def fill_closed_streams() -> bool:
@@ -121,6 +128,7 @@ def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
     indent: of its further lines.
     """
     if console.is_terminal:
+        text = printable(text)
         how: dict[str, Any] = {
             "replace_whitespace": False,
             "break_long_words": False,
@@ -152,13 +160,23 @@ def print_facts(console: Console, facts: Mapping[str, str], indent: str = "") ->
         if " " in value:
             say(console, line, indent=under)
         else:
-            console.print(line, soft_wrap=True)
+            console.print(printable(line), soft_wrap=True)
 
 
 def write_text(console: Console, text: str) -> None:
     """Write text as it is, at once; on a terminal without control characters."""
     console.file.write(printable(text) if console.is_terminal else text)
     console.file.flush()
+
+
+def write_data(console: Console, text: str) -> None:
+    """Write JSON or a page, which are UTF-8 wherever they go, whatever the locale says of texts."""
+    if console.is_terminal or not isinstance(console.file, io.TextIOWrapper):
+        write_text(console, text)
+        return
+    console.file.flush()
+    console.file.buffer.write(text.encode())
+    console.file.buffer.flush()
 
 
 def log_to_stderr(verbose: bool, debug: bool) -> None:
@@ -184,7 +202,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as of what a script leaves in the background
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

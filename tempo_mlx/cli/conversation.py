@@ -13,6 +13,8 @@ from rich.console import Console
 from tempo_mlx.cli.console import Interrupts, waiting
 from tempo_mlx.cli.output import RunPrinter
 from tempo_mlx.config import GenerateConfig
+from tempo_mlx.errors import PromptError
+from tempo_mlx.files import at_home, explained, path_of
 from tempo_mlx.output_config import OutputConfig
 from tempo_mlx.sessions.conversation import Conversation, read_conversation
 
@@ -64,7 +66,8 @@ class TerminalConversation(Conversation):
     def save_as(self, name: str) -> Path:
         """Write the conversation; a name alone goes where `take_up` and --resume look. Raises OutputError."""
         path = place_of(name)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.save(path)
         return path
 
@@ -77,7 +80,7 @@ class TerminalConversation(Conversation):
 
 def place_of(name: str) -> Path:
     """Where a conversation of that name lies: a path is one, a word is a file among the user's own."""
-    path = Path(name).expanduser()
+    path = path_of(at_home(name), PromptError)
     if path.suffix or path.name != name:
         return path
     return state_directory() / "conversations" / f"{name}.json"

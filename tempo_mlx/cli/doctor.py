@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,7 +73,8 @@ def _write(path: Path, told: dict[str, Facts]) -> None:
     from tempo_mlx.files import write_atomic
 
     text = json.dumps({"format": "tempo-mlx/doctor", **told}, indent=2, ensure_ascii=False)
-    write_atomic(path, text.replace(json.dumps(str(Path.home()))[1:-1], "~") + "\n")
+    home = json.dumps(str(Path.home()))[1:-1].rstrip("/")
+    write_atomic(path, (re.sub(re.escape(home) + r'(?=[/"])', "~", text) if home else text) + "\n")
 
 
 def _load(model: str) -> LoadedModel | None:

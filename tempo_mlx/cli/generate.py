@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from tempo_mlx.cli.console import (
     waiting,
 )
 from tempo_mlx.cli.options import EVERYDAY, ConfigFile, other_tables, with_settings
-from tempo_mlx.cli.output import RunPrinter, check_writable, save
+from tempo_mlx.cli.output import RunPrinter, check_file, check_writable, format_of, save, shows_or_saves_a_run
 from tempo_mlx.cli.prompts import read_prompt, read_text
 from tempo_mlx.config import GenerateConfig
 from tempo_mlx.errors import ConfigError
@@ -84,7 +85,13 @@ def continue_prompt(given: Given, text: str | None, compare: bool = False) -> No
     prompt = read_prompt(text, output.prompt, output.prompt_file)
     if compare and not settings.early_exit:
         raise ConfigError("--compare shows what early exit changes; add --early-exit, or leave it out.")
-    check_writable(output)
+    asked = replace(given, environment={}).make(OutputConfig)
+    if compare and (shows_or_saves_a_run(asked) or format_of(asked) != "text"):
+        raise ConfigError(
+            "--compare shows several decodings, and has no run to show otherwise or to save; leave that out, or "
+            "--compare."
+        )
+    check_writable(output, load)
     out, err = make_consoles(output.color)
     log_to_stderr(output.verbose, output.debug_mode)
     started = time.perf_counter()
@@ -106,12 +113,21 @@ def continue_prompt(given: Given, text: str | None, compare: bool = False) -> No
 
 def generation_of(given: Given) -> GenerateConfig:
     """The generation settings in force, the system message from its file among them."""
-    file = given.make(OutputConfig).system_file
-    if file is None:
-        return given.generation()
-    if any(source.get("system") is not None for source in (given.flags, given.file)):
-        raise ConfigError(f"A system message is given besides the one in {file}; keep one of them.")
-    return given.with_flags(system=read_text(file)).generation()
+    return with_system(given).generation()
+
+
+def with_system(given: Given) -> Given:
+    """With a file's text as the system message of the source that names the file, unless a stronger one has another."""
+    for name in ("flags", "environment", "file"):
+        source = getattr(given, name)
+        file = source.get("system_file")
+        if file is None and "system" in source:
+            break
+        if file is not None:
+            if source.get("system") is not None:
+                raise ConfigError(f"A system message is given besides the one in {file}; keep one of them.")
+            return replace(given, **{name: {**source, "system": read_text(file)}})
+    return given
 
 
 def chat_hint(run: Run, loaded: LoadedModel) -> str | None:
@@ -178,7 +194,6 @@ def decode(
                 closed = error
                 decoding.cancel()
         run = decoding.run()
-        save_cache(decoding, keep, output, err)
         if closed is None:
             try:
                 printer.finish(run)
@@ -187,6 +202,7 @@ def decode(
         for file in save(run, output):
             if not output.quiet:
                 err.print(f"Saved {file}", soft_wrap=True)
+        save_cache(decoding, keep, output, err)
         if closed is not None:
             raise closed
         if decoding.failure is not None:
@@ -199,6 +215,7 @@ def cache_to_keep(decoding: Stream) -> str | None:
     loaded = decoding.loaded
     if loaded.config.prompt_cache is None or loaded.prompt_cache is not None:
         return None
+    check_file(loaded.config.prompt_cache)
     decoding.cache = loaded.model.new_cache()
     return loaded.config.prompt_cache
 

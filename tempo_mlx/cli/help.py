@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 100  # longer lines are hard to read
+LEAST = 20  # of which words are still read
 NAMES = 26  # columns of names that stand beside their help; longer ones stand above it
 
 
@@ -72,4 +73,4 @@ def print_all_help(ctx: typer.Context, wanted: bool) -> None:
 
 def columns() -> int:
     """How wide help may be."""
-    return min(shutil.get_terminal_size().columns, WIDEST)
+    return max(min(shutil.get_terminal_size().columns, WIDEST), LEAST)

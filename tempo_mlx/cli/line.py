@@ -14,6 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from tempo_mlx.errors import PromptError
+from tempo_mlx.strict import is_unicode
+
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -44,6 +47,8 @@ class PipeReader:
             return None
         while is_open(text) and (line := self._file.readline()):
             text += line
+        if not is_unicode(text):
+            raise PromptError("What standard input holds is not UTF-8 text; convert it first.")
         return message_of(text)
 
     def answering(self) -> AbstractContextManager[None]:
@@ -70,17 +75,22 @@ class TerminalReader:
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
         from prompt_toolkit.output import ColorDepth
 
-        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            history.open("ab").close()
+            remembered: FileHistory | InMemoryHistory = FileHistory(str(history))
+        except OSError:  # no place of one's own, or a full one
+            remembered = InMemoryHistory()
         self._waiting: list[str] = []  # messages typed while an answer came
         self._begun = ""  # and one not ended
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
             prompt_continuation="  ",
-            history=FileHistory(str(history)),
+            history=remembered,
             completer=WordCompleter(list(commands), sentence=True),
             complete_while_typing=False,
             key_bindings=_keys(),

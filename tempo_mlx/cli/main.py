@@ -40,7 +40,6 @@ from tempo_mlx.cli.verify import verify
 from tempo_mlx.errors import TempoError
 from tempo_mlx.files import reason_of
 from tempo_mlx.ranks import processes as ranks
-from tempo_mlx.report.safe import printable
 
 COMPLETE = "_TEMPO_MLX_COMPLETE"  # set by what --install-completion installs
 app = typer.Typer(
@@ -139,5 +138,5 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     err = make_consoles()[1]
-    say(err, f"Error: {printable(sentence) if err.is_terminal else sentence}")
+    say(err, f"Error: {sentence}")
     return code

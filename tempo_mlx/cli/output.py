@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tempo_mlx.cli.console import short_collections, write_text
-from tempo_mlx.errors import OutputError
+from tempo_mlx.cli.console import short_collections, write_data, write_text
+from tempo_mlx.errors import ConfigError, OutputError
+from tempo_mlx.files import explained
+from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.output_config import OutputConfig
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class RunPrinter:
         elif self.format == "jsonl":
             from tempo_mlx.strict import plain
 
-            self._line({"event": "step", "data": plain(step.record(self.decoding.loaded.tokenizer))})
+            write_data(self.out, event("step", plain(step.record(self.decoding.loaded.tokenizer))))
 
     def _make_live(self) -> Printer:
         from tempo_mlx.decode.settled import removal_window
@@ -109,13 +112,13 @@ class RunPrinter:
     def finish(self, run: Run) -> None:
         """Print what only the finished run can say."""
         if self.format == "json":
-            write_text(self.out, run.to_json() + "\n")
+            write_data(self.out, run.to_json() + "\n")
         elif self.format == "jsonl":
-            self._line({"event": "run", "data": run.to_dict()})
+            write_data(self.out, event("run", run.to_dict()))
         elif self.format == "html":
             from tempo_mlx.report.html import to_html
 
-            write_text(self.out, to_html(run.to_json(), run.phrases))
+            write_data(self.out, to_html(run.to_json(), run.phrases))
         else:
             from tempo_mlx.report.styles import LISTED
 
@@ -130,8 +133,10 @@ class RunPrinter:
                 self.err.print(legend, style="dim")
                 self.explained = True
 
-    def _line(self, value: object) -> None:
-        write_text(self.out, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+def event(name: str, data: object) -> str:
+    """A line of the format jsonl."""
+    return json.dumps({"event": name, "data": data}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def format_of(output: OutputConfig) -> str:
@@ -152,6 +157,13 @@ def look_of(output: OutputConfig, out: Console) -> Look:
         )
     label = make_label(output.show_token_ids, output.show_probabilities)
     return Look(view, output.show_above, output.show_probabilities, label, removed=out.is_terminal)
+
+
+def shows_or_saves_a_run(output: OutputConfig) -> bool:
+    """Whether more than texts is asked for: what only a whole run has."""
+    saved = (output.json_output_file, output.output_dir, output.profile_output)
+    shown = output.view is not None or output.show_token_ids or output.profile
+    return shown or format_of(output) in ("jsonl", "html") or any(file is not None for file in saved)
 
 
 def print_texts(run: Run, output: OutputConfig, look: Look, out: Console, prompt: str = "") -> None:
@@ -192,19 +204,50 @@ def save(run: Run, output: OutputConfig) -> list[Path]:
     return targets
 
 
-def check_writable(output: OutputConfig) -> None:
-    """Raise OutputError now rather than after the run, where a file could not be written."""
+def check_writable(output: OutputConfig, load: LoadConfig) -> None:
+    """Raise OutputError now rather than after the run, where a file could not be written; ConfigError where one would
+    be lost.
+    """
+    written = {"--json-output-file": output.json_output_file, "--profile-output": output.profile_output}
+    read = {"--prompt-file": output.prompt_file, "--system-file": output.system_file, "--model": load.model}
+    check_apart({**written, "--prompt-cache": load.prompt_cache}, read)
     if output.output_dir is not None:
         try:
             Path(output.output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"Cannot make the directory {output.output_dir}: {error.strerror}.") from error
         _try_directory(Path(output.output_dir))
-    for file in (output.json_output_file, output.profile_output):
+    for file in written.values():
         if file is not None:
-            if Path(file).is_dir():
-                raise OutputError(f"Cannot write {file}: it is a directory; name a file in it.")
-            _try_directory(Path(file).parent)
+            check_file(file)
+
+
+def check_file(file: str | Path) -> None:
+    """Raise OutputError where it could not be written."""
+    place = Path(file)
+    with explained(file):
+        if place.is_dir():
+            raise OutputError(f"Cannot write {file}: it is a directory; name a file in it.")
+        direct = place.exists() and not place.is_file()  # a device or pipe
+    if not direct:
+        _try_directory(place.parent)
+
+
+def check_apart(written: Mapping[str, str | Path | None], read: Mapping[str, str | Path | None]) -> None:
+    """Raise ConfigError where what is written would take the place of another file that was named."""
+    names: dict[str, str] = {}
+    for name, file in (*read.items(), *written.items()):
+        if file is None:
+            continue
+        place = os.path.realpath(file)
+        if (
+            place in names
+            and name in written
+            and not Path(place).is_char_device()
+            and not Path(place).is_fifo()
+        ):
+            raise ConfigError(f"{names[place]} and {name} are both {file}; write to another file.")
+        names[place] = name
 
 
 def _try_directory(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from pathlib import Path
 
@@ -44,6 +45,6 @@ def _read(file: str) -> bytes:
 
 def _decode(data: bytes, source: str) -> str:
     try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise PromptError(f"What {source} holds is not UTF-8 text; convert it first.") from error

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.console import make_consoles, write_data
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.cli.prompts import read_prompt
 from tempo_mlx.config import GenerateConfig
@@ -18,7 +18,7 @@ from tempo_mlx.files import read_lines
 from tempo_mlx.load_config import LoadConfig
 from tempo_mlx.report.safe import isolated
 from tempo_mlx.settings import settings_of
-from tempo_mlx.sources import load_settings
+from tempo_mlx.sources import Given, load_settings
 
 CONTROL = [name for name, setting in settings_of(GenerateConfig).items() if setting.row.group == "Control"]
 
@@ -48,8 +48,12 @@ def score(
 
     given = load_settings(config, os.environ, flags, configs=CONFIGS, elsewhere=other_tables)
     load, control = given.make(LoadConfig), None
-    if any(name in flags for name in CONTROL):
-        control = given.with_flags(decoder="plain").generation()
+    named = [
+        {name: value for name, value in source.items() if name in CONTROL}
+        for source in (given.flags, given.environment, given.file)
+    ]
+    if any(named):
+        control = Given(*named).with_flags(decoder="plain").generation()
     text = read_prompt(prompt, None, None)
     lines = [] if file is None else read_lines(file, "the continuations")
     texts = [*(continuations or []), *lines]
@@ -64,7 +68,7 @@ def score(
             {"text": s.text, "token_ids": s.token_ids, "log_probs": s.log_probs, "log_prob": s.log_prob}
             for s in scores
         ]
-        out.file.write(json.dumps(rows, ensure_ascii=False) + "\n")
+        write_data(out, json.dumps(rows, ensure_ascii=False) + "\n")
         return
     for each in scores:
         text = isolated(each.text) if out.is_terminal else each.text

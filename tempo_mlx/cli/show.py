@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tempo_mlx.cli.console import make_consoles, say, say_figures
+from tempo_mlx.cli.console import make_consoles, say, say_figures, write_data
 from tempo_mlx.cli.options import with_settings
-from tempo_mlx.cli.output import look_of, print_texts
+from tempo_mlx.cli.output import check_apart, event, look_of, print_texts
 from tempo_mlx.errors import ConfigError
 from tempo_mlx.output_config import OutputConfig
-from tempo_mlx.report.safe import isolated
+from tempo_mlx.report.safe import isolated, printable
 
 if TYPE_CHECKING:
     from tempo_mlx.decode.step import RunStep, RunToken
@@ -48,8 +48,10 @@ def show(
 ) -> None:
     """Show a run file: its text, or with --steps how it came about."""
     from tempo_mlx.report.run import Run
+    from tempo_mlx.strict import plain
 
     output = OutputConfig(**flags)
+    check_apart({"--html": html}, {"RUN.json": file})
     out, err = make_consoles(output.color)
     run = Run.load(file)
     if html is not None:
@@ -63,9 +65,13 @@ def show(
     elif output.format == "html":
         from tempo_mlx.report.html import to_html
 
-        out.file.write(to_html(run.to_json(), run.phrases))
-    elif output.format in ("json", "jsonl"):
-        out.file.write(run.to_json(indent=2 if output.format == "json" else None) + "\n")
+        write_data(out, to_html(run.to_json(), run.phrases))
+    elif output.format == "json":
+        write_data(out, run.to_json(indent=2) + "\n")
+    elif output.format == "jsonl":
+        for step in run.steps:
+            write_data(out, event("step", plain(step)))
+        write_data(out, event("run", run.to_dict()))
     elif schedule:
         _print_schedule(run, out)
     elif steps:
@@ -136,7 +142,7 @@ def _print_steps(run: Run, out: Console) -> None:
             )
         for item in step.rejected:
             text, probability = isolated(visible_whitespace(item.text)), f"{item.probability:.4f}"
-            blank, why = [""] * len(known), f"rejected: {item.why}"
+            blank, why = [""] * len(known), printable(f"rejected: {item.why}")
             rows.append((str(step.step), "", text, str(item.id), probability, *blank, why))
     if out.width < TABLE_WIDTH:
         for index, position, text, number, probability, *scored, fate in rows:
@@ -160,7 +166,7 @@ def _print_trees(run: Run, out: Console) -> None:
     if run.tree is None:
         raise ConfigError(f"The {run.decoder} decoder searched no tree; leave out --tree.")
     drawn = search_trees(run)
-    out.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in totals(run).items()))
+    say(out, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in totals(run).items()))
     for tree in drawn:
         out.print(tree)
 
@@ -174,7 +180,8 @@ def _fate(step: RunStep, token: RunToken) -> str:
     if why is None:
         return "ends the text" if token.slot is None else "kept"
     name = "unattended" if why.unattended else "removed"
-    return f"{name} after step {token.removed_after}: {why.signal} {why.score:.4f} under {why.threshold:.4f}"
+    signal = printable(why.signal)
+    return f"{name} after step {token.removed_after}: {signal} {why.score:.4f} under {why.threshold:.4f}"
 
 
 def _print_schedule(run: Run, out: Console) -> None:

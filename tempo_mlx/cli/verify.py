@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from tempo_mlx.cli.console import make_consoles
+from tempo_mlx.cli.console import make_consoles, say
 from tempo_mlx.cli.options import ConfigFile, other_tables, with_settings
 from tempo_mlx.errors import RunFileError
 from tempo_mlx.load_config import LoadConfig
-from tempo_mlx.report.safe import printable
+from tempo_mlx.report.safe import isolated, printable
 from tempo_mlx.sources import load_settings
 
 if TYPE_CHECKING:
@@ -52,10 +51,10 @@ def verify(
     out, err = make_consoles()
     loaded = load_with_progress(load, err, quiet=False)
     if run.model.get("dtype") != loaded.model.info.get("dtype"):
-        err.print(
+        say(
+            err,
             f"The run was made in {run.model.get('dtype')} and this model computes in "
             f"{loaded.model.info.get('dtype')}; --dtype says otherwise.",
-            soft_wrap=True,
         )
     raise typer.Exit(0 if (_rerun if rerun else _replay)(run, loaded, out) else 1)
 
@@ -91,9 +90,9 @@ def _table(result: Verification, out: Console) -> None:
         "quantity", "largest difference", "step", "token", "recorded", "recomputed", box=None, pad_edge=False
     )
     for worst in result.worst:
-        token = visible_whitespace(worst.token) if worst.token is not None else ""
+        token = isolated(visible_whitespace(worst.token)) if worst.token is not None else ""
         numbers = f"{worst.recorded:.6g}", f"{worst.recomputed:.6g}"
-        table.add_row(worst.quantity, f"{worst.size:.2e}", str(worst.step), escape(token), *numbers)
+        table.add_row(worst.quantity, f"{worst.size:.2e}", str(worst.step), token, *numbers)
     out.print(table)
 
 

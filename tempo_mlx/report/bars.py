@@ -8,9 +8,7 @@ not looked at  8%
 
 from __future__ import annotations
 
-import textwrap
-
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -61,5 +59,12 @@ def bars(answers: Answers, width: int) -> RenderableType:
 
 def wrapped(text: str, room: int) -> Text:
     """As much of a text as fits into a few lines, each of which may run from right to left."""
-    lines = textwrap.wrap(" ".join(text.split()), room, max_lines=ROWS, placeholder=f" {CUT}")
+    lines = broken(" ".join(text.split()), room)
+    if len(lines) > ROWS:
+        lines = [*lines[: ROWS - 1], f"{broken(lines[ROWS - 1], room - 2)[0]} {CUT}"]
     return Text("\n".join(map(isolated, lines)) or "(nothing)")
+
+
+def broken(text: str, room: int) -> list[str]:
+    """In lines of so many cells, of which some characters take two."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(), room)]

@@ -41,6 +41,11 @@ def number(values: Mapping[str, Any], name: str) -> float | None:
     return value if isinstance(value, (int, float)) else None
 
 
+def _listed(value: object) -> list[Mapping[str, Any]]:
+    """The objects in a list, if it is one."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
 def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
     """What the audit of a run says, and how many steps were run ahead, in a few words."""
     agreement, layers = number(section, "agreement"), number(section, "mean_layers")
@@ -48,12 +53,12 @@ def early_exit(section: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
         said = ["early exit, lossless"]
     elif agreement is not None:
         said = [f"{agreement:.1%} of audited early choices agreed"]
-    elif any(item["left"] for item in section.get("exits", ())):
+    elif any(number(each, "left") for each in _listed(section.get("exits"))):
         said = ["early choices not audited"]
     else:
         said = ["nothing left early"]
     if layers is not None:
         said.append(f"{layers:.1f} layers a step")
-    if ahead := section.get("accepted") or timing.get("early_exit_accepted"):
+    if ahead := number(section, "accepted") or number(timing, "early_exit_accepted"):
         said.append(f"{ahead} steps run ahead")
     return ", ".join(said)

@@ -20,6 +20,7 @@ import numpy as np
 from tempo_mlx.architecture.names import from_huggingface
 from tempo_mlx.arrays import Float32s
 from tempo_mlx.errors import ModelError
+from tempo_mlx.files import at_home
 from tempo_mlx.weights import digest
 from tempo_mlx.weights.json_file import read_json
 from tempo_mlx.weights.safetensors_file import SafetensorsFile, read_safetensors
@@ -129,7 +130,7 @@ class Adapter:
 
 def read_adapter(directory: str) -> Adapter:
     """Raises ModelError for what is no adapter, or one of another kind."""
-    path = Path(directory).expanduser()
+    path = at_home(directory)
     config = read_json(path / CONFIG)
     kind = config.get("fine_tune_type", "lora") if isinstance(config, dict) else None
     if kind not in ("lora", "dora"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_mlx.errors import ModelError
+from tempo_mlx.files import at_home
 from tempo_mlx.weights.files import FOREIGN, gguf_among, parts_of, safetensors_of
 
 PROGRAMS = {"hf": "the Hugging Face cache", "lmstudio": "LM Studio", "ollama": "Ollama"}
@@ -149,7 +150,7 @@ def _ollama_models() -> Iterator[LocalModel]:
 def _ollama_homes() -> list[Path]:
     """Where Ollama keeps models: where it was told to; else the user's and, on Linux, the service's own."""
     if told := os.environ.get("OLLAMA_MODELS"):
-        return [Path(told).expanduser()]
+        return [at_home(told)]
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
 
 
