@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ for name in [name for name in os.environ if name.startswith("TEMPO_") and name !
     del os.environ[name]
 for name in ("MODEL_PATH", "DEVICE"):
     os.environ.pop(name, None)
+
+# Ignored where the tests run in the background; and what they start would ignore it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example that takes long on a busy machine is no failure.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
