@@ -199,6 +199,7 @@ def test_what_was_typed_blind() -> None:
     assert typed_lines("one\rtwo\nthr") == ["one", "two", "thr"]
     assert typed_lines("ax\x7fb\x08c\x01") == ["ac"]
     assert typed_lines("up\x1b[A") == ["up"]
+    assert typed_lines("one\r\x04two") == ["one", "\x04"] and typed_lines("a\x04") == ["a"], "Ctrl-D"
 
 
 class Terminal:
@@ -387,4 +388,5 @@ def test_a_chat_goes_on_where_nothing_can_be_kept(terminal: Callable[..., Termin
     chat.wait_for(r"The conversation is not kept for --resume")
     chat.type("/set seed 3\r")
     chat.wait_for(r"seed is 3\.")
+    chat.wait_for(r"^>$")
     assert chat.end() == 0

@@ -53,8 +53,7 @@ def calibrate(
     from tempo_mlx.exits.calibrate import forget_samples
     from tempo_mlx.exits.calibration import place_of
 
-    _, err = make_consoles()
-    chosen = None if layers is None else whole_numbers(layers)
+    err, chosen = make_consoles()[1], None if layers is None else whole_numbers(layers)
     for file in text or ():
         if not file.is_file():
             raise ConfigError(f"--text {file} is no file; name a text file.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 QUOTES = '"""'
+END = "\x04"  # Ctrl-D
 
 
 class Reader(Protocol):
@@ -106,6 +107,8 @@ class TerminalReader:
                 self._session.history.append_string(message)
             return message
         begun, self._begun = self._begun, ""
+        if begun == END:
+            return None
         while True:
             try:
                 return message_of(self._session.prompt(default=begun))
@@ -142,9 +145,11 @@ class TerminalReader:
 
 
 def typed_lines(keys: str) -> list[str]:
-    """What keys that nobody watched come to: whole lines, and last the one begun."""
+    """What keys that nobody watched come to: whole lines, and last the one begun; END alone if that ends the chat."""
     lines = [""]
     for key in keys:
+        if key == END and not lines[-1]:
+            return [*lines[:-1], END]
         if key in "\r\n":
             lines.append("")
         elif key in "\b\x7f":
