@@ -272,6 +272,15 @@ def test_a_weight_is_read_by_pieces_in_several_threads(
         assert np.array_equal(expected, whole) and np.array_equal(expected, pieces)
 
 
+def test_a_device_that_keeps_its_arrays_elsewhere_gets_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There numpy's view is of other memory than MLX computes with."""
+    monkeypatch.setattr(reader, "PIECE", 8 * 4)
+    monkeypatch.setattr(reader.np, "asarray", np.array)
+    numbers = np.random.default_rng(0).random((64, 4), np.float32)
+    (found,) = reader.in_pieces(DenseTensor(numbers), lambda piece: [piece.numpy()])
+    assert np.array_equal(np.array(found), numbers)
+
+
 def test_what_is_wrong_with_a_piece_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(piece: Any) -> list[np.ndarray[Any, Any]]:
         if len(starts := piece.numpy()) and starts[0, 0] >= 40:

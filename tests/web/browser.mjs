@@ -75,3 +75,16 @@ export async function meter(page) {
     return 1000 * metrics.find((m) => m.name === name).value
   }
 }
+
+/** Drop a file with this text onto the page. */
+export async function drop(page, name, content) {
+  const data = await page.evaluateHandle(
+    ([name, content]) => {
+      const data = new DataTransfer()
+      data.items.add(new File([content], name, { type: 'application/json' }))
+      return data
+    },
+    [name, content],
+  )
+  await page.dispatchEvent('body', 'drop', { dataTransfer: data })
+}

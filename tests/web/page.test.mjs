@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { after, before, test } from 'node:test'
-import { assertAccessible, assertFits, closePage, grown, launch, openPage } from './browser.mjs'
+import { assertAccessible, assertFits, closePage, drop, grown, launch, openPage } from './browser.mjs'
 import { startServer } from './server.mjs'
 
 const folder = mkdtempSync(`${tmpdir()}/tempo-`)
@@ -245,18 +245,6 @@ test('runs are exported, dropped back in, compared, and opened on the server', a
   await inspector(other).getByText('What it would say next').waitFor()
   await closePage(other)
 })
-
-async function drop(page, name, content) {
-  const data = await page.evaluateHandle(
-    ([name, content]) => {
-      const data = new DataTransfer()
-      data.items.add(new File([content], name, { type: 'application/json' }))
-      return data
-    },
-    [name, content],
-  )
-  await page.dispatchEvent('body', 'drop', { dataTransfer: data })
-}
 
 test('branches are cards with their log-probabilities and what differs from the best', async () => {
   const page = await openPage(browser, link({ preset: 'branches', branches: 3, max_tokens: 5 }))

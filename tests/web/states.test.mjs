@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
-import { closePage, launch, openPage } from './browser.mjs'
+import { closePage, drop, launch, openPage } from './browser.mjs'
 import { capital } from './runs.mjs'
 import { startServer } from './server.mjs'
 
@@ -30,18 +30,6 @@ async function generate(page) {
   await button(page, 'Generate').click()
   await page.getByText(/^[1-9]\d* steps?$/).waitFor()
   await idle(page)
-}
-
-async function drop(page, name, content) {
-  const data = await page.evaluateHandle(
-    ([name, content]) => {
-      const data = new DataTransfer()
-      data.items.add(new File([content], name, { type: 'application/json' }))
-      return data
-    },
-    [name, content],
-  )
-  await page.dispatchEvent('body', 'drop', { dataTransfer: data })
 }
 
 test('what was refused is not held against what is asked for next', async () => {
