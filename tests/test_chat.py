@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tempo_mlx.cli.line import PipeReader, is_open, message_of, typed_lines
+from tempo_mlx.cli.line import PipeReader, TerminalReader, is_open, message_of, typed_lines
 from tempo_mlx.cli.main import main
 from tempo_mlx.sessions.session import Session
 from tests.twins import twin
@@ -354,6 +354,12 @@ def test_other_answers_heed_the_settings_of_the_conversation(
     talk("Hello", "/set stop xyz", "/set repetition_penalty 1.5", "/set decoder plain", "/branches 2")
     assert (wanted[-1].decoder, wanted[-1].branches, wanted[-1].chat) == ("tree", 2, True)
     assert (wanted[-1].stop, wanted[-1].repetition_penalty) == (("xyz",), 1.5)
+
+
+def test_ctrl_d_that_was_typed_ahead_ends_the_chat_after_what_came_before_it() -> None:
+    reader = TerminalReader.__new__(TerminalReader)  # without a terminal
+    reader._waiting, reader._begun = [], typed_lines("\x04")[-1]
+    assert reader.read() is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
