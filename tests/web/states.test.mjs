@@ -65,6 +65,7 @@ test('back and forward lead to where one was', async () => {
   await button(page, 'Generate').waitFor()
   await place(page, 'Conversation')
   await message(page).waitFor()
+  await page.waitForFunction(() => location.hash === '#conversation') // the place is in the history by then
   await page.goBack()
   await button(page, 'Generate').waitFor()
   await page.goForward()
